@@ -1,0 +1,43 @@
+# Every target but clean first sets up .venv, again when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
+LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.stamp
+	$(PY) examples/demo.py
+
+test: $(VENV)/.stamp
+	@echo "== on spikingjelly 0.0.0.0.14, the tests that touch the simulator"
+	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PY) -m pytest -q -m "spikingjelly and not slow"
+	@echo "== on spikingjelly 2.0.0, all"
+	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.stamp
+	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m slow
+
+lint: $(VENV)/.stamp
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and by its pin. The simulators come without their dependencies, of which torchvision
+# would replace torch; the third line is what their core, ann2snn and monitor import.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv "$(VENV)"
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
+	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest ruff
+	$(PIP) install --no-deps spikingjelly==2.0.0
+	rm -rf "$(LEGACY)"
+	$(PIP) install --no-deps --target "$(LEGACY)" spikingjelly==0.0.0.0.14
+	mkdir -p "$(VENV)/mypy" && ln -sfn ../.. "$(VENV)/mypy/spikingjelly_signgd"
+	touch $@

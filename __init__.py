@@ -1,0 +1,127 @@
+"""Turn trained PyTorch networks into spiking networks of signGD and group neurons.
+
+Everything is loaded on first use: importing the package needs torch alone and loads no simulator.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import analysis, converters, exporters, neurons, plugins
+    from .converters import NEURONS, CheckReport, check, convert
+    from .errors import (
+        BackendUnavailable,
+        CalibrationError,
+        CaptureError,
+        FormatError,
+        InputError,
+        SignGDError,
+        UnsupportedOperation,
+    )
+    from .exporters import load, save
+    from .network import SpikingNetwork
+    from .neurons.group import GroupNeuronParameters
+    from .neurons.nonlinearities import NONLINEARITIES, Nonlinearity
+    from .neurons.qcfs import QCFS
+    from .neurons.schedules import (
+        ConstantSchedule,
+        ExponentialSchedule,
+        InverseSchedule,
+        ListSchedule,
+    )
+    from .neurons.signgd import SignGDParameters
+    from .plugins.spikingjelly import Encode, GroupNode, Readout, SignGDNode, SubgradientNode
+    from .running import build, evaluate, run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NEURONS",
+    "NONLINEARITIES",
+    "QCFS",
+    "BackendUnavailable",
+    "CalibrationError",
+    "CaptureError",
+    "CheckReport",
+    "ConstantSchedule",
+    "Encode",
+    "ExponentialSchedule",
+    "FormatError",
+    "GroupNeuronParameters",
+    "GroupNode",
+    "InputError",
+    "InverseSchedule",
+    "ListSchedule",
+    "Nonlinearity",
+    "Readout",
+    "SignGDError",
+    "SignGDNode",
+    "SignGDParameters",
+    "SpikingNetwork",
+    "SubgradientNode",
+    "UnsupportedOperation",
+    "analysis",
+    "build",
+    "check",
+    "convert",
+    "converters",
+    "evaluate",
+    "exporters",
+    "load",
+    "neurons",
+    "plugins",
+    "run",
+    "save",
+]
+
+_FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
+
+# name -> the module it comes from; test_package.py holds this against the imports above
+_HOME = {
+    "NEURONS": "converters",
+    "CheckReport": "converters",
+    "check": "converters",
+    "convert": "converters",
+    "BackendUnavailable": "errors",
+    "CalibrationError": "errors",
+    "CaptureError": "errors",
+    "FormatError": "errors",
+    "InputError": "errors",
+    "SignGDError": "errors",
+    "UnsupportedOperation": "errors",
+    "load": "exporters",
+    "save": "exporters",
+    "SpikingNetwork": "network",
+    "GroupNeuronParameters": "neurons.group",
+    "NONLINEARITIES": "neurons.nonlinearities",
+    "Nonlinearity": "neurons.nonlinearities",
+    "QCFS": "neurons.qcfs",
+    "ConstantSchedule": "neurons.schedules",
+    "ExponentialSchedule": "neurons.schedules",
+    "InverseSchedule": "neurons.schedules",
+    "ListSchedule": "neurons.schedules",
+    "SignGDParameters": "neurons.signgd",
+    "Encode": "plugins.spikingjelly",
+    "GroupNode": "plugins.spikingjelly",
+    "Readout": "plugins.spikingjelly",
+    "SignGDNode": "plugins.spikingjelly",
+    "SubgradientNode": "plugins.spikingjelly",
+    "build": "running",
+    "evaluate": "running",
+    "run": "running",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    folder, _, module = _HOME[name].partition(".")
+    if folder == "plugins":  # by attribute, which says what to install where it is missing
+        return getattr(getattr(import_module(".plugins", __name__), module), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

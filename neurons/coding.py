@@ -1,0 +1,74 @@
+r"""Input coding: how real-valued inputs enter a spiking network step by step.
+
+*Real-valued* coding is that of the published signGD code: the encoder's state v follows the input,
+:math:`v \leftarrow v - \eta(t) (v - x)`, and what it sends is real. *Poisson* coding sends signed
+spikes of amplitude ``scale`` with probability ``|x| / scale``; decoded, they are averaged.
+Spike coding by signs needs nothing here: it is a signGD neuron of the identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+
+
+class CodingState(NamedTuple):
+    """``v`` [B, ...] the decoded input, ``t`` the steps done, ``buffer`` the momentum's memory."""
+
+    v: Tensor
+    t: int = 0
+    buffer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RealCodingParameters:
+    schedule: Schedule
+    momentum: float = 0.0
+
+
+def real_step(
+    x: Tensor, state: CodingState, p: RealCodingParameters
+) -> tuple[Tensor, CodingState]:
+    """Input x [B, ...] to (decoded input v(t), state); 1 - prod(1 - eta) of x is reached."""
+    t = state.t + 1
+    gradient = state.v - x
+    if p.momentum != 0.0 and state.buffer is not None:
+        gradient = p.momentum * state.buffer + gradient
+    v = state.v - p.schedule(t) * gradient
+    return v, CodingState(v, t, gradient if p.momentum != 0.0 else None)
+
+
+@dataclass(frozen=True)
+class PoissonCodingParameters:
+    """``scale`` is the amplitude of a spike; inputs beyond it saturate at one spike a step."""
+
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(
+                f"PoissonCodingParameters: scale is the amplitude of a spike, so it is positive "
+                f"and finite, but it is {self.scale!r}."
+            )
+
+
+def poisson_spikes(x: Tensor, t: int, p: PoissonCodingParameters) -> Tensor:
+    """The spikes of step t in {-scale, 0, scale} [B, ...]; a step's draw depends on (seed, t)."""
+    generator = torch.Generator(device=x.device).manual_seed(p.seed * 1_000_003 + t)
+    draw = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return torch.where(draw * p.scale < x.abs(), x.sign() * p.scale, 0.0)
+
+
+def poisson_step(
+    x: Tensor, state: CodingState, p: PoissonCodingParameters
+) -> tuple[Tensor, CodingState]:
+    """Input x [B, ...] to (spikes, state); the state's v is the mean of the spikes so far."""
+    t = state.t + 1
+    spikes = poisson_spikes(x, t, p)
+    return spikes, CodingState(state.v + (spikes - state.v) / t, t)

@@ -1,0 +1,120 @@
+"""Step-size schedules eta(t), t = 1, 2, ...: any number of steps, JSON-able plain data.
+
+The tracking lemma of signGD neurons: a constant target within the sum of the steps is held within
+eta(t) once crossed, if eta(t + 1) >= eta(t) / 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Any callable from the step t >= 1 to the step size that can describe itself."""
+
+    def __call__(self, t: int) -> float: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def _check_positive(owner: object, **values: float) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(
+                f"{type(owner).__name__}: {name} is a step size or ratio, so it is positive and "
+                f"finite, but it is {value!r}."
+            )
+
+
+@dataclass(frozen=True)
+class _Formula:
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ExponentialSchedule(_Formula):
+    """``eta(t) = initial * decay ** (t - 1)``; the published choice is 0.15 and 0.95."""
+
+    kind = "exponential"
+    initial: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, initial=self.initial, decay=self.decay)
+
+    def __call__(self, t: int) -> float:
+        return self.initial * self.decay ** (t - 1)
+
+
+@dataclass(frozen=True)
+class InverseSchedule(_Formula):
+    """``eta(t) = initial / (t + delay)``."""
+
+    kind = "inverse"
+    initial: float = 1.0
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive(self, initial=self.initial)
+        if self.delay < 0:
+            raise ValueError(f"InverseSchedule: delay is at least 0, but it is {self.delay!r}.")
+
+    def __call__(self, t: int) -> float:
+        return self.initial / (t + self.delay)
+
+
+@dataclass(frozen=True)
+class ConstantSchedule(_Formula):
+    """``eta(t) = initial``: never settles below one step."""
+
+    kind = "constant"
+    initial: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, initial=self.initial)
+
+    def __call__(self, t: int) -> float:
+        return self.initial
+
+
+@dataclass(frozen=True)
+class ListSchedule(_Formula):
+    """The step sizes one by one; a step beyond the last is an error."""
+
+    kind = "list"
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(v) for v in self.values))
+        for i, value in enumerate(self.values):
+            _check_positive(self, **{f"values[{i}]": value})
+
+    def __call__(self, t: int) -> float:
+        if t > len(self.values):
+            raise ValueError(
+                f"ListSchedule: step {t} was asked for, but the list has {len(self.values)} step "
+                "sizes. Reset the network between inputs, or give a longer list."
+            )
+        return self.values[t - 1]
+
+
+SCHEDULES: dict[str, type[Any]] = {
+    cls.kind: cls
+    for cls in (ExponentialSchedule, InverseSchedule, ConstantSchedule, ListSchedule)
+}
+
+
+def schedule_from_dict(data: dict[str, Any]) -> Schedule:
+    """The schedule that ``to_dict`` described."""
+    arguments = dict(data)
+    kind = arguments.pop("kind", None)
+    if kind not in SCHEDULES:
+        raise ValueError(f"unknown schedule kind {kind!r}; known: {', '.join(SCHEDULES)}.")
+    schedule: Schedule = SCHEDULES[kind](**arguments)
+    return schedule

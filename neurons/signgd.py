@@ -1,0 +1,135 @@
+r"""signGD neuron: a spike is the sign of a gradient step toward f(x), for any function f.
+
+.. math::
+    x(t) &= x(t-1) - \eta_{in}(t)\, W \sigma_{in}(t) \\
+    \sigma(t) &= +1 \text{ where } v(t-1) \ge f(x(t)), \text{ else } -1 \\
+    v(t) &= v(t-1) - \eta(t)\, s\, \sigma(t)
+
+x is the estimate of the input (one for each argument of f), v that of the output, s a scale that
+is 1 in the paper, :math:`\eta` the step-size schedule. A row of the table of nonlinearities says
+whether v = f(x) fires. With x(0) = W v_in(0) + b the identity x(t) = W v_in(t) + b holds, which
+gives two views of the same neuron: in the decoded view a step is handed x(t) itself, in the spike
+view it is handed the weighted spikes and integrates x.
+
+Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), Definition of signGD-based neuronal dynamics; the
+optional momentum is that of SGD, as in the published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .nonlinearities import Nonlinearity
+from .schedules import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class SignGDParameters:
+    """One neuron population.
+
+    ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the
+    neuron reaches ``resting`` ± scale * (sum of the schedule). ``arguments`` are the parameters of
+    the function, such as ``{"negative_slope": 0.1}``.
+    """
+
+    function: Nonlinearity
+    schedule: Schedule
+    scale: float | Tensor = 1.0
+    resting: float | Tensor = 0.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not bool((torch.as_tensor(self.scale) > 0).all()):
+            raise ValueError(
+                f"SignGDParameters: scale multiplies the step sizes, so it is positive, but the "
+                f"smallest is {float(torch.as_tensor(self.scale).min())!r}."
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"SignGDParameters: momentum is in [0, 1), but it is {self.momentum!r}."
+            )
+
+    def target(self, *x: Tensor) -> Tensor:
+        """f(x): what v moves toward."""
+        return self.function(*x, **self.arguments)
+
+
+class SignGDState(NamedTuple):
+    """``v`` [B, ...] the decoded output, ``t`` the steps done, ``buffer`` the momentum's memory."""
+
+    v: Tensor
+    t: int = 0
+    buffer: Tensor | None = None
+
+
+class SignGDSpikeState(NamedTuple):
+    """State of the spike view: the integrated arguments of f beside the neuron's own state."""
+
+    x: tuple[Tensor, ...]
+    neuron: SignGDState
+
+
+def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
+    """v at rest, with the shape, device and float type of ``like``, which is f(x)."""
+    resting = torch.as_tensor(p.resting, dtype=like.dtype, device=like.device)
+    return SignGDState(resting.expand(like.shape))
+
+
+def signgd_fires(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
+    """Where the spike is +1: v is not below f(x), bool [B, ...]."""
+    target = p.target(*x)
+    return v >= target if p.function.fires_at_tie else v > target
+
+
+def signgd_step(
+    x: tuple[Tensor, ...], state: SignGDState, p: SignGDParameters
+) -> tuple[Tensor, SignGDState]:
+    """The definition, decoded view: arguments of f [B, ...] to (fires bool [B, ...], state)."""
+    t = state.t + 1
+    fires = signgd_fires(x, state.v, p)
+    size = p.schedule(t) * p.scale
+    if p.momentum == 0.0:
+        # for both numbers and tensors, and with one rounding: v - size or v + size
+        size = torch.as_tensor(size, dtype=state.v.dtype, device=state.v.device)
+        return fires, SignGDState(state.v + torch.where(fires, -size, size), t)
+    sigma = fires.to(state.v.dtype) * 2 - 1
+    buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
+    return fires, SignGDState(state.v - size * buffer, t, buffer)
+
+
+def signgd_decoded_step(
+    x: tuple[Tensor, ...], state: SignGDState, p: SignGDParameters
+) -> tuple[Tensor, SignGDState]:
+    """``signgd_step`` whose output is the decoded value v(t)."""
+    _, state = signgd_step(x, state, p)
+    return state.v, state
+
+
+def signgd_spike_step(
+    increments: tuple[Tensor, ...], state: SignGDSpikeState, p: SignGDParameters
+) -> tuple[Tensor, SignGDSpikeState]:
+    """Spike view: weighted spikes -eta_in(t) W sigma_in [B, ...] to (-eta(t) s sigma, state)."""
+    x = tuple(a + b for a, b in zip(state.x, increments, strict=True))
+    fires, neuron = signgd_step(x, state.neuron, p)
+    return weighted_spike(fires, neuron, p), SignGDSpikeState(x, neuron)
+
+
+def weighted_spike(fires: Tensor, after: SignGDState, p: SignGDParameters) -> Tensor:
+    """-eta(t) s sigma(t): the spike of the step that led to ``after``, as a synapse delivers it."""
+    size = torch.as_tensor(
+        p.schedule(after.t) * p.scale, dtype=after.v.dtype, device=after.v.device
+    )
+    if after.buffer is not None:
+        return -size * after.buffer
+    return torch.where(fires, -size, size)
+
+
+def from_binary(s: Tensor, offset: Tensor | float, eta: float) -> Tensor:
+    """Current I = W s of binary spikes to the increment -eta (2 I - offset), offset = W 1."""
+    return -eta * (2 * s - offset)

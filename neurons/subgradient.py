@@ -1,0 +1,58 @@
+r"""The rate-coded baseline of the signGD paper: integrate-and-fire as a subgradient method.
+
+.. math::
+    s(t) &= \Theta(x(t) - v(t-1)), \quad \Theta(0) = 0 \\
+    v(t) &= v(t-1) - \eta(t) (v(t-1) - c\, s(t)), \qquad \eta(t) = 1 / (t + 1)
+
+v is the rate of the neuron's spikes, c S(t) / (t + 1); it approaches ReLU clipped at the scale c.
+Only ReLU can be tracked so: the fixed point is part of the dynamics.
+
+Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the published code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .schedules import InverseSchedule, Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class SubgradientParameters:
+    """``scale`` c is the largest output: a number or a tensor that broadcasts against v."""
+
+    scale: float | Tensor = 1.0
+    schedule: Schedule = field(default_factory=lambda: InverseSchedule(1.0, delay=1.0))
+
+    def __post_init__(self) -> None:
+        if not bool((torch.as_tensor(self.scale) > 0).all()):
+            raise ValueError("SubgradientParameters: scale is positive everywhere.")
+
+
+class SubgradientState(NamedTuple):
+    """``v`` [B, ...] the decoded rate, ``t`` the steps done."""
+
+    v: Tensor
+    t: int = 0
+
+
+def subgradient_step(
+    x: Tensor, state: SubgradientState, p: SubgradientParameters
+) -> tuple[Tensor, SubgradientState]:
+    """One step: decoded input x [B, ...] to (spikes in {0, 1} as bool, state)."""
+    t = state.t + 1
+    fires = x > state.v
+    output = torch.as_tensor(p.scale, dtype=x.dtype, device=x.device) * fires
+    return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
+
+
+def subgradient_decoded_step(
+    x: Tensor, state: SubgradientState, p: SubgradientParameters
+) -> tuple[Tensor, SubgradientState]:
+    """``subgradient_step`` whose output is the decoded rate v(t)."""
+    _, state = subgradient_step(x, state, p)
+    return state.v, state

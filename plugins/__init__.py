@@ -1,0 +1,34 @@
+"""The neurons as node types of each simulator; a simulator is imported on first use."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from . import spikingjelly
+
+__all__ = ["spikingjelly"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        # plugin, simulator and extra share one name; a sub-module is missing where it is too old
+        if (error.name or "").partition(".")[0] != name:
+            raise
+        from torch import __version__ as torch_version
+
+        raise BackendUnavailable(
+            f"{__name__}.{name} needs the simulator {name!r}: {error}. Install it with: "
+            f"pip install 'spikingjelly-signgd[{name}]' torch=={torch_version.partition('+')[0]} "
+            "(torch is pinned on the same line, or pip may replace it)"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,120 @@
+import ast
+import os
+import pickle
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import spikingjelly_signgd as sg
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+FROM_SIMULATOR = {name for name, home in sg._HOME.items() if home.startswith("plugins.")}
+
+# Blocks what is not torch's own, as if it were not installed.
+TORCH_ALONE = """
+import sys
+
+class Absent:
+    names = set("cupy h5py loguru matplotlib nir nirtorch norse numpy safetensors scipy sklearn "
+                "spikingjelly tqdm".split())
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import spikingjelly_signgd as sg
+"""
+
+
+def run_torch_alone(code: str, cwd: Path) -> None:
+    subprocess.run([sys.executable, "-c", TORCH_ALONE + code], check=True, cwd=cwd)
+
+
+def test_every_package_is_in_the_wheel():
+    folders = {f.parent for top in ROOT.glob("*/__init__.py") for f in top.parent.rglob(top.name)}
+    found = {".".join(["spikingjelly_signgd", *f.relative_to(ROOT).parts]) for f in folders}
+    assert found | {"spikingjelly_signgd"} == set(SETUPTOOLS["packages"])
+
+
+def test_tests_see_this_checkout():
+    assert Path(sg.__file__).parent == ROOT
+
+
+def test_versions_agree():
+    assert SETUPTOOLS["dynamic"]["version"] == {"attr": "spikingjelly_signgd.__version__"}
+    assert f"version: {sg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_import_loads_nothing(tmp_path):
+    run_torch_alone("assert 'torch' not in sys.modules", tmp_path)
+
+
+def test_only_the_plugins_need_more_than_torch(tmp_path):
+    names = sorted(set(sg.__all__) - FROM_SIMULATOR)
+    run_torch_alone(f"for name in {names}: getattr(sg, name)", tmp_path)
+
+
+@pytest.mark.spikingjelly
+@pytest.mark.parametrize("name", sg.__all__)
+def test_public_name(name):
+    assert getattr(sg, name) is not None
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (block,) = [n for n in tree.body if isinstance(n, ast.If)]
+    seen = {a.name: n.module for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == sg._HOME | dict.fromkeys(sg._FOLDERS)
+    assert set(sg.__all__) == set(seen)
+    assert set(sg.__all__) <= set(dir(sg))
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        sg.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("ask", [lambda: sg.plugins.spikingjelly, lambda: sg.SignGDNode])
+def test_missing_simulator_says_the_mend(monkeypatch, ask):
+    monkeypatch.setitem(sys.modules, "spikingjelly", None)  # as if it were not installed
+    for name in [m for m in sys.modules if m.startswith("spikingjelly.")]:
+        monkeypatch.delitem(sys.modules, name)
+    # a test before may have loaded the plugin
+    monkeypatch.delitem(sys.modules, "spikingjelly_signgd.plugins.spikingjelly", raising=False)
+    monkeypatch.delattr(sg.plugins, "spikingjelly", raising=False)
+    mend = r"pip install 'spikingjelly-signgd\[spikingjelly\]' torch==\d+\.\d+\.\d+ "
+    with pytest.raises(sg.BackendUnavailable, match=mend) as raised:
+        ask()
+    assert isinstance(raised.value, sg.SignGDError)
+    assert isinstance(raised.value, ImportError)
+
+
+@pytest.mark.parametrize("plugin", sg.plugins.__all__)
+def test_every_plugin_has_its_extra(plugin):
+    assert plugin in PROJECT["project"]["optional-dependencies"]
+
+
+def test_unsupported_operation_keeps_its_blockers():
+    error = pickle.loads(pickle.dumps(sg.UnsupportedOperation("two blockers", ("a", "b"))))
+    assert str(error) == "two blockers"
+    assert error.blockers == ["a", "b"]
+
+
+@pytest.mark.spikingjelly
+def test_simulator_is_the_version_meant():
+    """The version asked for by the Makefile is the one imported, not only the one on record."""
+    import spikingjelly
+    from spikingjelly.activation_based import functional
+
+    version = metadata.version("spikingjelly")
+    assert version == os.environ.get("SPIKINGJELLY_VERSION", version)
+    record = metadata.distribution("spikingjelly").locate_file("spikingjelly/__init__.py")
+    assert Path(str(record)).samefile(spikingjelly.__file__)
+    assert hasattr(functional, "set_backend") == (version == "0.0.0.0.14")  # gone in 2.0.0
