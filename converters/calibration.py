@@ -1,0 +1,133 @@
+"""Calibration: what the values of each nonlinearity are like, from a few batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationError
+from ..network import Function, SpikingNetwork
+from ..network_module import NetworkModule
+from ..operations import follows_batch
+from ..progress import progress
+
+Calibration = Tensor | Iterable[Any]
+SAMPLES = 4096  # values kept for each channel and batch, for the quantile
+BATCH = 64
+
+
+def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor]:
+    """Batches x [B, ...] of a tensor [N, ...], or of an iterable of x or (x, y).
+
+    Raises CalibrationError for data that is empty, not floating-point, or not finite.
+    """
+    if isinstance(calibration, Tensor):
+        batches: Iterator[Any] = iter(calibration.split(BATCH)) if calibration.dim() else iter(())
+    elif isinstance(calibration, Iterable):
+        batches = iter(calibration)
+    else:
+        raise CalibrationError(
+            "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
+            f"{type(calibration).__name__}."
+        )
+    found = []
+    for item in islice(batches, most):
+        x = item[0] if isinstance(item, (tuple, list)) else item
+        if not isinstance(x, Tensor):
+            raise CalibrationError(
+                f"a calibration batch is a tensor x or a pair (x, y), not {type(x).__name__}."
+            )
+        if x.numel() == 0:
+            continue
+        if not x.is_floating_point():
+            raise CalibrationError(
+                f"the calibration data is {x.dtype}; convert it as in training, for instance "
+                "x.float() / 255."
+            )
+        if not bool(x.isfinite().all()):
+            raise CalibrationError(
+                f"batch {len(found)} of the calibration data holds NaN or infinity; remove those "
+                "samples or mend the preprocessing."
+            )
+        found.append(x)
+    if not found:
+        raise CalibrationError(
+            "the calibration data is empty; a few dozen representative samples are enough."
+        )
+    if any(x.shape[1:] != found[0].shape[1:] for x in found):
+        shapes = sorted({tuple(x.shape[1:]) for x in found})
+        raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
+    return found
+
+
+@torch.no_grad()
+def statistics(
+    network: SpikingNetwork, batches: list[Tensor], seed: int, quantile: float = 0.9995
+) -> dict[str, dict[str, Tensor]]:
+    """For each function: by channel "maximum", "minimum", "mean", "quantile" (of the absolute
+    value), for the whole tensor "tensor_quantile", and "element_maximum" (batch sizes are 1)."""
+    module = NetworkModule(network, {})
+    functions = [node for node in network.nodes if isinstance(node, Function)]
+    collected: dict[str, dict[str, Any]] = {
+        node.name: {"parts": [], "count": 0, "sum": 0.0} for node in functions
+    }
+    generator = torch.Generator().manual_seed(seed)
+    for x in progress(batches, "calibrating", len(batches)):
+        values = module.activations(x, keep=list(collected))
+        for node in functions:
+            _collect(collected[node.name], node, values[node.name], generator)
+    return {node.name: _summary(collected[node.name], quantile) for node in functions}
+
+
+def _collect(
+    found: dict[str, Any], node: Function, value: Tensor, generator: torch.Generator
+) -> None:
+    if not bool(value.isfinite().all()):
+        raise CalibrationError(
+            f"{node.function.name} at '{node.name}' is NaN or infinite on the calibration data; "
+            "the source network itself is not finite there."
+        )
+    batch_dims = [d for d, size in enumerate(node.shape) if follows_batch(size)]
+    element = value.amax(batch_dims, keepdim=True) if batch_dims else value
+    by_channel = value.movedim(node.channel, 0).flatten(1) if node.channel else value.reshape(1, -1)
+    most, least = by_channel.amax(1), by_channel.amin(1)
+    if "maximum" in found:
+        found["maximum"] = torch.maximum(found["maximum"], most)
+        found["minimum"] = torch.minimum(found["minimum"], least)
+        found["element"] = torch.maximum(found["element"], element)
+    else:
+        found.update(maximum=most, minimum=least, element=element)
+    found["sum"] = found["sum"] + by_channel.double().sum(1)
+    found["count"] += by_channel.shape[1]
+    if by_channel.shape[1] > SAMPLES:
+        pick = torch.randint(by_channel.shape[1], (SAMPLES,), generator=generator)
+        by_channel = by_channel[:, pick.to(by_channel.device)]
+    found["parts"].append(by_channel.abs())
+    found["shape"] = _channel_shape(node)
+
+
+def _channel_shape(node: Function) -> tuple[int, ...]:
+    """Broadcasts a value for each channel against the function's output."""
+    if node.channel is None:
+        return ()
+    return (-1, *[1] * (-node.channel - 1))
+
+
+def _summary(found: Mapping[str, Any], q: float) -> dict[str, Tensor]:
+    values = torch.cat(found["parts"], 1)
+    shape, dtype = found["shape"], values.dtype
+    ordered = values.sort(1).values
+    rank = min(ordered.shape[1] - 1, round(q * (ordered.shape[1] - 1)))
+    flat = values.flatten().sort().values
+    return {
+        "maximum": found["maximum"].reshape(shape),
+        "minimum": found["minimum"].reshape(shape),
+        "mean": (found["sum"] / found["count"]).to(dtype).reshape(shape),
+        "quantile": ordered[:, rank].reshape(shape),
+        "tensor_quantile": flat[min(len(flat) - 1, round(q * (len(flat) - 1)))],
+        "element_maximum": found["element"],
+    }

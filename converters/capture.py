@@ -1,0 +1,147 @@
+"""Capture: a trained model to a graph of ATen operations, by ``torch.export``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError
+from ..operations import Size
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The functional graph, the tensors of its placeholders, and the structure of the output."""
+
+    graph: fx.Graph
+    constants: dict[str, Tensor]  # placeholder name -> parameter, buffer or lifted constant
+    input_name: str
+    outputs: Any  # the fx nodes of the outputs, in the structure that the model returns
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; every submodule's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def capture(model: nn.Module, sample: Tensor) -> Captured:
+    """Export ``model`` in eval mode with a dynamic batch; ``sample`` is [B, ...].
+
+    Raises CaptureError where ``torch.export`` cannot follow the model, where the model fixes the
+    batch size, takes other inputs, or returns something else than tensors in lists, tuples and
+    dicts.
+    """
+    if sample.shape[0] < 2:  # torch.export treats sizes 0 and 1 as constants
+        sample = torch.cat([sample, sample])
+    dynamic = ({0: torch.export.Dim("batch")},)
+    try:
+        with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(_mend(model, error)) from error
+    constants = _constants(program)
+    inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+    spec = program.call_spec.out_spec
+    flat = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
+    mutated = [s for s in program.graph_signature.output_specs if s.kind.name != "USER_OUTPUT"]
+    if mutated:
+        targets = ", ".join(str(s.target) for s in mutated)
+        raise CaptureError(
+            f"{type(model).__name__} changes its own state in forward ({targets}); a converted "
+            "network has no place for that. Compute it outside forward, or freeze it."
+        )
+    return Captured(program.graph, constants, inputs[0], _plain(spec, flat, model))
+
+
+def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
+    signature = program.graph_signature
+    constants: dict[str, Tensor] = {}
+    for spec in signature.input_specs:
+        if spec.kind.name == "USER_INPUT":
+            continue
+        target = spec.target
+        value = program.state_dict.get(target) if target else None  # type: ignore[arg-type]
+        if value is None and target:
+            value = program.constants.get(target)
+        if isinstance(value, Tensor):
+            value = value.detach().clone()
+            if value.dtype in (torch.float16, torch.bfloat16):
+                value = value.float()
+            constants[spec.arg.name] = value
+    return constants
+
+
+def _plain(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
+    """The outputs as fx nodes in plain lists, tuples and dicts."""
+    outputs = pytree.tree_unflatten(flat, spec)
+
+    def check(item: Any) -> Any:
+        if isinstance(item, fx.Node):
+            return item
+        if isinstance(item, dict):
+            if not all(isinstance(key, str) for key in item):
+                raise CaptureError(
+                    f"{type(model).__name__} returns a dict whose keys are not strings."
+                )
+            return {key: check(value) for key, value in item.items()}
+        if isinstance(item, (list, tuple)):
+            items = [check(value) for value in item]
+            return items if isinstance(item, list) else tuple(items)
+        raise CaptureError(
+            f"{type(model).__name__} returns {type(item).__name__} among its outputs; return "
+            "tensors, in lists, tuples or dicts."
+        )
+
+    return check(outputs)
+
+
+def _mend(model: nn.Module, error: Exception) -> str:
+    text = str(error)
+    name = type(model).__name__
+    first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+    if "Constraints violated" in text or "pecializ" in text:
+        hint = (
+            "The model fixes the batch size, so it cannot be captured for any batch. Write "
+            "x.shape[0] (or -1) where it has a number."
+        )
+    elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        hint = (
+            "Its control flow depends on values in the input. Write both branches as tensor "
+            "operations (torch.where), or convert the parts before and after."
+        )
+    else:
+        hint = (
+            "torch.export.export(model, (x,), strict=False) must succeed on a batch of the "
+            "calibration data; try it alone to see the whole message."
+        )
+    return f"torch.export cannot capture {name}: {first}\n{hint}"
+
+
+def size_of(size: Any, batch: Any, where: str) -> Size:
+    """An int as it is; a symbolic size as a multiple of the batch, ``"3*batch"``."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    ratio = expression / batch
+    if ratio.is_Integer:
+        return f"{int(ratio)}*batch"
+    raise CaptureError(
+        f"a size at {where} is {expression}, with {batch} the batch; only whole multiples of the "
+        "batch can be described."
+    )

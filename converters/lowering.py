@@ -1,0 +1,1324 @@
+"""Lowering: the captured ATen graph to the nodes of a network, nonlinearities still functions.
+
+Every operation ends as linear, neuron, constant or unsupported; nothing is taken for linear
+because nobody looked. ``HANDLERS`` holds one function for each linear or compound operation,
+``rules.NEURONS`` the nonlinearities. A compound operation is rewritten into linear parts and
+neuron functions: LayerNorm becomes mean, difference, square, mean, x / sqrt(y).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from ..errors import CaptureError
+from ..network import Constant, Function, Input, Linear, Node
+from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
+from ..operations import Size, follows_batch
+from .capture import Captured, size_of
+from .rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
+
+Value = Any  # str: a node's name; Tensor: a constant; list: of values; else a Python number
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What one operation of the source network becomes: a row of the report."""
+
+    path: str  # module path
+    operation: str  # aten.gelu.default
+    module: str  # torch.nn.GELU
+    becomes: str  # "linear" | "neuron" | "constant" | "unsupported"
+    detail: str = ""  # the neuron functions, or why not
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """``max_pool`` "window": one neuron for a window; "chain": two-argument maxima, as published.
+
+    ``guard`` keeps x / sqrt(y) finite while a decoded y is below the norm's eps.
+    """
+
+    max_pool: str = "window"
+    guard: bool = True
+
+
+class Lowering:
+    """Walks the graph once; ``nodes``, ``coverage`` and ``outputs`` are the result."""
+
+    def __init__(
+        self, captured: Captured, neurons: Mapping[Operation, Entry], options: Options
+    ) -> None:
+        self.options = options
+        self.nodes: list[Node] = []
+        self.coverage: list[Coverage] = []
+        self._captured = captured
+        self._neurons = neurons
+        self._by_name: dict[str, Node] = {}
+        self._channel: dict[str, int | None] = {}
+        self._env: dict[fx.Node, Value] = {}
+        self._here: fx.Node
+        self._made: list[str] = []
+        self._batch: Any = None
+        for node in captured.graph.nodes:
+            self._visit(node)
+        self.outputs = _map_structure(captured.outputs, lambda n: self.name_of(self._env[n]))
+
+    # -- walking ------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> None:
+        self._here = node
+        if node.op == "placeholder":
+            if node.name == self._captured.input_name:
+                self._batch = node.meta["val"].shape[0].node.expr
+                self._env[node] = self._emit(Input(name="input", shape=self.shape(node)))
+            else:
+                self._env[node] = self._captured.constants.get(node.name)
+        elif node.op == "call_function":
+            if node.target is operator.getitem:
+                source = self._env.get(node.args[0])  # type: ignore[arg-type]
+                index = node.args[1]
+                self._env[node] = source[index] if isinstance(source, list) else source
+            elif isinstance(node.target, OpOverload) and "sym_" not in node.target.name():
+                self._lower(node, node.target)
+
+    def _lower(self, node: fx.Node, target: OpOverload) -> None:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._env.get(n, n))
+        handler = HANDLERS.get(target) or HANDLERS.get(target.overloadpacket)
+        rule = find_rule(target, self._neurons)
+        before = len(self.nodes)
+        try:
+            if not _has_node((args, kwargs)) and not self._batch_sized(node):
+                value = self._fold(target, args, kwargs)
+            elif target.overloadpacket in ASSERTIONS:
+                value = None
+            elif target.overloadpacket in IDENTITY:
+                value = self._identity(args[0])
+            elif rule is not None:
+                value = self._neuron(rule, args, kwargs)
+            elif handler is not None:
+                value = handler(self, *args, **kwargs)
+            else:
+                raise NotConvertible(_no_neuron(target))
+        except (NotConvertible, CaptureError) as problem:
+            why, _, mend = str(problem).partition("; ")
+            self._report("unsupported", why, mend)
+            value = self._placeholder(node)
+        else:
+            self._classify(self.nodes[before:], value)
+        self._env[node] = value
+
+    def _classify(self, made: Sequence[Node], value: Value) -> None:
+        functions = [n.function.name for n in made if isinstance(n, Function)]
+        if functions:
+            self._report("neuron", ", ".join(functions))
+        elif isinstance(value, Tensor) or value is None:
+            self._report("constant")
+        else:
+            ops = [n.op for n in made if isinstance(n, Linear)]
+            self._report("linear", ", ".join(ops) or "identity")
+
+    def _report(self, becomes: str, detail: str = "", mend: str = "") -> None:
+        path, module = module_of(self._here)
+        operation = str(self._here.target)
+        self.coverage.append(Coverage(path, operation, module, becomes, detail, mend))
+
+    def _placeholder(self, node: fx.Node) -> Value:
+        """Stands for the result of an unsupported operation, so that the walk finds them all."""
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)):
+            return [self._emit(Input(name=self._unique("unsupported"))) for _ in value]
+        return self._emit(Input(name=self._unique("unsupported"), shape=self.shape(node, False)))
+
+    def _batch_sized(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and any(not isinstance(s, int) for s in value.shape)
+
+    def _fold(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            raise NotConvertible(
+                f"{target} draws random numbers; compute them outside the model, or switch the "
+                "randomness off in eval mode"
+            )
+        value = target(*args, **kwargs)
+        return list(value) if isinstance(value, (list, tuple)) else value
+
+    def _identity(self, value: Value) -> Value:
+        result = self._here.meta["val"]
+        if not result.dtype.is_floating_point:
+            raise NotConvertible(
+                f"{self._here.target} makes {result.dtype} values out of the network's signals; "
+                "keep them floating-point"
+            )
+        return value
+
+    # -- what handlers use --------------------------------------------------------------------
+
+    def shape(self, node: fx.Node | None = None, strict: bool = True) -> tuple[Size, ...]:
+        """Shape of the result of ``node`` (the one being lowered), sizes that follow the batch
+        as ``"3*batch"``."""
+        node = node or self._here
+        value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            value = value[0]
+        return self.sizes(value.shape, strict)
+
+    def sizes(self, shape: Sequence[Any], strict: bool = True) -> tuple[Size, ...]:
+        try:
+            return tuple(size_of(s, self._batch, module_of(self._here)[0]) for s in shape)
+        except CaptureError:
+            if strict:
+                raise
+            return ()
+
+    def shape_of(self, value: Value) -> tuple[Size, ...]:
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        return self._by_name[value].shape if isinstance(value, str) else ()
+
+    def channel_of(self, value: Value) -> int | None:
+        return self._channel.get(value) if isinstance(value, str) else None
+
+    def name_of(self, value: Value) -> str:
+        """The node that holds a value; a constant becomes one."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (int, float)):
+            value = torch.tensor(float(value))
+        name = self._unique("constant")
+        return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
+
+    def linear(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        shape: Sequence[Size],
+        channel: int | None = None,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        /,
+        **attributes: Any,
+    ) -> str:
+        """A linear node made of the operation being lowered."""
+        names = tuple(self.name_of(value) for value in inputs)
+        node = Linear(
+            name=self._unique(self._path(op)),
+            inputs=names,
+            shape=tuple(shape),
+            op=op,
+            attributes=attributes,
+            tensors={k: v.detach() for k, v in (tensors or {}).items() if v is not None},
+        )
+        return self._emit(node, channel)
+
+    def function(
+        self,
+        row: str | Nonlinearity,
+        inputs: Sequence[Value],
+        shape: Sequence[Size],
+        channel: int | None = None,
+        /,
+        **arguments: Any,
+    ) -> str:
+        """A nonlinearity, to become a neuron."""
+        row = NONLINEARITIES[row] if isinstance(row, str) else row
+        if channel is not None and follows_batch(shape[channel]):
+            channel = None
+        node = Function(
+            name=self._unique(self._path(row.name)),
+            inputs=tuple(self.name_of(value) for value in inputs),
+            shape=tuple(shape),
+            function=row,
+            arguments=arguments,
+            channel=channel,
+        )
+        return self._emit(node, channel)
+
+    def affine(
+        self, x: Value, weight: Tensor | float | None = None, bias: Tensor | float | None = None
+    ) -> str:
+        """x * weight + bias, broadcasting."""
+        tensors = {
+            name: torch.as_tensor(value, dtype=torch.get_default_dtype())
+            if not isinstance(value, Tensor)
+            else value
+            for name, value in (("weight", weight), ("bias", bias))
+            if value is not None
+        }
+        shape = self.shape_of(x)
+        for tensor in tensors.values():
+            shape = broadcast(shape, tuple(tensor.shape))
+        return self.linear("affine", [x], shape, self.channel_of(x), tensors, shape=list(shape))
+
+    def reshape(self, x: Value, shape: Sequence[Size]) -> Value:
+        old, shape = self.shape_of(x), tuple(shape)
+        if old == shape:
+            return x
+        channel = self.channel_of(x)
+        if channel is not None and (len(shape) < -channel or shape[channel:] != old[channel:]):
+            channel = None
+        return self.linear("reshape", [x], shape, channel, shape=list(shape))
+
+    def permute(self, x: Value, dims: Sequence[int]) -> str:
+        rank = len(self.shape_of(x))
+        dims = [d % rank for d in dims]
+        channel = self.channel_of(x)
+        if channel is not None:
+            channel = dims.index(channel % rank) - rank
+        shape = [self.shape_of(x)[d] for d in dims]
+        return self.linear("permute", [x], shape, channel, dims=_in_time(dims, rank))
+
+    def reduce(self, op: str, x: Value, dims: Sequence[int] | None, keepdim: bool) -> str:
+        """Mean or sum over dimensions, counted from the end."""
+        old = self.shape_of(x)
+        rank = len(old)
+        dims = sorted(d % rank for d in (dims if dims else range(rank)))
+        shape = [1 if d in dims else s for d, s in enumerate(old) if keepdim or d not in dims]
+        channel = self.channel_of(x)
+        if channel is not None and channel % rank in dims:
+            channel = None
+        if channel is not None and not keepdim:
+            channel = channel + sum(1 for d in dims if d > channel % rank)
+        return self.linear(
+            op, [x], shape, channel, dim=[d - rank for d in dims], keepdim=bool(keepdim)
+        )
+
+    def slice(self, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
+        old = self.shape_of(x)
+        dim = dim % len(old)
+        if follows_batch(old[dim]):
+            if start == 0 and step == 1:
+                return x
+            raise NotConvertible(
+                f"a slice cuts through the batch (dimension {dim}); cut the input before the model"
+            )
+        size = old[dim]
+        assert isinstance(size, int)
+        start, stop, step = slice(start, stop, step).indices(size)
+        if (start, stop, step) == (0, size, 1):
+            return x
+        shape = list(old)
+        shape[dim] = len(range(start, stop, step))
+        return self.linear(
+            "slice",
+            [x],
+            shape,
+            self.channel_of(x),
+            dim=dim - len(old),
+            start=start,
+            stop=stop,
+            step=step,
+        )
+
+    def constant(self, value: Value, what: str) -> Tensor | None:
+        """A weight: it must not depend on the input."""
+        if value is None or isinstance(value, Tensor):
+            return value
+        raise NotConvertible(
+            f"{what} of {self._here.target} is computed from the input; only weights that are "
+            "fixed after training can be converted"
+        )
+
+    def result(self, value: Value) -> Value:
+        """The value, as the first of several where the operation returns several."""
+        return [value] if isinstance(self._here.meta["val"], (list, tuple)) else value
+
+    # -- naming -------------------------------------------------------------------------------
+
+    def _emit(self, node: Node, channel: int | None = None) -> str:
+        self.nodes.append(node)
+        self._by_name[node.name] = node
+        self._channel[node.name] = channel
+        return node.name
+
+    def _path(self, suffix: str) -> str:
+        path, module = module_of(self._here)
+        name = str(getattr(self._here.target, "overloadpacket", suffix)).split(".")[-1]
+        if module.startswith("torch.nn.") and path:
+            return path if suffix in _LEAF_NAMES.get(name, (name,)) else f"{path}.{suffix}"
+        return f"{path}.{suffix}" if path else suffix
+
+    def _unique(self, name: str) -> str:
+        candidate, n = name, 1
+        while candidate in self._by_name:
+            n += 1
+            candidate = f"{name}_{n}"
+        return candidate
+
+    def _neuron(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        row, n = rule.row, rule.tensors
+        inputs, rest = list(args[:n]), args[n:]
+        if not all(isinstance(value, (str, Tensor)) for value in inputs):
+            raise NotConvertible(_no_neuron(self._here.target))
+        try:
+            arguments = rule.arguments(*rest, **kwargs)
+        except TypeError as error:
+            raise NotConvertible(
+                f"{self._here.target} has arguments that its rule does not take ({error}); give "
+                "a converters.Rule whose `arguments` reads them"
+            ) from error
+        if row.name == "max_pool" and self.options.max_pool == "chain":
+            return self.result(_max_chain(self, inputs[0], **arguments))
+        if row.name == "amax":
+            arguments["dim"] = _reduced(arguments["dim"], len(self.shape_of(inputs[0])))
+        channel = next((c for c in map(self.channel_of, inputs) if c is not None), None)
+        if row.name == "amax":
+            channel = None
+        return self.result(self.function(row, inputs, self.shape(), channel, **arguments))
+
+
+_LEAF_NAMES = {
+    "conv_transpose2d": ("conv_transpose",),
+    "_native_batch_norm_legit_no_training": ("affine",),
+    "batch_norm": ("affine",),
+    **{f"conv{n}d": ("conv",) for n in (1, 2, 3)},
+    **{f"max_pool{n}d": ("max_pool",) for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": ("avg_pool",) for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d": ("adaptive_avg_pool",) for n in (1, 2, 3)},
+    "hardtanh": ("clamp",),
+    "layer_norm": ("divide_by_sqrt",),
+    "group_norm": ("divide_by_sqrt",),
+    "rms_norm": ("divide_by_sqrt",),
+    "view": ("reshape",),
+}
+
+
+def module_of(node: fx.Node) -> tuple[str, str]:
+    """(path, class) of the innermost module an operation was called in."""
+    stack = [
+        entry
+        for entry in (node.meta.get("nn_module_stack") or {}).values()
+        if not str(entry[1]).startswith("_empty")
+    ]
+    if not stack:
+        return "", ""
+    path, cls = stack[-1]
+    path = str(path).removeprefix("L['self']").strip(".")
+    name = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+    parts = name.split(".")
+    if parts[:2] == ["torch", "nn"]:  # torch.nn.modules.activation.GELU is known as torch.nn.GELU
+        name = f"torch.nn.{parts[-1]}"
+    return path, name
+
+
+def _has_node(tree: Any) -> bool:
+    if isinstance(tree, str):
+        return True
+    if isinstance(tree, Mapping):
+        return any(_has_node(v) for v in tree.values() if not isinstance(v, str)) or any(
+            isinstance(v, str) and k not in _TEXT_ARGUMENTS for k, v in tree.items()
+        )
+    return isinstance(tree, (list, tuple)) and any(_has_node(v) for v in tree)
+
+
+_TEXT_ARGUMENTS = {"approximate", "rounding_mode", "mode", "equation"}
+
+
+def _map_structure(structure: Any, function: Callable[[fx.Node], str]) -> Any:
+    if isinstance(structure, fx.Node):
+        return function(structure)
+    if isinstance(structure, dict):
+        return {k: _map_structure(v, function) for k, v in structure.items()}
+    return type(structure)(_map_structure(v, function) for v in structure)
+
+
+def _in_time(dims: Sequence[int], rank: int) -> list[int]:
+    return [int(d) for d in dims]
+
+
+def _reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
+    return tuple((d % rank) - rank for d in (dims or range(rank)))
+
+
+def broadcast(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
+    """The shape two shapes broadcast to; a size that follows the batch meets 1 or itself."""
+    rank = max(len(a), len(b))
+    a = (1,) * (rank - len(a)) + tuple(a)
+    b = (1,) * (rank - len(b)) + tuple(b)
+    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+
+
+def _no_neuron(target: Any) -> str:
+    known = {
+        "softmax": "attention and softmax are not converted by this version",
+        "_softmax": "attention and softmax are not converted by this version",
+        "log_softmax": "leave log_softmax to the loss and convert the logits",
+        "_log_softmax": "leave log_softmax to the loss and convert the logits",
+        "scaled_dot_product_attention": "attention is not converted by this version",
+        "bernoulli": "switch the randomness off in eval mode",
+        "argmax": "return the logits and take the argmax of the decoded output",
+    }
+    name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
+    mend = known.get(
+        name,
+        "if it acts on each element, pass neurons=NEURONS | "
+        f"{{torch.ops.{target}: a function}}; otherwise write it with supported operations",
+    )
+    return f"no neuron or linear operation for {target}; {mend}"
+
+
+# -- linear and compound operations -----------------------------------------------------------
+
+Handler = Callable[..., Value]
+HANDLERS: dict[Any, Handler] = {}
+
+
+def handles(*targets: Any) -> Callable[[Handler], Handler]:
+    def register(function: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(targets, function))
+        return function
+
+    return register
+
+
+def _names(*names: str) -> list[Any]:
+    """The packets of these names that this torch has."""
+    return [getattr(aten, name) for name in names if hasattr(aten, name)]
+
+
+ASSERTIONS = set(
+    _names("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+)
+IDENTITY = set(
+    _names(
+        "clone",
+        "contiguous",
+        "alias",
+        "detach",
+        "detach_",
+        "lift_fresh_copy",
+        "_to_copy",
+        "to",
+        "type_as",
+    )
+)
+
+
+def _spread(value: Any, n: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * n if len(values) == 1 else values
+
+
+@handles(*_names("conv1d", "conv2d", "conv3d"))
+def _conv(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Value:
+    weight, bias = low.constant(weight, "the weight"), low.constant(bias, "the bias")
+    n = weight.dim() - 2
+    return low.linear(
+        "conv",
+        [x],
+        low.shape(),
+        -n - 1,
+        {"weight": weight, "bias": bias},
+        stride=_spread(stride, n),
+        padding=padding if isinstance(padding, str) else _spread(padding, n),
+        dilation=_spread(dilation, n),
+        groups=groups,
+    )
+
+
+@handles(*_names("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
+def _conv_transpose(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    weight, bias = low.constant(weight, "the weight"), low.constant(bias, "the bias")
+    n = weight.dim() - 2
+    return low.linear(
+        "conv_transpose",
+        [x],
+        low.shape(),
+        -n - 1,
+        {"weight": weight, "bias": bias},
+        stride=_spread(stride, n),
+        padding=_spread(padding, n),
+        output_padding=_spread(output_padding, n),
+        groups=groups,
+        dilation=_spread(dilation, n),
+    )
+
+
+@handles(aten.convolution)
+def _convolution(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Value:
+    if transposed:
+        return _conv_transpose(
+            low, x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+    return _conv(low, x, weight, bias, stride, padding, dilation, groups)
+
+
+@handles(aten.linear)
+def _linear(low: Lowering, x: Value, weight: Value, bias: Value = None) -> Value:
+    if isinstance(weight, str):
+        rank = len(low.shape_of(weight))
+        out = _matmul(low, x, low.permute(weight, [*range(rank - 2), rank - 1, rank - 2]))
+        return out if bias is None else _add(low, out, bias)
+    bias = low.constant(bias, "the bias")
+    return low.linear("linear", [x], low.shape(), -1, {"weight": weight, "bias": bias})
+
+
+@handles(aten.matmul, aten.mm, aten.bmm)
+def _matmul(low: Lowering, x: Value, y: Value) -> Value:
+    if isinstance(y, Tensor):
+        channel = -1 if y.dim() > 1 else None
+        shape = _matmul_shape(low.shape_of(x), tuple(y.shape))
+        return low.linear("matmul", [x], shape, channel, {"weight": y}, side="right")
+    if isinstance(x, Tensor):
+        channel = -2 if len(low.shape_of(y)) > 1 else None
+        shape = _matmul_shape(tuple(x.shape), low.shape_of(y))
+        return low.linear("matmul", [y], shape, channel, {"weight": x}, side="left")
+    # every product of scalars is a neuron, their sum is linear
+    a, b = low.shape_of(x), low.shape_of(y)
+    if len(a) < 2 or len(b) < 2:
+        raise NotConvertible(
+            "a matrix product of a vector that depends on the input; add a dimension of size 1"
+        )
+    left = low.reshape(x, (*a, 1))
+    right = low.reshape(y, (*b[:-2], 1, *b[-2:]))
+    shape = broadcast((*a, 1), (*b[:-2], 1, *b[-2:]))
+    return low.reduce("sum", low.function("mul", [left, right], shape), [-2], False)
+
+
+def _matmul_shape(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
+    rows = a[-2:-1] if len(a) > 1 else ()
+    columns = b[-1:] if len(b) > 1 else ()
+    return (*broadcast(a[:-2], b[:-2]), *rows, *columns)
+
+
+@handles(aten.addmm)
+def _addmm(low: Lowering, bias: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Value:
+    product = _matmul(low, x, y)
+    product = product if alpha == 1 else low.affine(product, float(alpha))
+    return _add(low, product, bias, alpha=beta)
+
+
+@handles(aten.einsum)
+def _einsum(low: Lowering, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
+    fixed = [isinstance(value, Tensor) for value in operands]
+    if len(operands) != 2 or sum(fixed) != 1:
+        raise NotConvertible(
+            f"einsum '{equation}' of values that all depend on the input; write it with @"
+        )
+    position = fixed.index(False)
+    return low.linear(
+        "einsum",
+        [operands[position]],
+        low.shape(),
+        None,
+        {"weight": operands[1 - position]},
+        equation=equation,
+        position=position,
+    )
+
+
+def _as_channels(tensor: Tensor, rank: int) -> Tensor:
+    """[C] to [C, 1, ...], which broadcasts against [B, C, ...] of that rank."""
+    return tensor.reshape(-1, *[1] * (rank - 2))
+
+
+@handles(aten._native_batch_norm_legit_no_training)
+def _batch_norm_eval(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    mean: Value,
+    var: Value,
+    momentum: float,
+    eps: float,
+) -> Value:
+    deviation = torch.sqrt(var.double() + eps)
+    factor = (torch.ones_like(deviation) if weight is None else weight.double()) / deviation
+    shift = (0.0 if bias is None else bias.double()) - mean.double() * factor
+    rank = len(low.shape_of(x))
+    dtype = mean.dtype
+    name = low.affine(x, _as_channels(factor, rank).to(dtype), _as_channels(shift, rank).to(dtype))
+    return [name]
+
+
+@handles(aten.batch_norm, aten._native_batch_norm_legit_functional, aten._batch_norm_no_update)
+def _batch_norm(low: Lowering, x: Value, weight: Value, bias: Value, mean: Value, var: Value, *rest: Any) -> Value:
+    if mean is None or (rest and rest[0] is True):
+        return _batch_norm_batch(low)
+    return _batch_norm_eval(low, x, weight, bias, mean, var, 0.0, rest[-2])[0]
+
+
+@handles(aten._native_batch_norm_legit)
+def _batch_norm_batch(low: Lowering, *args: Any, **kwargs: Any) -> Value:
+    raise NotConvertible(
+        "batch norm that uses the statistics of the batch in eval mode mixes samples; train with "
+        "track_running_stats=True"
+    )
+
+
+def _normalise(low: Lowering, center: Value, variance: Value, eps: float) -> str:
+    floor = {"floor": float(eps)} if low.options.guard and eps > 0 else {}
+    return low.function(
+        "divide_by_sqrt",
+        [center, low.affine(variance, bias=float(eps))],
+        low.shape_of(center),
+        low.channel_of(center),
+        **floor,
+    )
+
+
+def _scale_and_shift(low: Lowering, x: Value, weight: Value, bias: Value) -> Value:
+    return x if weight is None and bias is None else low.affine(x, weight, bias)
+
+
+@handles(aten.layer_norm, aten.native_layer_norm)
+def _layer_norm(
+    low: Lowering,
+    x: Value,
+    normalized_shape: Sequence[int],
+    weight: Value = None,
+    bias: Value = None,
+    eps: float = 1e-5,
+    cudnn: bool = False,
+) -> Value:
+    dims = list(range(-len(normalized_shape), 0))
+    center = low.linear(
+        "add",
+        [x, low.reduce("mean", x, dims, True)],
+        low.shape_of(x),
+        low.channel_of(x) or -1,
+        coefficients=[1.0, -1.0],
+    )
+    square = low.function("square", [center], low.shape_of(x), low.channel_of(center))
+    z = _normalise(low, center, low.reduce("mean", square, dims, True), eps)
+    out = _scale_and_shift(low, z, weight, bias)
+    return low.result(out)
+
+
+@handles(*_names("rms_norm", "_fused_rms_norm"))
+def _rms_norm(
+    low: Lowering,
+    x: Value,
+    normalized_shape: Sequence[int],
+    weight: Value = None,
+    eps: float | None = None,
+) -> Value:
+    dims = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    square = low.function("square", [x], low.shape_of(x), low.channel_of(x))
+    z = _normalise(low, x, low.reduce("mean", square, dims, True), eps)
+    out = _scale_and_shift(low, z, weight, None)
+    return low.result(out)
+
+
+@handles(aten.group_norm)
+def _group_norm(
+    low: Lowering,
+    x: Value,
+    groups: int,
+    weight: Value = None,
+    bias: Value = None,
+    eps: float = 1e-5,
+    cudnn: bool = False,
+) -> Value:
+    shape = low.shape_of(x)
+    rank, channels = len(shape), shape[1]
+    inner = math.prod(shape[2:])  # type: ignore[arg-type]
+    assert isinstance(channels, int)
+    grouped = (shape[0], groups, channels // groups * inner)
+    spread = (shape[0], groups, channels // groups, 1)
+    by_channel = (shape[0], channels, *[1] * (rank - 2))
+
+    def group_mean(value: Value) -> Value:
+        mean = low.reduce("mean", low.reshape(value, grouped), [-1], True)
+        mean = low.reshape(mean, (shape[0], groups, 1, 1))
+        if channels != groups:
+            mean = low.linear("expand", [mean], spread, shape=list(spread))
+        return low.reshape(mean, by_channel)
+
+    center = low.linear(
+        "add", [x, group_mean(x)], shape, 1 - rank, coefficients=[1.0, -1.0]
+    )
+    square = low.function("square", [center], shape, 1 - rank)
+    z = _normalise(low, center, group_mean(square), eps)
+    return _scale_and_shift(
+        low,
+        z,
+        None if weight is None else _as_channels(weight, rank),
+        None if bias is None else _as_channels(bias, rank),
+    )
+
+
+@handles(aten.native_group_norm)
+def _native_group_norm(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    n: Any,
+    c: Any,
+    hw: Any,
+    groups: int,
+    eps: float,
+) -> Value:
+    return [_group_norm(low, x, groups, weight, bias, eps)]
+
+
+@handles(aten.instance_norm)
+def _instance_norm(
+    low: Lowering,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    mean: Value,
+    var: Value,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = False,
+) -> Value:
+    if not use_input_stats:
+        return _batch_norm_eval(low, x, weight, bias, mean, var, momentum, eps)[0]
+    channels = low.shape_of(x)[1]
+    assert isinstance(channels, int)
+    return _group_norm(low, x, channels, weight, bias, eps)
+
+
+@handles(aten.var.correction)
+def _var(
+    low: Lowering,
+    x: Value,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Value:
+    rank = len(low.shape_of(x))
+    dims = [d % rank for d in (dim if dim else range(rank))]
+    sizes = [low.shape_of(x)[d] for d in dims]
+    if any(follows_batch(s) for s in sizes):
+        raise NotConvertible("a variance over the batch mixes samples; use running statistics")
+    count = math.prod(sizes)  # type: ignore[arg-type]
+    mean = low.reduce("mean", x, dims, True)
+    center = low.linear(
+        "add", [x, mean], low.shape_of(x), low.channel_of(x), coefficients=[1.0, -1.0]
+    )
+    square = low.function("square", [center], low.shape_of(x), low.channel_of(x))
+    out = low.reduce("mean", square, dims, keepdim)
+    correction = 1.0 if correction is None else float(correction)
+    return out if correction == 0 else low.affine(out, count / (count - correction))
+
+
+@handles(aten.std.correction)
+def _std(low: Lowering, x: Value, dim: Any = None, **options: Any) -> Value:
+    variance = _var(low, x, dim, **options)
+    return low.function("sqrt", [variance], low.shape_of(variance), low.channel_of(variance))
+
+
+def _number(value: Value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _sum_channel(low: Lowering, x: Value, y: Value) -> int | None:
+    channel = low.channel_of(x)
+    return low.channel_of(y) if channel is None else channel
+
+
+@handles(aten.add)
+def _add(low: Lowering, x: Value, y: Value, alpha: float = 1) -> Value:
+    if _number(y) or isinstance(y, Tensor):
+        return low.affine(x, bias=y * alpha if alpha != 1 else y)
+    if _number(x) or isinstance(x, Tensor):
+        return low.affine(y, None if alpha == 1 else float(alpha), x)
+    shape = broadcast(low.shape_of(x), low.shape_of(y))
+    return low.linear(
+        "add", [x, y], shape, _sum_channel(low, x, y), coefficients=[1.0, float(alpha)]
+    )
+
+
+@handles(aten.sub)
+def _sub(low: Lowering, x: Value, y: Value, alpha: float = 1) -> Value:
+    return _add(low, x, y, alpha=-alpha)
+
+
+@handles(aten.rsub)
+def _rsub(low: Lowering, x: Value, y: Value, alpha: float = 1) -> Value:
+    return _add(low, y, x, alpha=-alpha)
+
+
+@handles(aten.neg)
+def _neg(low: Lowering, x: Value) -> Value:
+    return low.affine(x, -1.0)
+
+
+@handles(aten.mul)
+def _mul(low: Lowering, x: Value, y: Value) -> Value:
+    if _number(y) or isinstance(y, Tensor):
+        return low.affine(x, y)
+    if _number(x) or isinstance(x, Tensor):
+        return low.affine(y, x)
+    if x == y:
+        return low.function("square", [x], low.shape_of(x), low.channel_of(x))
+    shape = broadcast(low.shape_of(x), low.shape_of(y))
+    return low.function("mul", [x, y], shape, _sum_channel(low, x, y))
+
+
+@handles(aten.addcmul)
+def _addcmul(low: Lowering, x: Value, first: Value, second: Value, value: float = 1) -> Value:
+    fixed = isinstance(first, Tensor) and isinstance(second, Tensor)
+    product = first * second if fixed else _mul(low, first, second)
+    return _add(low, x, product, alpha=value)
+
+
+@handles(aten.div.Tensor, aten.div.Scalar, aten.true_divide)
+def _div(low: Lowering, x: Value, y: Value) -> Value:
+    if _number(y) or isinstance(y, Tensor):
+        return low.affine(x, 1.0 / y)
+    if _number(x):
+        inverse = low.function("reciprocal", [y], low.shape_of(y), low.channel_of(y))
+        return inverse if x == 1 else low.affine(inverse, x)
+    shape = broadcast(low.shape_of(x), low.shape_of(y))
+    return low.function("div", [x, y], shape, _sum_channel(low, x, y))
+
+
+@handles(aten.pow.Tensor_Scalar)
+def _pow(low: Lowering, x: Value, exponent: float) -> Value:
+    if exponent == 1:
+        return x
+    rule = power(exponent)
+    return low.function(
+        rule.row, [x], low.shape_of(x), low.channel_of(x), **rule.arguments()
+    )
+
+
+@handles(aten.pow.Scalar)
+def _pow_base(low: Lowering, base: float, x: Value) -> Value:
+    if base <= 0:
+        raise NotConvertible(f"{base} ** x is not real for every x; use a positive base")
+    return _exp_of(low, low.affine(x, math.log(base)))
+
+
+def _exp_of(low: Lowering, x: Value) -> Value:
+    return low.function("exp", [x], low.shape_of(x), low.channel_of(x))
+
+
+@handles(aten.exp2)
+def _exp2(low: Lowering, x: Value) -> Value:
+    return _exp_of(low, low.affine(x, math.log(2.0)))
+
+
+@handles(aten.expm1)
+def _expm1(low: Lowering, x: Value) -> Value:
+    return low.affine(_exp_of(low, x), bias=-1.0)
+
+
+@handles(aten.prelu, *_names("_prelu_kernel"))
+def _prelu(low: Lowering, x: Value, weight: Value) -> Value:
+    weight = low.constant(weight, "the slope")
+    rank = len(low.shape_of(x))
+    if weight.dim() == 1 and rank > 1 and weight.numel() > 1:
+        weight = _as_channels(weight, rank)
+    return low.function("prelu", [x], low.shape(), low.channel_of(x), weight=weight)
+
+
+@handles(aten.glu)
+def _glu(low: Lowering, x: Value, dim: int = -1) -> Value:
+    size = low.shape_of(x)[dim]
+    assert isinstance(size, int)
+    a, b = low.slice(x, dim, 0, size // 2), low.slice(x, dim, size // 2, size)
+    gate = low.function("sigmoid", [b], low.shape_of(b), low.channel_of(b))
+    return _mul(low, a, gate)
+
+
+@handles(*_names("avg_pool1d", "avg_pool2d", "avg_pool3d"))
+def _avg_pool(
+    low: Lowering,
+    x: Value,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    packet = str(low._here.target.overloadpacket)  # type: ignore[union-attr]
+    n = int(packet[-2])
+    kernel = _spread(kernel_size, n)
+    return low.linear(
+        "avg_pool",
+        [x],
+        low.shape(),
+        low.channel_of(x),
+        kernel_size=kernel,
+        stride=_spread(stride, n) if stride else kernel,
+        padding=_spread(padding, n),
+        ceil_mode=bool(ceil_mode),
+        count_include_pad=bool(count_include_pad),
+        divisor_override=divisor_override,
+    )
+
+
+@handles(*_names("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"))
+@handles(*_names("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"))
+def _adaptive_avg_pool(low: Lowering, x: Value, output_size: Sequence[int]) -> Value:
+    return low.linear(
+        "adaptive_avg_pool",
+        [x],
+        low.shape(),
+        low.channel_of(x),
+        output_size=[int(s) for s in output_size],
+    )
+
+
+@handles(aten.mean)
+def _mean(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
+    return low.reduce("mean", x, _dims(dim), keepdim)
+
+
+@handles(aten.sum)
+def _sum(low: Lowering, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
+    return low.reduce("sum", x, _dims(dim), keepdim)
+
+
+def _dims(dim: Any) -> list[int] | None:
+    return [dim] if isinstance(dim, int) else (list(dim) if dim is not None else None)
+
+
+@handles(
+    *_names("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+)
+@handles(*_names("view_as", "reshape_as", "squeeze_copy", "_reshape_alias"))
+def _reshape(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
+    return low.reshape(low.name_of(x), low.shape())
+
+
+@handles(*_names("expand", "expand_as", "broadcast_to"))
+def _expand(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
+    x = low.name_of(x)
+    shape = low.shape()
+    if shape == low.shape_of(x):
+        return x
+    return low.linear("expand", [x], shape, low.channel_of(x), shape=list(shape))
+
+
+@handles(aten.repeat)
+def _repeat(low: Lowering, x: Value, repeats: Sequence[Any]) -> Value:
+    x = low.name_of(x)
+    shape = low.shape()
+    old = (1,) * (len(shape) - len(low.shape_of(x))) + low.shape_of(x)
+    pairs: list[tuple[Size, Size, Size]] = []  # (1, old, times)
+    for size, result in zip(old, shape, strict=True):
+        if follows_batch(result) and not follows_batch(size):
+            times: Size = f"{int(str(result).split('*')[0]) // int(size)}*batch"
+        else:
+            times = _count(result) // max(_count(size), 1)
+        pairs.append((1, size, times))
+    split = [s for one, size, _ in pairs for s in (one, size)]
+    spread = [s for _, size, times in pairs for s in (times, size)]
+    value = low.linear("expand", [low.reshape(x, split)], spread, shape=list(spread))
+    out = low.reshape(value, shape)
+    return out
+
+
+def _count(size: Size) -> int:
+    return size if isinstance(size, int) else int(size.split("*")[0])
+
+
+@handles(aten.full, aten.zeros, aten.ones, aten.full_like, aten.zeros_like, aten.ones_like)
+def _full(low: Lowering, *args: Any, **kwargs: Any) -> Value:
+    name = str(low._here.target.overloadpacket)  # type: ignore[union-attr]
+    fill = 1.0 if "ones" in name else (float(args[1]) if "full" in name else 0.0)
+    shape = low.shape()
+    value = torch.full([], fill)
+    return low.linear("expand", [value], shape, shape=list(shape))
+
+
+@handles(aten.permute)
+def _permute(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
+    return low.permute(low.name_of(x), dims)
+
+
+@handles(aten.transpose.int)
+def _transpose(low: Lowering, x: Value, first: int, second: int) -> Value:
+    x = low.name_of(x)
+    dims = list(range(len(low.shape_of(x))))
+    dims[first], dims[second] = dims[second], dims[first]
+    return low.permute(x, dims)
+
+
+@handles(aten.t, *_names("numpy_T", "mT"))
+def _t(low: Lowering, x: Value) -> Value:
+    return _transpose(low, x, -1, -2)
+
+
+@handles(aten.cat)
+def _cat(low: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    shape = low.shape()
+    return _cat_values(low, values, dim, shape)
+
+
+def _cat_values(low: Lowering, values: Sequence[Value], dim: int, shape: Sequence[Size]) -> Value:
+    channels = {low.channel_of(value) for value in values if isinstance(value, str)}
+    channel = channels.pop() if len(channels) == 1 else None
+    return low.linear("cat", list(values), shape, channel, dim=dim % len(shape) - len(shape))
+
+
+@handles(aten.stack)
+def _stack(low: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    shape = low.shape()
+    dim = dim % len(shape)
+    one = [1 if d == dim else s for d, s in enumerate(shape)]
+    return _cat_values(low, [low.reshape(low.name_of(v), one) for v in values], dim, shape)
+
+
+def _pieces(low: Lowering, x: Value, dim: int) -> list[Value]:
+    """Slices of the sizes that the operation's results have."""
+    rank = len(low.shape_of(x))
+    start, pieces = 0, []
+    for value in low._here.meta["val"]:
+        size = low.sizes(value.shape)[dim % rank]
+        if not isinstance(size, int):
+            raise NotConvertible("a split through the batch; split the input before the model")
+        pieces.append(low.slice(x, dim, start, start + size))
+        start += size
+    return pieces
+
+
+@handles(*_names("split", "split_with_sizes", "chunk", "tensor_split"))
+def _split(low: Lowering, x: Value, sizes: Any, dim: int = 0) -> Value:
+    return _pieces(low, x, dim)
+
+
+@handles(aten.unbind)
+def _unbind(low: Lowering, x: Value, dim: int = 0) -> Value:
+    shape = low.shape_of(x)
+    dim = dim % len(shape)
+    if follows_batch(shape[dim]):
+        raise NotConvertible("unbind over the batch; loop over the samples outside the model")
+    return [_select(low, x, dim, i) for i in range(_count(shape[dim]))]
+
+
+@handles(aten.slice)
+def _slice(
+    low: Lowering, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
+    x = low.name_of(x)
+    first = start if isinstance(start, int) else 0
+    if start is not None and not isinstance(start, int):
+        raise NotConvertible("a slice whose start depends on the batch; use fixed positions")
+    last = end if isinstance(end, int) else 2**63 - 1
+    size = low.shape_of(x)[dim]
+    if follows_batch(size) and low.shape()[dim] != size:
+        raise NotConvertible("a slice cuts through the batch; cut the input before the model")
+    return low.slice(x, dim, first, last, step)
+
+
+@handles(aten.select.int)
+def _select(low: Lowering, x: Value, dim: int, index: int) -> Value:
+    x = low.name_of(x)
+    shape = low.shape_of(x)
+    dim = dim % len(shape)
+    if follows_batch(shape[dim]):
+        raise NotConvertible("one sample of the batch is selected; select it outside the model")
+    index = index % _count(shape[dim])
+    piece = low.slice(x, dim, index, index + 1)
+    return low.reshape(piece, shape[:dim] + shape[dim + 1 :])
+
+
+def _take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
+    shape = list(low.shape_of(x))
+    if follows_batch(shape[dim]):
+        raise NotConvertible("samples of the batch are reordered; do it outside the model")
+    size = _count(shape[dim])
+    shape[dim] = index.numel()
+    return low.linear(
+        "index",
+        [x],
+        shape,
+        low.channel_of(x),
+        {"index": index.reshape(-1) % size},
+        dim=dim % len(shape) - len(shape),
+    )
+
+
+@handles(aten.index_select)
+def _index_select(low: Lowering, x: Value, dim: int, index: Value) -> Value:
+    if not isinstance(index, Tensor):
+        raise NotConvertible("indices that depend on the input; only fixed ones can be converted")
+    return _take(low, x, dim, index)
+
+
+@handles(aten.index.Tensor)
+def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
+    used = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dtype == torch.bool:
+        raise NotConvertible(
+            "indexing with several tensors, a mask, or one that depends on the input; use "
+            "index_select with fixed indices, one dimension at a time"
+        )
+    dim, index = used[0]
+    return low.reshape(_take(low, x, dim, index), low.shape())
+
+
+@handles(aten.flip)
+def _flip(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
+    for dim in dims:
+        size = low.shape_of(x)[dim]
+        x = _take(low, x, dim, torch.arange(_count(size) - 1, -1, -1))
+    return x
+
+
+@handles(aten.roll)
+def _roll(low: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+    if not dims:
+        raise NotConvertible("roll over the flattened tensor; name its dimensions")
+    for shift, dim in zip(shifts, dims, strict=True):
+        x = _take(low, x, dim, (torch.arange(_count(low.shape_of(x)[dim])) - shift))
+    return x
+
+
+@handles(aten.constant_pad_nd)
+def _constant_pad(low: Lowering, x: Value, pad: Sequence[int], value: float = 0.0) -> Value:
+    return _pad(low, x, pad, "constant", value)
+
+
+@handles(aten.pad)
+def _pad(
+    low: Lowering,
+    x: Value,
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Value:
+    attributes = {"pad": list(pad), "mode": mode, "value": float(value or 0.0)}
+    shape = list(low.shape_of(x))
+    for i in range(len(pad) // 2):
+        size = shape[-1 - i]
+        if follows_batch(size):
+            if pad[2 * i] or pad[2 * i + 1]:
+                raise NotConvertible("padding of the batch; pad the input before the model")
+        else:
+            shape[-1 - i] = _count(size) + pad[2 * i] + pad[2 * i + 1]
+    return low.linear("pad", [x], shape, low.channel_of(x), **attributes)
+
+
+@handles(*_names("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"))
+def _reflect(low: Lowering, x: Value, pad: Sequence[int]) -> Value:
+    return _pad(low, x, pad, "reflect")
+
+
+@handles(*_names("replication_pad1d", "replication_pad2d", "replication_pad3d"))
+def _replicate(low: Lowering, x: Value, pad: Sequence[int]) -> Value:
+    return _pad(low, x, pad, "replicate")
+
+
+@handles(*_names("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"))
+def _upsample_nearest(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
+    return _upsample(low, x, "nearest", None)
+
+
+@handles(aten.upsample_bilinear2d, aten.upsample_linear1d, aten.upsample_trilinear3d)
+def _upsample_linear(low: Lowering, x: Value, size: Any, align: bool, *args: Any) -> Value:
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(low.shape())]
+    return _upsample(low, x, mode, bool(align))
+
+
+def _upsample(low: Lowering, x: Value, mode: str, align: bool | None) -> Value:
+    shape = low.shape()
+    attributes: dict[str, Any] = {"size": list(shape[2:]), "mode": mode}
+    if align is not None:
+        attributes["align_corners"] = align
+    return low.linear("upsample", [x], shape, low.channel_of(x), **attributes)
+
+
+@handles(aten.dropout, *_names("native_dropout", "alpha_dropout", "feature_dropout"))
+def _dropout(low: Lowering, x: Value, p: float, train: bool = True) -> Value:
+    if train and p > 0:
+        raise NotConvertible(
+            "dropout that stays active in eval mode makes the source network random; pass "
+            "training=self.training to F.dropout"
+        )
+    return x
+
+
+def _qcfs(low: Lowering, x: Value, threshold: Value, levels: int) -> Value:
+    threshold = low.constant(threshold, "the threshold")
+    return low.function(
+        "qcfs",
+        [x],
+        low.shape(),
+        low.channel_of(x),
+        v_threshold=float(threshold),
+        levels=int(levels),
+    )
+
+
+HANDLERS[torch.ops.spikingjelly_signgd.qcfs] = _qcfs
+
+
+PUBLISHED_PADDING = -200.0  # the published max pooling pads with it
+
+
+def _max_chain(
+    low: Lowering,
+    x: Value,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Value:
+    """Max pooling as a chain of two-argument maxima, last dimension last, as published."""
+    n = len(kernel_size)
+    target = low.shape()
+    for axis in range(-n, 0):
+        k, s = kernel_size[axis], stride[axis]
+        p, d = padding[axis], dilation[axis]
+        size, out = low.shape_of(x)[axis], target[axis]
+        assert isinstance(size, int) and isinstance(out, int)
+        right = max(0, (out - 1) * s + (k - 1) * d + 1 - size - p)
+        if p or right:
+            pad = [0] * (2 * -axis)
+            pad[-2:] = [p, right]
+            x = _pad(low, x, pad, "constant", PUBLISHED_PADDING)
+        stop = (out - 1) * s + 1
+        best = low.slice(x, axis, 0, stop, s)
+        for i in range(1, k):
+            other = low.slice(x, axis, i * d, i * d + stop, s)
+            best = low.function(
+                "maximum", [best, other], low.shape_of(best), low.channel_of(x)
+            )
+        x = best
+    return x
+
+
+def with_row(node: Function, row: str) -> Function:
+    return replace(node, function=NONLINEARITIES[row])

@@ -1,0 +1,269 @@
+"""Planning: functions become neurons, with their scales, resting values and schedules."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedOperation
+from ..network import (
+    Average,
+    Encoder,
+    Function,
+    GroupNeuron,
+    Input,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    SubgradientNeuron,
+    leaves,
+)
+from ..neurons.nonlinearities import NONLINEARITIES
+from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
+
+METHODS = ("signgd", "group", "subgradient")
+CODINGS = ("exact", "real", "spike", "poisson")
+SCALES = ("channel", "tensor", "published", "unit")
+Statistics = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``convert`` decides on; see there for the meaning of each field."""
+
+    method: str | Mapping[str, str]
+    time_steps: int
+    schedule: Schedule
+    input_coding: str
+    input_scale: float
+    scale: str
+    resting: str
+    momentum: float
+    members: int | None
+    gelu: str
+    seed: int
+
+
+def default_schedule(time_steps: int) -> ExponentialSchedule:
+    """Step sizes for T steps, in units of each neuron's scale.
+
+    Few steps need a fast decay and no range beyond the scale; many can afford both more range
+    and the slow decay that lets deep layers follow the layers before them.
+    """
+    last = 1.1 / time_steps  # eta(T) / eta(1)
+    decay = min(max(last ** (1.0 / max(time_steps, 2)), 0.5), 0.95)
+    total = 1.0 + min(1.0, max(0.0, (time_steps - 4) / 28))
+    if time_steps == 1:
+        return ExponentialSchedule(0.5, 0.5)
+    return ExponentialSchedule(total * (1 - decay) / (1 - decay**time_steps), decay)
+
+
+def plan(network: SpikingNetwork, found: Statistics, p: Plan) -> SpikingNetwork:
+    """Every function of ``network`` replaced by a neuron; running means where rate meets value."""
+    return _Planner(network, found, p).run()
+
+
+class _Planner:
+    def __init__(self, network: SpikingNetwork, found: Statistics, p: Plan) -> None:
+        self.network, self.found, self.p = network, found, p
+        self.nodes: list[Node] = []
+        self.coding: dict[str, str] = {}  # "static" | "decoded" | "rate"
+        self.now: dict[str, str] = {}  # a source value to the node that holds it here
+        self.blockers: list[str] = []
+
+    def run(self) -> SpikingNetwork:
+        for node in self.network.nodes:
+            if isinstance(node, Input):
+                self._input(node)
+            elif isinstance(node, Linear):
+                self._linear(node)
+            elif isinstance(node, Function):
+                self._neuron(node)
+            else:
+                self._emit(node, "static")
+        if self.blockers:
+            raise UnsupportedOperation(
+                "these cannot be converted by the chosen method:\n  " + "\n  ".join(self.blockers),
+                blockers=self.blockers,
+            )
+        outputs = _renamed(
+            self.network.outputs, lambda name: self._decoded(self.now[name])
+        )
+        assert leaves(outputs)
+        return self.network.replace(nodes=tuple(self.nodes), outputs=outputs)
+
+    def _emit(self, node: Node, coding: str, holds: str | None = None) -> str:
+        self.nodes.append(node)
+        self.coding[node.name] = coding
+        self.now[holds or node.name] = node.name
+        return node.name
+
+    def _decoded(self, name: str) -> str:
+        """The value itself; a rate is averaged first."""
+        if self.coding[name] != "rate":
+            return name
+        mean = f"{name}.mean"
+        if mean not in self.coding:
+            shape = next(node.shape for node in self.nodes if node.name == name)
+            self.nodes.append(Average(name=mean, inputs=(name,), shape=shape))
+            self.coding[mean] = "decoded"
+        return mean
+
+    def _input(self, node: Input) -> None:
+        p = self.p
+        self._emit(node, "static")
+        common: dict[str, Any] = dict(name="input.encode", inputs=("input",), shape=node.shape)
+        if p.input_coding == "real":
+            encoder: Node = Encoder(
+                **common, coding="real", schedule=p.schedule, momentum=p.momentum
+            )
+            self._emit(encoder, "decoded", "input")
+        elif p.input_coding == "poisson":
+            rate = p.method == "group"
+            encoder = Encoder(
+                **common, coding="poisson", scale=p.input_scale, seed=p.seed, per_step=rate
+            )
+            self._emit(encoder, "rate" if rate else "decoded", "input")
+        elif p.input_coding == "spike":
+            encoder = SignGDNeuron(
+                **common,
+                function=NONLINEARITIES["identity"],
+                schedule=p.schedule,
+                scale=p.input_scale,
+                momentum=p.momentum,
+            )
+            self._emit(encoder, "decoded", "input")
+
+    def _linear(self, node: Linear) -> None:
+        names = [self.now[name] for name in node.inputs]
+        codings = {self.coding[name] for name in names}
+        if {"decoded", "rate"} <= codings:
+            names = [self._decoded(name) for name in names]
+            codings = {"decoded"}
+        coding = next((c for c in ("decoded", "rate") if c in codings), "static")
+        self._emit(replace(node, inputs=tuple(names)), coding)
+
+    def _method(self, name: str) -> str:
+        method = self.p.method
+        if isinstance(method, str):
+            return method
+        matches = [path for path in method if name == path or name.startswith(f"{path}.")]
+        return method[max(matches, key=len)] if matches else method.get("", "signgd")
+
+    def _neuron(self, node: Function) -> None:
+        names = [self.now[name] for name in node.inputs]
+        method = self._method(node.name)
+        if method == "group":
+            self._group(replace(node, inputs=tuple(names)))
+            return
+        node = replace(node, inputs=tuple(self._decoded(name) for name in names))
+        if method == "subgradient":
+            self._subgradient(node)
+        else:
+            self._signgd(node)
+
+    def _signgd(self, node: Function) -> None:
+        row = node.function
+        if self.p.gelu == "sigmoid" and row.name == "gelu":
+            row, node = NONLINEARITIES["sigmoid_gelu"], replace(node, arguments={})
+        neuron = SignGDNeuron(
+            **_common(replace(node, function=row)),
+            schedule=self.p.schedule,
+            scale=self._scale(node),
+            resting=self._resting(node),
+            momentum=self.p.momentum,
+        )
+        self._emit(neuron, "decoded")
+
+    def _scale(self, node: Function) -> float | Tensor:
+        found = self.found[node.name]
+        if self.p.scale == "unit":
+            return 1.0
+        if self.p.scale == "published":
+            if node.function.name != "relu":
+                return 1.0
+            maximum = found["element_maximum"]
+            return torch.where(maximum <= 1e-5, torch.ones_like(maximum), maximum)
+        whole = found["tensor_quantile"]
+        if float(whole) == 0.0:
+            return 1.0
+        if self.p.scale == "tensor":
+            return float(whole)
+        # a channel that calibration hardly saw may still wake up
+        return found["quantile"].clamp(min=SMALLEST_CHANNEL * float(whole))
+
+    def _resting(self, node: Function) -> float | Tensor:
+        if self.p.resting == "mean":
+            return self.found[node.name]["mean"]
+        return 0.0
+
+    def _group(self, node: Function) -> None:
+        name = node.function.name
+        if name not in ("relu", "qcfs"):
+            self.blockers.append(
+                f"{name} at '{node.name}': group neurons stand for QCFS and ReLU alone; convert "
+                f"this one by method={{'{node.name}': 'signgd', '': 'group'}}, or train without it"
+            )
+            self._emit(node, "rate")
+            return
+        levels = node.arguments.get("levels")
+        threshold = node.arguments.get("v_threshold")
+        if threshold is None:
+            threshold = float(self.found[node.name]["tensor_quantile"]) or 1.0
+        neuron = GroupNeuron(
+            **_common(node), members=self._members(node, levels), v_threshold=threshold
+        )
+        self._emit(neuron, "rate")
+
+    def _members(self, node: Function, levels: int | None) -> int:
+        """m with m T = L, or the m asked for; a network away from L is told so."""
+        steps = self.p.time_steps
+        wanted = levels or DEFAULT_LEVELS
+        members = self.p.members or max(1, round(wanted / steps))
+        if levels is not None and members * steps != levels:
+            warnings.warn(
+                f"'{node.name}' was trained with L = {levels} levels, but m T = {members} x "
+                f"{steps} = {members * steps}; the group neuron then computes another function. "
+                f"Choose time_steps that divide {levels}, or members with members * time_steps "
+                f"= {levels}.",
+                stacklevel=5,
+            )
+        return members
+
+    def _subgradient(self, node: Function) -> None:
+        if node.function.name != "relu":
+            self.blockers.append(
+                f"{node.function.name} at '{node.name}': the rate-coded baseline tracks ReLU "
+                "alone; use method='signgd'"
+            )
+            self._emit(node, "decoded")
+            return
+        neuron = SubgradientNeuron(
+            **_common(node),
+            schedule=InverseSchedule(1.0, delay=1.0),
+            scale=self._scale(node),
+        )
+        self._emit(neuron, "decoded")
+
+
+SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
+DEFAULT_LEVELS = 8  # m T for a ReLU that was not trained with levels
+
+
+def _common(node: Function) -> dict[str, Any]:
+    """The fields that a function and the neuron for it share."""
+    return {f.name: getattr(node, f.name) for f in fields(Function)}
+
+
+def _renamed(structure: Any, name_of: Any) -> Any:
+    if isinstance(structure, str):
+        return name_of(structure)
+    if isinstance(structure, Mapping):
+        return {k: _renamed(v, name_of) for k, v in structure.items()}
+    return type(structure)(_renamed(v, name_of) for v in structure)

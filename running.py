@@ -1,0 +1,231 @@
+"""Build a spiking module from a description, run it, and measure how close it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BackendUnavailable, InputError
+from .network import SpikingNetwork
+from .network_module import NetworkModule
+from .progress import progress
+
+BACKENDS = ("spikingjelly",)
+BLOCK_BYTES = 64 * 2**20  # the largest value of a block of time steps
+
+
+def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
+    """The network as a module of a simulator's own nodes.
+
+    ``options`` go to the plugin: ``spikes="decoded"`` (default: what passes is what a receiver
+    has decoded) or ``"signed"`` (weighted spikes pass, each node integrates). Raises
+    BackendUnavailable where the simulator is unknown or not installed.
+    """
+    if backend not in BACKENDS:
+        raise BackendUnavailable(
+            f"no simulator is called {backend!r}; known: {', '.join(BACKENDS)}."
+        )
+    from . import plugins
+
+    try:
+        plugin = getattr(plugins, backend)
+    except BackendUnavailable:
+        raise
+    except ImportError as error:
+        raise BackendUnavailable(str(error)) from error
+    module: NetworkModule = plugin.build(network, **options)
+    return module
+
+
+def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
+    steps = (time_steps,) if isinstance(time_steps, int) else tuple(time_steps)
+    if not steps or any(not isinstance(t, int) or isinstance(t, bool) or t < 1 for t in steps):
+        raise InputError(
+            f"time_steps is an integer of at least 1 or several of them, but it is {time_steps!r}."
+        )
+    return steps
+
+
+@contextmanager
+def multi_step(snn: NetworkModule) -> Iterator[None]:
+    """Every node in step mode "m"; the modes before come back afterwards."""
+    modes = [(module, module.step_mode) for module in snn.modules() if hasattr(module, "step_mode")]
+    for module, _ in modes:
+        module.step_mode = "m"
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.step_mode = mode
+
+
+@torch.no_grad()
+def run(
+    snn: NetworkModule,
+    x: Tensor,
+    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    sequence: bool = False,
+    chunk: int | None = None,
+) -> dict[int, Any]:
+    """The decoded output after each of ``time_steps``, from one run: {T: output}.
+
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Time passes in chunks
+    of ``chunk`` steps (by default as many as keep one value of a block within 64 MiB), so memory
+    follows the chunk and not T. States are reset before and after. Raises InputError.
+    """
+    steps = check_steps(time_steps)
+    last = max(steps)
+    x = snn.check_input(x, leading=int(sequence))
+    if not bool(x.isfinite().all()):
+        raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+    if sequence and x.shape[0] < last:
+        raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
+    chunk = chunk or default_chunk(snn.network, x.shape[1] if sequence else x.shape[0])
+    wanted = set(steps)
+    found: dict[int, Any] = {}
+    static: dict[str, Tensor] = {}
+    snn.reset()
+    try:
+        with multi_step(snn):
+            for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
+                size = min(chunk, last - start)
+                block = (
+                    snn(x[start : start + size]) if sequence else snn.advance(x, size, static)
+                )
+                for t in wanted & set(range(start + 1, start + size + 1)):
+                    found[t] = map_tensors(block, lambda y, i=t - start - 1: y[i].clone())
+    finally:
+        snn.reset()
+    return {t: found[t] for t in steps}
+
+
+def default_chunk(network: SpikingNetwork, batch: int) -> int:
+    """Steps in a block such that the largest value of one stays within the limit."""
+    largest = 1
+    for node in network.nodes:
+        size = 4 * max(batch, 1)
+        for s in node.shape:
+            size *= s if isinstance(s, int) else int(s.split("*")[0])
+        largest = max(largest, size)
+    return max(1, BLOCK_BYTES // largest)
+
+
+def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same structure with ``function`` applied to each tensor."""
+    if isinstance(structure, Tensor):
+        return function(structure)
+    if isinstance(structure, Mapping):
+        return {key: map_tensors(value, function) for key, value in structure.items()}
+    return type(structure)(map_tensors(value, function) for value in structure)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row for each T: what ``evaluate`` measured on ``samples`` samples.
+
+    ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a
+    reference are absent; ``error`` is the relative output error, the norm of the difference over
+    the norm of the reference's outputs.
+    """
+
+    time_steps: tuple[int, ...]
+    accuracy: tuple[float | None, ...]
+    agreement: tuple[float | None, ...]
+    error: tuple[float | None, ...]
+    reference_accuracy: float | None
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "reference_accuracy": self.reference_accuracy,
+            "rows": [
+                {"T": t, "accuracy": a, "agreement": g, "error": e}
+                for t, a, g, e in zip(
+                    self.time_steps, self.accuracy, self.agreement, self.error, strict=True
+                )
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = ["     T  accuracy  agreement  output error"]
+        for row in self.to_dict()["rows"]:
+            lines.append(
+                f"{row['T']:>6}  {_percent(row['accuracy']):>8}  {_percent(row['agreement']):>9}"
+                f"  {'-' if row['error'] is None else format(row['error'], '.4f'):>12}"
+            )
+        if self.reference_accuracy is not None:
+            lines.append(f"source  {_percent(self.reference_accuracy):>8}")
+        return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+@torch.no_grad()
+def evaluate(
+    snn: NetworkModule,
+    loader: Iterable[Any],
+    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    *,
+    reference: nn.Module | None = None,
+    chunk: int | None = None,
+) -> Evaluation:
+    """Accuracy, agreement with ``reference`` and relative output error at each T.
+
+    ``loader`` yields batches (x, y) or x: x [B, ...], y [B] class indices. The output is
+    [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
+    for an empty loader.
+    """
+    from .converters.capture import eval_mode
+
+    steps = check_steps(time_steps)
+    correct = dict.fromkeys(steps, 0)
+    same = dict.fromkeys(steps, 0)
+    squared = dict.fromkeys(steps, 0.0)
+    norm, samples, labelled, right = 0.0, 0, 0, 0
+    for batch in progress(loader, "evaluating", _length(loader)):
+        x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        outputs = run(snn, x, steps, chunk=chunk)
+        samples += len(x)
+        target = None
+        if reference is not None:
+            with eval_mode(reference):
+                target = reference(x)
+            norm += float(target.double().square().sum())
+        if y is not None:
+            labelled += len(x)
+            right += 0 if target is None else int((target.argmax(1) == y).sum())
+        for t in steps:
+            prediction = outputs[t].argmax(1)
+            if y is not None:
+                correct[t] += int((prediction == y).sum())
+            if target is not None:
+                same[t] += int((prediction == target.argmax(1)).sum())
+                squared[t] += float((outputs[t].double() - target.double()).square().sum())
+    if samples == 0:
+        raise InputError("the loader is empty; nothing can be evaluated.")
+    has_reference = reference is not None
+    return Evaluation(
+        steps,
+        tuple(correct[t] / labelled if labelled else None for t in steps),
+        tuple(same[t] / samples if has_reference else None for t in steps),
+        tuple((squared[t] / norm) ** 0.5 if has_reference and norm else None for t in steps),
+        right / labelled if labelled and has_reference else None,
+        samples,
+    )
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
