@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
-    from .converters import NEURONS, CheckReport, check, convert
+    from .converters import (
+        NEURONS,
+        CheckReport,
+        LevelsWarning,
+        SaturationWarning,
+        check,
+        convert,
+    )
     from .errors import (
         BackendUnavailable,
         CalibrationError,
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     )
     from .neurons.signgd import SignGDParameters
     from .plugins.spikingjelly import Encode, GroupNode, Readout, SignGDNode, SubgradientNode
-    from .running import build, evaluate, run
+    from .running import Evaluation, build, evaluate, run
 
 __version__ = "0.1.0"
 
@@ -45,15 +52,18 @@ __all__ = [
     "CheckReport",
     "ConstantSchedule",
     "Encode",
+    "Evaluation",
     "ExponentialSchedule",
     "FormatError",
     "GroupNeuronParameters",
     "GroupNode",
     "InputError",
     "InverseSchedule",
+    "LevelsWarning",
     "ListSchedule",
     "Nonlinearity",
     "Readout",
+    "SaturationWarning",
     "SignGDError",
     "SignGDNode",
     "SignGDParameters",
@@ -80,6 +90,8 @@ _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
 _HOME = {
     "NEURONS": "converters",
     "CheckReport": "converters",
+    "LevelsWarning": "converters",
+    "SaturationWarning": "converters",
     "check": "converters",
     "convert": "converters",
     "BackendUnavailable": "errors",
@@ -106,6 +118,7 @@ _HOME = {
     "Readout": "plugins.spikingjelly",
     "SignGDNode": "plugins.spikingjelly",
     "SubgradientNode": "plugins.spikingjelly",
+    "Evaluation": "running",
     "build": "running",
     "evaluate": "running",
     "run": "running",

@@ -133,8 +133,8 @@ class NetworkModule(nn.Module):
         if self.mode == "ann":
             return self.ann(x)
         if self.step_mode == "s":
-            return self._outputs(self._walk(self.check_input(x), None, {}))
-        return self._outputs(self._walk(self.check_input(x, 1), x.shape[0], None))
+            return self._outputs(self._walk(self.check_input(x), None, {}), None)
+        return self._outputs(self._walk(self.check_input(x, 1), x.shape[0], None), x.shape[0])
 
     def advance(self, x: Tensor, steps: int, static: dict[str, Tensor] | None = None) -> Any:
         """``steps`` steps of a constant input x [B, ...]; outputs are [steps, B, ...].
@@ -143,7 +143,7 @@ class NetworkModule(nn.Module):
         between calls with the same x.
         """
         values = self._walk(self.check_input(x), steps, {} if static is None else static)
-        return self._outputs(values)
+        return self._outputs(values, steps)
 
     @torch.no_grad()
     def ann(self, x: Tensor) -> Any:
@@ -329,22 +329,15 @@ class NetworkModule(nn.Module):
         self._readouts = {name: values[name] for name in names}
         self._readouts["input"] = torch.zeros_like(x)
 
-    def _outputs(self, values: Mapping[str, Signal]) -> Any:
+    def _outputs(self, values: Mapping[str, Signal], steps: int | None) -> Any:
         """Decoded outputs, in the structure of the source network."""
-        names = leaves(self.network.outputs)
-        steps = max((value.shape[0] for value, in_time in values.values() if in_time), default=None)
         outputs: dict[str, Tensor] = {}
-        for name in dict.fromkeys(names):
-            value, in_time = values[name]
-            if steps is not None or self.step_mode == "m":
-                value = self._in_time((value, in_time), steps or 1)
+        for name in dict.fromkeys(leaves(self.network.outputs)):
+            value = self._in_time(values[name], steps)
             if self.spikes == "signed":
-                if steps is None:
-                    value = self._readouts[name] + value
-                    self._readouts[name] = value
-                else:
-                    value = self._readouts[name] + value.cumsum(0)
-                    self._readouts[name] = value[-1]
+                before = self._readouts[name]
+                value = before + (value if steps is None else value.cumsum(0))
+                self._readouts[name] = value if steps is None else value[-1]
             outputs[name] = value
         return fill(self.network.outputs, outputs)
 

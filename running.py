@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any
     from . import plugins
 
     try:
-        plugin = getattr(plugins, backend)
+        plugin = plugins.spikingjelly_network
     except BackendUnavailable:
         raise
     except ImportError as error:
@@ -141,6 +140,17 @@ class Evaluation:
     error: tuple[float | None, ...]
     reference_accuracy: float | None
     samples: int
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """The rows of both, for networks planned for different T on the same samples."""
+        return Evaluation(
+            self.time_steps + other.time_steps,
+            self.accuracy + other.accuracy,
+            self.agreement + other.agreement,
+            self.error + other.error,
+            self.reference_accuracy,
+            self.samples,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {

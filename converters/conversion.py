@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError, InputError, SignGDError, UnsupportedOperation
 from ..network import Function, SpikingNetwork
 from ..network_module import NetworkModule
-from ..neurons.schedules import ExponentialSchedule, Schedule
+from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from .calibration import Calibration, batches_of, statistics
 from .capture import capture, eval_mode
 from .lowering import Coverage, Lowering, Options
@@ -176,6 +176,8 @@ def convert(
     source = source_network(model, batches[0], neurons, options, time_steps)
     check_against(source, model, batches[0])
     found = statistics(source, batches, seed)
+    if schedule is None and method == "subgradient":
+        chosen["schedule"] = InverseSchedule(1.0, delay=1.0)  # a running mean
     if chosen["schedule"] is None:
         chosen["schedule"] = default_schedule(time_steps)
     if chosen["input_scale"] is None:

@@ -837,9 +837,26 @@ def _var(
     return out if correction == 0 else low.affine(out, count / (count - correction))
 
 
+@handles(aten.var.default, aten.var.dim)
+def _var_unbiased(
+    low: Lowering, x: Value, dim: Any = None, unbiased: bool = True, keepdim: bool = False
+) -> Value:
+    if isinstance(dim, bool):  # var(x, unbiased)
+        dim, unbiased = None, dim
+    return _var(low, x, dim, correction=float(unbiased), keepdim=keepdim)
+
+
 @handles(aten.std.correction)
 def _std(low: Lowering, x: Value, dim: Any = None, **options: Any) -> Value:
-    variance = _var(low, x, dim, **options)
+    return _root(low, _var(low, x, dim, **options))
+
+
+@handles(aten.std.default, aten.std.dim)
+def _std_unbiased(low: Lowering, x: Value, *args: Any, **options: Any) -> Value:
+    return _root(low, _var_unbiased(low, x, *args, **options))
+
+
+def _root(low: Lowering, variance: Value) -> Value:
     return low.function("sqrt", [variance], low.shape_of(variance), low.channel_of(variance))
 
 

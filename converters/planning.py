@@ -33,6 +33,14 @@ SCALES = ("channel", "tensor", "published", "unit")
 Statistics = Mapping[str, Mapping[str, Tensor]]
 
 
+class SaturationWarning(UserWarning):
+    """Neurons whose values lie beyond what the schedule can reach."""
+
+
+class LevelsWarning(UserWarning):
+    """Group neurons whose m T is not the L that the network was trained with."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What ``convert`` decides on; see there for the meaning of each field."""
@@ -76,6 +84,8 @@ class _Planner:
         self.coding: dict[str, str] = {}  # "static" | "decoded" | "rate"
         self.now: dict[str, str] = {}  # a source value to the node that holds it here
         self.blockers: list[str] = []
+        self.saturated: list[str] = []
+        self.reach = sum(p.schedule(t) for t in range(1, p.time_steps + 1))
 
     def run(self) -> SpikingNetwork:
         for node in self.network.nodes:
@@ -92,9 +102,15 @@ class _Planner:
                 "these cannot be converted by the chosen method:\n  " + "\n  ".join(self.blockers),
                 blockers=self.blockers,
             )
-        outputs = _renamed(
-            self.network.outputs, lambda name: self._decoded(self.now[name])
-        )
+        if self.saturated:
+            warnings.warn(
+                "the step sizes add up to less than these neurons' values: "
+                + "; ".join(self.saturated)
+                + ". They saturate. Choose scale='channel' or 'tensor', or a longer schedule.",
+                SaturationWarning,
+                stacklevel=4,
+            )
+        outputs = _renamed(self.network.outputs, lambda name: self._decoded(self.now[name]))
         assert leaves(outputs)
         return self.network.replace(nodes=tuple(self.nodes), outputs=outputs)
 
@@ -180,6 +196,18 @@ class _Planner:
             momentum=self.p.momentum,
         )
         self._emit(neuron, "decoded")
+        if self.p.scale in ("published", "unit"):
+            self._check_range(neuron)
+
+    def _check_range(self, neuron: SignGDNeuron) -> None:
+        found = self.found[neuron.name]
+        largest = torch.maximum(found["maximum"].abs(), found["minimum"].abs()).max()
+        reach = self.reach * float(torch.as_tensor(neuron.scale).max())
+        if float(largest) > reach:
+            self.saturated.append(
+                f"{neuron.function.name} at '{neuron.name}' is up to {float(largest):.3g}, its "
+                f"reach {reach:.3g}"
+            )
 
     def _scale(self, node: Function) -> float | Tensor:
         found = self.found[node.name]
@@ -232,7 +260,8 @@ class _Planner:
                 f"{steps} = {members * steps}; the group neuron then computes another function. "
                 f"Choose time_steps that divide {levels}, or members with members * time_steps "
                 f"= {levels}.",
-                stacklevel=5,
+                LevelsWarning,
+                stacklevel=7,
             )
         return members
 
@@ -246,12 +275,13 @@ class _Planner:
             return
         neuron = SubgradientNeuron(
             **_common(node),
-            schedule=InverseSchedule(1.0, delay=1.0),
+            schedule=self.p.schedule if self.p.method == "subgradient" else AVERAGING,
             scale=self._scale(node),
         )
         self._emit(neuron, "decoded")
 
 
+AVERAGING = InverseSchedule(1.0, delay=1.0)
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
 DEFAULT_LEVELS = 8  # m T for a ReLU that was not trained with levels
 
