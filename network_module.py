@@ -261,7 +261,10 @@ class NetworkModule(nn.Module):
             return self._linear(node, inputs, steps, batch)
         if isinstance(node, Function) and key(node.name) not in self.neurons:
             return self._function(node, inputs)
-        arguments = [self._in_time(signal, steps) for signal in inputs]
+        if isinstance(node, Encoder):  # codes the input itself, in both views
+            arguments = [x if sequence or steps is None else x.expand(steps, *x.shape)]
+        else:
+            arguments = [self._in_time(signal, steps) for signal in inputs]
         return self.neurons[key(node.name)](*arguments), steps is not None
 
     def _input(self, x: Tensor, sequence: bool, steps: int | None) -> Signal:
@@ -322,7 +325,7 @@ class NetworkModule(nn.Module):
                 values[node.name] = inputs[0]
             else:
                 module = self.neurons[key(node.name)]
-                module.initial_input = tuple(inputs)
+                module.start(*inputs)  # type: ignore[operator]
                 resting = torch.as_tensor(module.resting, dtype=x.dtype, device=x.device)
                 values[node.name] = resting.expand(resolve(node.shape, batch))
         names = leaves(self.network.outputs)

@@ -32,12 +32,7 @@ def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any
         )
     from . import plugins
 
-    try:
-        plugin = plugins.spikingjelly_network
-    except BackendUnavailable:
-        raise
-    except ImportError as error:
-        raise BackendUnavailable(str(error)) from error
+    plugin = getattr(plugins, backend)
     module: NetworkModule = plugin.build(network, **options)
     return module
 

@@ -61,5 +61,6 @@ def group_step(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, 
     """One step: membrane current x and potential v, both [B, ...], to (output, new v)."""
     h = v + x
     # counted by comparison: floor(h / theta) rounds to another count on the thresholds
-    out = torch.bucketize(h, p.thresholds(h), right=True).to(h.dtype) * p.theta
+    n = torch.bucketize(h.contiguous(), p.thresholds(h), right=True)
+    out = n.to(h.dtype) * p.theta
     return out, h - out

@@ -75,9 +75,25 @@ def max_pool(
     dilation: tuple[int, ...],
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The largest of a window, for one, two or three spatial dimensions: one neuron for a window."""
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel_size) - 1]
-    return pool(x, kernel_size, stride, padding, dilation, ceil_mode)
+    """The largest of a window, for one, two or three spatial dimensions: one neuron for a window.
+
+    One dimension after the other as maxima of strided slices, several times faster on a CPU than
+    torch's pooling, which also looks for the positions. Values are selected, so they are the same.
+    """
+    for axis, (k, s, p, d) in enumerate(zip(kernel_size, stride, padding, dilation, strict=True)):
+        dim = axis - len(kernel_size)
+        size, reach = x.shape[dim], d * (k - 1) + 1
+        room = size + 2 * p - reach + (s - 1 if ceil_mode else 0)
+        windows = room // s + 1
+        if ceil_mode and (windows - 1) * s >= size + p:  # none starts in the padding on the right
+            windows -= 1
+        behind = max(0, (windows - 1) * s + reach - size - p)
+        if p or behind:
+            sides = [0] * (2 * -dim - 2) + [p, behind]
+            x = F.pad(x, sides, value=float("-inf"))
+        last = (windows - 1) * s + 1
+        x = reduce(torch.maximum, [x.narrow(dim, i * d, last).unfold(dim, 1, s)[..., 0] for i in range(k)])
+    return x
 
 
 def adaptive_max_pool(x: Tensor, output_size: tuple[int, ...]) -> Tensor:

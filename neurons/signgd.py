@@ -93,12 +93,11 @@ def signgd_step(
     """The definition, decoded view: arguments of f [B, ...] to (fires bool [B, ...], state)."""
     t = state.t + 1
     fires = signgd_fires(x, state.v, p)
-    size = p.schedule(t) * p.scale
+    size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
+    sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
     if p.momentum == 0.0:
-        # for both numbers and tensors, and with one rounding: v - size or v + size
-        size = torch.as_tensor(size, dtype=state.v.dtype, device=state.v.device)
-        return fires, SignGDState(state.v + torch.where(fires, -size, size), t)
-    sigma = fires.to(state.v.dtype) * 2 - 1
+        # sigma is 1 or -1, so the product is exact and v - size or v + size is rounded once
+        return fires, SignGDState(torch.addcmul(state.v, sigma, size, value=-1), t)
     buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
     return fires, SignGDState(state.v - size * buffer, t, buffer)
 

@@ -1,736 +1,147 @@
-"""SpikingJelly node types: signGD, group and subgradient neurons, and what codes and decodes them.
+"""SpikingJelly: the neurons as its own node types, and converted networks made of them.
 
-Every module holds its state as memories (``functional.reset_net`` starts anew), takes [N, *] in
-``step_mode="s"`` and [T, N, *] in ``"m"``, and gives the same numbers in both. States are float32,
-float64 for float64 inputs, whatever the input's type; the output has the input's type.
-
-``spikes`` says what passes between the modules of one network; I = W y is what the linear layer
-before a neuron makes of it, and decoded values agree to rounding in all three:
-
-==========  ==============================  ===================================================
-"signed"    -eta(t) scale sigma(t)          x += I; layers without bias, x(0) = initial_input
-"binary"    scale s(t), s in {0, 1}         x -= eta(t) (2 I - offset), offset = W scale 1; the
-                                            protocol of the published code, one common schedule
-"decoded"   v(t)                            x = I; layers keep their bias
-==========  ==============================  ===================================================
-
-Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
-``materialize_states`` and functional forwards are 2.0.0's names, used by both here.
+Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions. On 2.0.0
+``SignGDRecipe`` and ``GroupRecipe`` plug the conversion into its ``ann2snn.Converter``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, neuron, surrogate
-from torch import Tensor, nn
+from spikingjelly.activation_based import base
+from torch import Tensor, fx, nn
 
-from ..errors import InputError
-from ..neurons.coding import CodingState, RealCodingParameters, real_step
-from ..neurons.group import GroupNeuronParameters, group_step
-from ..neurons.nonlinearities import Nonlinearity, nonlinearity
-from ..neurons.scan import scan
-from ..neurons.schedules import InverseSchedule, Schedule
-from ..neurons.signgd import (
-    SignGDParameters,
-    SignGDState,
-    from_binary,
-    signgd_initial_state,
-    signgd_step,
-    weighted_spike,
+from ..network import (
+    Average,
+    Encoder,
+    GroupNeuron,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    SubgradientNeuron,
 )
-from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
+from ..network_module import NetworkModule
+from .spikingjelly_nodes import (
+    Encode,
+    GroupNode,
+    PoissonEncode,
+    Readout,
+    RunningMean,
+    SignGDNode,
+    SubgradientNode,
+    group_neuron_factory,
+)
+
+try:  # the recipes of 2.0.0; 0.0.0.0.14 has no such extension point
+    from spikingjelly.activation_based.ann2snn import FXConversionRecipe
+except ImportError:
+    FXConversionRecipe = object
 
 __all__ = [
     "Encode",
     "GroupNode",
+    "GroupRecipe",
+    "PoissonEncode",
     "Readout",
     "RunningMean",
     "SignGDNode",
+    "SignGDRecipe",
+    "SpikingJellyNetwork",
     "SubgradientNode",
+    "build",
     "group_neuron_factory",
 ]
 
-SPIKES = ("signed", "binary", "decoded")
-Shapes = tuple[tuple[int, ...], ...]
-Record = list[tuple[Tensor, Tensor | None]]  # (v, spikes) of each step
 
+class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
+    """A converted network of SpikingJelly nodes.
 
-class _Stateful(base.MemoryModule):
-    """A module that is its pure step.
-
-    A subclass registers its memories in the order of ``State``, whose ``shapes``, those of the
-    inputs, is None until the first step, and writes ``_initial_state`` and ``_step``.
+    At home in ``functional.set_step_mode``, ``functional.reset_net`` and ``monitor``; the nodes
+    are ``module.neuron(name)``. ``spikingjelly_signgd.run`` runs it for many time steps at once.
     """
 
-    State: ClassVar[Callable[..., Any]]
-    _arity: int | None = 1
 
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> Any:
-        raise NotImplementedError
+def build(
+    network: SpikingNetwork, *, spikes: str = "decoded", step_mode: str = "s"
+) -> SpikingJellyNetwork:
+    """``network`` as SpikingJelly nodes; ``spikes`` as for ``SignGDNode``, "decoded" or "signed".
 
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
-    ) -> tuple[Tensor, Any]:
-        raise NotImplementedError
+    Raises ValueError where a network cannot be built in the view asked for.
+    """
+    neurons = {
+        node.name: made
+        for node in network.nodes
+        if (made := make_node(node, spikes)) is not None
+    }
+    module = SpikingJellyNetwork(network, neurons, spikes)
+    for part in module.modules():
+        if isinstance(part, base.StepModule):
+            part.step_mode = step_mode
+    return module
 
-    def _checked(self, inputs: tuple[Any, ...], step_mode: str) -> tuple[Tensor, ...]:
-        """The inputs of the first step."""
-        if not inputs or (self._arity is not None and len(inputs) != self._arity):
-            raise InputError(
-                f"{self._get_name()}: one input for each argument is needed, so "
-                f"{self._arity or 'at least 1'}, but {len(inputs)} came in. Call it as node(x1, x2)"
-                " for a function of two arguments."
+
+def make_node(node: Node, spikes: str = "decoded") -> nn.Module | None:
+    """The SpikingJelly node of a network's node; None for those that are not neurons."""
+    if isinstance(node, SignGDNeuron):
+        return SignGDNode(
+            node.function,
+            node.schedule,
+            scale=node.scale,
+            resting=node.resting,
+            spikes=spikes,
+            arguments=node.arguments,
+            momentum=node.momentum,
+        )
+    if isinstance(node, GroupNeuron):
+        return GroupNode(node.members, node.v_threshold, initial_charge=node.initial_charge)
+    if isinstance(node, SubgradientNeuron):
+        return SubgradientNode(node.scale, node.schedule)
+    if isinstance(node, Average):
+        return RunningMean()
+    if isinstance(node, Encoder):
+        if node.coding == "poisson":
+            return PoissonEncode(node.scale, seed=node.seed, averaged=not node.per_step)
+        assert node.schedule is not None
+        return Encode(node.schedule, momentum=node.momentum, spikes=spikes)
+    return None
+
+
+class _Recipe(FXConversionRecipe):  # type: ignore[misc]
+    """SpikingJelly's converter traces what ``before_trace`` returns and hands on ``finalize``."""
+
+    method: str
+
+    def __init__(self, calibration: Any, *, time_steps: int = 32, **options: Any) -> None:
+        if FXConversionRecipe is object:
+            from ..errors import BackendUnavailable
+
+            raise BackendUnavailable(
+                f"{type(self).__name__} plugs into ann2snn.Converter of spikingjelly 2; this "
+                "spikingjelly has no recipes. Call convert(model, calibration) and build instead."
             )
-        for x in inputs:
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise InputError(
-                    f"{self._get_name()}: inputs are floating-point tensors, but one is "
-                    f"{x.dtype if isinstance(x, Tensor) else type(x).__name__}. Convert it with "
-                    "x.float()."
-                )
-        if step_mode == "s":
-            return inputs
-        lengths = {x.shape[0] if x.dim() else 0 for x in inputs}
-        if len(lengths) != 1 or 0 in lengths:
-            raise InputError(
-                f"{self._get_name()}: in step_mode 'm' an input is [T, N, *] with one T >= 1, but "
-                f"the shapes are {[tuple(x.shape) for x in inputs]}. Set step_mode 's' "
-                "(functional.set_step_mode) to feed one step [N, *]."
-            )
-        return tuple(x[0] for x in inputs)
+        self.calibration = calibration
+        self.options = {"method": self.method, "time_steps": time_steps, **options}
 
-    def materialize_states(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
-    ) -> Any:
-        """Before the first step the states for this batch, then the same ones, checked."""
-        first = self._checked(inputs, step_mode)
-        shapes: Shapes = tuple(tuple(x.shape) for x in first)
-        dtype = _state_dtype(first)
-        state = self.State(*states)
-        if state.shapes is None:
-            return self._initial_state(tuple(x.to(dtype) for x in first))._replace(shapes=shapes)
-        if state.shapes != shapes:
-            raise InputError(
-                f"{self._get_name()}: a step is {list(shapes)} now, but the state was built for "
-                f"{list(state.shapes)}. Reset the neuron (functional.reset_net) before feeding a "
-                "batch of another shape."
-            )
-        device = first[0].device
-        return self.State(*(_each_tensor(value, lambda s: s.to(device, dtype)) for value in state))
+    def before_trace(self, converter: Any, ann: nn.Module) -> nn.Module:
+        from ..converters import convert
 
-    def _step_in_state_dtype(
-        self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
-    ) -> tuple[Tensor, Any]:
-        dtype = _state_dtype(inputs)
-        y, state = self._step(tuple(x.to(dtype) for x in inputs), state, record)
-        return y.to(inputs[0].dtype), state
+        self._converted = build(convert(ann, self.calibration, **self.options))
+        return nn.Identity()  # the model is captured already, there is nothing left to trace
 
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], record: Record | None = None
-    ) -> tuple[tuple[Tensor], Any]:
-        """Pure: (outputs, new states), states in the order of registration."""
-        y, state = self._step_in_state_dtype(inputs, self.State(*states), record)
-        # a decoded output is the state itself, which in-place layers further on would change
-        return (y.clone() if any(y is value for value in state) else y,), state
+    def finalize(self, converter: Any, fx_model: fx.GraphModule) -> nn.Module:
+        converted = self._converted.to(converter.device)
+        del self._converted
+        return converted
 
-    def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], record: Record | None = None
-    ) -> tuple[tuple[Tensor], Any]:
-        """Pure, [T, N, *] to [T, N, *]."""
-        steps = list(zip(*inputs, strict=True))
-        y_seq, state = scan(self._step_in_state_dtype, steps, self.State(*states), record)
-        return (y_seq,), state
 
-    def single_step_forward(self, *inputs: Tensor) -> Tensor:
-        return self._run(inputs, "s")
+class SignGDRecipe(_Recipe):
+    """``Converter(SignGDRecipe(data, time_steps=32)).convert(model)``: see ``convert``."""
 
-    def multi_step_forward(self, *inputs: Tensor) -> Tensor:
-        return self._run(inputs, "m")
+    method = "signgd"
 
-    def _run(self, inputs: tuple[Tensor, ...], step_mode: str) -> Tensor:
-        states = self.materialize_states(inputs, tuple(self._memories.values()), step_mode)
-        record: Record | None = [] if getattr(self, "store_v_seq", False) else None
-        if step_mode == "s":
-            (y,), states = self.single_step_functional_forward(inputs, states, record)
-        else:
-            (y,), states = self.multi_step_functional_forward(inputs, states, record)
-        self._memories.update(zip(self._memories, states, strict=True))
-        if record is not None:
-            self._store(record, step_mode)
-        return y
 
-    def _store(self, record: Record, step_mode: str) -> None:
-        raise NotImplementedError
+class GroupRecipe(_Recipe):
+    """``Converter(GroupRecipe(data, time_steps=1)).convert(qcfs_model)``: see ``convert``."""
 
-    def detach(self) -> None:
-        for name, value in self._memories.items():
-            self._memories[name] = _each_tensor(value, Tensor.detach)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        for name, value in self._memories.items():
-            if isinstance(value, tuple):  # the tensors by themselves are SpikingJelly's to move
-                self._memories[name] = _each_tensor(value, fn)
-        module: nn.Module = super()._apply(fn)
-        return module
-
-
-class _Recording(_Stateful, neuron.BaseNode):
-    """A neuron that keeps ``v_seq`` and ``spike_seq`` [T, N, *] if ``store_v_seq``.
-
-    Each call in step_mode 'm' replaces them; in 's' a step is appended, until the next reset.
-    ``spike_seq`` is bool, None for neurons whose spikes are graded.
-    """
-
-    v: Any  # Tensor, a number before the first step
-
-    @property
-    def store_v_seq(self) -> bool:
-        return self._store_v_seq
-
-    @store_v_seq.setter
-    def store_v_seq(self, value: bool) -> None:
-        self._store_v_seq = value
-        self.v_seq: Any = None  # Tensor, or None before the first step
-        self.spike_seq: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        # where the AttributeMonitor of 0.0.0.0.14 looks for attributes that are no memories
-        return self.__dict__[name] if name in self.__dict__ else super().__getattr__(name)
-
-    def _store(self, record: Record, step_mode: str) -> None:
-        v_seq = torch.stack([v for v, _ in record])
-        spikes = [s for _, s in record if s is not None]
-        spike_seq = torch.stack(spikes) if spikes else None
-        if step_mode == "s" and self.v_seq is not None:
-            v_seq = torch.cat([self.v_seq, v_seq])
-            if spike_seq is not None and self.spike_seq is not None:
-                spike_seq = torch.cat([self.spike_seq, spike_seq])
-        self.v_seq, self.spike_seq = v_seq, spike_seq
-
-    def reset(self) -> None:
-        super().reset()
-        self.v_seq = self.spike_seq = None
-
-    def detach(self) -> None:
-        super().detach()
-        if self.v_seq is not None:
-            self.v_seq = self.v_seq.detach()
-
-    def _start_from(self, v: float) -> None:
-        self.v = v
-        self.set_reset_value("v", v)
-
-
-def _state_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
-    dtype = torch.float32
-    for x in inputs:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
-
-
-def _each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_each_tensor(item, fn) for item in value)
-    return fn(value) if isinstance(value, Tensor) else value
-
-
-def _hold(module: nn.Module, name: str, value: Any) -> None:
-    """A tensor becomes a buffer, a copy that is the module's own; a number stays a number."""
-    if isinstance(value, Tensor):
-        module.register_buffer(name, value.detach().clone())
-    else:
-        setattr(module, name, value)
-
-
-def _as(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
-
-
-def _at_least_float32(value: Any) -> Any:
-    """A buffer of a module cast to half counts with its rounded value, in float32."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.promote_types(value.dtype, torch.float32))
-    return value
-
-
-def _show(value: Any) -> str:
-    return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0
-
-
-def _check_protocol(
-    owner: str, spikes: str, initial: Any, offset: Any, momentum: float = 0.0
-) -> None:
-    if spikes not in SPIKES:
-        raise ValueError(f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}.")
-    if spikes == "decoded" and not _is_zero(initial):
-        raise ValueError(
-            f"{owner}: with spikes='decoded' the input is x(t) itself, so an initial value would "
-            "be ignored. Leave the bias in the layer before, or choose spikes='signed'."
-        )
-    if spikes == "binary" and offset is None:
-        raise ValueError(
-            f"{owner}: with spikes='binary' the offset W (scale 1) is needed: what the layer "
-            "before makes of a spike from every neuron. Pass offset=weight.sum(1) for a "
-            "fully connected layer and scale 1."
-        )
-    if spikes == "binary" and momentum != 0.0:
-        raise ValueError(
-            f"{owner}: a binary spike cannot carry momentum. Choose spikes='signed', or momentum=0."
-        )
-    if spikes != "binary" and offset is not None:
-        raise ValueError(
-            f"{owner}: only spikes='binary' has an offset, but spikes is {spikes!r}. Leave it out."
-        )
-
-
-class _SignGDNodeState(NamedTuple):
-    v: Tensor
-    t: int
-    buffer: Tensor | None
-    x: tuple[Tensor, ...] | None
-    shapes: Shapes | None
-
-
-class SignGDNode(_Recording):
-    """signGD neuron of any function of one or several arguments (``neurons/signgd.py``).
-
-    ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
-    ``{"negative_slope": 0.1}``. ``scale`` and ``resting`` broadcast against v [N, *],
-    ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
-    Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
-
-    For inference: no gradient passes a spike, so none is recorded.
-    """
-
-    State = _SignGDNodeState
-
-    def __init__(
-        self,
-        function: str | Nonlinearity | Callable[..., Tensor],
-        schedule: Schedule,
-        *,
-        scale: float | Tensor = 1.0,
-        resting: float | Tensor = 0.0,
-        initial_input: float | Tensor | tuple[float | Tensor, ...] = 0.0,
-        spikes: str = "signed",
-        offset: float | Tensor | tuple[float | Tensor, ...] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        momentum: float = 0.0,
-        step_mode: str = "s",
-        store_v_seq: bool = False,
-    ) -> None:
-        super().__init__(
-            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
-        )
-        _check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
-        self.register_memory("t", 0)
-        self.register_memory("buffer", None)
-        self.register_memory("x", None)
-        self.register_memory("shapes", None)
-        self.function = nonlinearity(function)
-        if isinstance(self.function.function, nn.Module):
-            self.function_module = self.function.function  # a child: moves, saves and loads
-        self._arity = self.function.arity
-        self.schedule = schedule
-        self.spikes = spikes
-        self.momentum = momentum
-        _hold(self, "scale", scale)
-        _hold(self, "resting", resting)
-        self._initial_inputs = self._hold_each("initial_input", initial_input)
-        self._offsets = self._hold_each("offset", 0.0 if offset is None else offset)
-        self._arguments = {key: f"argument_{key}" for key in arguments or {}}
-        for key, value in (arguments or {}).items():
-            _hold(self, f"argument_{key}", value)
-        self._dynamics: SignGDParameters | None = None
-        self._dynamics_of: tuple[Any, ...] = ()
-        assert self.dynamics  # checked at birth
-        if not isinstance(resting, Tensor):
-            self._start_from(float(resting))
-
-    def _hold_each(self, name: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, tuple):
-            _hold(self, name, value)
-            return (name,)
-        names = tuple(f"{name}_{k}" for k in range(len(value)))
-        for key, item in zip(names, value, strict=True):
-            _hold(self, key, item)
-        return names
-
-    def _held(self, names: tuple[str, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The values under these names, one for each input; a single number counts for all."""
-        values = tuple(getattr(self, name) for name in names)
-        if len(values) == 1 and not isinstance(values[0], Tensor):
-            values *= len(like)
-        if len(values) != len(like):
-            raise InputError(
-                f"{self._get_name()}: {len(like)} inputs came in, but there are {len(values)} "
-                f"values of {names[0].removesuffix('_0')}. Pass a tuple with one for each input."
-            )
-        return tuple(_as(value, x) for value, x in zip(values, like, strict=True))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {key: getattr(self, name) for key, name in self._arguments.items()}
-
-    @property
-    def dynamics(self) -> SignGDParameters:
-        """The definition's parameters, with the tensors of the buffers."""
-        arguments = self.arguments
-        of = (self.scale, self.resting, *arguments.values())
-        if self._dynamics is None or any(
-            a is not b for a, b in zip(of, self._dynamics_of, strict=True)
-        ):
-            self._dynamics_of = of
-            self._dynamics = SignGDParameters(
-                self.function,
-                self.schedule,
-                _at_least_float32(self.scale),
-                _at_least_float32(self.resting),
-                {key: _at_least_float32(value) for key, value in arguments.items()},
-                self.momentum,
-            )
-        return self._dynamics
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._dynamics = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    @torch.no_grad()
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
-        x = inputs
-        if self.spikes != "decoded":
-            initial = self._held(self._initial_inputs, inputs)
-            x = tuple(a.expand(b.shape) for a, b in zip(initial, inputs, strict=True))
-        p = self.dynamics
-        like = p.target(*x).to(inputs[0].dtype)  # of another shape where f pools or broadcasts
-        v, t, buffer = signgd_initial_state(like, p)
-        return _SignGDNodeState(v, t, buffer, None if self.spikes == "decoded" else x, None)
-
-    @torch.no_grad()
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _SignGDNodeState, record: Record | None
-    ) -> tuple[Tensor, _SignGDNodeState]:
-        p = self.dynamics
-        x = inputs
-        if self.spikes == "binary":
-            eta = p.schedule(state.t + 1)
-            offsets = self._held(self._offsets, inputs)
-            x = tuple(from_binary(a, b, eta) for a, b in zip(inputs, offsets, strict=True))
-        if state.x is not None:
-            x = tuple(a + b for a, b in zip(state.x, x, strict=True))
-        fires, after = signgd_step(x, SignGDState(state.v, state.t, state.buffer), p)
-        if record is not None:
-            record.append((after.v, fires))
-        if self.spikes == "signed":
-            y = weighted_spike(fires, after, p)
-        elif self.spikes == "binary":
-            y = _as(p.scale, after.v) * fires
-        else:
-            y = after.v
-        integrated = None if state.x is None else x
-        return y, _SignGDNodeState(*after, integrated, state.shapes)
-
-    def extra_repr(self) -> str:
-        parts = [self.function.name, repr(self.schedule)]
-        names = ["scale", "resting", *self._initial_inputs, *self._arguments.values()]
-        if self.spikes == "binary":
-            names += self._offsets
-        parts += [f"{name}={_show(getattr(self, name))}" for name in names]
-        if self.momentum:
-            parts.append(f"momentum={self.momentum}")
-        return ", ".join([*parts, f"spikes={self.spikes!r}", f"step_mode={self.step_mode!r}"])
-
-
-class _GroupNodeState(NamedTuple):
-    v: Tensor
-    shapes: Shapes | None
-
-
-class GroupNode(_Recording):
-    """Group neuron of m members (``neurons/group.py``): membrane current in, n v_threshold / m out.
-
-    Where the input requires a gradient it passes through ``surrogate_function`` (Sigmoid unless
-    given), the sum over the members; the forward values are the same to the bit.
-    """
-
-    State = _GroupNodeState
-
-    def __init__(
-        self,
-        members: int,
-        v_threshold: float = 1.0,
-        *,
-        initial_charge: float = 0.5,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: str = "s",
-        store_v_seq: bool = False,
-    ) -> None:
-        super().__init__(
-            v_threshold=float(v_threshold),
-            v_reset=None,
-            surrogate_function=surrogate_function or surrogate.Sigmoid(),
-            detach_reset=detach_reset,
-            step_mode=step_mode,
-            store_v_seq=store_v_seq,
-        )
-        self.register_memory("shapes", None)
-        self.members = members
-        self.initial_charge = initial_charge
-        self._start_from(self.dynamics.v_initial)
-
-    @property
-    def dynamics(self) -> GroupNeuronParameters:
-        return GroupNeuronParameters(self.members, self.v_threshold, self.initial_charge)
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _GroupNodeState:
-        return _GroupNodeState(torch.full_like(inputs[0], self.dynamics.v_initial), None)
-
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _GroupNodeState, record: Record | None
-    ) -> tuple[Tensor, _GroupNodeState]:
-        (x,) = inputs
-        if torch.is_grad_enabled() and (x.requires_grad or state.v.requires_grad):
-            out, v = self._differentiable_step(x, state.v, self.dynamics)
-        else:
-            out, v = group_step(x, state.v, self.dynamics)
-        if record is not None:
-            record.append((v, None))
-        return out, _GroupNodeState(v, state.shapes)
-
-    def _differentiable_step(
-        self, x: Tensor, v: Tensor, p: GroupNeuronParameters
-    ) -> tuple[Tensor, Tensor]:
-        h = v + x
-        # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
-        above = h - p.thresholds(h).view(-1, *[1] * h.dim())
-        out = self.surrogate_function(above).sum(0) * p.theta
-        return out, h - (out.detach() if self.detach_reset else out)
-
-    def extra_repr(self) -> str:
-        return (
-            f"members={self.members}, v_threshold={self.v_threshold}, "
-            f"initial_charge={self.initial_charge}, detach_reset={self.detach_reset}, "
-            f"step_mode={self.step_mode!r}"
-        )
-
-
-def group_neuron_factory(
-    members: int, *, initial_charge: float = 0.5
-) -> Callable[[float], GroupNode]:
-    """``RateCodingRecipe(..., neuron_factory=group_neuron_factory(4))`` of SpikingJelly 2.
-
-    The recipe's scalers map [0, scale] to [0, 1] and back, so the threshold is 1 at every scale.
-    """
-
-    def factory(scale: float) -> GroupNode:
-        return GroupNode(members, initial_charge=initial_charge)
-
-    return factory
-
-
-class _SubgradientNodeState(NamedTuple):
-    v: Tensor
-    t: int
-    shapes: Shapes | None
-
-
-class SubgradientNode(_Recording):
-    """The rate-coded baseline for ReLU (``neurons/subgradient.py``): decoded x(t) in, v(t) out.
-
-    ``scale``, the largest output, broadcasts against x; the schedule is 1 / (t + 1) unless given.
-    """
-
-    State = _SubgradientNodeState
-
-    def __init__(
-        self,
-        scale: float | Tensor = 1.0,
-        schedule: Schedule | None = None,
-        *,
-        step_mode: str = "s",
-        store_v_seq: bool = False,
-    ) -> None:
-        super().__init__(
-            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
-        )
-        self.register_memory("t", 0)
-        self.register_memory("shapes", None)
-        self.schedule = InverseSchedule(1.0, delay=1.0) if schedule is None else schedule
-        _hold(self, "scale", scale)
-        self._dynamics = SubgradientParameters(scale, self.schedule)
-
-    @property
-    def dynamics(self) -> SubgradientParameters:
-        if self._dynamics.scale is not self.scale:
-            self._dynamics = SubgradientParameters(self.scale, self.schedule)
-        return self._dynamics
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SubgradientNodeState:
-        return _SubgradientNodeState(torch.zeros_like(inputs[0]), 0, None)
-
-    @torch.no_grad()
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _SubgradientNodeState, record: Record | None
-    ) -> tuple[Tensor, _SubgradientNodeState]:
-        (x,) = inputs
-        fires, after = subgradient_step(x, SubgradientState(state.v, state.t), self.dynamics)
-        if record is not None:
-            record.append((after.v, fires))
-        return after.v, _SubgradientNodeState(*after, state.shapes)
-
-    def extra_repr(self) -> str:
-        return f"scale={_show(self.scale)}, {self.schedule!r}, step_mode={self.step_mode!r}"
-
-
-class _EncodeState(NamedTuple):
-    v: Tensor
-    t: int
-    buffer: Tensor | None
-    shapes: Shapes | None
-
-
-class Encode(_Stateful):
-    """Real-valued input coding (``neurons/coding.py``): v follows the input x, v(0) = 0.
-
-    Sends the increments of v ("signed"), v ("decoded"), or (1 + v - x) / 2 ("binary", as
-    published: not binary at all, but decoded by the same formula as binary spikes).
-    """
-
-    State = _EncodeState
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        *,
-        momentum: float = 0.0,
-        spikes: str = "signed",
-        step_mode: str = "s",
-    ) -> None:
-        super().__init__()
-        offset = 0.0 if spikes == "binary" else None
-        _check_protocol(self._get_name(), spikes, 0.0, offset, momentum)
-        for name, value in zip(_EncodeState._fields, (None, 0, None, None), strict=True):
-            self.register_memory(name, value)
-        self.dynamics = RealCodingParameters(schedule, momentum)
-        self.spikes = spikes
-        self.step_mode = step_mode
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _EncodeState:
-        return _EncodeState(torch.zeros_like(inputs[0]), 0, None, None)
-
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _EncodeState, record: Record | None
-    ) -> tuple[Tensor, _EncodeState]:
-        (x,) = inputs
-        v, after = real_step(x, CodingState(state.v, state.t, state.buffer), self.dynamics)
-        if self.spikes == "signed":
-            y = v - state.v
-        elif self.spikes == "binary":
-            y = (1 + (state.v - x)) / 2
-        else:
-            y = v
-        return y, _EncodeState(*after, state.shapes)
-
-    def extra_repr(self) -> str:
-        p = self.dynamics
-        momentum = f"momentum={p.momentum}, " if p.momentum else ""
-        return f"{p.schedule!r}, {momentum}spikes={self.spikes!r}, step_mode={self.step_mode!r}"
-
-
-class _ReadoutState(NamedTuple):
-    y: Tensor
-    t: int
-    shapes: Shapes | None
-
-
-class Readout(_Stateful):
-    """Accumulates what the last linear layer makes of the spikes to the decoded output y(t).
-
-    ``initial`` is the layer's bias, y(0); "binary" needs the senders' ``schedule`` and the offset
-    of the layer.
-    """
-
-    State = _ReadoutState
-
-    def __init__(
-        self,
-        initial: float | Tensor = 0.0,
-        *,
-        spikes: str = "signed",
-        schedule: Schedule | None = None,
-        offset: float | Tensor | None = None,
-        step_mode: str = "s",
-    ) -> None:
-        super().__init__()
-        _check_protocol(self._get_name(), spikes, initial, offset)
-        if spikes == "binary" and schedule is None:
-            raise ValueError(
-                "Readout: binary spikes are decoded with the step sizes of their senders. Pass "
-                "schedule=... ."
-            )
-        for name, value in zip(_ReadoutState._fields, (None, 0, None), strict=True):
-            self.register_memory(name, value)
-        _hold(self, "initial", initial)
-        _hold(self, "offset", 0.0 if offset is None else offset)
-        self.schedule = schedule
-        self.spikes = spikes
-        self.step_mode = step_mode
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _ReadoutState:
-        (current,) = inputs
-        return _ReadoutState(_as(self.initial, current).expand(current.shape), 0, None)
-
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _ReadoutState, record: Record | None
-    ) -> tuple[Tensor, _ReadoutState]:
-        (current,) = inputs
-        t = state.t + 1
-        if self.spikes == "decoded":
-            return current, _ReadoutState(state.y, t, state.shapes)
-        if self.spikes == "binary":
-            assert self.schedule is not None
-            current = from_binary(current, _as(self.offset, current), self.schedule(t))
-        y = state.y + current
-        return y, _ReadoutState(y, t, state.shapes)
-
-    def extra_repr(self) -> str:
-        binary = f"{self.schedule!r}, offset={_show(self.offset)}, "
-        return (
-            f"initial={_show(self.initial)}, {binary if self.spikes == 'binary' else ''}"
-            f"spikes={self.spikes!r}, step_mode={self.step_mode!r}"
-        )
-
-
-class _RunningMeanState(NamedTuple):
-    total: Tensor
-    t: int
-    shapes: Shapes | None
-
-
-class RunningMean(_Stateful):
-    """The mean of all inputs since the last reset: the read-out of rate-coded networks."""
-
-    State = _RunningMeanState
-
-    def __init__(self, *, step_mode: str = "s") -> None:
-        super().__init__()
-        for name, value in zip(_RunningMeanState._fields, (None, 0, None), strict=True):
-            self.register_memory(name, value)
-        self.step_mode = step_mode
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _RunningMeanState:
-        return _RunningMeanState(torch.zeros_like(inputs[0]), 0, None)
-
-    def _step(
-        self, inputs: tuple[Tensor, ...], state: _RunningMeanState, record: Record | None
-    ) -> tuple[Tensor, _RunningMeanState]:
-        total, t = state.total + inputs[0], state.t + 1
-        return total / t, _RunningMeanState(total, t, state.shapes)
+    method = "group"

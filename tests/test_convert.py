@@ -406,7 +406,7 @@ def test_the_two_views_agree(model):
 def test_the_two_views_agree_on_images():
     model = OnImage(nn.Sequential(nn.GELU(), nn.MaxPool2d(3, 2, 1), nn.GroupNorm(4, 8))).double()
     x = torch.randn(4, 1, 6, 6, dtype=torch.float64)
-    for options in ({}, {"preset": "paper"}, {"input_coding": "spike", "resting": "mean"}):
+    for options in ({}, {"preset": "paper", "scale": "tensor"}, {"input_coding": "spike", "resting": "mean"}):
         network = sg.convert(model, x, time_steps=32, **options)
         decoded = sg.run(sg.build(network), x, (1, 32))
         spikes = sg.run(sg.build(network, spikes="signed"), x, (1, 32))

@@ -30,7 +30,6 @@ from spikingjelly_signgd.neurons import (
     signgd_spike_step,
 )
 from spikingjelly_signgd.plugins.spikingjelly import (
-    SPIKES,
     Encode,
     GroupNode,
     Readout,
@@ -44,6 +43,7 @@ pytestmark = pytest.mark.spikingjelly
 
 PUBLISHED = ExponentialSchedule(0.15, 0.95)
 FAST = ExponentialSchedule(1.0, 0.8)
+SPIKES = ("signed", "binary", "decoded")
 
 
 def assert_same(name: str, actual: Any, expected: Any) -> None:
@@ -837,6 +837,18 @@ def test_each_argument_has_its_own_initial_input_and_offset() -> None:
     node(a, b)
     assert_near("x[0]", node.x[0], a0 - 0.15 * (2 * a - 1.5), atol=1e-6)
     assert_near("x[1]", node.x[1], b0 - 0.15 * (2 * b - 1.0), atol=1e-6)
+
+
+def test_v_before_the_first_step_is_where_it_starts() -> None:
+    for node, start in (
+        (SignGDNode("relu", PUBLISHED, resting=1.5), 1.5),
+        (GroupNode(4, 2.0), 0.25),
+        (SubgradientNode(), 0.0),
+    ):
+        assert node.v == start
+        node(torch.ones(2, 5))
+        functional.reset_net(node)
+        assert node.v == start
 
 
 @pytest.mark.parametrize("fires_at_tie", [True, False])
