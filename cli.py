@@ -18,7 +18,11 @@ OK, USAGE, UNSUPPORTED = 0, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 ok, 2 usage, 3 unsupported operations."""
+    """Exit codes: 0 ok, 2 usage, 3 unsupported operations.
+
+    A model that torch.export cannot capture cannot be converted either: 3. One that cannot be
+    loaded, or that itself fails on the input given, is a matter of usage: 2.
+    """
     parser = argparse.ArgumentParser(prog="spikingjelly-signgd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
@@ -26,11 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     check.add_argument("model", help="package.module:factory, called without arguments")
     check.add_argument(
-        "--input", type=int, nargs="+", required=True, metavar="SIZE", help="shape of one sample"
+        "--input", type=size, nargs="+", required=True, metavar="SIZE", help="shape of one sample"
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     return _check(options)
+
+
+def size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a size is at least 1, but it is {value}")
+    return value
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -39,7 +50,7 @@ def _check(options: argparse.Namespace) -> int:
     try:
         model = load_model(options.model)
         report = check(model, torch.rand(2, *options.input))
-    except (CaptureError, SignGDError) as error:
+    except SignGDError as error:
         if options.json:
             print(json.dumps({"ok": False, "error": str(error)}))
         else:
@@ -52,16 +63,17 @@ def _check(options: argparse.Namespace) -> int:
 def load_model(spec: str) -> nn.Module:
     """``package.module:factory`` to the model that the factory returns."""
     module_name, _, attribute = spec.partition(":")
-    if not attribute:
+    if not module_name or not attribute:
         raise SignGDError(f"'{spec}' is no model; write package.module:factory.")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         found = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SignGDError(f"cannot load '{spec}': {error}.") from error
+        model = found if isinstance(found, nn.Module) else found()
+    except Exception as error:  # whatever the user's module raises
+        raise SignGDError(f"cannot load '{spec}': {type(error).__name__}: {error}") from error
     finally:
-        sys.path.pop(0)
-    model = found if isinstance(found, nn.Module) else found()
+        sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise SignGDError(f"'{spec}' gives {type(model).__name__}, not a torch.nn.Module.")
     return model

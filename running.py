@@ -38,7 +38,8 @@ def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any
 
 
 def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
-    steps = (time_steps,) if isinstance(time_steps, int) else tuple(time_steps)
+    several = isinstance(time_steps, Iterable)
+    steps: tuple[Any, ...] = tuple(time_steps) if several else (time_steps,)  # type: ignore[arg-type]
     if not steps or any(not isinstance(t, int) or isinstance(t, bool) or t < 1 for t in steps):
         raise InputError(
             f"time_steps is an integer of at least 1 or several of them, but it is {time_steps!r}."
@@ -76,6 +77,12 @@ def run(
     """
     steps = check_steps(time_steps)
     last = max(steps)
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
+    if not isinstance(snn, NetworkModule):
+        raise InputError(
+            f"run takes the module that build(network) returns, not {type(snn).__name__}."
+        )
     x = snn.check_input(x, leading=int(sequence))
     if not bool(x.isfinite().all()):
         raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
@@ -198,7 +205,7 @@ def evaluate(
     squared = dict.fromkeys(steps, 0.0)
     norm, samples, labelled, right = 0.0, 0, 0, 0
     for batch in progress(loader, "evaluating", _length(loader)):
-        x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        x, y = _pair(batch)
         outputs = run(snn, x, steps, chunk=chunk)
         samples += len(x)
         target = None
@@ -227,6 +234,15 @@ def evaluate(
         right / labelled if labelled and has_reference else None,
         samples,
     )
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """(x, y) of a loader's batch: x, (x,) or (x, y)."""
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
+    return batch[0], batch[1] if len(batch) == 2 else None
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError
+from ..errors import CalibrationError, CaptureError
 from ..operations import Size
 
 
@@ -28,14 +29,26 @@ class Captured:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every submodule's own mode comes back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    """The model in eval mode; afterwards every submodule has its own mode and attributes back.
+
+    A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
+    """
+    before = [(module, _attributes(module)) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes; its dicts of parameters, buffers and children by a copy."""
+    return {
+        name: value.copy() if name in ("_parameters", "_buffers", "_modules") else value
+        for name, value in vars(module).items()
+    }
 
 
 def capture(model: nn.Module, sample: Tensor) -> Captured:
@@ -43,8 +56,14 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
 
     Raises CaptureError where ``torch.export`` cannot follow the model, where the model fixes the
     batch size, takes other inputs, or returns something else than tensors in lists, tuples and
-    dicts.
+    dicts; CalibrationError where the model itself fails on the sample.
     """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"a torch.nn.Module can be converted, not {type(model).__name__}; wrap a function in "
+            "a module whose forward calls it."
+        )
+    _try_out(model, sample)
     if sample.shape[0] < 2:  # torch.export treats sizes 0 and 1 as constants
         sample = torch.cat([sample, sample])
     dynamic = ({0: torch.export.Dim("batch")},)
@@ -67,6 +86,31 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             "network has no place for that. Compute it outside forward, or freeze it."
         )
     return Captured(program.graph, constants, inputs[0], _plain(spec, flat, model))
+
+
+def _try_out(model: nn.Module, sample: Tensor) -> None:
+    """The model must run as it is: torch.export reports a wrong shape at length, and late."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with eval_mode(model), torch.no_grad():
+            inspect.signature(model.forward).bind(sample)
+            model(sample)
+    except Exception as error:
+        if isinstance(error, TypeError) and "argument" in str(error):
+            raise CaptureError(
+                f"{type(model).__name__} does not take one tensor ({error}). Wrap it in a module "
+                "that supplies the other arguments, or give them defaults."
+            ) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise CalibrationError(
+            f"{type(model).__name__} itself fails on a batch {list(sample.shape)}: {first}\n"
+            "Pass samples of the shape, type and device that the model takes."
+        ) from error
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:

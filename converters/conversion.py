@@ -17,7 +17,7 @@ from .calibration import Calibration, batches_of, statistics
 from .capture import capture, eval_mode
 from .lowering import Coverage, Lowering, Options
 from .passes import fuse_batch_norm, remove_unused
-from .planning import CODINGS, METHODS, SCALES, Plan, default_schedule, plan
+from .planning import CODINGS, METHODS, SCALES, Plan, plan
 from .rules import NEURONS, Entry, Operation
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -137,7 +137,8 @@ def convert(
         real-valued input, ReLU scaled by its maximum, sigmoid GELU, chained max pooling). Every
         other argument that is given overrides it.
     schedule
-        Step sizes in units of each neuron's scale; the default depends on ``time_steps``.
+        Step sizes in units of each neuron's scale, one schedule for all neurons. The default
+        depends on ``time_steps`` and on each neuron's depth: ``converters.default_schedule``.
     input_coding
         "exact": the first layers see the input itself; "real": real-valued increments;
         "spike": signs, within ``input_scale`` times the sum of the schedule; "poisson".
@@ -178,8 +179,6 @@ def convert(
     found = statistics(source, batches, seed)
     if schedule is None and method == "subgradient":
         chosen["schedule"] = InverseSchedule(1.0, delay=1.0)  # a running mean
-    if chosen["schedule"] is None:
-        chosen["schedule"] = default_schedule(time_steps)
     if chosen["input_scale"] is None:
         chosen["input_scale"] = max(float(x.abs().max()) for x in batches) or 1.0
     planned = plan(
@@ -205,7 +204,7 @@ def convert(
             "preset": preset or "default",
             "input_coding": chosen["input_coding"],
             "scale": chosen["scale"],
-            "schedule": chosen["schedule"].to_dict(),
+            "schedule": chosen["schedule"].to_dict() if chosen["schedule"] else "default",
             "seed": seed,
             "calibration_samples": sum(len(x) for x in batches),
             "torch": torch.__version__.split("+")[0],

@@ -5,7 +5,7 @@ Layout, format version 1.0::
     /                   attributes: format, format_version, time_steps, outputs, provenance (JSON)
     /nodes/00000        one group for each node, in topological order
         attributes: kind, name, inputs, shape, and the node's other fields; what is not a string
-        or a number is JSON
+        or a number is JSON; a text too long for an attribute is a dataset of bytes, name.json
         datasets:   the node's tensors, named as the field, or field.key for a mapping
     /statistics/00000   attribute: name; datasets: what calibration saw at that neuron
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,16 @@ from torch import Tensor
 from ..errors import BackendUnavailable, FormatError
 from ..network import NODES, Node, SpikingNetwork
 from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
-from ..neurons.schedules import schedule_from_dict
+from ..neurons.schedules import SCHEDULES, schedule_from_dict
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "spikingjelly_signgd"
 VERSION = (1, 0)
+LONGEST_ATTRIBUTE = 32_000  # bytes; HDF5 ends at 64 kB for all the attributes of a group
+
+Function = Nonlinearity | Callable[..., Tensor]
 
 
 def save(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
@@ -64,23 +67,22 @@ def save(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], *, functions: Mapping[str, Nonlinearity] | None = None
+    path: str | os.PathLike[str], *, functions: Mapping[str, Function] | None = None
 ) -> SpikingNetwork:
     """Read a description; the source model's code is not needed.
 
-    ``functions`` gives the rows of the caller's own nonlinearities by name. Raises FormatError
-    for a file that is not a description, is damaged, or is of a newer format.
+    ``functions`` gives the caller's own nonlinearities by name, each a row or a callable. Raises
+    FormatError for a file that is not a description, is damaged, or is of a newer format.
     """
     h5 = _h5py()
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file '{path}'")
-    rows = {**NONLINEARITIES, **(functions or {})}
     try:
         with h5.File(path, "r") as file:
-            return _read(file, path, rows)
+            return _read(file, path, functions or {})
     except FormatError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, AssertionError) as error:
+    except Exception as error:  # h5py and the parts of a network raise all kinds on nonsense
         raise FormatError(
             f"'{path}' is not a whole spiking-network description ({error}); write it again with "
             "save(network, path)."
@@ -108,8 +110,8 @@ def _write(file: h5py.File, network: SpikingNetwork) -> None:
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = ".".join(map(str, VERSION))
     file.attrs["time_steps"] = network.time_steps
-    file.attrs["outputs"] = json.dumps(_tag(network.outputs))
-    file.attrs["provenance"] = json.dumps(dict(network.provenance))
+    _put(file, "outputs", json.dumps(_tag(network.outputs)))
+    _put(file, "provenance", _json(dict(network.provenance), "the network", "provenance"))
     for i, node in enumerate(network.nodes):
         group = file.create_group(f"nodes/{i:05}")
         group.attrs["kind"] = node.kind
@@ -126,7 +128,7 @@ def _write_field(group: h5py.Group, where: str, name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         group.create_dataset(name, data=_array(value))
     elif isinstance(value, Nonlinearity):
-        own = value is not NONLINEARITIES.get(value.name)
+        own = value != NONLINEARITIES.get(value.name)
         group.attrs[name] = json.dumps(
             {
                 "name": value.name,
@@ -138,14 +140,32 @@ def _write_field(group: h5py.Group, where: str, name: str, value: Any) -> None:
         )
     elif isinstance(value, Mapping):
         plain = {key: item for key, item in value.items() if not isinstance(item, Tensor)}
-        group.attrs[name] = _json(plain, where, name)
+        _put(group, name, _json(plain, where, name))
         for key, item in value.items():
             if isinstance(item, Tensor):
                 group.create_dataset(f"{name}.{key}", data=_array(item))
     elif hasattr(value, "to_dict"):
-        group.attrs[name] = json.dumps(value.to_dict())
+        if not isinstance(value, tuple(SCHEDULES.values())):
+            raise FormatError(
+                f"'{where}' has the schedule {value!r}, which a description cannot hold; write its "
+                f"step sizes out as ListSchedule([schedule(t) for t in range(1, T + 1)])."
+            )
+        _put(group, name, json.dumps(value.to_dict()))
     else:
-        group.attrs[name] = _json(value, where, name)
+        _put(group, name, _json(value, where, name))
+
+
+def _put(group: h5py.Group, name: str, text: str) -> None:
+    if len(text) <= LONGEST_ATTRIBUTE:
+        group.attrs[name] = text
+    else:
+        group.create_dataset(f"{name}.json", data=list(text.encode()), dtype="u1")
+
+
+def _get(group: h5py.Group, name: str) -> Any:
+    if f"{name}.json" in group:
+        return json.loads(bytes(group[f"{name}.json"][()]))
+    return json.loads(group.attrs[name])
 
 
 def _json(value: Any, where: str, name: str) -> str:
@@ -159,6 +179,11 @@ def _json(value: Any, where: str, name: str) -> str:
 
 
 def _array(tensor: Tensor) -> Any:
+    if tensor.dtype == torch.bfloat16:
+        raise FormatError(
+            "the network holds bfloat16 tensors, which HDF5 and NumPy do not have; convert the "
+            "model as model.float()."
+        )
     return tensor.detach().cpu().contiguous().numpy()
 
 
@@ -180,7 +205,7 @@ def _untag(data: Any) -> Any:
     return {"list": list, "tuple": tuple}[kind](_untag(value) for value in items)
 
 
-def _read(file: h5py.File, path: Any, rows: Mapping[str, Nonlinearity]) -> SpikingNetwork:
+def _read(file: h5py.File, path: Any, functions: Mapping[str, Function]) -> SpikingNetwork:
     if file.attrs.get("format") != FORMAT:
         raise FormatError(f"'{path}' is an HDF5 file, but not a spiking-network description.")
     version = str(file.attrs["format_version"])
@@ -189,21 +214,21 @@ def _read(file: h5py.File, path: Any, rows: Mapping[str, Nonlinearity]) -> Spiki
             f"'{path}' has format version {version}, this release reads up to {VERSION[0]}.x; "
             "install a newer spikingjelly-signgd."
         )
-    nodes = tuple(_read_node(file["nodes"][key], rows) for key in sorted(file["nodes"]))
+    nodes = tuple(_read_node(file["nodes"][key], functions) for key in sorted(file["nodes"]))
     found = {}
     for key in sorted(file.get("statistics", {})):
         group = file["statistics"][key]
         found[group.attrs["name"]] = {name: _tensor(group[name]) for name in group}
     return SpikingNetwork(
         nodes,
-        _untag(json.loads(file.attrs["outputs"])),
+        _untag(_get(file, "outputs")),
         int(file.attrs["time_steps"]),
         found,
-        json.loads(file.attrs["provenance"]),
+        _get(file, "provenance"),
     )
 
 
-def _read_node(group: h5py.Group, rows: Mapping[str, Nonlinearity]) -> Node:
+def _read_node(group: h5py.Group, functions: Mapping[str, Function]) -> Node:
     kind = group.attrs["kind"]
     if kind not in NODES:
         raise FormatError(
@@ -212,35 +237,52 @@ def _read_node(group: h5py.Group, rows: Mapping[str, Nonlinearity]) -> Node:
         )
     values: dict[str, Any] = {}
     for field in fields(NODES[kind]):
-        values[field.name] = _read_field(group, field.name, rows)
+        values[field.name] = _read_field(group, field.name, functions)
     return NODES[kind](**values)
 
 
-def _read_field(group: h5py.Group, name: str, rows: Mapping[str, Nonlinearity]) -> Any:
+def _read_field(group: h5py.Group, name: str, functions: Mapping[str, Function]) -> Any:
     if name in group:
         return _tensor(group[name])
-    value = json.loads(group.attrs[name])
+    value = _get(group, name)
     if name == "function":
-        return _row(value, rows, json.loads(group.attrs["name"]))
+        return _row(value, functions, _get(group, "name"))
     if name == "schedule":
         return None if value is None else schedule_from_dict(value)
     if name in ("inputs", "shape"):
         return tuple(value)
     if isinstance(value, dict):
         prefix = f"{name}."
-        tensors = {key.removeprefix(prefix): _tensor(group[key]) for key in group if key.startswith(prefix)}
+        tensors = {
+            key.removeprefix(prefix): _tensor(group[key])
+            for key in group
+            if key.startswith(prefix) and key != f"{name}.json"
+        }
+        if name == "arguments":  # of a function; JSON has no tuples
+            value = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
         return {**value, **tensors}
     return value
 
 
-def _row(data: Mapping[str, Any], rows: Mapping[str, Nonlinearity], where: str) -> Nonlinearity:
+def _row(data: Mapping[str, Any], functions: Mapping[str, Function], where: str) -> Nonlinearity:
+    """The caller's function before the package's row; its flags are those of the network."""
     name = data["name"]
-    if name not in rows:
+    found = functions.get(name) or (None if data["own"] else NONLINEARITIES.get(name))
+    if found is None:
         raise FormatError(
             f"'{where}' uses the nonlinearity {name!r}, which is not one of this package's; pass "
-            f"load(path, functions={{{name!r}: Nonlinearity({name!r}, your_function)}})."
+            f"load(path, functions={{{name!r}: your_function}})."
         )
-    return rows[name]
+    flags = {key: data[key] for key in ("arity", "fires_at_tie", "elementwise")}
+    if not isinstance(found, Nonlinearity):
+        return Nonlinearity(name, found, **flags)
+    other = {key: getattr(found, key) for key in flags}
+    if other != flags:
+        raise FormatError(
+            f"'{where}' was written with a nonlinearity {name!r} of {flags}, but the one given has "
+            f"{other}; pass that one, or the bare function, which takes the file's."
+        )
+    return found
 
 
 def _tensor(dataset: h5py.Dataset) -> Tensor:
