@@ -41,7 +41,7 @@ class LinearOperation(nn.Module):
         self.op = node.op
         self.attributes = node.attributes
         for name, value in node.tensors.items():
-            self.register_buffer(name, value)
+            self.register_buffer(name, value.clone())  # the description keeps its own
 
     def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
         run = apply_linear if linear_part else apply
@@ -62,7 +62,7 @@ class FunctionOperation(nn.Module):
         self.arguments = {k: v for k, v in node.arguments.items() if not isinstance(v, Tensor)}
         for name, value in node.arguments.items():
             if isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=persistent)
+                self.register_buffer(name, value.clone(), persistent=persistent)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs, **self.arguments, **dict(self.named_buffers()))
@@ -76,7 +76,7 @@ class ConstantValue(nn.Module):
 
     def __init__(self, node: Constant) -> None:
         super().__init__()
-        self.register_buffer("value", node.value)
+        self.register_buffer("value", node.value.clone())
 
 
 Signal = tuple[Tensor, bool]  # a value, and whether its first dimension is time

@@ -97,9 +97,7 @@ def run(
         with multi_step(snn):
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
-                block = (
-                    snn(x[start : start + size]) if sequence else snn.advance(x, size, static)
-                )
+                block = snn(x[start : start + size]) if sequence else snn.advance(x, size, static)
                 for t in wanted & set(range(start + 1, start + size + 1)):
                     found[t] = map_tensors(block, lambda y, i=t - start - 1: y[i].clone())
     finally:
@@ -206,6 +204,11 @@ def evaluate(
     norm, samples, labelled, right = 0.0, 0, 0, 0
     for batch in progress(loader, "evaluating", _length(loader)):
         x, y = _pair(batch)
+        if y is not None and y.shape != x.shape[:1]:
+            raise InputError(
+                f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
+                f"y is {list(y.shape)}."
+            )
         outputs = run(snn, x, steps, chunk=chunk)
         samples += len(x)
         target = None

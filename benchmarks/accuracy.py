@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,25 @@ def batches_of(data: Data, samples: int) -> list[tuple[torch.Tensor, torch.Tenso
     return list(zip(images[:samples].split(BATCH), labels[:samples].split(BATCH), strict=True))
 
 
-def signgd(name: str, data_name: str, data: Data, samples: int) -> dict[str, Any]:
-    """One source network under both presets; the default is planned anew for each T."""
+def signgd(name: str, data_name: str, data: Data, samples: int) -> Iterator[dict[str, Any]]:
+    """One source network under both presets, after each part; the default is planned for each T."""
     model = load_network(name, data_name)
     batches, calibration = batches_of(data, samples), data.train.images[:CALIBRATION]
-    paper = sg.convert(model, calibration, preset="paper", time_steps=64)
-    result: dict[str, Any] = {"network": name, "samples": len(data.test.labels[:samples])}
-    evaluated = sg.evaluate(sg.build(paper), batches, TIME_STEPS, reference=model)
-    result["paper"] = evaluated.to_dict()
-    default = None
-    for steps in TIME_STEPS:
+    result: dict[str, Any] = {"network": name, "samples": samples, "default": {}}
+    for steps in reversed(TIME_STEPS):
         network = sg.convert(model, calibration, time_steps=steps)
         row = sg.evaluate(sg.build(network), batches, steps, reference=model)
-        default = row if default is None else default + row
-    assert default is not None
-    result["default"] = default.to_dict()
-    result["neurons"] = sum(network.count().values())
-    result["neurons_paper"] = sum(paper.count().values())
-    return result
+        result["default"][str(steps)] = row.to_dict()["rows"][0]
+        result["source"] = row.reference_accuracy
+        result["neurons"] = sum(network.count().values())
+        yield result
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sg.SaturationWarning)  # that is how it was published
+        paper = sg.convert(model, calibration, preset="paper", time_steps=max(TIME_STEPS))
+    rows = sg.evaluate(sg.build(paper), batches, TIME_STEPS, reference=model).to_dict()["rows"]
+    result["paper"] = {str(row["T"]): row for row in rows}
+    result["neurons, paper"] = sum(paper.count().values())
+    yield result
 
 
 def group(name: str, levels: int, data_name: str, data: Data, samples: int) -> dict[str, Any]:
@@ -100,10 +102,9 @@ def print_signgd(results: list[dict[str, Any]]) -> None:
             print("|---|---|" + "---|" * len(TIME_STEPS))
             for result in results:
                 scale = 1 if what == "error" else 100
-                cells = [
-                    f" {scale * row[what]:.{digits_}f} |" for row in result[preset]["rows"]
-                ]
-                source = 100 * result[preset]["reference_accuracy"]
+                rows = [result.get(preset, {}).get(str(t)) for t in TIME_STEPS]
+                cells = [f" {scale * row[what]:.{digits_}f} |" if row else " |" for row in rows]
+                source = 100 * result["source"]
                 print(f"| {result['network']} | {source:.2f} |" + "".join(cells))
 
 
@@ -135,15 +136,19 @@ def main() -> None:
         samples = min(options.samples, len(data.test.labels))
         names = options.networks or (NETWORKS if options.what == "signgd" else ("vgg", "resnet"))
         for name in names:
-            for levels in (None,) if options.what == "signgd" else (4, 8):
-                start = time.perf_counter()
-                if levels is None:
-                    known[name] = signgd(name, options.data, data, samples)
-                else:
-                    known[f"{name} {levels}"] = group(name, levels, options.data, data, samples)
-                print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            start = time.perf_counter()
+            if options.what == "signgd":
+                parts = ((name, part) for part in signgd(name, options.data, data, samples))
+            else:
+                parts = (
+                    (f"{name} {levels}", group(name, levels, options.data, data, samples))
+                    for levels in (4, 8)
+                )
+            for key, part in parts:
+                known[key] = part
                 RESULTS.mkdir(exist_ok=True)
                 path.write_text(json.dumps({"machine": machine(), "results": known}, indent=1))
+            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     order = [key for key in (*NETWORKS, *known) if key in known]
     chosen = [known[key] for key in dict.fromkeys(order)]
     print_signgd(chosen) if options.what == "signgd" else print_group(chosen)

@@ -75,7 +75,9 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
     except Exception as error:
         raise CaptureError(_mend(model, error)) from error
     constants = _constants(program)
-    inputs = [s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"]
+    inputs = [
+        s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"
+    ]
     spec = program.call_spec.out_spec
     flat = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
     mutated = [s for s in program.graph_signature.output_specs if s.kind.name != "USER_OUTPUT"]

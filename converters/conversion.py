@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -163,6 +164,7 @@ def convert(
     """
     check_time_steps(time_steps)
     _check_choices(method, preset, input_coding, scale, resting)
+    _check_numbers(schedule, time_steps, members, input_scale)
     chosen = dict(PRESETS[preset or "default"])
     given = {
         "schedule": schedule,
@@ -175,6 +177,7 @@ def convert(
     batches = batches_of(calibration, max_batches)
     options = Options(max_pool=chosen.pop("max_pool"), guard=chosen.pop("guard"))
     source = source_network(model, batches[0], neurons, options, time_steps)
+    _check_paths(method, source)
     check_against(source, model, batches[0])
     found = statistics(source, batches, seed)
     if schedule is None and method == "subgradient":
@@ -224,6 +227,10 @@ def _check_choices(
     scale: str | None,
     resting: str | None,
 ) -> None:
+    if not isinstance(method, (str, Mapping)):
+        raise InputError(
+            f"method is a name or a dict from module paths to names, but it is {method!r}."
+        )
     methods = [method] if isinstance(method, str) else list(method.values())
     choices = [
         *(("method", m, METHODS) for m in methods),
@@ -235,6 +242,34 @@ def _check_choices(
     for name, value, known in choices:
         if value not in known:
             raise InputError(f"{name} is one of {', '.join(known)}, but it is {value!r}.")
+
+
+def _check_numbers(
+    schedule: Any, time_steps: int, members: Any, input_scale: float | None
+) -> None:
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise InputError(
+            f"schedule is ExponentialSchedule(0.15, 0.95) or another schedule, not {schedule!r}."
+        )
+    try:
+        if schedule is not None:
+            schedule(time_steps)
+    except ValueError as error:
+        raise InputError(f"the schedule ends before time_steps = {time_steps}: {error}") from error
+    if members is not None and (not isinstance(members, int) or members is True or members < 1):
+        raise InputError(f"members is an integer of at least 1, but it is {members!r}.")
+    if input_scale is not None and not 0 < input_scale < math.inf:
+        raise InputError(f"input_scale is positive and finite, but it is {input_scale!r}.")
+
+
+def _check_paths(method: str | Mapping[str, str], source: SpikingNetwork) -> None:
+    """A path in ``method`` that no neuron has is a misspelt one."""
+    names = [node.name for node in source.nodes if isinstance(node, Function)]
+    for path in () if isinstance(method, str) else method:
+        if path and not any(name == path or name.startswith(f"{path}.") for name in names):
+            raise InputError(
+                f"method has an entry for {path!r}, but the neurons are: {', '.join(names)}."
+            )
 
 
 def source_network(

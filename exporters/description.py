@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable, FormatError
 from ..network import NODES, Node, SpikingNetwork
 from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
-from ..neurons.schedules import SCHEDULES, schedule_from_dict
+from ..neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
 
 if TYPE_CHECKING:
     import h5py
@@ -144,11 +144,11 @@ def _write_field(group: h5py.Group, where: str, name: str, value: Any) -> None:
         for key, item in value.items():
             if isinstance(item, Tensor):
                 group.create_dataset(f"{name}.{key}", data=_array(item))
-    elif hasattr(value, "to_dict"):
+    elif isinstance(value, Schedule):
         if not isinstance(value, tuple(SCHEDULES.values())):
             raise FormatError(
                 f"'{where}' has the schedule {value!r}, which a description cannot hold; write its "
-                f"step sizes out as ListSchedule([schedule(t) for t in range(1, T + 1)])."
+                "step sizes out as ListSchedule([schedule(t) for t in range(1, T + 1)])."
             )
         _put(group, name, json.dumps(value.to_dict()))
     else:

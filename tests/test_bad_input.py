@@ -167,6 +167,37 @@ def test_an_unknown_choice(name):
         sg.convert(small(), X, **{name: value})
 
 
+@pytest.mark.parametrize("schedule", [0.15, "exponential"])
+def test_what_is_no_schedule(schedule):
+    with pytest.raises(sg.InputError, match="schedule is .*ExponentialSchedule"):
+        sg.convert(small(), X, schedule=schedule)
+
+
+@pytest.mark.parametrize("method", [5, ["group"]])
+def test_what_is_no_method(method):
+    with pytest.raises(sg.InputError, match="method is a name or a dict"):
+        sg.convert(small(), X, method=method)
+
+
+def test_a_method_for_a_path_that_no_neuron_has():
+    """A misspelt path would otherwise leave the neuron to the default, without a word."""
+    with pytest.raises(sg.InputError, match="'layer1'.*the neurons are: 1"):
+        sg.convert(small(), X, method={"layer1": "group"})
+
+
+@pytest.mark.parametrize("members", [0, 1.5, True])
+def test_a_wrong_number_of_members(members):
+    with pytest.raises(sg.InputError, match="members is an integer of at least 1"):
+        sg.convert(small(), X, method="group", members=members)
+
+
+@pytest.mark.parametrize("input_scale", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("coding", ["spike", "poisson"])
+def test_a_wrong_input_scale(input_scale, coding):
+    with pytest.raises(sg.InputError, match="input_scale is positive and finite"):
+        sg.convert(small(), X, input_coding=coding, input_scale=input_scale)
+
+
 def test_an_unknown_method_of_one_neuron():
     with pytest.raises(sg.InputError, match="method is one of .*'rate'"):
         sg.convert(small(), X, method={"1": "rate"})
@@ -174,7 +205,7 @@ def test_an_unknown_method_of_one_neuron():
 
 def test_a_schedule_shorter_than_the_steps(snn):
     """A user of one: how many there are, and the mend."""
-    with pytest.raises(ValueError, match="step 5 was asked for, but the list has 4.*longer list"):
+    with pytest.raises(sg.InputError, match="step 5 .* but the list has 4.*longer list"):
         sg.convert(small(), X, schedule=sg.ListSchedule((0.5, 0.3, 0.2, 0.1)), time_steps=5)
     short = sg.build(
         sg.convert(small(), X, schedule=sg.ListSchedule((0.5, 0.3, 0.2, 0.1)), time_steps=4)

@@ -1,4 +1,4 @@
-"""A description read back is the network that was written, and what is no description is refused."""
+"""What is saved is read back equal; what is no description is refused."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STEPS = (1, 5, 16)
 
 
 class Image(nn.Module):
-    """Every kind of tensor a network holds: BN, PReLU, LayerNorm, max pooling, residual, outputs."""
+    """Every kind of tensor a network holds, a residual connection and nested outputs."""
 
     def __init__(self):
         super().__init__()

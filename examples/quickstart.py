@@ -1,0 +1,19 @@
+"""The quick start of the README: python examples/quickstart.py"""
+
+from data import digits
+from networks import load_network
+
+import spikingjelly_signgd as sg
+
+data = digits()
+model = load_network("vgg", "digits")  # any trained torch.nn.Module
+
+print(sg.check(model, data.train.images[:2]))  # what each operation becomes
+network = sg.convert(model, data.train.images[:256], time_steps=32)
+print(network)
+
+snn = sg.build(network, "spikingjelly")  # an nn.Module of SpikingJelly nodes
+test = [(data.test.images, data.test.labels)]
+print(sg.evaluate(snn, test, time_steps=(4, 8, 16, 32), reference=model))
+
+sg.save(network, "vgg.h5")  # load() needs neither the model nor its code
