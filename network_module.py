@@ -188,8 +188,7 @@ class NetworkModule(nn.Module):
             raise InputError(f"the input is a tensor, not {type(x).__name__}.")
         if not x.is_floating_point():
             raise InputError(
-                f"the input is {x.dtype}; convert it as in training, for instance "
-                "x.float() / 255."
+                f"the input is {x.dtype}; convert it as in training, for instance x.float() / 255."
             )
         if tuple(x.shape[1 + leading :]) != expected or x.dim() < 1 + leading:
             time = "T, " * leading

@@ -96,9 +96,7 @@ def _avg_pool(x: Sequence[Tensor], a: Mapping[str, Any], w: Mapping[str, Tensor]
     if len(kernel) == 1:
         return F.avg_pool1d(x[0], kernel, stride, padding, ceil_mode, include)
     pool = F.avg_pool2d if len(kernel) == 2 else F.avg_pool3d
-    out: Tensor = pool(
-        x[0], kernel, stride, padding, ceil_mode, include, a.get("divisor_override")
-    )
+    out: Tensor = pool(x[0], kernel, stride, padding, ceil_mode, include, a.get("divisor_override"))
     return out
 
 
@@ -152,9 +150,7 @@ def _pad(x: Sequence[Tensor], a: Mapping[str, Any], w: Mapping[str, Tensor], b: 
 
 
 def _upsample(x: Sequence[Tensor], a: Mapping[str, Any], w: Mapping[str, Tensor], b: int) -> Tensor:
-    return F.interpolate(
-        x[0], size=a["size"], mode=a["mode"], align_corners=a.get("align_corners")
-    )
+    return F.interpolate(x[0], size=a["size"], mode=a["mode"], align_corners=a.get("align_corners"))
 
 
 LINEAR: dict[str, Apply] = {

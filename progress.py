@@ -14,7 +14,7 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     if not sys.stderr.isatty():
         return iter(items)
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         return iter(items)
     return iter(tqdm(items, desc=label, total=total, leave=False))

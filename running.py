@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def multi_step(snn: NetworkModule) -> Iterator[None]:
     """Every node in step mode "m"; the modes before come back afterwards."""
     modes = [(module, module.step_mode) for module in snn.modules() if hasattr(module, "step_mode")]
     for module, _ in modes:
-        module.step_mode = "m"
+        module.step_mode = "m"  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -99,10 +100,14 @@ def run(
                 size = min(chunk, last - start)
                 block = snn(x[start : start + size]) if sequence else snn.advance(x, size, static)
                 for t in wanted & set(range(start + 1, start + size + 1)):
-                    found[t] = map_tensors(block, lambda y, i=t - start - 1: y[i].clone())
+                    found[t] = map_tensors(block, partial(_at, step=t - start - 1))
     finally:
         snn.reset()
     return {t: found[t] for t in steps}
+
+
+def _at(values: Tensor, step: int) -> Tensor:
+    return values[step].clone()
 
 
 def default_chunk(network: SpikingNetwork, batch: int) -> int:

@@ -58,8 +58,12 @@ class MixerBlock(nn.Module):
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.tokens = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
-        self.channels = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.tokens = nn.Sequential(
+            nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens)
+        )
+        self.channels = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
@@ -166,7 +170,7 @@ def main() -> None:
         found = sg.evaluate(sg.build(network), [x], TIME_STEPS, reference=model).error
         ours = " | ".join(f"{error or 0:.3f}".lstrip("0") for error in found)
         print(f"| {name} | published code | {' | '.join(reference.split())} |")
-        print(f"| | preset=\"paper\" | {ours} |", flush=True)
+        print(f'| | preset="paper" | {ours} |', flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
             "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
             f"{type(calibration).__name__}."
         )
-    found = []
+    found: list[Tensor] = []
     for item in islice(batches, most):
         x = item[0] if isinstance(item, (tuple, list)) else item
         if not isinstance(x, Tensor):

@@ -244,9 +244,7 @@ def _check_choices(
             raise InputError(f"{name} is one of {', '.join(known)}, but it is {value!r}.")
 
 
-def _check_numbers(
-    schedule: Any, time_steps: int, members: Any, input_scale: float | None
-) -> None:
+def _check_numbers(schedule: Any, time_steps: int, members: Any, input_scale: float | None) -> None:
     if schedule is not None and not isinstance(schedule, Schedule):
         raise InputError(
             f"schedule is ExponentialSchedule(0.15, 0.95) or another schedule, not {schedule!r}."

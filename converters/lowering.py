@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,11 +84,23 @@ class Lowering:
                 self._env[node] = self._captured.constants.get(node.name)
         elif node.op == "call_function":
             if node.target is operator.getitem:
-                source = self._env.get(node.args[0])  # type: ignore[arg-type]
-                index = node.args[1]
-                self._env[node] = source[index] if isinstance(source, list) else source
+                self._env[node] = self._item(node)
             elif isinstance(node.target, OpOverload) and "sym_" not in node.target.name():
                 self._lower(node, node.target)
+
+    def _item(self, node: fx.Node) -> Value:
+        source, index = node.args
+        values = self._env.get(source)  # type: ignore[arg-type]
+        if not isinstance(values, list):
+            return values
+        if isinstance(index, int) and index < len(values):
+            return values[index]
+        self._report(
+            "unsupported",
+            f"result {index} of {source}, such as the positions of a maximum",
+            "only values can be converted, not positions or statistics",
+        )
+        return self._placeholder(node)
 
     def _lower(self, node: fx.Node, target: OpOverload) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._env.get(n, n))
@@ -273,7 +285,7 @@ class Lowering:
         if channel is not None:
             channel = dims.index(channel % rank) - rank
         shape = [self.shape_of(x)[d] for d in dims]
-        return self.linear("permute", [x], shape, channel, dims=_in_time(dims, rank))
+        return self.linear("permute", [x], shape, channel, dims=dims)
 
     def reduce(self, op: str, x: Value, dims: Sequence[int] | None, keepdim: bool) -> str:
         """Mean or sum over dimensions, counted from the end."""
@@ -427,10 +439,6 @@ def _map_structure(structure: Any, function: Callable[[fx.Node], str]) -> Any:
     if isinstance(structure, dict):
         return {k: _map_structure(v, function) for k, v in structure.items()}
     return type(structure)(_map_structure(v, function) for v in structure)
-
-
-def _in_time(dims: Sequence[int], rank: int) -> list[int]:
-    return [int(d) for d in dims]
 
 
 def _reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -619,7 +627,9 @@ def _matmul_shape(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
 
 
 @handles(aten.addmm)
-def _addmm(low: Lowering, bias: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Value:
+def _addmm(
+    low: Lowering, bias: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1
+) -> Value:
     product = _matmul(low, x, y)
     product = product if alpha == 1 else low.affine(product, float(alpha))
     return _add(low, product, bias, alpha=beta)
@@ -670,7 +680,9 @@ def _batch_norm_eval(
 
 
 @handles(aten.batch_norm, aten._native_batch_norm_legit_functional, aten._batch_norm_no_update)
-def _batch_norm(low: Lowering, x: Value, weight: Value, bias: Value, mean: Value, var: Value, *rest: Any) -> Value:
+def _batch_norm(
+    low: Lowering, x: Value, weight: Value, bias: Value, mean: Value, var: Value, *rest: Any
+) -> Value:
     if mean is None or (rest and rest[0] is True):
         return _batch_norm_batch(low)
     return _batch_norm_eval(low, x, weight, bias, mean, var, 0.0, rest[-2])[0]
@@ -764,9 +776,7 @@ def _group_norm(
             mean = low.linear("expand", [mean], spread, shape=list(spread))
         return low.reshape(mean, by_channel)
 
-    center = low.linear(
-        "add", [x, group_mean(x)], shape, 1 - rank, coefficients=[1.0, -1.0]
-    )
+    center = low.linear("add", [x, group_mean(x)], shape, 1 - rank, coefficients=[1.0, -1.0])
     square = low.function("square", [center], shape, 1 - rank)
     z = _normalise(low, center, group_mean(square), eps)
     return _scale_and_shift(
@@ -826,7 +836,7 @@ def _var(
     sizes = [low.shape_of(x)[d] for d in dims]
     if any(follows_batch(s) for s in sizes):
         raise NotConvertible("a variance over the batch mixes samples; use running statistics")
-    count = math.prod(sizes)  # type: ignore[arg-type]
+    count = math.prod(map(_count, sizes))
     mean = low.reduce("mean", x, dims, True)
     center = low.linear(
         "add", [x, mean], low.shape_of(x), low.channel_of(x), coefficients=[1.0, -1.0]
@@ -917,9 +927,9 @@ def _addcmul(low: Lowering, x: Value, first: Value, second: Value, value: float 
 
 @handles(aten.div.Tensor, aten.div.Scalar, aten.true_divide)
 def _div(low: Lowering, x: Value, y: Value) -> Value:
-    if _number(y) or isinstance(y, Tensor):
+    if isinstance(y, (int, float, Tensor)):
         return low.affine(x, 1.0 / y)
-    if _number(x):
+    if isinstance(x, (int, float)):
         inverse = low.function("reciprocal", [y], low.shape_of(y), low.channel_of(y))
         return inverse if x == 1 else low.affine(inverse, x)
     shape = broadcast(low.shape_of(x), low.shape_of(y))
@@ -931,9 +941,7 @@ def _pow(low: Lowering, x: Value, exponent: float) -> Value:
     if exponent == 1:
         return x
     rule = power(exponent)
-    return low.function(
-        rule.row, [x], low.shape_of(x), low.channel_of(x), **rule.arguments()
-    )
+    return low.function(rule.row, [x], low.shape_of(x), low.channel_of(x), **rule.arguments())
 
 
 @handles(aten.pow.Scalar)
@@ -1029,9 +1037,7 @@ def _dims(dim: Any) -> list[int] | None:
     return [dim] if isinstance(dim, int) else (list(dim) if dim is not None else None)
 
 
-@handles(
-    *_names("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
-)
+@handles(*_names("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"))
 @handles(*_names("view_as", "reshape_as", "squeeze_copy", "_reshape_alias"))
 def _reshape(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
     return low.reshape(low.name_of(x), low.shape())
@@ -1330,12 +1336,6 @@ def _max_chain(
         best = low.slice(x, axis, 0, stop, s)
         for i in range(1, k):
             other = low.slice(x, axis, i * d, i * d + stop, s)
-            best = low.function(
-                "maximum", [best, other], low.shape_of(best), low.channel_of(x)
-            )
+            best = low.function("maximum", [best, other], low.shape_of(best), low.channel_of(x))
         x = best
     return x
-
-
-def with_row(node: Function, row: str) -> Function:
-    return replace(node, function=NONLINEARITIES[row])

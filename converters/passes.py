@@ -62,18 +62,19 @@ def fuse_batch_norm(nodes: Nodes, outputs: Any) -> Nodes:
                 continue
         fused[node.name] = node
     if any(name in renamed for name in leaves(outputs)):
-        return nodes_with_outputs_kept(nodes, outputs, renamed, fused)
+        return _with_output_names(outputs, renamed, fused)
     return tuple(fused.values())
 
 
-def nodes_with_outputs_kept(
-    nodes: Nodes, outputs: Any, renamed: dict[str, str], fused: dict[str, Node]
-) -> Nodes:
+def _with_output_names(outputs: Any, renamed: dict[str, str], fused: dict[str, Node]) -> Nodes:
     """The fused nodes under the names that the outputs use."""
     wanted = {renamed[name]: name for name in leaves(outputs) if name in renamed}
-    back = lambda name: wanted.get(name, name)  # noqa: E731
     return tuple(
-        replace(node, name=back(node.name), inputs=tuple(map(back, node.inputs)))
+        replace(
+            node,
+            name=wanted.get(node.name, node.name),
+            inputs=tuple(wanted.get(name, name) for name in node.inputs),
+        )
         for node in fused.values()
     )
 
@@ -93,7 +94,10 @@ def _folded(source: Linear, affine: Any) -> dict[str, Tensor] | None:
         if name in affine:
             value = affine[name].double()
             by_channel = value.dim() == 0 or value.numel() == 1
-            by_channel |= tuple(value.shape) in ((channels, *[1] * spatial), (1, channels, *[1] * spatial))
+            by_channel |= tuple(value.shape) in (
+                (channels, *[1] * spatial),
+                (1, channels, *[1] * spatial),
+            )
             if not by_channel:
                 return None
             vectors[name] = value.reshape(-1).expand(channels)

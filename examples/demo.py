@@ -8,6 +8,7 @@ Nothing is trained: the weights lie in examples/weights, the digits come with sc
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from data import Data, digits, fashion_mnist
 from networks import load_network
@@ -19,7 +20,7 @@ SIGNGD = ("vgg", "resnet", "convnext", "mixer", "resmlp")
 TIME_STEPS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def evaluate(name: str, data_name: str, data: Data, samples: int, **options: object) -> sg.Evaluation:
+def evaluate(name: str, data_name: str, data: Data, samples: int, **options: Any) -> sg.Evaluation:
     """One network converted anew for each T, since the default step sizes depend on it."""
     model = load_network(name, data_name)
     batches = list(zip(*(part[:samples].split(100) for part in data.test), strict=True))
@@ -33,7 +34,9 @@ def evaluate(name: str, data_name: str, data: Data, samples: int, **options: obj
     return result
 
 
-def evaluate_group(name: str, levels: int, data_name: str, data: Data, samples: int) -> sg.Evaluation:
+def evaluate_group(
+    name: str, levels: int, data_name: str, data: Data, samples: int
+) -> sg.Evaluation:
     """A QCFS network with m T = L where T divides L."""
     model = load_network(name, data_name, qcfs=levels)
     batches = list(zip(*(part[:samples].split(100) for part in data.test), strict=True))
@@ -70,9 +73,9 @@ def main() -> None:
 
 
 def print_row(label: str, result: sg.Evaluation) -> None:
-    accuracy = dict(zip(result.time_steps, result.accuracy, strict=True))
+    measured = dict(zip(result.time_steps, result.accuracy, strict=True))
     cells = "".join(
-        f"   {100 * accuracy[t]:<6.2f}" if t in accuracy else "   -     " for t in TIME_STEPS
+        f"   {100 * (measured[t] or 0):<6.2f}" if t in measured else "   -     " for t in TIME_STEPS
     )
     print(f"{label:<24}  {100 * (result.reference_accuracy or 0):<6.2f}{cells}", flush=True)
 

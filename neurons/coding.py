@@ -31,9 +31,7 @@ class RealCodingParameters:
     momentum: float = 0.0
 
 
-def real_step(
-    x: Tensor, state: CodingState, p: RealCodingParameters
-) -> tuple[Tensor, CodingState]:
+def real_step(x: Tensor, state: CodingState, p: RealCodingParameters) -> tuple[Tensor, CodingState]:
     """Input x [B, ...] to (decoded input v(t), state); 1 - prod(1 - eta) of x is reached."""
     t = state.t + 1
     gradient = state.v - x

@@ -43,7 +43,7 @@ def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tens
 
 
 def elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
-    """scale (x where x > 0, else alpha (exp(input_scale x) - 1)): ELU, SELU and CELU as torch has them."""
+    """scale (x where x > 0, else alpha (exp(input_scale x) - 1)), as torch has ELU and SELU."""
     out: Tensor = torch.ops.aten.elu(x, alpha, scale, input_scale)
     return out
 
@@ -92,7 +92,9 @@ def max_pool(
             sides = [0] * (2 * -dim - 2) + [p, behind]
             x = F.pad(x, sides, value=float("-inf"))
         last = (windows - 1) * s + 1
-        x = reduce(torch.maximum, [x.narrow(dim, i * d, last).unfold(dim, 1, s)[..., 0] for i in range(k)])
+        x = reduce(
+            torch.maximum, [x.narrow(dim, i * d, last).unfold(dim, 1, s)[..., 0] for i in range(k)]
+        )
     return x
 
 

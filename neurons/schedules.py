@@ -105,8 +105,7 @@ class ListSchedule(_Formula):
 
 
 SCHEDULES: dict[str, type[Any]] = {
-    cls.kind: cls
-    for cls in (ExponentialSchedule, InverseSchedule, ConstantSchedule, ListSchedule)
+    cls.kind: cls for cls in (ExponentialSchedule, InverseSchedule, ConstantSchedule, ListSchedule)
 }
 
 

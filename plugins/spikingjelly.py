@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from spikingjelly.activation_based import base
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..network import (
     Average,
@@ -70,9 +69,7 @@ def build(
     Raises ValueError where a network cannot be built in the view asked for.
     """
     neurons = {
-        node.name: made
-        for node in network.nodes
-        if (made := make_node(node, spikes)) is not None
+        node.name: made for node in network.nodes if (made := make_node(node, spikes)) is not None
     }
     module = SpikingJellyNetwork(network, neurons, spikes)
     for part in module.modules():

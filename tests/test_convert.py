@@ -143,8 +143,12 @@ class Function(nn.Module):
 
 
 NORMS_AND_POOLS = {
-    "BatchNorm2d after conv": lambda: nn.Sequential(batch_norm_in_use(nn.BatchNorm2d(8)), nn.ReLU()),
-    "BatchNorm2d after ReLU": lambda: nn.Sequential(nn.ReLU(), batch_norm_in_use(nn.BatchNorm2d(8))),
+    "BatchNorm2d after conv": lambda: nn.Sequential(
+        batch_norm_in_use(nn.BatchNorm2d(8)), nn.ReLU()
+    ),
+    "BatchNorm2d after ReLU": lambda: nn.Sequential(
+        nn.ReLU(), batch_norm_in_use(nn.BatchNorm2d(8))
+    ),
     "LayerNorm, three dimensions": lambda: nn.LayerNorm((8, 6, 6)),
     "LayerNorm, last dimension": lambda: nn.LayerNorm(6),
     "LayerNorm without affine": lambda: nn.LayerNorm((6, 6), elementwise_affine=False),
@@ -406,7 +410,11 @@ def test_the_two_views_agree(model):
 def test_the_two_views_agree_on_images():
     model = OnImage(nn.Sequential(nn.GELU(), nn.MaxPool2d(3, 2, 1), nn.GroupNorm(4, 8))).double()
     x = torch.randn(4, 1, 6, 6, dtype=torch.float64)
-    for options in ({}, {"preset": "paper", "scale": "tensor"}, {"input_coding": "spike", "resting": "mean"}):
+    for options in (
+        {},
+        {"preset": "paper", "scale": "tensor"},
+        {"input_coding": "spike", "resting": "mean"},
+    ):
         network = sg.convert(model, x, time_steps=32, **options)
         decoded = sg.run(sg.build(network), x, (1, 32))
         spikes = sg.run(sg.build(network, spikes="signed"), x, (1, 32))
