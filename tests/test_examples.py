@@ -1,0 +1,85 @@
+"""The trained networks, the README's code and the demo's promises."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from data import digits, fashion_mnist
+from networks import load_network
+
+import spikingjelly_signgd as sg
+
+pytestmark = pytest.mark.spikingjelly
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_quick_start_is_the_script():
+    script = (ROOT / "examples/quickstart.py").read_text()
+    code = script.split('"""', 2)[2].strip()
+    assert code in [block.strip() for block in blocks(README)]
+
+
+def test_the_quick_start_prints_what_the_readme_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples/quickstart.py"))
+    printed = capsys.readouterr().out.splitlines()
+    shown = README.split("prints\n\n```\n", 1)[1].split("\n```", 1)[0].splitlines()
+    assert len(printed) == len(shown)
+    for line, expected in zip(printed, shown, strict=True):
+        if re.match(r" +\d+ ", line):  # an accuracy row: another processor rounds otherwise
+            assert line.split()[0] == expected.split()[0]
+            assert abs(float(line.split()[1]) - float(expected.split()[1])) <= 2
+        else:
+            assert line == expected
+    assert sg.load(tmp_path / "vgg.h5").names()
+
+
+def test_nodes_by_hand():
+    (code,) = (block for block in blocks(README) if "SignGDNode(" in block)
+    torch.manual_seed(0)
+    scope = {}
+    exec(code, scope)
+    net, x = scope["net"], scope["x"]
+    hidden = torch.nn.functional.gelu(x @ net[1].weight.T + scope["b1"])
+    expected = hidden @ net[3].weight.T + scope["b2"]
+    assert (scope["y"] - expected).norm() <= 2e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "convnext", "mixer", "resmlp"])
+def test_a_digits_network(name):
+    data, model = digits(), load_network(name, "digits")
+    batch = [(data.test.images[:150], data.test.labels[:150])]
+    network = sg.convert(model, data.train.images[:256], time_steps=32)
+    result = sg.evaluate(sg.build(network), batch, 32, reference=model)
+    assert result.agreement[0] >= 0.98 and result.error[0] <= 0.1
+    assert result.reference_accuracy >= 0.96
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+@pytest.mark.parametrize("levels", [4, 8])
+def test_a_qcfs_network_in_one_step(name, levels):
+    data, model = digits(), load_network(name, "digits", qcfs=levels)
+    x = data.test.images
+    network = sg.convert(model, data.train.images[:64], method="group", time_steps=1)
+    assert {node.members for node in network.neurons} == {levels}
+    with torch.no_grad():
+        assert torch.equal(sg.run(sg.build(network), x, 1)[1].argmax(1), model(x).argmax(1))
+
+
+def test_fashion_mnist():
+    try:
+        data = fashion_mnist()
+    except FileNotFoundError:
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    model = load_network("vgg", "fashion")
+    batch = [(data.test.images[:100], data.test.labels[:100])]
+    network = sg.convert(model, data.train.images[:128], time_steps=32)
+    result = sg.evaluate(sg.build(network), batch, 32, reference=model)
+    assert result.agreement[0] >= 0.95 and result.reference_accuracy >= 0.85
