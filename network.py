@@ -62,12 +62,14 @@ class Function(Node):
     """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
 
     ``channel`` is the dimension of the channels, counted from the end; None where there is none.
+    ``module`` is the path of the source network's module that computed it.
     """
 
     kind = "function"
     function: Nonlinearity
     arguments: Mapping[str, Any] = field(default_factory=dict)
     channel: int | None = None
+    module: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

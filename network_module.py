@@ -120,7 +120,8 @@ class NetworkModule(nn.Module):
             if node.name in neurons:
                 self.neurons[key(node.name)] = neurons[node.name]
         self._last_use = _last_uses(network)
-        self._readouts: dict[str, Tensor] = {}
+        self._readouts: dict[str, Tensor] = {}  # spike view: the decoded outputs so far
+        self._previous = torch.empty(0)  # spike view: the input of the step before
         self._started = False
 
     def neuron(self, name: str) -> nn.Module:
@@ -222,8 +223,16 @@ class NetworkModule(nn.Module):
         static = {} if static is None else static
         x = x.to(self._dtype() or x.dtype)
         batch = x.shape[1] if sequence else x.shape[0]
-        if self.spikes == "signed" and not self._started:
-            self._start(x[0] if sequence else x)
+        if self.spikes == "signed":
+            first = x[0] if sequence else x
+            if not self._started:
+                self._start(first)
+            elif first.shape != self._previous.shape:
+                raise InputError(
+                    f"a step is {list(first.shape)} now, but the state was built for "
+                    f"{list(self._previous.shape)}. Reset the network before feeding a batch of "
+                    "another shape."
+                )
         values: dict[str, Signal] = {}
         kept = set(leaves(self.network.outputs))
         for node in self.network.nodes:
@@ -270,11 +279,11 @@ class NetworkModule(nn.Module):
         if self.spikes == "decoded":
             return x, sequence
         if sequence:  # increments of the input
-            before = torch.cat([self._readouts["input"].unsqueeze(0), x[:-1]])
-            self._readouts["input"] = x[-1]
+            before = torch.cat([self._previous.unsqueeze(0), x[:-1]])
+            self._previous = x[-1]
             return x - before, True
-        change = x - self._readouts["input"]
-        self._readouts["input"] = x
+        change = x - self._previous
+        self._previous = x
         return change, False
 
     def _linear(self, node: Linear, inputs: list[Signal], steps: int | None, batch: int) -> Signal:
@@ -329,7 +338,7 @@ class NetworkModule(nn.Module):
                 values[node.name] = resting.expand(resolve(node.shape, batch))
         names = leaves(self.network.outputs)
         self._readouts = {name: values[name] for name in names}
-        self._readouts["input"] = torch.zeros_like(x)
+        self._previous = torch.zeros_like(x)
 
     def _outputs(self, values: Mapping[str, Signal], steps: int | None) -> Any:
         """Decoded outputs, in the structure of the source network."""
@@ -345,8 +354,9 @@ class NetworkModule(nn.Module):
 
 
 def key(name: str) -> str:
-    """A node's name as torch takes it for a submodule."""
-    return name.replace(".", "/")
+    """A node's name as torch takes it for a submodule: no dots, no name of ModuleDict's own."""
+    path = name.replace(".", "/")
+    return f"{path}/" if hasattr(nn.ModuleDict, path) else path
 
 
 def _last_uses(network: SpikingNetwork) -> dict[str, list[str]]:

@@ -78,6 +78,11 @@ def run(
     """
     steps = check_steps(time_steps)
     last = max(steps)
+    if snn.mode != "snn":
+        raise InputError(
+            f'run simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
+            "module.ann(x) for the source network."
+        )
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
     if not isinstance(snn, NetworkModule):
@@ -215,11 +220,16 @@ def evaluate(
                 f"y is {list(y.shape)}."
             )
         outputs = run(snn, x, steps, chunk=chunk)
+        if not isinstance(outputs[steps[0]], Tensor) or outputs[steps[0]].dim() != 2:
+            raise InputError(
+                "evaluate measures classifiers, whose output is one tensor [B, classes]; compare "
+                "what run returns for other networks."
+            )
         samples += len(x)
         target = None
         if reference is not None:
             with eval_mode(reference):
-                target = reference(x)
+                target = reference(x.clone())  # which may work in place on its input
             norm += float(target.double().square().sum())
         if y is not None:
             labelled += len(x)

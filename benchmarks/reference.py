@@ -161,6 +161,7 @@ def main() -> None:
     print("|---|---|" + "---|" * len(TIME_STEPS))
     for name, (build, shape, options, reference) in ROWS.items():
         torch.manual_seed(0)
+        options = dict(options)
         gain = options.pop("gain", 1.0)
         model, x = build().eval(), gain * torch.randn(shape)
         calibration = [gain * torch.randn(shape) for _ in range(12)]  # as many as published

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
-from ..network import Function, SpikingNetwork
+from ..network import Function, Node, SpikingNetwork
 from ..network_module import NetworkModule
 from ..operations import follows_batch
 from ..progress import progress
@@ -41,6 +41,8 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
             raise CalibrationError(
                 f"a calibration batch is a tensor x or a pair (x, y), not {type(x).__name__}."
             )
+        if x.dim() == 0:
+            raise CalibrationError("a calibration batch is [B, ...], but one is a single number.")
         if x.numel() == 0:
             continue
         if not x.is_floating_point():
@@ -75,12 +77,35 @@ def statistics(
     collected: dict[str, dict[str, Any]] = {
         node.name: {"parts": [], "count": 0, "sum": 0.0} for node in functions
     }
+    divisors = {node.name: node.inputs[-1] for node in functions if _has_floor(node)}
+    floors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     for x in progress(batches, "calibrating", len(batches)):
-        values = module.activations(x, keep=list(collected))
+        values = module.activations(x, keep=[*collected, *divisors.values()])
         for node in functions:
+            if node.name in divisors:
+                least = values[divisors[node.name]].min()
+                floors[node.name] = torch.minimum(floors.get(node.name, least), least)
             _collect(collected[node.name], node, values[node.name], generator)
-    return {node.name: _summary(collected[node.name], quantile) for node in functions}
+    found = {node.name: _summary(collected[node.name], quantile) for node in functions}
+    for name, least in floors.items():
+        if float(least) > 0 or (float(least) == 0 and _at_zero(network[name])):
+            found[name]["floor"] = least / 2
+    return found
+
+
+def _has_floor(node: Function) -> bool:
+    """Roots and quotients: undefined or endless at and below zero."""
+    if node.function.name == "pow":
+        exponent = node.arguments["exponent"]
+        return exponent < 0 or exponent != int(exponent)
+    return node.function.name in ("sqrt", "rsqrt", "reciprocal", "div")
+
+
+def _at_zero(node: Node) -> bool:
+    """Defined at zero, though not below."""
+    assert isinstance(node, Function)
+    return node.function.name == "sqrt" or node.arguments.get("exponent", -1) > 0
 
 
 def _collect(

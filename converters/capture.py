@@ -70,6 +70,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
     try:
         with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            sample = sample.clone()
             program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions({})
     except Exception as error:
@@ -79,8 +80,10 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
         s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"
     ]
     spec = program.call_spec.out_spec
-    flat = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
-    mutated = [s for s in program.graph_signature.output_specs if s.kind.name != "USER_OUTPUT"]
+    specs = program.graph_signature.output_specs
+    results = zip(program.graph.output_node().args[0], specs, strict=True)  # type: ignore[arg-type]
+    flat = [value for value, s in results if s.kind.name == "USER_OUTPUT"]
+    mutated = [s for s in specs if s.kind.name not in ("USER_OUTPUT", "USER_INPUT_MUTATION")]
     if mutated:
         targets = ", ".join(str(s.target) for s in mutated)
         raise CaptureError(
@@ -96,7 +99,7 @@ def _try_out(model: nn.Module, sample: Tensor) -> None:
     try:
         with eval_mode(model), torch.no_grad():
             inspect.signature(model.forward).bind(sample)
-            model(sample)
+            model(sample.clone())  # which may work in place on its input
     except Exception as error:
         if isinstance(error, TypeError) and "argument" in str(error):
             raise CaptureError(

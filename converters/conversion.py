@@ -18,7 +18,7 @@ from .calibration import Calibration, batches_of, statistics
 from .capture import capture, eval_mode
 from .lowering import Coverage, Lowering, Options
 from .passes import fuse_batch_norm, remove_unused
-from .planning import CODINGS, METHODS, SCALES, Plan, plan
+from .planning import CODINGS, METHODS, SCALES, Plan, belongs, plan
 from .rules import NEURONS, Entry, Operation
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -163,8 +163,13 @@ def convert(
     Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024 (arXiv:2402.19061).
     """
     check_time_steps(time_steps)
+    if isinstance(method, Mapping) and list(method) == [""]:
+        method = method[""]
     _check_choices(method, preset, input_coding, scale, resting)
     _check_numbers(schedule, time_steps, members, input_scale)
+    _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
+    _check_range("max_batches", max_batches, max_batches is None or max_batches >= 1, "at least 1")
+    _check_range("seed", seed, isinstance(seed, int), "an integer")
     chosen = dict(PRESETS[preset or "default"])
     given = {
         "schedule": schedule,
@@ -175,7 +180,7 @@ def convert(
     }
     chosen.update({name: value for name, value in given.items() if value is not None})
     batches = batches_of(calibration, max_batches)
-    options = Options(max_pool=chosen.pop("max_pool"), guard=chosen.pop("guard"))
+    options = Options(max_pool=chosen.pop("max_pool"), guard=chosen["guard"])
     source = source_network(model, batches[0], neurons, options, time_steps)
     _check_paths(method, source)
     check_against(source, model, batches[0])
@@ -196,7 +201,7 @@ def convert(
             **chosen,
         ),
     )
-    kept = ("maximum", "minimum", "mean", "quantile", "tensor_quantile")
+    kept = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")
     return planned.replace(
         statistics={
             name: {k: v for k, v in values.items() if k in kept} for name, values in found.items()
@@ -260,11 +265,17 @@ def _check_numbers(schedule: Any, time_steps: int, members: Any, input_scale: fl
         raise InputError(f"input_scale is positive and finite, but it is {input_scale!r}.")
 
 
+def _check_range(name: str, value: Any, fits: bool, range_: str) -> None:
+    if not fits:
+        raise InputError(f"{name} is {range_}, but it is {value!r}.")
+
+
 def _check_paths(method: str | Mapping[str, str], source: SpikingNetwork) -> None:
     """A path in ``method`` that no neuron has is a misspelt one."""
-    names = [node.name for node in source.nodes if isinstance(node, Function)]
+    functions = [node for node in source.nodes if isinstance(node, Function)]
+    names = [node.name for node in functions]
     for path in () if isinstance(method, str) else method:
-        if path and not any(name == path or name.startswith(f"{path}.") for name in names):
+        if path and not any(belongs(node, path) for node in functions):
             raise InputError(
                 f"method has an entry for {path!r}, but the neurons are: {', '.join(names)}."
             )
@@ -293,6 +304,7 @@ def source_network(
 
 
 TOLERANCE = 1e-4  # of the largest output; float32 networks come out near 1e-6
+HALF_TOLERANCE = 5e-2  # half precision models are converted in float32
 
 
 @torch.no_grad()
@@ -303,19 +315,25 @@ def check_against(source: SpikingNetwork, model: nn.Module, x: Tensor) -> None:
     moves single samples, so there the median sample is held against the tolerance.
     """
     with eval_mode(model):
-        expected = model(x)
+        expected = model(x.clone())  # which may work in place on its input
     actual = NetworkModule(source, {}).ann(x)
     stepped = any(isinstance(n, Function) and n.function.name == "qcfs" for n in source.nodes)
     for have, want in zip(_tensors(actual), _tensors(expected), strict=True):
+        if have.shape != want.shape:
+            raise SignGDError(
+                f"the captured network returns {list(have.shape)} where {type(model).__name__} "
+                f"returns {list(want.shape)}; please report it with the model."
+            )
         if not bool(want.isfinite().all()):
             raise CalibrationError(
                 "the model's own output is NaN or infinite on the calibration data."
             )
-        error = (have - want).abs()
+        tolerance = HALF_TOLERANCE if want.element_size() < 4 else TOLERANCE
+        error = (have - want.to(have.dtype)).abs()
         if stepped and error.dim():
             error = error.flatten(1).amax(1).median() if error.dim() > 1 else error.median()
         worst = float(error.max()) if error.numel() else 0.0
-        allowed = TOLERANCE * (float(want.abs().max()) if want.numel() else 1.0) + 1e-7
+        allowed = tolerance * (float(want.abs().max()) if want.numel() else 1.0) + 1e-7
         if worst > allowed:
             raise SignGDError(
                 f"the captured network differs from {type(model).__name__} by {worst:.3g} on the "

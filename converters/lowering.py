@@ -25,7 +25,12 @@ from ..operations import Size, follows_batch
 from .capture import Captured, size_of
 from .rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
 
-Value = Any  # str: a node's name; Tensor: a constant; list: of values; else a Python number
+
+class Name(str):
+    """A node's name, told apart from the strings among an operation's arguments."""
+
+
+Value = Any  # Name: a node's;  Tensor: a constant; list: of values; else a Python number
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,7 @@ class Lowering:
         self._by_name: dict[str, Node] = {}
         self._channel: dict[str, int | None] = {}
         self._env: dict[fx.Node, Value] = {}
-        self._here: fx.Node
-        self._made: list[str] = []
+        self.here: fx.Node
         self._batch: Any = None
         for node in captured.graph.nodes:
             self._visit(node)
@@ -75,7 +79,7 @@ class Lowering:
     # -- walking ------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
-        self._here = node
+        self.here = node
         if node.op == "placeholder":
             if node.name == self._captured.input_name:
                 self._batch = node.meta["val"].shape[0].node.expr
@@ -139,8 +143,8 @@ class Lowering:
             self._report("linear", ", ".join(ops) or "identity")
 
     def _report(self, becomes: str, detail: str = "", mend: str = "") -> None:
-        path, module = module_of(self._here)
-        operation = str(self._here.target)
+        path, module = module_of(self.here)
+        operation = str(self.here.target)
         self.coverage.append(Coverage(path, operation, module, becomes, detail, mend))
 
     def _placeholder(self, node: fx.Node) -> Value:
@@ -164,10 +168,10 @@ class Lowering:
         return list(value) if isinstance(value, (list, tuple)) else value
 
     def _identity(self, value: Value) -> Value:
-        result = self._here.meta["val"]
+        result = self.here.meta["val"]
         if not result.dtype.is_floating_point:
             raise NotConvertible(
-                f"{self._here.target} makes {result.dtype} values out of the network's signals; "
+                f"{self.here.target} makes {result.dtype} values out of the network's signals; "
                 "keep them floating-point"
             )
         return value
@@ -177,7 +181,7 @@ class Lowering:
     def shape(self, node: fx.Node | None = None, strict: bool = True) -> tuple[Size, ...]:
         """Shape of the result of ``node`` (the one being lowered), sizes that follow the batch
         as ``"3*batch"``."""
-        node = node or self._here
+        node = node or self.here
         value = node.meta["val"]
         if not isinstance(value, Tensor):
             value = value[0]
@@ -185,7 +189,7 @@ class Lowering:
 
     def sizes(self, shape: Sequence[Any], strict: bool = True) -> tuple[Size, ...]:
         try:
-            return tuple(size_of(s, self._batch, module_of(self._here)[0]) for s in shape)
+            return tuple(size_of(s, self._batch, module_of(self.here)[0]) for s in shape)
         except CaptureError:
             if strict:
                 raise
@@ -196,6 +200,14 @@ class Lowering:
             return tuple(value.shape)
         return self._by_name[value].shape if isinstance(value, str) else ()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the result; half precision is converted in float32."""
+        value = self.here.meta["val"]
+        dtype = (value if isinstance(value, Tensor) else value[0]).dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        return dtype if dtype.is_floating_point and not half else torch.get_default_dtype()
+
     def channel_of(self, value: Value) -> int | None:
         return self._channel.get(value) if isinstance(value, str) else None
 
@@ -203,8 +215,14 @@ class Lowering:
         """The node that holds a value; a constant becomes one."""
         if isinstance(value, str):
             return value
+        if isinstance(value, fx.Node):
+            raise NotConvertible(
+                "a size that follows the batch is used as a number; compute it outside the model"
+            )
         if isinstance(value, (int, float)):
-            value = torch.tensor(float(value))
+            value = torch.tensor(float(value), dtype=self.dtype)
+        if not value.is_floating_point():
+            value = value.to(self.dtype)
         name = self._unique("constant")
         return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
 
@@ -250,6 +268,7 @@ class Lowering:
             function=row,
             arguments=arguments,
             channel=channel,
+            module=module_of(self.here)[0],
         )
         return self._emit(node, channel)
 
@@ -258,9 +277,9 @@ class Lowering:
     ) -> str:
         """x * weight + bias, broadcasting."""
         tensors = {
-            name: torch.as_tensor(value, dtype=torch.get_default_dtype())
-            if not isinstance(value, Tensor)
-            else value
+            name: value
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else torch.as_tensor(value, dtype=self.dtype)
             for name, value in (("weight", weight), ("bias", bias))
             if value is not None
         }
@@ -334,13 +353,13 @@ class Lowering:
         if value is None or isinstance(value, Tensor):
             return value
         raise NotConvertible(
-            f"{what} of {self._here.target} is computed from the input; only weights that are "
+            f"{what} of {self.here.target} is computed from the input; only weights that are "
             "fixed after training can be converted"
         )
 
     def result(self, value: Value) -> Value:
         """The value, as the first of several where the operation returns several."""
-        return [value] if isinstance(self._here.meta["val"], (list, tuple)) else value
+        return [value] if isinstance(self.here.meta["val"], (list, tuple)) else value
 
     # -- naming -------------------------------------------------------------------------------
 
@@ -348,11 +367,11 @@ class Lowering:
         self.nodes.append(node)
         self._by_name[node.name] = node
         self._channel[node.name] = channel
-        return node.name
+        return Name(node.name)
 
     def _path(self, suffix: str) -> str:
-        path, module = module_of(self._here)
-        name = str(getattr(self._here.target, "overloadpacket", suffix)).split(".")[-1]
+        path, module = module_of(self.here)
+        name = str(getattr(self.here.target, "overloadpacket", suffix)).split(".")[-1]
         if module.startswith("torch.nn.") and path:
             return path if suffix in _LEAF_NAMES.get(name, (name,)) else f"{path}.{suffix}"
         return f"{path}.{suffix}" if path else suffix
@@ -366,14 +385,16 @@ class Lowering:
 
     def _neuron(self, rule: Rule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         row, n = rule.row, rule.tensors
+        if n is None:
+            n = sum(isinstance(value, (str, Tensor)) for value in args)
         inputs, rest = list(args[:n]), args[n:]
         if not all(isinstance(value, (str, Tensor)) for value in inputs):
-            raise NotConvertible(_no_neuron(self._here.target))
+            raise NotConvertible(_no_neuron(self.here.target))
         try:
             arguments = rule.arguments(*rest, **kwargs)
         except TypeError as error:
             raise NotConvertible(
-                f"{self._here.target} has arguments that its rule does not take ({error}); give "
+                f"{self.here.target} has arguments that its rule does not take ({error}); give "
                 "a converters.Rule whose `arguments` reads them"
             ) from error
         if row.name == "max_pool" and self.options.max_pool == "chain":
@@ -387,13 +408,15 @@ class Lowering:
 
 
 _LEAF_NAMES = {
-    "conv_transpose2d": ("conv_transpose",),
     "_native_batch_norm_legit_no_training": ("affine",),
     "batch_norm": ("affine",),
     **{f"conv{n}d": ("conv",) for n in (1, 2, 3)},
     **{f"max_pool{n}d": ("max_pool",) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": ("avg_pool",) for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": ("adaptive_avg_pool",) for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": ("conv_transpose",) for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": ("adaptive_max_pool",) for n in (1, 2, 3)},
+    "_prelu_kernel": ("prelu",),
     "hardtanh": ("clamp",),
     "layer_norm": ("divide_by_sqrt",),
     "group_norm": ("divide_by_sqrt",),
@@ -421,16 +444,11 @@ def module_of(node: fx.Node) -> tuple[str, str]:
 
 
 def _has_node(tree: Any) -> bool:
-    if isinstance(tree, str):
-        return True
     if isinstance(tree, Mapping):
-        return any(_has_node(v) for v in tree.values() if not isinstance(v, str)) or any(
-            isinstance(v, str) and k not in _TEXT_ARGUMENTS for k, v in tree.items()
-        )
-    return isinstance(tree, (list, tuple)) and any(_has_node(v) for v in tree)
-
-
-_TEXT_ARGUMENTS = {"approximate", "rounding_mode", "mode", "equation"}
+        return any(_has_node(v) for v in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return any(_has_node(v) for v in tree)
+    return isinstance(tree, Name)
 
 
 def _map_structure(structure: Any, function: Callable[[fx.Node], str]) -> Any:
@@ -679,7 +697,7 @@ def _batch_norm_eval(
     return [name]
 
 
-@handles(aten.batch_norm, aten._native_batch_norm_legit_functional, aten._batch_norm_no_update)
+@handles(aten.batch_norm)
 def _batch_norm(
     low: Lowering, x: Value, weight: Value, bias: Value, mean: Value, var: Value, *rest: Any
 ) -> Value:
@@ -764,7 +782,7 @@ def _group_norm(
     shape = low.shape_of(x)
     rank, channels = len(shape), shape[1]
     inner = math.prod(shape[2:])  # type: ignore[arg-type]
-    assert isinstance(channels, int)
+    channels = _fixed(channels)
     grouped = (shape[0], groups, channels // groups * inner)
     spread = (shape[0], groups, channels // groups, 1)
     by_channel = (shape[0], channels, *[1] * (rank - 2))
@@ -817,9 +835,7 @@ def _instance_norm(
 ) -> Value:
     if not use_input_stats:
         return _batch_norm_eval(low, x, weight, bias, mean, var, momentum, eps)[0]
-    channels = low.shape_of(x)[1]
-    assert isinstance(channels, int)
-    return _group_norm(low, x, channels, weight, bias, eps)
+    return _group_norm(low, x, _fixed(low.shape_of(x)[1]), weight, bias, eps)
 
 
 @handles(aten.var.correction)
@@ -976,8 +992,7 @@ def _prelu(low: Lowering, x: Value, weight: Value) -> Value:
 
 @handles(aten.glu)
 def _glu(low: Lowering, x: Value, dim: int = -1) -> Value:
-    size = low.shape_of(x)[dim]
-    assert isinstance(size, int)
+    size = _fixed(low.shape_of(x)[dim])
     a, b = low.slice(x, dim, 0, size // 2), low.slice(x, dim, size // 2, size)
     gate = low.function("sigmoid", [b], low.shape_of(b), low.channel_of(b))
     return _mul(low, a, gate)
@@ -994,7 +1009,7 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Value:
-    packet = str(low._here.target.overloadpacket)  # type: ignore[union-attr]
+    packet = str(low.here.target.overloadpacket)  # type: ignore[union-attr]
     n = int(packet[-2])
     kernel = _spread(kernel_size, n)
     return low.linear(
@@ -1071,16 +1086,22 @@ def _repeat(low: Lowering, x: Value, repeats: Sequence[Any]) -> Value:
     return out
 
 
+def _fixed(size: Size) -> int:
+    if not isinstance(size, int):
+        raise NotConvertible(f"a dimension of {size} samples where channels are expected")
+    return size
+
+
 def _count(size: Size) -> int:
     return size if isinstance(size, int) else int(size.split("*")[0])
 
 
 @handles(aten.full, aten.zeros, aten.ones, aten.full_like, aten.zeros_like, aten.ones_like)
 def _full(low: Lowering, *args: Any, **kwargs: Any) -> Value:
-    name = str(low._here.target.overloadpacket)  # type: ignore[union-attr]
+    name = str(low.here.target.overloadpacket)  # type: ignore[union-attr]
     fill = 1.0 if "ones" in name else (float(args[1]) if "full" in name else 0.0)
     shape = low.shape()
-    value = torch.full([], fill)
+    value = torch.full([], fill, dtype=low.dtype)
     return low.linear("expand", [value], shape, shape=list(shape))
 
 
@@ -1097,7 +1118,7 @@ def _transpose(low: Lowering, x: Value, first: int, second: int) -> Value:
     return low.permute(x, dims)
 
 
-@handles(aten.t, *_names("numpy_T", "mT"))
+@handles(aten.t, *_names("mT"))
 def _t(low: Lowering, x: Value) -> Value:
     return _transpose(low, x, -1, -2)
 
@@ -1126,7 +1147,7 @@ def _pieces(low: Lowering, x: Value, dim: int) -> list[Value]:
     """Slices of the sizes that the operation's results have."""
     rank = len(low.shape_of(x))
     start, pieces = 0, []
-    for value in low._here.meta["val"]:
+    for value in low.here.meta["val"]:
         size = low.sizes(value.shape)[dim % rank]
         if not isinstance(size, int):
             raise NotConvertible("a split through the batch; split the input before the model")
@@ -1264,14 +1285,28 @@ def _replicate(low: Lowering, x: Value, pad: Sequence[int]) -> Value:
 
 
 @handles(*_names("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"))
-def _upsample_nearest(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
+def _upsample_nearest(low: Lowering, x: Value, size: Any = None, *scales: Any) -> Value:
+    _check_whole_factors(low, x, scales)
     return _upsample(low, x, "nearest", None)
 
 
 @handles(aten.upsample_bilinear2d, aten.upsample_linear1d, aten.upsample_trilinear3d)
-def _upsample_linear(low: Lowering, x: Value, size: Any, align: bool, *args: Any) -> Value:
+def _upsample_linear(low: Lowering, x: Value, size: Any, align: bool, *scales: Any) -> Value:
+    _check_whole_factors(low, x, scales)
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(low.shape())]
     return _upsample(low, x, mode, bool(align))
+
+
+def _check_whole_factors(low: Lowering, x: Value, scales: Sequence[Any]) -> None:
+    """A factor that gives no whole size places its samples by the factor, not by the size."""
+    flat = [
+        f for s in scales for f in (s if isinstance(s, (list, tuple)) else [s]) if f is not None
+    ]
+    sizes = zip(low.shape_of(x)[2:], low.shape()[2:], flat, strict=False)
+    if any(_count(old) * factor != _count(new) for old, new, factor in sizes):
+        raise NotConvertible(
+            f"upsampling by {flat} does not give a whole size; pass size= instead of scale_factor="
+        )
 
 
 def _upsample(low: Lowering, x: Value, mode: str, align: bool | None) -> Value:

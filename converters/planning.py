@@ -56,6 +56,7 @@ class Plan:
     momentum: float
     members: int | None
     gelu: str
+    guard: bool
     seed: int
 
 
@@ -97,6 +98,8 @@ class _Planner:
     def __init__(self, network: SpikingNetwork, found: Statistics, p: Plan) -> None:
         self.network, self.found, self.p = network, found, p
         self.nodes: list[Node] = []
+        self.names = {node.name for node in network.nodes}
+        self.means: dict[str, str] = {}  # a rate to the running mean of it
         self.coding: dict[str, str] = {}  # "static" | "decoded" | "rate"
         self.now: dict[str, str] = {}  # a source value to the node that holds it here
         self.blockers: list[str] = []
@@ -143,21 +146,30 @@ class _Planner:
         """The value itself; a rate is averaged first."""
         if self.coding[name] != "rate":
             return name
-        mean = f"{name}.mean"
-        if mean not in self.coding:
+        if name not in self.means:
+            mean = self.means[name] = self._unique(f"{name}.mean")
             shape = next(node.shape for node in self.nodes if node.name == name)
             self.nodes.append(Average(name=mean, inputs=(name,), shape=shape))
             self.coding[mean] = "decoded"
-        return mean
+        return self.means[name]
+
+    def _unique(self, name: str) -> str:
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def _input(self, node: Input) -> None:
         p = self.p
         self._emit(node, "static")
-        common: dict[str, Any] = dict(name="input.encode", inputs=("input",), shape=node.shape)
+        if p.input_coding == "exact":
+            return
+        name = self._unique("input.encode")
+        common: dict[str, Any] = dict(name=name, inputs=("input",), shape=node.shape)
         if p.input_coding == "real":
-            encoder: Node = Encoder(
-                **common, coding="real", schedule=self._schedule("input"), momentum=p.momentum
-            )
+            # unless told otherwise a running mean, which has the whole input from step 1 on
+            schedule = p.schedule or InverseSchedule(1.0)
+            encoder: Node = Encoder(**common, coding="real", schedule=schedule, momentum=p.momentum)
             self._emit(encoder, "decoded", "input")
         elif p.input_coding == "poisson":
             rate = p.method == "group"
@@ -184,16 +196,16 @@ class _Planner:
         coding = next((c for c in ("decoded", "rate") if c in codings), "static")
         self._emit(replace(node, inputs=tuple(names)), coding)
 
-    def _method(self, name: str) -> str:
+    def _method(self, node: Function) -> str:
         method = self.p.method
         if isinstance(method, str):
             return method
-        matches = [path for path in method if name == path or name.startswith(f"{path}.")]
+        matches = [path for path in method if belongs(node, path)]
         return method[max(matches, key=len)] if matches else method.get("", "signgd")
 
     def _neuron(self, node: Function) -> None:
         names = [self.now[name] for name in node.inputs]
-        method = self._method(node.name)
+        method = self._method(node)
         if method == "group":
             self._group(replace(node, inputs=tuple(names)))
             return
@@ -208,15 +220,26 @@ class _Planner:
         if self.p.gelu == "sigmoid" and row.name == "gelu":
             row, node = NONLINEARITIES["sigmoid_gelu"], replace(node, arguments={})
         neuron = SignGDNeuron(
-            **_common(replace(node, function=row)),
+            **_common(self._guarded(replace(node, function=row))),
             schedule=self._schedule(node.name),
             scale=self._scale(node),
             resting=self._resting(node),
             momentum=self.p.momentum,
         )
         self._emit(neuron, "decoded")
-        if self.p.scale in ("published", "unit"):
+        if self.p.schedule is not None:  # the default one is made for the scale
             self._check_range(neuron)
+
+    def _guarded(self, node: Function) -> Function:
+        """The function with a floor under arguments that are positive in the source network.
+
+        Decoded, they may be negative or near zero for some steps, where roots and quotients have
+        no value, or one so large that the neuron cannot come back.
+        """
+        floor = self.found[node.name].get("floor")
+        if not self.p.guard or floor is None or "floor" in node.arguments:
+            return node
+        return replace(node, arguments={**node.arguments, "floor": float(floor)})
 
     def _check_range(self, neuron: SignGDNeuron) -> None:
         found = self.found[neuron.name]
@@ -302,6 +325,15 @@ class _Planner:
 
 
 AVERAGING = InverseSchedule(1.0, delay=1.0)
+
+
+def belongs(node: Function, path: str) -> bool:
+    """Whether a neuron is at, or below, a module path; a module called twice has several."""
+    return bool(path) and any(
+        where == path or where.startswith(f"{path}.") for where in (node.name, node.module)
+    )
+
+
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
 DEFAULT_LEVELS = 8  # m T for a ReLU that was not trained with levels
 

@@ -30,7 +30,7 @@ class Rule:
     """``function`` names the row; ``arguments`` turns what follows the tensors into parameters."""
 
     function: str | Nonlinearity | Callable[..., Tensor]
-    tensors: int = 1
+    tensors: int | None = 1  # None: all the tensors that the operation is called with
     arguments: Callable[..., dict[str, Any]] = lambda: {}
 
     @property
@@ -145,7 +145,7 @@ def as_rule(entry: Entry) -> Rule:
     if isinstance(entry, Rule):
         return entry
     row = nonlinearity(entry)
-    return Rule(row, tensors=row.arity or 1)
+    return Rule(row, tensors=row.arity)
 
 
 def find_rule(target: Any, neurons: Mapping[Operation, Entry]) -> Rule | None:

@@ -36,7 +36,6 @@ from .signgd import (
 from .subgradient import (
     SubgradientParameters,
     SubgradientState,
-    subgradient_decoded_step,
     subgradient_step,
 )
 
@@ -72,7 +71,6 @@ __all__ = [
     "signgd_initial_state",
     "signgd_spike_step",
     "signgd_step",
-    "subgradient_decoded_step",
     "subgradient_step",
     "weighted_spike",
 ]

@@ -58,9 +58,33 @@ def sigmoid_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def _above(x: Tensor, floor: float | None) -> Tensor:
+    """x, or ``floor`` where a decoded x is below it: early on a variance may be negative."""
+    return x if floor is None else x.clamp(min=floor)
+
+
+def power(x: Tensor, exponent: float, floor: float | None = None) -> Tensor:
+    return torch.pow(_above(x, floor), exponent)
+
+
+def sqrt(x: Tensor, floor: float | None = None) -> Tensor:
+    return torch.sqrt(_above(x, floor))
+
+
+def rsqrt(x: Tensor, floor: float | None = None) -> Tensor:
+    return torch.rsqrt(_above(x, floor))
+
+
+def reciprocal(x: Tensor, floor: float | None = None) -> Tensor:
+    return torch.reciprocal(_above(x, floor))
+
+
+def divide(x: Tensor, y: Tensor, floor: float | None = None) -> Tensor:
+    return x / _above(y, floor)
+
+
 def divide_by_sqrt(x: Tensor, y: Tensor, floor: float | None = None) -> Tensor:
-    """x / sqrt(y); a decoded y below ``floor`` counts as the floor (it may be negative early)."""
-    return x / torch.sqrt(y if floor is None else y.clamp(min=floor))
+    return x / torch.sqrt(_above(y, floor))
 
 
 def maximum_of(*arguments: Tensor) -> Tensor:
@@ -140,14 +164,14 @@ _ROWS = [
     Nonlinearity("abs", torch.abs, fires_at_tie=False),
     Nonlinearity("exp", torch.exp),
     Nonlinearity("square", torch.square),
-    Nonlinearity("pow", torch.pow),  # exponent
-    Nonlinearity("sqrt", torch.sqrt),
-    Nonlinearity("rsqrt", torch.rsqrt),
-    Nonlinearity("reciprocal", torch.reciprocal),
+    Nonlinearity("pow", power),  # exponent, floor
+    Nonlinearity("sqrt", sqrt),  # floor
+    Nonlinearity("rsqrt", rsqrt),  # floor
+    Nonlinearity("reciprocal", reciprocal),  # floor
     Nonlinearity("maximum", torch.maximum, arity=2, fires_at_tie=False),
     Nonlinearity("minimum", torch.minimum, arity=2, fires_at_tie=False),
     Nonlinearity("mul", torch.mul, arity=2),
-    Nonlinearity("div", torch.div, arity=2, fires_at_tie=False),
+    Nonlinearity("div", divide, arity=2, fires_at_tie=False),  # floor
     Nonlinearity("divide_by_sqrt", divide_by_sqrt, arity=2, fires_at_tie=False),  # floor
     Nonlinearity("max", maximum_of, arity=None, fires_at_tie=False),
     Nonlinearity("max_pool", max_pool, fires_at_tie=False, elementwise=False),

@@ -48,11 +48,3 @@ def subgradient_step(
     fires = x > state.v
     output = torch.as_tensor(p.scale, dtype=x.dtype, device=x.device) * fires
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
-
-
-def subgradient_decoded_step(
-    x: Tensor, state: SubgradientState, p: SubgradientParameters
-) -> tuple[Tensor, SubgradientState]:
-    """``subgradient_step`` whose output is the decoded rate v(t)."""
-    _, state = subgradient_step(x, state, p)
-    return state.v, state
