@@ -78,16 +78,16 @@ def run(
     """
     steps = check_steps(time_steps)
     last = max(steps)
-    if snn.mode != "snn":
-        raise InputError(
-            f'run simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
-            "module.ann(x) for the source network."
-        )
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
     if not isinstance(snn, NetworkModule):
         raise InputError(
             f"run takes the module that build(network) returns, not {type(snn).__name__}."
+        )
+    if snn.mode != "snn":
+        raise InputError(
+            f'run simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
+            "module.ann(x) for the source network."
         )
     x = snn.check_input(x, leading=int(sequence))
     if not bool(x.isfinite().all()):
