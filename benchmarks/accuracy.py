@@ -63,7 +63,10 @@ def signgd(name: str, data_name: str, data: Data, samples: int) -> Iterator[dict
 
 
 def group(name: str, levels: int, data_name: str, data: Data, samples: int) -> dict[str, Any]:
-    """A QCFS network with every (m, T); ties are outputs that differ although m T = L, T = 1."""
+    """A QCFS network with every (m, T) on ``samples`` images; m = L, T = 1 on the whole test set.
+
+    Ties are outputs that differ although m = L, T = 1.
+    """
     model = load_network(name, data_name, qcfs=levels)
     batches, calibration = batches_of(data, samples), data.train.images[:CALIBRATION]
     rows = []
@@ -80,7 +83,7 @@ def group(name: str, levels: int, data_name: str, data: Data, samples: int) -> d
     snn = sg.build(network)
     differing = unequal = 0
     with torch.no_grad():
-        for x, _ in batches:
+        for x, _ in batches_of(data, len(data.test.labels)):
             ours, theirs = sg.run(snn, x, 1)[1], model(x)
             differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
             unequal += int((ours - theirs).abs().amax(1).gt(1e-4 * theirs.abs().max()).sum())
@@ -111,14 +114,18 @@ def print_signgd(results: list[dict[str, Any]]) -> None:
 def print_group(results: list[dict[str, Any]]) -> None:
     for result in results:
         source = 100 * result["reference_accuracy"]
-        print(f"\n{result['network']}, L = {result['levels']}, source {source:.2f} %: accuracy (%)")
+        print(
+            f"\n{result['network']}, L = {result['levels']}, source {source:.2f} %, "
+            f"{result['samples']} images: accuracy (%)"
+        )
         print("| m |" + "".join(f" T={t} |" for t in GROUP_STEPS))
         print("|---|" + "---|" * len(GROUP_STEPS))
         for members in MEMBERS:
             cells = [f" {100 * r['accuracy']:.2f} |" for r in result["rows"] if r["m"] == members]
             label = "1 (IF)" if members == 1 else str(members)
             print(f"| {label} |" + "".join(cells))
-        print(f"m = L, T = 1: {result['m = L, T = 1']}")
+        exact = ", ".join(f"{key}: {n}" for key, n in result["m = L, T = 1"].items())
+        print(f"\nm = L, T = 1, whole test set: {exact}")
 
 
 def main() -> None:
@@ -127,6 +134,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("digits", "fashion"), default="fashion")
     parser.add_argument("--networks", nargs="+", default=None)
     parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--levels", type=int, nargs="+", default=(4, 8), help="of group")
     parser.add_argument("--print", action="store_true", help="only print what is there")
     options = parser.parse_args()
     path = RESULTS / f"{options.what}_{options.data}.json"
@@ -142,7 +150,7 @@ def main() -> None:
             else:
                 parts = (
                     (f"{name} {levels}", group(name, levels, options.data, data, samples))
-                    for levels in (4, 8)
+                    for levels in options.levels
                 )
             for key, part in parts:
                 known[key] = part
