@@ -30,7 +30,7 @@ from .network import (
     fill,
     leaves,
 )
-from .operations import apply, apply_linear, resolve
+from .operations import apply, apply_linear, apply_over_time, resolve
 
 
 class LinearOperation(nn.Module):
@@ -293,11 +293,17 @@ class NetworkModule(nn.Module):
             return module(*[v for v, _ in inputs], batch=batch, linear_part=linear_part), False
         if linear_part:  # a static increment arrives at the first step of the block alone
             inputs = [(self._in_time(signal, steps), True) for signal in inputs]
-        run = torch.vmap(
-            lambda *args: module(*args, batch=batch, linear_part=linear_part),
-            in_dims=tuple(0 if in_time else None for _, in_time in inputs),
+        values, in_time = zip(*inputs, strict=True)
+        out = apply_over_time(
+            node.op,
+            values,
+            in_time,
+            node.attributes,
+            dict(module.named_buffers()),
+            batch,
+            linear_part,
         )
-        return run(*[value for value, _ in inputs]), True
+        return out, True
 
     def _function(self, node: Function, inputs: list[Signal]) -> Signal:
         """A nonlinearity that is not a neuron, computed at every step."""
