@@ -31,7 +31,9 @@ clean:
 
 # torch first and by its pin. The simulators come without their dependencies, of which torchvision
 # would replace torch; the third line is what their core, ann2snn and monitor import.
-$(VENV)/.stamp: pyproject.toml constraints.txt
+KERNELS := $(wildcard neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h) \
+	neurons/kernels/build.py neurons/nonlinearities.py
+$(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm

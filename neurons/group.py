@@ -14,6 +14,7 @@ Source: Lv et al., ICASSP 2024 (arXiv:2402.19061). At a tie, h = k theta, member
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +65,21 @@ def group_step(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, 
     n = torch.bucketize(h.contiguous(), p.thresholds(h), right=True)
     out = n.to(h.dtype) * p.theta
     return out, h - out
+
+
+def group_surrogate_step(
+    x: Tensor,
+    v: Tensor,
+    p: GroupNeuronParameters,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``group_step``, the same to the bit, with the surrogate's gradient summed over the members.
+
+    ``detach_reset`` keeps the gradient from passing through what a spike takes off v.
+    """
+    h = v + x
+    # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
+    above = h - p.thresholds(h).view(-1, *[1] * h.dim())
+    out = surrogate(above).sum(0) * p.theta
+    return out, h - (out.detach() if detach_reset else out)

@@ -4,20 +4,34 @@ A row is the function f, the number of its arguments and whether the neuron fire
 (v = f(x)). Where the published implementation has a mechanism for f, the tie is its own
 (snn_signgd: ReLU, square, exp and mul fire; LeakyReLU, GELU, abs, maximum, div and x / sqrt(y)
 do not). A user adds a function by writing a row, or by handing a callable to the neuron.
+
+With its C expression a row also runs inside the kernels. The expression is over the arguments x, y,
+z and the parameters of ``parameters`` by their names, in float32, and may use what the files
+``kernels/functions.cuh`` and ``math.cuh`` define.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.build import kernel_function
 from .qcfs import qcfs as qcfs_operator
+
+
+class FunctionInC(NamedTuple):
+    """``key`` is the code and the names in it; tensors are read like arguments, numbers are not."""
+
+    key: str
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,12 @@ class Nonlinearity:
     """f(\\*arguments, \\*\\*parameters) -> Tensor.
 
     ``arity`` None stands for any number of arguments. ``elementwise`` says that an output depends
-    on the inputs at its own (broadcast) position only; max pooling is not.
+    on the inputs at its own (broadcast) position only; max pooling is not. ``code`` is f in C, empty
+    where the kernels are to be given f(x). ``parameters`` are the names that occur in it with their
+    defaults: a number, which also stands for None; None for a parameter that is a tensor; the words
+    that a parameter may be, the default first, which replace its name in braces.
+
+    ``any_leading`` says that f takes its arguments with any dimensions in front, such as time.
     """
 
     name: str
@@ -33,9 +52,38 @@ class Nonlinearity:
     arity: int | None = 1
     fires_at_tie: bool = True
     elementwise: bool = True
+    any_leading: bool = False
+    code: str = ""
+    parameters: Mapping[str, float | tuple[str, ...] | None] = field(
+        default_factory=dict, hash=False
+    )
 
     def __call__(self, *arguments: Tensor, **parameters: Any) -> Tensor:
         return self.function(*arguments, **parameters)
+
+    def in_c(self, given: Mapping[str, Any]) -> FunctionInC | None:
+        """f with these parameters as the kernels take it, None where its code does not serve."""
+        if not self.code or self.arity is None or set(given) - set(self.parameters):
+            return None
+        words: dict[str, str] = {}
+        tensors: list[Tensor] = []
+        numbers: list[float] = []
+        for name, default in self.parameters.items():
+            value = given.get(name)
+            if isinstance(default, tuple):
+                words[name] = default[0] if value is None else value
+                if words[name] not in default:
+                    return None
+            elif default is None:
+                if not isinstance(value, Tensor):
+                    return None
+                tensors.append(value)
+            elif isinstance(value, Tensor):
+                return None
+            else:
+                numbers.append(float(default if value is None else value))
+        function = kernel_function(self.code, self.arity, dict(self.parameters), words)
+        return FunctionInC(function.key, tuple(tensors), tuple(numbers))
 
 
 def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
@@ -142,39 +190,97 @@ def identity(x: Tensor) -> Tensor:
 
 
 _ROWS = [
-    Nonlinearity("identity", identity, fires_at_tie=False),  # codes an input as spikes
-    Nonlinearity("relu", torch.relu),
-    Nonlinearity("relu6", F.relu6),
-    Nonlinearity("leaky_relu", F.leaky_relu, fires_at_tie=False),  # negative_slope
-    Nonlinearity("prelu", prelu),  # weight
-    Nonlinearity("elu", elu),  # alpha, scale, input_scale
-    Nonlinearity("selu", F.selu),
-    Nonlinearity("celu", F.celu),  # alpha
-    Nonlinearity("gelu", F.gelu, fires_at_tie=False),  # approximate="none" | "tanh"
-    Nonlinearity("sigmoid_gelu", sigmoid_gelu, fires_at_tie=False),
-    Nonlinearity("silu", F.silu),
-    Nonlinearity("mish", F.mish),
-    Nonlinearity("softplus", F.softplus),  # beta, threshold
-    Nonlinearity("hardswish", F.hardswish),
-    Nonlinearity("hardsigmoid", F.hardsigmoid),
-    Nonlinearity("clamp", clamp),  # min, max; hardtanh
-    Nonlinearity("qcfs", qcfs),  # v_threshold, levels
-    Nonlinearity("sigmoid", torch.sigmoid),
-    Nonlinearity("tanh", torch.tanh),
-    Nonlinearity("abs", torch.abs, fires_at_tie=False),
-    Nonlinearity("exp", torch.exp),
-    Nonlinearity("square", torch.square),
+    Nonlinearity("identity", identity, fires_at_tie=False, code="x"),  # codes an input as spikes
+    Nonlinearity("relu", torch.relu, code="at_least(x, 0.0f)"),
+    Nonlinearity("relu6", F.relu6, code="at_most(at_least(x, 0.0f), 6.0f)"),
+    Nonlinearity(
+        "leaky_relu",
+        F.leaky_relu,
+        fires_at_tie=False,
+        code="x > 0.0f ? x : x * negative_slope",
+        parameters={"negative_slope": 0.01},
+    ),
+    Nonlinearity(
+        "prelu", prelu, code="x >= 0.0f ? x : weight * x", parameters={"weight": None}
+    ),
+    Nonlinearity(
+        "elu",
+        elu,
+        code="elu(x, alpha, scale, input_scale)",
+        parameters={"alpha": 1.0, "scale": 1.0, "input_scale": 1.0},
+    ),
+    Nonlinearity("selu", F.selu, code="elu(x, 1.67326324235f, 1.05070098736f, 1.0f)"),
+    Nonlinearity(
+        "celu", F.celu, code="elu(x, alpha, 1.0f, 1.0f / alpha)", parameters={"alpha": 1.0}
+    ),
+    Nonlinearity(
+        "gelu",
+        F.gelu,
+        fires_at_tie=False,
+        code="gelu_{approximate}(x)",
+        parameters={"approximate": ("none", "tanh")},
+    ),
+    Nonlinearity(
+        "sigmoid_gelu", sigmoid_gelu, fires_at_tie=False, code="x * sigmoid_of(1.702f * x)"
+    ),
+    Nonlinearity("silu", F.silu, code="x / (1.0f + exp_of(-x))"),
+    Nonlinearity("mish", F.mish, code="mish(x)"),
+    Nonlinearity(
+        "softplus",
+        F.softplus,
+        code="softplus(x, beta, threshold)",
+        parameters={"beta": 1.0, "threshold": 20.0},
+    ),
+    Nonlinearity("hardswish", F.hardswish, code="x * relu6(x + 3.0f) / 6.0f"),
+    Nonlinearity("hardsigmoid", F.hardsigmoid, code="relu6(x + 3.0f) / 6.0f"),
+    Nonlinearity(  # hardtanh
+        "clamp",
+        clamp,
+        code="at_most(at_least(x, min), max)",
+        parameters={"min": -inf, "max": inf},
+    ),
+    Nonlinearity(
+        "qcfs",
+        qcfs,
+        code="qcfs(x, v_threshold, levels)",
+        parameters={"v_threshold": 1.0, "levels": 1.0},
+    ),
+    Nonlinearity("sigmoid", torch.sigmoid, code="sigmoid_of(x)"),
+    Nonlinearity("tanh", torch.tanh, code="tanh_of(x)"),
+    Nonlinearity("abs", torch.abs, fires_at_tie=False, code="fabsf(x)"),
+    Nonlinearity("exp", torch.exp, code="exp_of(x)"),
+    Nonlinearity("square", torch.square, code="x * x"),
     Nonlinearity("pow", power),  # exponent, floor
-    Nonlinearity("sqrt", sqrt),  # floor
-    Nonlinearity("rsqrt", rsqrt),  # floor
-    Nonlinearity("reciprocal", reciprocal),  # floor
-    Nonlinearity("maximum", torch.maximum, arity=2, fires_at_tie=False),
-    Nonlinearity("minimum", torch.minimum, arity=2, fires_at_tie=False),
-    Nonlinearity("mul", torch.mul, arity=2),
-    Nonlinearity("div", divide, arity=2, fires_at_tie=False),  # floor
-    Nonlinearity("divide_by_sqrt", divide_by_sqrt, arity=2, fires_at_tie=False),  # floor
+    Nonlinearity(
+        "sqrt", sqrt, code="sqrtf(at_least(x, floor))", parameters={"floor": -inf}
+    ),
+    Nonlinearity(
+        "rsqrt", rsqrt, code="1.0f / sqrtf(at_least(x, floor))", parameters={"floor": -inf}
+    ),
+    Nonlinearity(
+        "reciprocal", reciprocal, code="1.0f / at_least(x, floor)", parameters={"floor": -inf}
+    ),
+    Nonlinearity("maximum", torch.maximum, arity=2, fires_at_tie=False, code="maximum(x, y)"),
+    Nonlinearity("minimum", torch.minimum, arity=2, fires_at_tie=False, code="minimum(x, y)"),
+    Nonlinearity("mul", torch.mul, arity=2, code="x * y"),
+    Nonlinearity(
+        "div",
+        divide,
+        arity=2,
+        fires_at_tie=False,
+        code="x / at_least(y, floor)",
+        parameters={"floor": -inf},
+    ),
+    Nonlinearity(
+        "divide_by_sqrt",
+        divide_by_sqrt,
+        arity=2,
+        fires_at_tie=False,
+        code="x / sqrtf(at_least(y, floor))",
+        parameters={"floor": -inf},
+    ),
     Nonlinearity("max", maximum_of, arity=None, fires_at_tie=False),
-    Nonlinearity("max_pool", max_pool, fires_at_tie=False, elementwise=False),
+    Nonlinearity("max_pool", max_pool, fires_at_tie=False, elementwise=False, any_leading=True),
     Nonlinearity("adaptive_max_pool", adaptive_max_pool, fires_at_tie=False, elementwise=False),
     Nonlinearity("amax", amax, fires_at_tie=False, elementwise=False),  # dim, keepdim
 ]
@@ -182,7 +288,10 @@ NONLINEARITIES: dict[str, Nonlinearity] = {row.name: row for row in _ROWS}
 
 
 def nonlinearity(function: str | Nonlinearity | Callable[..., Tensor]) -> Nonlinearity:
-    """The row named or given; a callable becomes a row of its own, which fires at a tie."""
+    """The row named or given; a callable becomes a row of its own, which fires at a tie.
+
+    Nothing is known of what a callable does with its dimensions, so it is not elementwise.
+    """
     if isinstance(function, Nonlinearity):
         return function
     if isinstance(function, str):
@@ -196,4 +305,5 @@ def nonlinearity(function: str | Nonlinearity | Callable[..., Tensor]) -> Nonlin
         raise TypeError(
             f"a nonlinearity is a row's name, a Nonlinearity or a callable, not {function!r}."
         )
-    return Nonlinearity(getattr(function, "__name__", "custom"), function, arity=None)
+    name = getattr(function, "__name__", "custom")
+    return Nonlinearity(name, function, arity=None, elementwise=False)

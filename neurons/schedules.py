@@ -6,6 +6,7 @@ eta(t) once crossed, if eta(t + 1) >= eta(t) / 2.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -117,3 +118,18 @@ def schedule_from_dict(data: dict[str, Any]) -> Schedule:
         raise ValueError(f"unknown schedule kind {kind!r}; known: {', '.join(SCHEDULES)}.")
     schedule: Schedule = SCHEDULES[kind](**arguments)
     return schedule
+
+
+_named: dict[str, Schedule] = {}
+
+
+def name_schedule(schedule: Schedule) -> str:
+    """One line of text that ``named_schedule`` knows the schedule by, in this process."""
+    kind = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
+    name = f"{kind} {json.dumps(schedule.to_dict(), sort_keys=True)}"
+    _named.setdefault(name, schedule)
+    return name
+
+
+def named_schedule(name: str) -> Schedule:
+    return _named[name]

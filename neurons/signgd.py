@@ -17,15 +17,15 @@ optional momentum is that of SGD, as in the published code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .nonlinearities import Nonlinearity
-from .schedules import Schedule
+from .nonlinearities import FunctionInC, Nonlinearity
+from .schedules import Schedule, name_schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,12 @@ class SignGDParameters:
     resting: float | Tensor = 0.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     momentum: float = 0.0
+    schedule_name: str = field(init=False, repr=False)  # what the kernels are given for both
+    in_c: FunctionInC | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule_name", name_schedule(self.schedule))
+        object.__setattr__(self, "in_c", self.function.in_c(self.arguments))
         if not bool((torch.as_tensor(self.scale) > 0).all()):
             raise ValueError(
                 f"SignGDParameters: scale multiplies the step sizes, so it is positive, but the "
@@ -100,6 +104,28 @@ def signgd_step(
         return fires, SignGDState(torch.addcmul(state.v, sigma, size, value=-1), t)
     buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
     return fires, SignGDState(state.v - size * buffer, t, buffer)
+
+
+def signgd_surrogate_step(
+    x: tuple[Tensor, ...],
+    state: SignGDState,
+    p: SignGDParameters,
+    surrogate: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, SignGDState]:
+    """``signgd_step``, the same to the bit, with sigma's gradient in v - f(x).
+
+    Returns (sigma, state). ``surrogate`` is a step function with a gradient of its own, of which
+    the gradient alone is used. Without momentum.
+    """
+    if p.momentum:
+        raise ValueError("signgd_surrogate_step: there is no gradient with momentum; set it to 0.")
+    t = state.t + 1
+    target = p.target(*x)
+    fires = state.v >= target if p.function.fires_at_tie else state.v > target
+    size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
+    soft = surrogate(state.v - target)
+    sigma = fires.to(state.v.dtype).mul_(2).sub_(1) + 2 * (soft - soft.detach())
+    return sigma, SignGDState(torch.addcmul(state.v, sigma, size, value=-1), t)
 
 
 def signgd_decoded_step(

@@ -1,0 +1,191 @@
+"""The arguments of the kernels, laid out as in the C sources, made from tensors.
+
+A kernel numbers the neurons of one step in the order in which its outputs lie in memory. Whatever
+it reads is a tensor [T, *shape], or one that is constant in time, of any strides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DIMENSIONS = 6
+ARGUMENTS = 4
+PARAMETERS = 8
+STEPS = 256  # of one launch; longer sequences take several
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+OUTPUTS = ("decoded", "signed", "sigma", "fires")
+SURROGATES = ("sigmoid", "atan", "piecewise_quadratic", "straight_through")
+
+_index = ctypes.c_longlong
+_pointer = ctypes.c_void_p
+_int = ctypes.c_int
+_float = ctypes.c_float
+
+
+class Space(ctypes.Structure):
+    _fields_ = [("neurons", _index), ("shape", _index * DIMENSIONS), ("dimensions", _int)]
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [
+        ("data", _pointer),
+        ("time_stride", _index),
+        ("strides", _index * DIMENSIONS),
+        ("linear", _int),
+    ]
+
+
+class SignGD(ctypes.Structure):
+    _fields_ = [
+        ("space", Space),
+        ("x", Operand * ARGUMENTS),
+        ("x_start", Operand * ARGUMENTS),
+        ("x_last", _pointer * ARGUMENTS),
+        ("v", Operand),
+        ("scale", Operand),
+        ("y", _pointer),
+        ("v_seq", _pointer),
+        ("spikes", _pointer),
+        ("v_last", _pointer),
+        ("steps", _int),
+        ("fires_at_tie", _int),
+        ("output", _int),
+        ("input_type", _int),
+        ("output_type", _int),
+        ("past_cache", _int),
+        ("parameters", _float * PARAMETERS),
+        ("eta", _float * STEPS),
+    ]
+
+
+class Group(ctypes.Structure):
+    _fields_ = [
+        ("space", Space),
+        ("x", Operand),
+        ("v", Operand),
+        ("y", _pointer),
+        ("h_seq", _pointer),
+        ("v_seq", _pointer),
+        ("v_last", _pointer),
+        ("steps", _int),
+        ("counts", _int),
+        ("input_type", _int),
+        ("output_type", _int),
+        ("past_cache", _int),
+        ("theta", _float),
+        ("members", _float),
+    ]
+
+
+class GroupGradient(ctypes.Structure):
+    _fields_ = [
+        ("space", Space),
+        ("h", Operand),
+        ("y", Operand),
+        ("v_last", Operand),
+        ("x", _pointer),
+        ("v", _pointer),
+        ("steps", _int),
+        ("surrogate", _int),
+        ("detach_reset", _int),
+        ("input_type", _int),
+        ("output_type", _int),
+        ("theta", _float),
+        ("members", _float),
+        ("alpha", _float),
+    ]
+
+
+class TrackingGradient(ctypes.Structure):
+    _fields_ = [
+        ("space", Space),
+        ("target", Operand),
+        ("v_seq", Operand),
+        ("v", Operand),
+        ("scale", Operand),
+        ("y", Operand),
+        ("v_last", Operand),
+        ("x", _pointer),
+        ("v_start", _pointer),
+        ("steps", _int),
+        ("surrogate", _int),
+        ("signed_output", _int),
+        ("input_type", _int),
+        ("alpha", _float),
+        ("eta", _float * STEPS),
+    ]
+
+
+class Sum(ctypes.Structure):
+    _fields_ = [
+        ("space", Space),
+        ("x", Operand),
+        ("start", Operand),
+        ("y", _pointer),
+        ("steps", _int),
+        ("input_type", _int),
+    ]
+
+
+def describe(like: Tensor, tensors: Sequence[tuple[Tensor, bool]]) -> tuple[Space, list[Operand]]:
+    """The neurons of a step, in the order of ``like`` [*shape], and where each tensor has them.
+
+    ``like`` is one step of an output, dense in memory. A tensor comes with whether its first
+    dimension is time; the others broadcast to the shape. Dimensions that all step through alike are
+    merged. The tensors must outlive the operands.
+    """
+    shape = tuple(like.shape)
+    steps = [x.stride(0) if in_time else 0 for x, in_time in tensors]
+    strides = [_broadcast_strides(x, in_time, shape) for x, in_time in tensors]
+    order = like.stride()
+    if all(s == order for s in strides):
+        rows = [(like.numel(), *[1] * (1 + len(strides)))]
+    else:
+        rows = _merged(shape, order, strides)
+    if len(rows) > DIMENSIONS:
+        copies = [(_in_order_of(like, x, in_time), in_time) for x, in_time in tensors]
+        space, operands = describe(like, copies)
+        space.keep = copies  # type: ignore[attr-defined]
+        return space, operands
+    space = Space(like.numel(), tuple(row[0] for row in rows), len(rows))
+    operands = []
+    for k, ((x, _), step) in enumerate(zip(tensors, steps, strict=True)):
+        along = tuple(row[2 + k] for row in rows)
+        linear = along == tuple(row[1] for row in rows)
+        operands.append(Operand(x.data_ptr(), step, along, linear))
+    return space, operands
+
+
+def _broadcast_strides(x: Tensor, in_time: bool, shape: tuple[int, ...]) -> tuple[int, ...]:
+    sizes, strides = (x.shape[1:], x.stride()[1:]) if in_time else (x.shape, x.stride())
+    if sizes == shape:
+        return strides
+    missing = len(shape) - len(sizes)
+    if missing < 0 or any(a not in (1, b) for a, b in zip(sizes, shape[missing:], strict=True)):
+        raise ValueError(f"{list(sizes)} does not broadcast to the neurons {list(shape)}.")
+    alone = (0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
+    return (*[0] * missing, *alone)
+
+
+def _merged(
+    shape: tuple[int, ...], order: tuple[int, ...], strides: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """For each dimension left, from the outermost: its size, its stride in ``order``, in each."""
+    rows: list[tuple[int, ...]] = []
+    for d in sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -order[d]):
+        row = (shape[d], order[d], *(s[d] for s in strides))
+        if rows and all(a == b * shape[d] for a, b in zip(rows[-1][1:], row[1:], strict=True)):
+            rows[-1] = (rows[-1][0] * shape[d], *row[1:])
+        else:
+            rows.append(row)
+    return rows or [(1, 1, *[1] * len(strides))]
+
+
+def _in_order_of(like: Tensor, x: Tensor, in_time: bool) -> Tensor:
+    if not in_time:
+        return torch.empty_like(like, dtype=x.dtype).copy_(x)
+    return torch.stack([torch.empty_like(like, dtype=x.dtype).copy_(step) for step in x])

@@ -1,0 +1,136 @@
+"""The kernels on the CPU: the library built with the package, and one for each user's function."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ...errors import BackendUnavailable
+from . import arguments
+from .build import HERE, Function, build, compiler
+
+LIBRARY = "_cpu"  # built by setup.py, with the suffix of an extension module
+_STRUCTURES = {
+    "group": arguments.Group,
+    "group_gradient": arguments.GroupGradient,
+    "tracking_gradient": arguments.TrackingGradient,
+    "sum": arguments.Sum,
+}
+
+
+class Library:
+    """A compiled library: ``kernels`` are the names of those in it."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        library.kernel_name.restype = ctypes.c_char_p
+        library.kernel_size.restype = ctypes.c_ulong
+        library.kernel_run.restype = None
+        library.kernel_run.argtypes = (
+            *(ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int),
+        )
+        self._run = library.kernel_run
+        self.kernels: dict[str, int] = {}
+        for i in range(library.kernel_count()):
+            name = library.kernel_name(i).decode()
+            structure = _STRUCTURES.get(name, arguments.SignGD)
+            if library.kernel_size(i) != ctypes.sizeof(structure):
+                raise BackendUnavailable(
+                    f"{path} was built from other sources than this package's: its arguments of "
+                    f"{name!r} have {library.kernel_size(i)} bytes, not {ctypes.sizeof(structure)}."
+                    " Build it again with pip install."
+                )
+            self.kernels[name] = i
+
+    def run(self, name: str, structure: ctypes.Structure, threads: int) -> None:
+        neurons = structure.space.neurons  # type: ignore[attr-defined]
+        self._run(self.kernels[name], ctypes.byref(structure), neurons, threads)
+
+
+@cache
+def library() -> Library:
+    """The library of the package. Raises BackendUnavailable."""
+    found = sorted(HERE.glob(f"{LIBRARY}*.so")) + sorted(HERE.glob(f"{LIBRARY}*.dylib"))
+    if not found:
+        raise BackendUnavailable(
+            "the CPU kernels are not built: there was no C++ compiler when the package was "
+            "installed. Install g++ or clang++ and then the package again, or use "
+            "backend='torch'."
+        )
+    return Library(found[0])
+
+
+@cache
+def library_for(function: Function) -> Library:
+    """A library with the kernel of ``function``, compiled now unless it is the package's own.
+
+    Kept in the user's cache folder. Raises BackendUnavailable with the compiler's words.
+    """
+    if function.key in library().kernels:
+        return library()
+    path = _cache_folder() / f"{_digest(function)}.so"
+    if not path.exists():
+        try:
+            build(path, [function], native=True)
+        except (RuntimeError, OSError) as error:
+            raise BackendUnavailable(
+                f"the C expression {function.code!r} was not compiled: {error} Mend the expression "
+                "of the row, or use backend='torch'."
+            ) from error
+    return Library(path)
+
+
+def run(name: str | Function, structure: ctypes.Structure, device: torch.device) -> None:
+    if isinstance(name, Function):
+        library_for(name).run(name.key, structure, _threads(structure))
+    else:
+        library().run(name, structure, _threads(structure))
+
+
+def missing(function: Function | None) -> str:
+    """Why the kernels cannot run, empty where they can."""
+    try:
+        library() if function is None else library_for(function)
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def _threads(structure: ctypes.Structure) -> int:
+    """torch's number of threads, fewer for little work."""
+    work = structure.space.neurons * structure.steps  # type: ignore[attr-defined]
+    return max(1, min(torch.get_num_threads(), work // 32768))
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "spikingjelly_signgd"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # no home to write to
+    return Path(tempfile.mkdtemp(prefix="spikingjelly_signgd-"))
+
+
+def _digest(function: Function) -> str:
+    """Of the function, the sources, the compiler and the processor it is compiled for."""
+    digest = hashlib.sha256(f"{function.key} {compiler()} {_processor()}".encode())
+    for source in sorted([*HERE.glob("*.cuh"), *HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return str(torch.backends.cpu.get_cpu_capability())
+    return next((line for line in lines if line.startswith("flags")), "")

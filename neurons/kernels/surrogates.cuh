@@ -1,0 +1,29 @@
+// Derivatives that stand in for that of the step function, as spikingjelly's surrogate functions
+// of the same name have them.
+#pragma once
+#include "math.cuh"
+
+enum Surrogate { SIGMOID, ATAN, PIECEWISE_QUADRATIC, STRAIGHT_THROUGH };
+
+// slope[i] += derivative of the step at h[i] - threshold
+DEVICE void add_surrogate(int surrogate, float alpha, const float *h, float threshold, int lanes,
+                          float *slope) {
+  if (surrogate == SIGMOID) {
+    FOR_LANES {
+      const float s = sigmoid_of(alpha * (h[i] - threshold));
+      slope[i] += (1.0f - s) * s * alpha;
+    }
+  } else if (surrogate == ATAN) {
+    FOR_LANES {
+      const float u = 1.57079632679489662f * alpha * (h[i] - threshold);
+      slope[i] += alpha / 2.0f / (1.0f + u * u);
+    }
+  } else if (surrogate == PIECEWISE_QUADRATIC) {
+    FOR_LANES {
+      const float u = alpha * fabsf(h[i] - threshold);
+      slope[i] += u > 1.0f ? 0.0f : alpha * (1.0f - u);
+    }
+  } else {
+    FOR_LANES slope[i] += 1.0f;
+  }
+}

@@ -1,0 +1,438 @@
+"""Sequences of steps, by kernels where there are any for the device, else by the definitions.
+
+``backend`` is one of
+
+=========  ====================================================================================
+"auto"     the device's kernels; the definition where they are missing or do not apply.
+           ``choose`` tells which it is, and why
+"cpu"      the compiled kernels, for tensors on the CPU
+"cupy"     the same sources compiled by CuPy, for tensors on a GPU
+"torch"    the definition, step by step
+=========  ====================================================================================
+
+An explicit choice that cannot be had raises BackendUnavailable. Kernels keep float32 states and
+return what the definition returns to the bit where f is made of exactly rounded operations; where
+f needs exp, erf or tanh it is within 4 ulp, so a spike differs only where v is that close to f(x).
+Of functions without C code the kernels are handed f(x), computed by torch for all steps at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable, InputError
+from .group import GroupNeuronParameters, group_step, group_surrogate_step
+from .kernels import launch, operators
+from .nonlinearities import FunctionInC
+from .signgd import SignGDParameters, SignGDState, signgd_step, signgd_surrogate_step
+from .surrogate import Surrogate
+
+BACKENDS = ("auto", "cpu", "cupy", "torch")
+OUTPUTS = ("decoded", "signed", "sigma", "fires")
+DEVICES = {"cpu": "cpu", "cupy": "cuda"}  # of the kernels of each backend
+HALF = (torch.float16, torch.bfloat16)
+SMALLEST_THETA = 2.0**-100  # below, the kernel's reciprocal overflows
+
+
+class Choice(NamedTuple):
+    """``backend`` "cpu", "cupy" or "torch", and why it is the definition that runs, if it is."""
+
+    backend: str
+    reason: str = ""
+
+
+class SignGDSequence(NamedTuple):
+    """``y`` [T, *], the state after it, the integrated inputs, and what was asked to be kept."""
+
+    y: Tensor
+    state: SignGDState
+    x: tuple[Tensor, ...]
+    v_seq: Tensor | None = None  # [T, *]
+    spike_seq: Tensor | None = None  # [T, *] bool: where sigma is 1
+
+
+class GroupSequence(NamedTuple):
+    """``y`` [T, *], the potential after it, and v_seq [T, *] if it was asked for."""
+
+    y: Tensor
+    v: Tensor
+    v_seq: Tensor | None = None
+
+
+def choose(backend: str, device: str, against: str = "") -> Choice:
+    """What runs for ``backend`` on a type of device. Raises BackendUnavailable, ValueError.
+
+    ``against`` is why kernels do not apply, empty if they do.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, but it is {backend!r}.")
+    if backend == "torch":
+        return Choice("torch", "it was asked for")
+    name = next((name for name, home in DEVICES.items() if home == device), "")
+    if backend not in ("auto", name):
+        raise BackendUnavailable(
+            f"backend={backend!r} runs on {DEVICES[backend]} tensors, but the input is on {device}. "
+            f"Move it with .to({DEVICES[backend]!r}), or use backend='auto'."
+        )
+    against = against or (_missing(name) if name else f"there are no kernels for {device}")
+    if not against:
+        return Choice(name)
+    if backend == "auto":
+        return Choice("torch", against)
+    raise BackendUnavailable(f"backend={backend!r}: {against}")
+
+
+def backends() -> dict[str, str]:
+    """Each backend, and why it is not there: empty where it is."""
+    return {"torch": "", **{name: _missing(name) for name in DEVICES}}
+
+
+def _missing(backend: str) -> str:
+    return launch.PROVIDERS[DEVICES[backend]].missing(None)
+
+
+@torch.compiler.assume_constant_result
+def _uncompiled(function: str, backend: str) -> str:
+    """Why the C code of a function cannot be run, empty if it can."""
+    return launch.PROVIDERS[DEVICES[backend]].missing(operators.function_of(function))
+
+
+def signgd_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
+    """What runs neurons with inputs of the type and on the device of ``like``."""
+    return choose(backend, like.device.type, _against(like.dtype, p.momentum))
+
+
+def group_choice(backend: str, like: Tensor, p: GroupNeuronParameters) -> Choice:
+    against = _against(like.dtype)
+    if not against and (p.members > 2**15 or p.theta < SMALLEST_THETA):
+        against = "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
+    return choose(backend, like.device.type, against)
+
+
+def _against(dtype: torch.dtype, momentum: float = 0.0) -> str:
+    if dtype not in (torch.float32, *HALF):
+        return f"the kernels keep float32 states, but the input is {dtype}; pass x.float()."
+    if momentum:
+        return "the kernels have no momentum."
+    return ""
+
+
+# -- signGD ---------------------------------------------------------------------------------------
+
+
+def signgd_multi_step(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    *,
+    x: Sequence[Tensor] | None = None,
+    output: str = "decoded",
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    keep_v: bool = False,
+    keep_spikes: bool = False,
+) -> SignGDSequence:
+    """T steps of signGD neurons; same contract as ``scan(signgd_step, ...)``.
+
+    ``x_seq``: for each argument of f its decoded values [T, ...], or with ``x``, the integrated
+    inputs so far, the weighted spikes that they integrate. ``output``: "decoded" v(t), "signed"
+    -eta(t) scale sigma(t), "sigma" in {-1, 1} or "fires" in {0, 1}, in ``dtype``, by default that
+    of the input. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The state is
+    float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
+    """
+    x_seq = _checked(x_seq, state.v, x)
+    if output not in OUTPUTS:
+        raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
+    if surrogate is not None and output not in OUTPUTS[:2]:
+        raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
+    dtype = x_seq[0].dtype if dtype is None else dtype
+    choice = signgd_choice(backend, x_seq[0], p)
+    if choice.backend == "torch" or (surrogate is not None and keep_spikes):
+        return _signgd_by_definition(x_seq, state, p, x, output, dtype, surrogate, keep_v, keep_spikes)
+    if surrogate is not None:
+        return _signgd_with_gradient(x_seq, state, p, x, output, dtype, surrogate, keep_v)
+    found = p.in_c
+    if found is not None and (len(x_seq) != p.function.arity or _uncompiled(found.key, choice.backend)):
+        found = None
+    if x is not None and (found is None or any(a.shape != state.v.shape for a in x)):
+        # what an input integrates is needed by torch, or shared by several neurons
+        x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
+        result = _signgd_by_kernel(x_seq, (), state, p, found, output, dtype, keep_v, keep_spikes)
+        return result._replace(x=tuple(a[-1].clone() for a in x_seq))
+    return _signgd_by_kernel(
+        x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes
+    )
+
+
+def _checked(
+    x_seq: Sequence[Tensor], v: Tensor, x: Sequence[Tensor] | None
+) -> list[Tensor]:
+    if not x_seq or any(a.dim() == 0 or a.shape[0] == 0 for a in x_seq):
+        raise InputError(
+            f"signgd_multi_step: an input is [T, *] with T >= 1, but the inputs are "
+            f"{[list(a.shape) for a in x_seq]}."
+        )
+    if len({a.shape[0] for a in x_seq}) > 1:
+        raise InputError(
+            f"signgd_multi_step: all inputs have the same T, but they have "
+            f"{[a.shape[0] for a in x_seq]}."
+        )
+    devices = {a.device for a in (*x_seq, v, *(x or ()))}
+    if len(devices) > 1:
+        raise InputError(
+            f"signgd_multi_step: inputs and state are on one device, but they are on "
+            f"{', '.join(sorted(map(str, devices)))}. Reset the neuron after moving it."
+        )
+    if x is not None and [a.shape[1:] for a in x_seq] != [a.shape for a in x]:
+        raise InputError(
+            f"signgd_multi_step: an input is [T, *x.shape], but the inputs are "
+            f"{[list(a.shape) for a in x_seq]} and x is {[list(a.shape) for a in x]}. Reset the "
+            "neuron before feeding a batch of another shape."
+        )
+    try:
+        shape = torch.broadcast_shapes(v.shape, *(a.shape[1:] for a in x_seq))
+    except RuntimeError:
+        shape = torch.Size()
+    dtype = x_seq[0].dtype
+    for a in x_seq[1:]:
+        dtype = torch.promote_types(dtype, a.dtype)
+    return [a.to(dtype) for a in x_seq]
+
+
+def _signgd_by_definition(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    output: str,
+    dtype: torch.dtype,
+    surrogate: Callable[[Tensor], Tensor] | None,
+    keep_v: bool,
+    keep_spikes: bool,
+) -> SignGDSequence:
+    y, v_seq, spike_seq = [], [], []
+    carried = None if x is None else tuple(x)
+    for step in zip(*x_seq, strict=True):
+        arguments = tuple(a.to(state.v.dtype) for a in step)
+        if carried is not None:
+            carried = arguments = tuple(a + b for a, b in zip(carried, arguments, strict=True))
+        before = state.v
+        if surrogate is None:
+            fires, state = signgd_step(arguments, state, p)
+            sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
+        else:
+            sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
+        y.append(_passed(sigma, state, p, output).to(dtype))
+        if keep_v:
+            v_seq.append(state.v)
+        if keep_spikes:
+            spike_seq.append(sigma > 0)
+    return SignGDSequence(
+        torch.stack(y),
+        state,
+        carried or (),
+        torch.stack(v_seq) if keep_v else None,
+        torch.stack(spike_seq) if keep_spikes else None,
+    )
+
+
+def _passed(sigma: Tensor, after: SignGDState, p: SignGDParameters, output: str) -> Tensor:
+    """What a neuron passes on after a step that fired sigma."""
+    if output == "decoded":
+        return after.v
+    if output == "sigma":
+        return sigma
+    if output == "fires":
+        return (sigma > 0).to(sigma.dtype)
+    size = torch.as_tensor(
+        p.schedule(after.t) * p.scale, dtype=after.v.dtype, device=after.v.device
+    )
+    return -size * (sigma if after.buffer is None else after.buffer)
+
+
+def _signgd_by_kernel(
+    x_seq: Sequence[Tensor],
+    x: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    found: FunctionInC | None,
+    output: str,
+    dtype: torch.dtype,
+    keep_v: bool,
+    keep_spikes: bool,
+) -> SignGDSequence:
+    if found is None:
+        x_seq = [target_over_time(x_seq, p).to(torch.float32)]
+        found = FunctionInC(operators.IDENTITY.key, (), ())
+    steps = x_seq[0].shape[0]
+    tensors = [
+        t.to(x_seq[0].dtype).expand(steps, *t.shape) for t in found.tensors
+    ]
+    scale, unit = _scale(p, state.v)
+    v, *rest = operators.signgd(
+        [*x_seq, *tensors],
+        list(x),
+        state.v,
+        scale,
+        found.key,
+        list(found.numbers),
+        p.function.fires_at_tie,
+        p.schedule_name,
+        unit,
+        state.t,
+        output,
+        dtype,
+        keep_v,
+        keep_spikes,
+    )
+    y, v, rest = v, rest[0], rest[1:]
+    x_last, rest = tuple(rest[: len(x)]), rest[len(x) :]
+    return SignGDSequence(
+        y,
+        SignGDState(v, state.t + steps),
+        x_last,
+        rest[0] if keep_v else None,
+        rest[-1] if keep_spikes else None,
+    )
+
+
+def _scale(p: SignGDParameters, v: Tensor) -> tuple[Tensor | None, float]:
+    """The scale as a tensor that broadcasts against v, or as a number that goes into the steps."""
+    if isinstance(p.scale, Tensor):
+        return p.scale.to(device=v.device, dtype=torch.float32), 1.0
+    return None, float(p.scale)
+
+
+def target_over_time(x_seq: Sequence[Tensor], p: SignGDParameters) -> Tensor:
+    """f of every step [T, *], at once where the row says that f allows it; states' precision."""
+    steps = [a.to(torch.promote_types(a.dtype, torch.float32)) for a in x_seq]
+    row = p.function
+    if row.any_leading:
+        return p.target(*steps)
+    if row.elementwise:
+        rank = max(a.dim() for a in steps)
+        return p.target(*(a.reshape(a.shape[0], *[1] * (rank - a.dim()), *a.shape[1:]) for a in steps))
+    return torch.stack([p.target(*step) for step in zip(*steps, strict=True)])
+
+
+def _signgd_with_gradient(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    output: str,
+    dtype: torch.dtype,
+    surrogate: Callable[[Tensor], Tensor],
+    keep_v: bool,
+) -> SignGDSequence:
+    if not isinstance(surrogate, Surrogate) or (keep_v and output == "signed"):
+        return _signgd_by_definition(x_seq, state, p, x, output, dtype, surrogate, keep_v, False)
+    carried: tuple[Tensor, ...] = ()
+    if x is not None:
+        x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
+        carried = tuple(a[-1].clone() for a in x_seq)
+    scale, unit = _scale(p, state.v)
+    y, v, _ = operators.track(
+        target_over_time(x_seq, p),
+        state.v,
+        scale,
+        p.function.fires_at_tie,
+        p.schedule_name,
+        unit,
+        state.t,
+        output == "signed",
+        surrogate.kind,
+        surrogate.alpha,
+    )
+    after = SignGDState(v, state.t + x_seq[0].shape[0])
+    return SignGDSequence(y.to(dtype), after, carried, y if keep_v else None)
+
+
+# -- group neurons ----------------------------------------------------------------------------------
+
+
+def group_multi_step(
+    x_seq: Tensor,
+    v: Tensor,
+    p: GroupNeuronParameters,
+    *,
+    counts: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    detach_reset: bool = False,
+    keep_v: bool = False,
+) -> GroupSequence:
+    """T steps of group neurons; same contract as ``scan(group_step, ...)``.
+
+    x_seq [T, ...] are membrane currents, v [...] the potential. The output is n theta, or n itself
+    with ``counts``, in ``dtype``, by default that of the input; v is float32, float64 for float64
+    inputs. ``surrogate`` gives it a gradient. Raises BackendUnavailable, InputError, ValueError.
+    """
+    if x_seq.dim() == 0 or x_seq.shape[0] == 0 or x_seq.shape[1:] != v.shape:
+        raise InputError(
+            f"group_multi_step: x_seq is [T, *v.shape] with T >= 1, but x_seq is "
+            f"{list(x_seq.shape)} and v is {list(v.shape)}. Reset the neuron before feeding a "
+            "batch of another shape."
+        )
+    if x_seq.device != v.device:
+        raise InputError(
+            f"group_multi_step: x_seq is on {x_seq.device}, v on {v.device}. Reset the neuron "
+            "after moving it."
+        )
+    if surrogate is not None and counts:
+        raise ValueError("group_multi_step: counts have no gradient; leave surrogate out.")
+    dtype = x_seq.dtype if dtype is None else dtype
+    choice = group_choice(backend, x_seq, p)
+    known = surrogate is None or (isinstance(surrogate, Surrogate) and not keep_v)
+    if choice.backend == "torch" or not known:
+        return _group_by_definition(
+            x_seq, v, p, counts, dtype, surrogate, detach_reset, keep_v
+        )
+    if surrogate is not None:
+        assert isinstance(surrogate, Surrogate)
+        y, v, _ = operators.group_train(
+            x_seq, v, p.members, p.theta, surrogate.kind, surrogate.alpha, detach_reset
+        )
+        return GroupSequence(y.to(dtype), v)
+    y, v, *kept = operators.group(x_seq, v, p.members, p.theta, counts, dtype, keep_v)
+    return GroupSequence(y, v, kept[0] if keep_v else None)
+
+
+def _group_by_definition(
+    x_seq: Tensor,
+    v: Tensor,
+    p: GroupNeuronParameters,
+    counts: bool,
+    dtype: torch.dtype,
+    surrogate: Callable[[Tensor], Tensor] | None,
+    detach_reset: bool,
+    keep_v: bool,
+) -> GroupSequence:
+    y, v_seq = [], []
+    for x in x_seq:
+        if surrogate is None:
+            out, v = group_step(x.to(v.dtype), v, p)
+        else:
+            out, v = group_surrogate_step(x.to(v.dtype), v, p, surrogate, detach_reset)
+        y.append((out / p.theta).round().to(dtype) if counts else out.to(dtype))
+        if keep_v:
+            v_seq.append(v)
+    return GroupSequence(torch.stack(y), v, torch.stack(v_seq) if keep_v else None)
+
+
+def running_sum(x_seq: Tensor, start: Tensor, backend: str = "auto") -> Tensor:
+    """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...] in the type of start, step by step."""
+    against = _against(x_seq.dtype if x_seq.dtype == start.dtype else start.dtype)
+    if choose(backend, x_seq.device.type, against).backend != "torch":
+        return operators.running_sum(x_seq, start)
+    sums = []
+    for x in x_seq:
+        start = start + x
+        sums.append(start)
+    return torch.stack(sums)
