@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .exporters import load, save
     from .network import SpikingNetwork
     from .neurons.group import GroupNeuronParameters
+    from .neurons.multi_step import backends
     from .neurons.nonlinearities import NONLINEARITIES, Nonlinearity
     from .neurons.qcfs import QCFS
     from .neurons.schedules import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         ListSchedule,
     )
     from .neurons.signgd import SignGDParameters
+    from .neurons.surrogate import Surrogate
     from .plugins.spikingjelly import Encode, GroupNode, Readout, SignGDNode, SubgradientNode
     from .running import Evaluation, build, evaluate, run
 
@@ -69,8 +71,10 @@ __all__ = [
     "SignGDParameters",
     "SpikingNetwork",
     "SubgradientNode",
+    "Surrogate",
     "UnsupportedOperation",
     "analysis",
+    "backends",
     "build",
     "check",
     "convert",
@@ -105,6 +109,7 @@ _HOME = {
     "save": "exporters",
     "SpikingNetwork": "network",
     "GroupNeuronParameters": "neurons.group",
+    "backends": "neurons.multi_step",
     "NONLINEARITIES": "neurons.nonlinearities",
     "Nonlinearity": "neurons.nonlinearities",
     "QCFS": "neurons.qcfs",
@@ -113,6 +118,7 @@ _HOME = {
     "InverseSchedule": "neurons.schedules",
     "ListSchedule": "neurons.schedules",
     "SignGDParameters": "neurons.signgd",
+    "Surrogate": "neurons.surrogate",
     "Encode": "plugins.spikingjelly",
     "GroupNode": "plugins.spikingjelly",
     "Readout": "plugins.spikingjelly",

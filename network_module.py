@@ -30,6 +30,7 @@ from .network import (
     fill,
     leaves,
 )
+from .neurons.multi_step import running_sum
 from .operations import apply, apply_linear, apply_over_time, resolve
 
 
@@ -41,7 +42,9 @@ class LinearOperation(nn.Module):
         self.op = node.op
         self.attributes = node.attributes
         for name, value in node.tensors.items():
-            self.register_buffer(name, value.clone())  # the description keeps its own
+            layout = torch.channels_last if node.op == "conv" and value.dim() == 4 else None
+            # a clone: the description keeps its own
+            self.register_buffer(name, value.clone(memory_format=layout or torch.preserve_format))
 
     def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
         run = apply_linear if linear_part else apply
@@ -66,6 +69,9 @@ class FunctionOperation(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs, **self.arguments, **dict(self.named_buffers()))
+
+    def over_time(self, *x_seq: Tensor) -> Tensor:
+        return self.function.over_time(*x_seq, **self.arguments, **dict(self.named_buffers()))
 
     def extra_repr(self) -> str:
         return self.function.name
@@ -311,8 +317,8 @@ class NetworkModule(nn.Module):
         if not any(in_time for _, in_time in inputs):
             return module(*[value for value, _ in inputs]), False
         steps = next(value.shape[0] for value, in_time in inputs if in_time)
-        rows = [[v[t] if in_time else v for v, in_time in inputs] for t in range(steps)]
-        return torch.stack([module(*row) for row in rows]), True
+        x_seq = [v if in_time else v.expand(steps, *v.shape) for v, in_time in inputs]
+        return module.over_time(*x_seq), True  # type: ignore[operator]
 
     def _in_time(self, signal: Signal, steps: int | None) -> Tensor:
         value, in_time = signal
@@ -352,9 +358,10 @@ class NetworkModule(nn.Module):
         for name in dict.fromkeys(leaves(self.network.outputs)):
             value = self._in_time(values[name], steps)
             if self.spikes == "signed":
-                before = self._readouts[name]
-                value = before + (value if steps is None else value.cumsum(0))
-                self._readouts[name] = value if steps is None else value[-1]
+                one = value.unsqueeze(0) if steps is None else value
+                sums = running_sum(one, self._readouts[name])
+                self._readouts[name] = sums[-1].clone()
+                value = sums[0] if steps is None else sums
             outputs[name] = value
         return fill(self.network.outputs, outputs)
 

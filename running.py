@@ -17,15 +17,17 @@ from .network_module import NetworkModule
 from .progress import progress
 
 BACKENDS = ("spikingjelly",)
-BLOCK_BYTES = 64 * 2**20  # the largest value of a block of time steps
+# the largest value of a block of time steps: on CPUs what caches and the allocator serve best
+BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
 def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
     ``options`` go to the plugin: ``spikes="decoded"`` (default: what passes is what a receiver
-    has decoded) or ``"signed"`` (weighted spikes pass, each node integrates). Raises
-    BackendUnavailable where the simulator is unknown or not installed.
+    has decoded) or ``"signed"`` (weighted spikes pass, each node integrates), and
+    ``kernels="auto"``, what runs the neurons (``backends``). Raises BackendUnavailable where the
+    simulator is unknown or not installed.
     """
     if backend not in BACKENDS:
         raise BackendUnavailable(
@@ -73,8 +75,9 @@ def run(
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
     x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Time passes in chunks
-    of ``chunk`` steps (by default as many as keep one value of a block within 64 MiB), so memory
-    follows the chunk and not T. States are reset before and after. Raises InputError.
+    of ``chunk`` steps (by default as many as keep one value of a block within 16 MiB, or 512 MiB on
+    a GPU), so memory follows the chunk and not T. States are reset before and after. Raises
+    InputError.
     """
     steps = check_steps(time_steps)
     last = max(steps)
@@ -94,7 +97,9 @@ def run(
         raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
     if sequence and x.shape[0] < last:
         raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
-    chunk = chunk or default_chunk(snn.network, x.shape[1] if sequence else x.shape[0])
+    chunk = chunk or default_chunk(
+        snn.network, x.shape[1] if sequence else x.shape[0], x.device.type
+    )
     wanted = set(steps)
     found: dict[int, Any] = {}
     static: dict[str, Tensor] = {}
@@ -115,7 +120,7 @@ def _at(values: Tensor, step: int) -> Tensor:
     return values[step].clone()
 
 
-def default_chunk(network: SpikingNetwork, batch: int) -> int:
+def default_chunk(network: SpikingNetwork, batch: int, device: str = "cpu") -> int:
     """Steps in a block such that the largest value of one stays within the limit."""
     largest = 1
     for node in network.nodes:
@@ -123,7 +128,7 @@ def default_chunk(network: SpikingNetwork, batch: int) -> int:
         for s in node.shape:
             size *= s if isinstance(s, int) else int(s.split("*")[0])
         largest = max(largest, size)
-    return max(1, BLOCK_BYTES // largest)
+    return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cpu"]) // largest)
 
 
 def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -11,8 +11,9 @@
 =========  ====================================================================================
 
 An explicit choice that cannot be had raises BackendUnavailable. Kernels keep float32 states and
-return what the definition returns to the bit where f is made of exactly rounded operations; where
-f needs exp, erf or tanh it is within 4 ulp, so a spike differs only where v is that close to f(x).
+return what the definition returns to the bit where f is made of exactly rounded operations. Where
+f needs exp, erf, tanh or sqrt (which torch rounds its own way on a CPU) the two are a few ulp
+apart, so a spike differs only where v is that close to f(x).
 Of functions without C code the kernels are handed f(x), computed by torch for all steps at once.
 """
 
@@ -63,6 +64,12 @@ class GroupSequence(NamedTuple):
     v_seq: Tensor | None = None
 
 
+def _constant(function: Callable[..., str]) -> Callable[..., str]:
+    """torch.compiler.assume_constant_result, which itself would import the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def choose(backend: str, device: str, against: str = "") -> Choice:
     """What runs for ``backend`` on a type of device. Raises BackendUnavailable, ValueError.
 
@@ -75,8 +82,8 @@ def choose(backend: str, device: str, against: str = "") -> Choice:
     name = next((name for name, home in DEVICES.items() if home == device), "")
     if backend not in ("auto", name):
         raise BackendUnavailable(
-            f"backend={backend!r} runs on {DEVICES[backend]} tensors, but the input is on {device}. "
-            f"Move it with .to({DEVICES[backend]!r}), or use backend='auto'."
+            f"backend={backend!r} runs on {DEVICES[backend]} tensors, but the input is on "
+            f"{device}. Move it with .to({DEVICES[backend]!r}), or use backend='auto'."
         )
     against = against or (_missing(name) if name else f"there are no kernels for {device}")
     if not against:
@@ -91,11 +98,12 @@ def backends() -> dict[str, str]:
     return {"torch": "", **{name: _missing(name) for name in DEVICES}}
 
 
+@_constant
 def _missing(backend: str) -> str:
     return launch.PROVIDERS[DEVICES[backend]].missing(None)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _uncompiled(function: str, backend: str) -> str:
     """Why the C code of a function cannot be run, empty if it can."""
     return launch.PROVIDERS[DEVICES[backend]].missing(operators.function_of(function))
@@ -103,22 +111,80 @@ def _uncompiled(function: str, backend: str) -> str:
 
 def signgd_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
     """What runs neurons with inputs of the type and on the device of ``like``."""
-    return choose(backend, like.device.type, _against(like.dtype, p.momentum))
+    return choose(backend, like.device.type, _signgd_against(like.dtype, p))
+
+
+def function_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
+    """Where f is computed: in the kernel, or by torch for it, and why. Raises BackendUnavailable.
+
+    An explicit backend that lacks what it takes to compile the C code of f is refused.
+    """
+    choice = signgd_choice(backend, like, p)
+    return choice if choice.backend == "torch" else _function_choice(backend, choice, p)
+
+
+def _function_choice(backend: str, choice: Choice, p: SignGDParameters) -> Choice:
+    if p.in_c is None:
+        given = f" for its arguments {', '.join(p.arguments)}" if p.function.code else ""
+        return Choice("torch", f"the row {p.function.name!r} has no C code{given}.")
+    tensors, numbers = (p.function.arity or 0) + len(p.in_c.tensors), len(p.in_c.numbers)
+    if tensors > launch.ARGUMENTS or numbers > launch.PARAMETERS:
+        return Choice(
+            "torch",
+            f"a kernel takes {launch.ARGUMENTS} tensors and {launch.PARAMETERS} numbers, but the "
+            f"row {p.function.name!r} has {tensors} and {numbers}.",
+        )
+    against = _uncompiled(p.in_c.key, choice.backend)
+    if against and backend != "auto":
+        raise BackendUnavailable(f"backend={backend!r}: {against}")
+    return Choice("torch", against) if against else choice
 
 
 def group_choice(backend: str, like: Tensor, p: GroupNeuronParameters) -> Choice:
-    against = _against(like.dtype)
-    if not against and (p.members > 2**15 or p.theta < SMALLEST_THETA):
-        against = "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
-    return choose(backend, like.device.type, against)
+    return choose(backend, like.device.type, _group_against(like.dtype, p))
 
 
-def _against(dtype: torch.dtype, momentum: float = 0.0) -> str:
+def _against(dtype: torch.dtype) -> str:
     if dtype not in (torch.float32, *HALF):
         return f"the kernels keep float32 states, but the input is {dtype}; pass x.float()."
-    if momentum:
-        return "the kernels have no momentum."
     return ""
+
+
+def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
+    if p.momentum:
+        return "the kernels have no momentum."
+    if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
+        return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
+    return _against(dtype)
+
+
+def _group_against(dtype: torch.dtype, p: GroupNeuronParameters) -> str:
+    if p.members > 2**15 or p.theta < SMALLEST_THETA:
+        return "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
+    return _against(dtype)
+
+
+def _against_types(states: Sequence[Tensor], output: torch.dtype) -> str:
+    if any(a.dtype != torch.float32 for a in states):
+        return "the kernels keep float32 states, but these are float64; reset the neuron."
+    if output not in launch.TYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in launch.TYPES)
+        return f"the kernels write {names}, but dtype is {output}."
+    return ""
+
+
+def _check_types(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    for a in inputs:
+        if not a.is_floating_point():
+            raise InputError(
+                f"{name}: inputs are floating-point, but one is {a.dtype}; use x.float()."
+            )
+    for a in states:
+        if a.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"{name}: states are float32, or float64 for float64 inputs, but one is {a.dtype}. "
+                "Convert it with .float(), or reset the neuron."
+            )
 
 
 # -- signGD ---------------------------------------------------------------------------------------
@@ -145,39 +211,44 @@ def signgd_multi_step(
     of the input. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The state is
     float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
     """
-    x_seq = _checked(x_seq, state.v, x)
+    x_seq = _checked(x_seq, state.v, x, p)
     if output not in OUTPUTS:
         raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
     if surrogate is not None and output not in OUTPUTS[:2]:
         raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
     dtype = x_seq[0].dtype if dtype is None else dtype
-    choice = signgd_choice(backend, x_seq[0], p)
+    against = _signgd_against(x_seq[0].dtype, p) or _against_types((state.v, *(x or ())), dtype)
+    choice = choose(backend, x_seq[0].device.type, against)
     if choice.backend == "torch" or (surrogate is not None and keep_spikes):
-        return _signgd_by_definition(x_seq, state, p, x, output, dtype, surrogate, keep_v, keep_spikes)
+        return _signgd_by_definition(
+            x_seq, state, p, x, output, dtype, surrogate, keep_v, keep_spikes
+        )
     if surrogate is not None:
         return _signgd_with_gradient(x_seq, state, p, x, output, dtype, surrogate, keep_v)
-    found = p.in_c
-    if found is not None and (len(x_seq) != p.function.arity or _uncompiled(found.key, choice.backend)):
-        found = None
+    found = p.in_c if _function_choice(backend, choice, p).backend != "torch" else None
     if x is not None and (found is None or any(a.shape != state.v.shape for a in x)):
         # what an input integrates is needed by torch, or shared by several neurons
         x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
         result = _signgd_by_kernel(x_seq, (), state, p, found, output, dtype, keep_v, keep_spikes)
         return result._replace(x=tuple(a[-1].clone() for a in x_seq))
-    return _signgd_by_kernel(
-        x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes
-    )
+    return _signgd_by_kernel(x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes)
 
 
 def _checked(
-    x_seq: Sequence[Tensor], v: Tensor, x: Sequence[Tensor] | None
+    x_seq: Sequence[Tensor], v: Tensor, x: Sequence[Tensor] | None, p: SignGDParameters
 ) -> list[Tensor]:
+    _check_types("signgd_multi_step", x_seq, (v, *(x or ())))
+    if p.function.arity not in (None, len(x_seq)):
+        raise InputError(
+            f"signgd_multi_step: {p.function.name!r} has {p.function.arity} arguments, but there "
+            f"are {len(x_seq)} inputs."
+        )
     if not x_seq or any(a.dim() == 0 or a.shape[0] == 0 for a in x_seq):
         raise InputError(
             f"signgd_multi_step: an input is [T, *] with T >= 1, but the inputs are "
             f"{[list(a.shape) for a in x_seq]}."
         )
-    if len({a.shape[0] for a in x_seq}) > 1:
+    if any(a.shape[0] != x_seq[0].shape[0] for a in x_seq):
         raise InputError(
             f"signgd_multi_step: all inputs have the same T, but they have "
             f"{[a.shape[0] for a in x_seq]}."
@@ -194,14 +265,24 @@ def _checked(
             f"{[list(a.shape) for a in x_seq]} and x is {[list(a.shape) for a in x]}. Reset the "
             "neuron before feeding a batch of another shape."
         )
-    try:
-        shape = torch.broadcast_shapes(v.shape, *(a.shape[1:] for a in x_seq))
-    except RuntimeError:
-        shape = torch.Size()
+    if p.function.elementwise and not all(_broadcasts(a.shape[1:], v.shape) for a in x_seq):
+        raise _other_shape(f"inputs of {[list(a.shape[1:]) for a in x_seq]} for each step", v)
     dtype = x_seq[0].dtype
     for a in x_seq[1:]:
         dtype = torch.promote_types(dtype, a.dtype)
     return [a.to(dtype) for a in x_seq]
+
+
+def _broadcasts(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    behind = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(a in (1, b) for a, b in behind)
+
+
+def _other_shape(what: str, v: Tensor) -> InputError:
+    return InputError(
+        f"signgd_multi_step: {what} do not fit a state v of {list(v.shape)}. Reset the neuron "
+        "before feeding a batch of another shape."
+    )
 
 
 def _signgd_by_definition(
@@ -227,6 +308,8 @@ def _signgd_by_definition(
             sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
         else:
             sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
+        if state.v.shape != before.shape:
+            raise _other_shape(f"values of f of {list(state.v.shape)}", before)
         y.append(_passed(sigma, state, p, output).to(dtype))
         if keep_v:
             v_seq.append(state.v)
@@ -270,9 +353,9 @@ def _signgd_by_kernel(
         x_seq = [target_over_time(x_seq, p).to(torch.float32)]
         found = FunctionInC(operators.IDENTITY.key, (), ())
     steps = x_seq[0].shape[0]
-    tensors = [
-        t.to(x_seq[0].dtype).expand(steps, *t.shape) for t in found.tensors
-    ]
+    if found.tensors:  # a kernel reads all arguments of f in one type
+        x_seq = [a.to(torch.float32) for a in x_seq]
+    tensors = [t.to(torch.float32).expand(steps, *t.shape) for t in found.tensors]
     scale, unit = _scale(p, state.v)
     v, *rest = operators.signgd(
         [*x_seq, *tensors],
@@ -309,15 +392,9 @@ def _scale(p: SignGDParameters, v: Tensor) -> tuple[Tensor | None, float]:
 
 
 def target_over_time(x_seq: Sequence[Tensor], p: SignGDParameters) -> Tensor:
-    """f of every step [T, *], at once where the row says that f allows it; states' precision."""
+    """f of every step [T, *], in float32 also of half inputs."""
     steps = [a.to(torch.promote_types(a.dtype, torch.float32)) for a in x_seq]
-    row = p.function
-    if row.any_leading:
-        return p.target(*steps)
-    if row.elementwise:
-        rank = max(a.dim() for a in steps)
-        return p.target(*(a.reshape(a.shape[0], *[1] * (rank - a.dim()), *a.shape[1:]) for a in steps))
-    return torch.stack([p.target(*step) for step in zip(*steps, strict=True)])
+    return p.function.over_time(*steps, **p.arguments)
 
 
 def _signgd_with_gradient(
@@ -353,7 +430,7 @@ def _signgd_with_gradient(
     return SignGDSequence(y.to(dtype), after, carried, y if keep_v else None)
 
 
-# -- group neurons ----------------------------------------------------------------------------------
+# -- group neurons --------------------------------------------------------------------------------
 
 
 def group_multi_step(
@@ -374,6 +451,7 @@ def group_multi_step(
     with ``counts``, in ``dtype``, by default that of the input; v is float32, float64 for float64
     inputs. ``surrogate`` gives it a gradient. Raises BackendUnavailable, InputError, ValueError.
     """
+    _check_types("group_multi_step", [x_seq], [v])
     if x_seq.dim() == 0 or x_seq.shape[0] == 0 or x_seq.shape[1:] != v.shape:
         raise InputError(
             f"group_multi_step: x_seq is [T, *v.shape] with T >= 1, but x_seq is "
@@ -388,12 +466,15 @@ def group_multi_step(
     if surrogate is not None and counts:
         raise ValueError("group_multi_step: counts have no gradient; leave surrogate out.")
     dtype = x_seq.dtype if dtype is None else dtype
-    choice = group_choice(backend, x_seq, p)
+    if counts and dtype == torch.int8 and p.members > 127:
+        raise ValueError(
+            f"group_multi_step: int8 does not hold counts up to {p.members}; use int16."
+        )
+    against = _group_against(x_seq.dtype, p) or _against_types([v], dtype)
+    choice = choose(backend, x_seq.device.type, against)
     known = surrogate is None or (isinstance(surrogate, Surrogate) and not keep_v)
     if choice.backend == "torch" or not known:
-        return _group_by_definition(
-            x_seq, v, p, counts, dtype, surrogate, detach_reset, keep_v
-        )
+        return _group_by_definition(x_seq, v, p, counts, dtype, surrogate, detach_reset, keep_v)
     if surrogate is not None:
         assert isinstance(surrogate, Surrogate)
         y, v, _ = operators.group_train(
@@ -428,7 +509,9 @@ def _group_by_definition(
 
 def running_sum(x_seq: Tensor, start: Tensor, backend: str = "auto") -> Tensor:
     """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...] in the type of start, step by step."""
-    against = _against(x_seq.dtype if x_seq.dtype == start.dtype else start.dtype)
+    against = _against(x_seq.dtype)
+    if start.dtype != torch.float32 or x_seq.shape[1:] != start.shape:
+        against = "the kernel sums into a float32 start of the shape of a step."
     if choose(backend, x_seq.device.type, against).backend != "torch":
         return operators.running_sum(x_seq, start)
     sums = []

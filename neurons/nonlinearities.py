@@ -61,6 +61,22 @@ class Nonlinearity:
     def __call__(self, *arguments: Tensor, **parameters: Any) -> Tensor:
         return self.function(*arguments, **parameters)
 
+    def over_time(self, *x_seq: Tensor, **parameters: Any) -> Tensor:
+        """f of each step of sequences [T, *]: of all at once where the row allows it."""
+        if self.any_leading:
+            return self(*x_seq, **parameters)
+        if self.elementwise:
+            tensors = (a for a in parameters.values() if isinstance(a, Tensor))
+            rank = max(*(x.dim() for x in x_seq), *(1 + a.dim() for a in tensors), 1)
+            ones = [[1] * (rank - x.dim()) for x in x_seq]
+            aligned = (
+                x.reshape(x.shape[0], *one, *x.shape[1:])
+                for x, one in zip(x_seq, ones, strict=True)
+            )
+            return self(*aligned, **parameters)
+        steps = zip(*x_seq, strict=True)
+        return torch.stack([self(*step, **parameters) for step in steps])
+
     def in_c(self, given: Mapping[str, Any]) -> FunctionInC | None:
         """f with these parameters as the kernels take it, None where its code does not serve."""
         if not self.code or self.arity is None or set(given) - set(self.parameters):
@@ -200,9 +216,7 @@ _ROWS = [
         code="x > 0.0f ? x : x * negative_slope",
         parameters={"negative_slope": 0.01},
     ),
-    Nonlinearity(
-        "prelu", prelu, code="x >= 0.0f ? x : weight * x", parameters={"weight": None}
-    ),
+    Nonlinearity("prelu", prelu, code="x >= 0.0f ? x : weight * x", parameters={"weight": None}),
     Nonlinearity(
         "elu",
         elu,
@@ -251,9 +265,7 @@ _ROWS = [
     Nonlinearity("exp", torch.exp, code="exp_of(x)"),
     Nonlinearity("square", torch.square, code="x * x"),
     Nonlinearity("pow", power),  # exponent, floor
-    Nonlinearity(
-        "sqrt", sqrt, code="sqrtf(at_least(x, floor))", parameters={"floor": -inf}
-    ),
+    Nonlinearity("sqrt", sqrt, code="sqrtf(at_least(x, floor))", parameters={"floor": -inf}),
     Nonlinearity(
         "rsqrt", rsqrt, code="1.0f / sqrtf(at_least(x, floor))", parameters={"floor": -inf}
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from spikingjelly.activation_based import base
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..network import (
     Average,
@@ -21,6 +21,7 @@ from ..network import (
     SubgradientNeuron,
 )
 from ..network_module import NetworkModule
+from ..neurons.multi_step import Choice
 from .spikingjelly_nodes import (
     Encode,
     GroupNode,
@@ -60,13 +61,23 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     are ``module.neuron(name)``. ``spikingjelly_signgd.run`` runs it for many time steps at once.
     """
 
+    def choices(self, x: Tensor) -> dict[str, Choice]:
+        """For each neuron what runs it for inputs like x, and why if it is the definition."""
+        nodes = {name: self.neuron(name) for name in self.network.count()}
+        return {name: node.choice(x) for name, node in nodes.items() if hasattr(node, "choice")}
+
 
 def build(
-    network: SpikingNetwork, *, spikes: str = "decoded", step_mode: str = "s"
+    network: SpikingNetwork,
+    *,
+    spikes: str = "decoded",
+    step_mode: str = "s",
+    kernels: str = "auto",
 ) -> SpikingJellyNetwork:
     """``network`` as SpikingJelly nodes; ``spikes`` as for ``SignGDNode``, "decoded" or "signed".
 
-    Raises ValueError where a network cannot be built in the view asked for.
+    ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". Raises ValueError
+    where a network cannot be built in the view asked for.
     """
     neurons = {
         node.name: made for node in network.nodes if (made := make_node(node, spikes)) is not None
@@ -75,6 +86,8 @@ def build(
     for part in module.modules():
         if isinstance(part, base.StepModule):
             part.step_mode = step_mode
+        if isinstance(part, (SignGDNode, GroupNode)):
+            part.backend = kernels
     return module
 
 

@@ -14,6 +14,10 @@ before a neuron makes of it, and decoded values agree to rounding in all three:
 "decoded"   v(t)                            x = I; layers keep their bias
 ==========  ==============================  ===================================================
 
+signGD and group neurons run by kernels where ``backend`` finds them, the same in both step modes
+(``neurons/multi_step.py`` says what "auto", "cpu", "cupy" and "torch" mean); ``choice`` tells what
+runs.
+
 Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 ``materialize_states`` and functional forwards are 2.0.0's names, used by both here.
 """
@@ -35,19 +39,22 @@ from ..neurons.coding import (
     poisson_step,
     real_step,
 )
-from ..neurons.group import GroupNeuronParameters, group_step
+from ..neurons.group import GroupNeuronParameters
+from ..neurons.multi_step import (
+    BACKENDS,
+    Choice,
+    group_choice,
+    group_multi_step,
+    running_sum,
+    signgd_choice,
+    signgd_multi_step,
+)
 from ..neurons.nonlinearities import Nonlinearity, nonlinearity
 from ..neurons.scan import scan
 from ..neurons.schedules import InverseSchedule, Schedule
-from ..neurons.signgd import (
-    SignGDParameters,
-    SignGDState,
-    from_binary,
-    signgd_initial_state,
-    signgd_step,
-    weighted_spike,
-)
+from ..neurons.signgd import SignGDParameters, SignGDState, from_binary, signgd_initial_state
 from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
+from ..neurons.surrogate import Surrogate
 
 __all__ = [
     "Encode",
@@ -62,14 +69,15 @@ __all__ = [
 
 SPIKES = ("signed", "binary", "decoded")
 Shapes = tuple[tuple[int, ...], ...]
-Record = list[tuple[Tensor, Tensor | None]]  # (v, spikes) of each step
+Record = list[tuple[Tensor, Tensor | None]]  # v_seq and spike_seq of a call, [T, N, *]
 
 
 class _Stateful(base.MemoryModule):
-    """A module that is its pure step.
+    """A module that is its pure step, or its pure sequence of steps.
 
     A subclass registers its memories in the order of ``State``, whose ``shapes``, those of the
-    inputs, is None until the first step, and writes ``_initial_state`` and ``_step``.
+    inputs, is None until the first step, and writes ``_initial_state`` and ``_step``, or
+    ``_sequence``, of which a single step is then one of length 1.
     """
 
     State: ClassVar[Callable[..., Any]]
@@ -81,7 +89,21 @@ class _Stateful(base.MemoryModule):
     def _step(
         self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
     ) -> tuple[Tensor, Any]:
+        """One step in the state's precision; a record is given (v, spikes) of it, [N, *]."""
         raise NotImplementedError
+
+    def _sequence(
+        self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
+    ) -> tuple[Tensor, Any]:
+        """Steps [T, N, *] of any type to outputs of that type."""
+        dtype, of_steps = _state_dtype(inputs), None if record is None else Record()
+        steps = [tuple(x.to(dtype) for x in step) for step in zip(*inputs, strict=True)]
+        y_seq, state = scan(self._step, steps, state, of_steps)
+        if record is not None and of_steps:
+            spikes = [s for _, s in of_steps if s is not None]
+            v_seq = torch.stack([v for v, _ in of_steps])
+            record.append((v_seq, torch.stack(spikes) if spikes else None))
+        return y_seq.to(inputs[0].dtype), state
 
     def _checked(self, inputs: tuple[Any, ...], step_mode: str) -> tuple[Tensor, ...]:
         """The inputs of the first step."""
@@ -100,8 +122,7 @@ class _Stateful(base.MemoryModule):
                 )
         if step_mode == "s":
             return inputs
-        lengths = {x.shape[0] if x.dim() else 0 for x in inputs}
-        if len(lengths) != 1 or 0 in lengths:
+        if any(x.dim() == 0 or x.shape[0] < 1 or x.shape[0] != inputs[0].shape[0] for x in inputs):
             raise InputError(
                 f"{self._get_name()}: in step_mode 'm' an input is [T, N, *] with one T >= 1, but "
                 f"the shapes are {[tuple(x.shape) for x in inputs]}. Set step_mode 's' "
@@ -128,27 +149,19 @@ class _Stateful(base.MemoryModule):
         device = first[0].device
         return self.State(*(_each_tensor(value, lambda s: s.to(device, dtype)) for value in state))
 
-    def _step_in_state_dtype(
-        self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
-    ) -> tuple[Tensor, Any]:
-        dtype = _state_dtype(inputs)
-        y, state = self._step(tuple(x.to(dtype) for x in inputs), state, record)
-        return y.to(inputs[0].dtype), state
-
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], record: Record | None = None
     ) -> tuple[tuple[Tensor], Any]:
         """Pure: (outputs, new states), states in the order of registration."""
-        y, state = self._step_in_state_dtype(inputs, self.State(*states), record)
-        # a decoded output is the state itself, which in-place layers further on would change
-        return (y.clone() if any(y is value for value in state) else y,), state
+        one = tuple(x.unsqueeze(0) for x in inputs)
+        y_seq, state = self._sequence(one, self.State(*states), record)
+        return (y_seq[0],), state
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], record: Record | None = None
     ) -> tuple[tuple[Tensor], Any]:
         """Pure, [T, N, *] to [T, N, *]."""
-        steps = list(zip(*inputs, strict=True))
-        y_seq, state = scan(self._step_in_state_dtype, steps, self.State(*states), record)
+        y_seq, state = self._sequence(inputs, self.State(*states), record)
         return (y_seq,), state
 
     def single_step_forward(self, *inputs: Tensor) -> Tensor:
@@ -208,9 +221,7 @@ class _Recording(_Stateful, neuron.BaseNode):
         return self.__dict__[name] if name in self.__dict__ else super().__getattr__(name)
 
     def _store(self, record: Record, step_mode: str) -> None:
-        v_seq = torch.stack([v for v, _ in record])
-        spikes = [s for _, s in record if s is not None]
-        spike_seq = torch.stack(spikes) if spikes else None
+        ((v_seq, spike_seq),) = record
         if step_mode == "s" and self.v_seq is not None:
             v_seq = torch.cat([self.v_seq, v_seq])
             if spike_seq is not None and self.spike_seq is not None:
@@ -229,6 +240,47 @@ class _Recording(_Stateful, neuron.BaseNode):
     def _start_from(self, v: float) -> None:
         self.v = v
         self.set_reset_value("v", v)
+
+
+class _Kernel(_Recording):
+    """A neuron with a choice of ``backend`` (``neurons/multi_step.py``), to be assigned at any time.
+
+    ``functional.set_backend`` of 0.0.0.0.14 does so for a whole network.
+    """
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        return BACKENDS
+
+    @property
+    def backend(self) -> str:
+        return self._chosen_backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        if value not in BACKENDS:
+            raise ValueError(
+                f"{self._get_name()}: backend is one of {', '.join(BACKENDS)}, but it is {value!r}."
+            )
+        self._chosen_backend = value
+
+    def choice(self, x: Tensor) -> Choice:
+        """What runs for inputs of the type and on the device of x, and why if it is the
+        definition. Raises BackendUnavailable."""
+        raise NotImplementedError
+
+
+def _known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """SpikingJelly's surrogate as one that the kernels know, if they do."""
+    kinds = {
+        surrogate.Sigmoid: "sigmoid",
+        surrogate.ATan: "atan",
+        surrogate.PiecewiseQuadratic: "piecewise_quadratic",
+    }
+    kind = kinds.get(type(function))
+    if kind is None or not function.spiking:  # type: ignore[attr-defined]
+        return function
+    return Surrogate(kind, float(function.alpha))  # type: ignore[attr-defined]
 
 
 def _state_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
@@ -305,7 +357,7 @@ class _SignGDNodeState(NamedTuple):
     shapes: Shapes | None
 
 
-class SignGDNode(_Recording):
+class SignGDNode(_Kernel):
     """signGD neuron of any function of one or several arguments (``neurons/signgd.py``).
 
     ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
@@ -313,7 +365,8 @@ class SignGDNode(_Recording):
     ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
     Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
 
-    For inference: no gradient passes a spike, so none is recorded.
+    ``surrogate_function`` gives outputs a gradient with respect to inputs; without, as after a
+    conversion, none passes a spike and none is recorded. It takes "signed" or "decoded" spikes.
     """
 
     State = _SignGDNodeState
@@ -330,13 +383,24 @@ class SignGDNode(_Recording):
         offset: float | Tensor | tuple[float | Tensor, ...] | None = None,
         arguments: Mapping[str, Any] | None = None,
         momentum: float = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
+        backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
         super().__init__(
-            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
+            v_reset=None,
+            surrogate_function=surrogate_function,
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
         )
+        self.backend = backend
         _check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
+        if surrogate_function is not None and (spikes == "binary" or momentum):
+            raise ValueError(
+                f"{self._get_name()}: a gradient passes signed spikes or decoded values without "
+                'momentum. Choose spikes="signed", or leave surrogate_function out.'
+            )
         self.register_memory("t", 0)
         self.register_memory("buffer", None)
         self.register_memory("x", None)
@@ -398,6 +462,8 @@ class SignGDNode(_Recording):
     @property
     def dynamics(self) -> SignGDParameters:
         """The definition's parameters, with the tensors of the buffers."""
+        if torch.compiler.is_compiling() and self._dynamics is not None:
+            return self._dynamics  # up to date since the buffers were moved or loaded
         arguments = self.arguments
         of = (self.scale, self.resting, *arguments.values())
         if self._dynamics is None or any(
@@ -414,9 +480,15 @@ class SignGDNode(_Recording):
             )
         return self._dynamics
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        module = super()._apply(fn, recurse)
+        assert self.dynamics
+        return module
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._dynamics = None
         super()._load_from_state_dict(*args, **kwargs)
+        self._dynamics = None
+        assert self.dynamics
 
     @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
@@ -432,29 +504,57 @@ class SignGDNode(_Recording):
         v, t, buffer = signgd_initial_state(like, p)
         return _SignGDNodeState(v, t, buffer, None if self.spikes == "decoded" else x, None)
 
-    @torch.no_grad()
-    def _step(
+    def choice(self, x: Tensor) -> Choice:
+        return signgd_choice(self.backend, x, self.dynamics)
+
+    def _sequence(
         self, inputs: tuple[Tensor, ...], state: _SignGDNodeState, record: Record | None
     ) -> tuple[Tensor, _SignGDNodeState]:
-        p = self.dynamics
-        x = inputs
-        if self.spikes == "binary":
-            eta = p.schedule(state.t + 1)
-            offsets = self._held(self._offsets, inputs)
-            x = tuple(from_binary(a, b, eta) for a, b in zip(inputs, offsets, strict=True))
-        if state.x is not None:
-            x = tuple(a + b for a, b in zip(state.x, x, strict=True))
-        fires, after = signgd_step(x, SignGDState(state.v, state.t, state.buffer), p)
+        function = self.surrogate_function
+        if function is None or not torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._run_sequence(inputs, state, record, None)
+        return self._run_sequence(inputs, state, record, _known_surrogate(function))
+
+    def _run_sequence(
+        self,
+        inputs: tuple[Tensor, ...],
+        state: _SignGDNodeState,
+        record: Record | None,
+        gradient: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, _SignGDNodeState]:
+        p, dtype = self.dynamics, inputs[0].dtype
+        x_seq = self._from_binary(inputs, state.t) if self.spikes == "binary" else inputs
+        done = signgd_multi_step(
+            x_seq,
+            SignGDState(state.v, state.t, state.buffer),
+            p,
+            x=state.x,
+            output="fires" if self.spikes == "binary" else self.spikes,
+            dtype=state.v.dtype if self.spikes == "binary" else dtype,
+            backend=self.backend,
+            surrogate=gradient,
+            keep_v=record is not None,
+            keep_spikes=record is not None,
+        )
         if record is not None:
-            record.append((after.v, fires))
-        if self.spikes == "signed":
-            y = weighted_spike(fires, after, p)
-        elif self.spikes == "binary":
-            y = _as(p.scale, after.v) * fires
-        else:
-            y = after.v
-        integrated = None if state.x is None else x
-        return y, _SignGDNodeState(*after, integrated, state.shapes)
+            assert done.v_seq is not None
+            record.append((done.v_seq, done.spike_seq))
+        y = done.y
+        if self.spikes == "binary":
+            y = (_as(p.scale, y) * y).to(dtype)
+        x = None if state.x is None else done.x
+        return y, _SignGDNodeState(*done.state, x, state.shapes)
+
+    def _from_binary(self, inputs: tuple[Tensor, ...], t: int) -> tuple[Tensor, ...]:
+        """Currents [T, N, *] of binary spikes to increments (``neurons.signgd.from_binary``)."""
+        inputs = tuple(x.to(_state_dtype(inputs)) for x in inputs)
+        offsets = self._held(self._offsets, tuple(x[0] for x in inputs))
+        eta = [self.schedule(t + k) for k in range(1, inputs[0].shape[0] + 1)]
+        return tuple(
+            torch.stack([from_binary(i, offset, size) for i, size in zip(x, eta, strict=True)])
+            for x, offset in zip(inputs, offsets, strict=True)
+        )
 
     def extra_repr(self) -> str:
         parts = [self.function.name, repr(self.schedule)]
@@ -472,7 +572,7 @@ class _GroupNodeState(NamedTuple):
     shapes: Shapes | None
 
 
-class GroupNode(_Recording):
+class GroupNode(_Kernel):
     """Group neuron of m members (``neurons/group.py``): membrane current in, n v_threshold / m out.
 
     Where the input requires a gradient it passes through ``surrogate_function`` (Sigmoid unless
@@ -490,6 +590,7 @@ class GroupNode(_Recording):
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         step_mode: str = "s",
+        backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
         super().__init__(
@@ -500,6 +601,7 @@ class GroupNode(_Recording):
             step_mode=step_mode,
             store_v_seq=store_v_seq,
         )
+        self.backend = backend
         self.register_memory("shapes", None)
         self.members = members
         self.initial_charge = initial_charge
@@ -512,26 +614,27 @@ class GroupNode(_Recording):
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _GroupNodeState:
         return _GroupNodeState(torch.full_like(inputs[0], self.dynamics.v_initial), None)
 
-    def _step(
+    def choice(self, x: Tensor) -> Choice:
+        return group_choice(self.backend, x, self.dynamics)
+
+    def _sequence(
         self, inputs: tuple[Tensor, ...], state: _GroupNodeState, record: Record | None
     ) -> tuple[Tensor, _GroupNodeState]:
-        (x,) = inputs
-        if torch.is_grad_enabled() and (x.requires_grad or state.v.requires_grad):
-            out, v = self._differentiable_step(x, state.v, self.dynamics)
-        else:
-            out, v = group_step(x, state.v, self.dynamics)
+        (x_seq,) = inputs
+        trains = torch.is_grad_enabled() and (x_seq.requires_grad or state.v.requires_grad)
+        y_seq, v, v_seq = group_multi_step(
+            x_seq,
+            state.v,
+            self.dynamics,
+            backend=self.backend,
+            surrogate=_known_surrogate(self.surrogate_function) if trains else None,
+            detach_reset=self.detach_reset,
+            keep_v=record is not None,
+        )
         if record is not None:
-            record.append((v, None))
-        return out, _GroupNodeState(v, state.shapes)
-
-    def _differentiable_step(
-        self, x: Tensor, v: Tensor, p: GroupNeuronParameters
-    ) -> tuple[Tensor, Tensor]:
-        h = v + x
-        # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
-        above = h - p.thresholds(h).view(-1, *[1] * h.dim())
-        out = self.surrogate_function(above).sum(0) * p.theta
-        return out, h - (out.detach() if self.detach_reset else out)
+            assert v_seq is not None
+            record.append((v_seq, None))
+        return y_seq, _GroupNodeState(v, state.shapes)
 
     def extra_repr(self) -> str:
         return (
@@ -747,18 +850,22 @@ class Readout(_Stateful):
         (current,) = inputs
         return _ReadoutState(_as(self.initial, current).expand(current.shape), 0, None)
 
-    def _step(
+    def _sequence(
         self, inputs: tuple[Tensor, ...], state: _ReadoutState, record: Record | None
     ) -> tuple[Tensor, _ReadoutState]:
         (current,) = inputs
-        t = state.t + 1
+        t, dtype = state.t + current.shape[0], current.dtype
         if self.spikes == "decoded":
-            return current, _ReadoutState(state.y, t, state.shapes)
+            return current.clone(), _ReadoutState(state.y, t, state.shapes)
         if self.spikes == "binary":
             assert self.schedule is not None
-            current = from_binary(current, _as(self.offset, current), self.schedule(t))
-        y = state.y + current
-        return y, _ReadoutState(y, t, state.shapes)
+            current = current.to(state.y.dtype)
+            eta = [self.schedule(k) for k in range(state.t + 1, t + 1)]
+            offset = _as(self.offset, current)
+            steps = zip(current, eta, strict=True)
+            current = torch.stack([from_binary(i, offset, size) for i, size in steps])
+        y_seq = running_sum(current, state.y)
+        return y_seq.to(dtype), _ReadoutState(y_seq[-1].clone(), t, state.shapes)
 
     def extra_repr(self) -> str:
         binary = f"{self.schedule!r}, offset={_show(self.offset)}, "
@@ -788,8 +895,12 @@ class RunningMean(_Stateful):
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _RunningMeanState:
         return _RunningMeanState(torch.zeros_like(inputs[0]), 0, None)
 
-    def _step(
+    def _sequence(
         self, inputs: tuple[Tensor, ...], state: _RunningMeanState, record: Record | None
     ) -> tuple[Tensor, _RunningMeanState]:
-        total, t = state.total + inputs[0], state.t + 1
-        return total / t, _RunningMeanState(total, t, state.shapes)
+        (x_seq,) = inputs
+        sums = running_sum(x_seq, state.total)
+        t = state.t + x_seq.shape[0]
+        steps = torch.arange(state.t + 1, t + 1, device=sums.device, dtype=sums.dtype)
+        y_seq = sums / steps.view(-1, *[1] * (sums.dim() - 1))
+        return y_seq.to(x_seq.dtype), _RunningMeanState(sums[-1].clone(), t, state.shapes)

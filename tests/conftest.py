@@ -5,7 +5,9 @@ import hypothesis
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # import networks
+ROOT = Path(__file__).parent.parent
+# import networks, gpu_checks, cuda_on_host
+sys.path[:0] = [str(ROOT / folder) for folder in ("examples", "benchmarks", "tests")]
 
 torch.use_deterministic_algorithms(True)  # also fills fresh buffers with NaN
 

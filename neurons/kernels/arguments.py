@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...errors import InputError
+
 DIMENSIONS = 6
 ARGUMENTS = 4
 PARAMETERS = 8
@@ -56,7 +58,7 @@ class SignGD(ctypes.Structure):
         ("output", _int),
         ("input_type", _int),
         ("output_type", _int),
-        ("past_cache", _int),
+        ("far", _int),
         ("parameters", _float * PARAMETERS),
         ("eta", _float * STEPS),
     ]
@@ -75,7 +77,7 @@ class Group(ctypes.Structure):
         ("counts", _int),
         ("input_type", _int),
         ("output_type", _int),
-        ("past_cache", _int),
+        ("far", _int),
         ("theta", _float),
         ("members", _float),
     ]
@@ -166,7 +168,10 @@ def _broadcast_strides(x: Tensor, in_time: bool, shape: tuple[int, ...]) -> tupl
         return strides
     missing = len(shape) - len(sizes)
     if missing < 0 or any(a not in (1, b) for a, b in zip(sizes, shape[missing:], strict=True)):
-        raise ValueError(f"{list(sizes)} does not broadcast to the neurons {list(shape)}.")
+        raise InputError(
+            f"a tensor of {list(sizes)} for each step does not broadcast to neurons of "
+            f"{list(shape)}. Reset the neuron before feeding a batch of another shape."
+        )
     alone = (0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
     return (*[0] * missing, *alone)
 
@@ -188,4 +193,7 @@ def _merged(
 def _in_order_of(like: Tensor, x: Tensor, in_time: bool) -> Tensor:
     if not in_time:
         return torch.empty_like(like, dtype=x.dtype).copy_(x)
-    return torch.stack([torch.empty_like(like, dtype=x.dtype).copy_(step) for step in x])
+    ones = [1] * (1 + like.dim() - x.dim())
+    size, strides = (x.shape[0], *like.shape), (like.numel(), *like.stride())
+    copy = torch.empty_strided(size, strides, dtype=x.dtype, device=x.device)
+    return copy.copy_(x.view(x.shape[0], *ones, *x.shape[1:]))

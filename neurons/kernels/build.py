@@ -44,6 +44,10 @@ SETS_X86 = (
 SET_ANY = ("any", (), "true")
 
 
+class NoCompiler(RuntimeError):
+    """There is no C++ compiler, or what stands in CXX cannot be run."""
+
+
 @dataclass(frozen=True)
 class Function:
     """A function in C: an expression over its arguments, tensors first, then its parameters."""
@@ -55,8 +59,8 @@ class Function:
     def __post_init__(self) -> None:
         if any(character in self.code for character in '"\\\n{}'):
             raise ValueError(
-                f"a row's C code is one expression without quotes, braces or backslashes, but it is "
-                f"{self.code!r}."
+                "a row's C code is one expression without quotes, braces or backslashes, but it "
+                f"is {self.code!r}."
             )
 
     @property
@@ -140,11 +144,11 @@ def build(
     """Writes the library ``output`` with all kernels, the signGD ones for each of ``functions``.
 
     For every instruction set in turn, or with ``native`` for that of this machine alone. Raises
-    RuntimeError with the compiler's output where there is none or it fails.
+    NoCompiler, or RuntimeError with the compiler's output where it fails.
     """
     command = compiler()
     if command is None:
-        raise RuntimeError("no C++ compiler was found: install g++ or clang++, or set CXX.")
+        raise NoCompiler("no C++ compiler was found: install g++ or clang++, or set CXX.")
     sets = (*(SETS_X86 if platform.machine() in ("x86_64", "AMD64") else ()), SET_ANY)
     if native:
         sets = (("native", ("-march=native", "-mprefer-vector-width=512"), "true"),)
@@ -176,6 +180,12 @@ def rows_source(functions: Iterable[Function]) -> str:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise NoCompiler(
+            f"the C++ compiler {command[0]!r} cannot be run ({error}): install g++ or clang++, or "
+            "set CXX to one."
+        ) from error
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")

@@ -13,7 +13,7 @@ import torch
 
 from ...errors import BackendUnavailable
 from . import arguments
-from .build import HERE, Function, build, compiler
+from .build import HERE, Function, NoCompiler, build, compiler
 
 LIBRARY = "_cpu"  # built by setup.py, with the suffix of an extension module
 _STRUCTURES = {
@@ -24,11 +24,21 @@ _STRUCTURES = {
 }
 
 
+class InvalidCode(BackendUnavailable):
+    """The C expression of a row does not compile: the row is wrong, so nothing falls back."""
+
+
 class Library:
     """A compiled library: ``kernels`` are the names of those in it."""
 
     def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BackendUnavailable(
+                f"the library of CPU kernels cannot be loaded: {error}. Remove {path} and build it "
+                "again with pip install."
+            ) from error
         library.kernel_name.restype = ctypes.c_char_p
         library.kernel_size.restype = ctypes.c_ulong
         library.kernel_run.restype = None
@@ -70,7 +80,8 @@ def library() -> Library:
 def library_for(function: Function) -> Library:
     """A library with the kernel of ``function``, compiled now unless it is the package's own.
 
-    Kept in the user's cache folder. Raises BackendUnavailable with the compiler's words.
+    Kept in the user's cache folder. Raises BackendUnavailable where nothing can be compiled,
+    InvalidCode with the compiler's words.
     """
     if function.key in library().kernels:
         return library()
@@ -78,10 +89,14 @@ def library_for(function: Function) -> Library:
     if not path.exists():
         try:
             build(path, [function], native=True)
-        except (RuntimeError, OSError) as error:
+        except (NoCompiler, OSError) as error:
             raise BackendUnavailable(
-                f"the C expression {function.code!r} was not compiled: {error} Mend the expression "
-                "of the row, or use backend='torch'."
+                f"the C expression {function.code!r} is not compiled: {error}"
+            ) from error
+        except RuntimeError as error:
+            raise InvalidCode(
+                f"the C expression {function.code!r} does not compile. Mend the row's code, or "
+                f"leave it out and f is computed by torch. The compiler says:\n{error}"
             ) from error
     return Library(path)
 
@@ -94,9 +109,11 @@ def run(name: str | Function, structure: ctypes.Structure, device: torch.device)
 
 
 def missing(function: Function | None) -> str:
-    """Why the kernels cannot run, empty where they can."""
+    """Why the kernels cannot run, empty where they can. Raises InvalidCode."""
     try:
         library() if function is None else library_for(function)
+    except InvalidCode:
+        raise
     except BackendUnavailable as error:
         return str(error)
     return ""

@@ -37,7 +37,7 @@ DEVICE float erf_near(float x) {
   p = p * t + 0.16182248587240344f;
   p = p * t + 0.23192226574637836f;
   const float erf = 1.0f - p * t * exp_below(-(size * size));
-  return float_of(bits_of(erf) | (bits_of(x) & 0x80000000u));
+  return float_of(bits_of(erf) | (bits_of(x) & SIGN_BIT));
 }
 
 // 1 + erf cancels below 0, so the unit of the error of gelu is an ulp of x / 2

@@ -11,7 +11,7 @@ struct Group {
   float *h_seq;   // [steps, neurons] for the gradient, or NULL
   float *v_seq;   // [steps, neurons], or NULL
   float *v_last;  // [neurons]
-  int steps, counts, input_type, output_type, past_cache;
+  int steps, counts, input_type, output_type, far;
   float theta, members;
 };
 
@@ -25,37 +25,35 @@ NOT_INLINE void group_step(const float *x, float theta, float inverse, float mem
 }
 
 DEVICE void group_block(const Group &a, index_t n, int lanes) {
-  float v[LANES], y[LANES], buffer[LANES];
+  ALIGNED float v[LANES], y[LANES], buffer[LANES];
   const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
   FOR_LANES v[i] = from[i];
   const index_t place = place_of(a.x, a.space, n);
   const float theta = a.theta, inverse = slightly_less(1.0f / theta), members = a.members;
   const bool plain =
-      LANES > 1 && OUTPUT_TYPE == FLOAT32 && !a.counts && !a.h_seq && !a.v_seq;
-  for (int t = 0; t < a.steps; ++t) {
+      LANES > 1 && OUTPUT_TYPE == FLOAT32 && !COUNTS && !KEEP_H && !KEEP_V;
+  UNROLLED for (int t = 0; t < a.steps; ++t) {
     const float *x = fetch(a.x, a.space, INPUT_TYPE, place, n, t, lanes, buffer);
     const index_t first = t * a.space.neurons + n;
-    if (plain && a.past_cache) {
-      for (int done = 0; done < lanes; done += PART) {
-        const int some = lanes - done < PART ? lanes - done : PART;
-        if (a.x.linear) prefetch(x + done + a.x.time_stride, some);
-        group_step(x + done, theta, inverse, members, some, v + done, y);
-        stream((float *)a.y + first + done, y, some);
+    if (plain) {
+      const int part = a.far ? (int)PART : lanes;
+      for (int done = 0; done < lanes; done += part) {
+        const int some = lanes - done < part ? lanes - done : part;
+        if (a.far && a.x.linear) prefetch(x + done + a.x.time_stride, some);
+        float *to = (float *)a.y + first + done, *out = a.far >= STREAMED ? y : to;
+        group_step(x + done, theta, inverse, members, some, v + done, out);
+        if (a.far >= STREAMED) stream(to, y, some);
       }
       continue;
     }
-    if (plain) {
-      group_step(x, theta, inverse, members, lanes, v, (float *)a.y + first);
-      continue;
-    }
-    if (a.h_seq) FOR_LANES a.h_seq[first + i] = v[i] + x[i];
+    if (KEEP_H) FOR_LANES a.h_seq[first + i] = v[i] + x[i];
     FOR_LANES {
       const float h = v[i] + x[i];
       const float count = count_of(h, theta, inverse, members), out = count * theta;
       v[i] = h - out;
-      y[i] = a.counts ? count : out;
+      y[i] = COUNTS ? count : out;
     }
-    if (a.v_seq) FOR_LANES a.v_seq[first + i] = v[i];
+    if (KEEP_V) FOR_LANES a.v_seq[first + i] = v[i];
     write(a.y, first, OUTPUT_TYPE, y, lanes);
   }
   FOR_LANES a.v_last[n + i] = v[i];
@@ -73,7 +71,7 @@ struct GroupGradient {
 
 // dn/dh is the sum of the surrogate over the members; v = h - n theta, y = n theta
 DEVICE void group_gradient_block(const GroupGradient &a, index_t n, int lanes) {
-  float v[LANES], slope[LANES], x[LANES], buffer[LANES], other[LANES];
+  ALIGNED float v[LANES], slope[LANES], x[LANES], buffer[LANES], other[LANES];
   const index_t h_place = place_of(a.h, a.space, n), y_place = place_of(a.y, a.space, n);
   FOR_LANES v[i] = 0.0f;
   if (a.v_last.data) {
@@ -81,13 +79,13 @@ DEVICE void group_gradient_block(const GroupGradient &a, index_t n, int lanes) {
     const float *from = fetch(a.v_last, a.space, FLOAT32, p, n, 0, lanes, buffer);
     FOR_LANES v[i] = from[i];
   }
-  for (int t = a.steps - 1; t >= 0; --t) {
+  UNROLLED for (int t = a.steps - 1; t >= 0; --t) {
     const float *h = fetch(a.h, a.space, FLOAT32, h_place, n, t, lanes, buffer);
     const float *y = fetch(a.y, a.space, INPUT_TYPE, y_place, n, t, lanes, other);
     FOR_LANES slope[i] = 0.0f;
     for (float k = 1.0f; k <= a.members; k += 1.0f)
-      add_surrogate(a.surrogate, a.alpha, h, k * a.theta, lanes, slope);
-    const float reset = a.detach_reset ? 0.0f : 1.0f;
+      add_surrogate(SURROGATE, a.alpha, h, k * a.theta, lanes, slope);
+    const float reset = DETACH_RESET ? 0.0f : 1.0f;
     FOR_LANES {
       x[i] = v[i] + (y[i] - reset * v[i]) * (slope[i] * a.theta);
       v[i] = x[i];

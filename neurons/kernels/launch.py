@@ -1,4 +1,4 @@
-"""Runs a kernel on tensors of one device: checks them, makes the outputs, fills in the arguments."""
+"""Runs a kernel on tensors of one device: checks them, makes outputs, fills in the arguments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ...errors import BackendUnavailable, InputError
 from . import arguments, cpu, gpu
-from .arguments import OUTPUTS, PARAMETERS, STEPS, SURROGATES, TYPES
+from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, SURROGATES, TYPES
 from .build import Function
 
 PROVIDERS = {"cpu": cpu, "cuda": gpu}  # by the type of device
-PAST_CACHE = 24 * 2**20  # bytes of output from which a CPU's caches do not keep it for the reader
+# bytes of output from which a CPU fetches inputs ahead, and from which its caches do not keep the
+# output for the reader
+FAR = (4 * 2**20, 8 * 2**20)
 
 
 def signgd(
@@ -36,11 +38,11 @@ def signgd(
     x_seq are [T, ...], then come tensors that are parameters of the function, also as [T, ...]. The
     first of them are integrated from ``x_start`` on, if it is not empty.
     """
-    _check("signgd", [*x_seq, *x_start, v, *([] if scale is None else [scale])])
+    _check("signgd", x_seq, [*x_start, v, *([] if scale is None else [scale])])
     input_type = _one_type("signgd", x_seq)
-    if len(x_seq) > arguments.ARGUMENTS or len(parameters) > PARAMETERS:
+    if len(x_seq) > ARGUMENTS or len(parameters) > PARAMETERS:
         raise InputError(
-            f"signgd: a kernel takes {arguments.ARGUMENTS} tensors and {PARAMETERS} numbers, but "
+            f"signgd: a kernel takes {ARGUMENTS} tensors and {PARAMETERS} numbers, but "
             f"the function has {len(x_seq)} and {len(parameters)}."
         )
     like = step_like(x_seq, tuple(v.shape))
@@ -54,7 +56,11 @@ def signgd(
         part = eta[done : done + STEPS]
         here = [x[done : done + STEPS] for x in x_seq]
         before = (v, x_start) if done == 0 else (v_last.clone(), [x.clone() for x in x_last])
-        operands = [*((x, True) for x in here), *((x, False) for x in before[1]), (before[0], False)]
+        operands = [
+            *((x, True) for x in here),
+            *((x, False) for x in before[1]),
+            (before[0], False),
+        ]
         space, found = arguments.describe(
             like, operands if scale is None else [*operands, (scale, False)]
         )
@@ -72,7 +78,7 @@ def signgd(
         a.spikes = spikes[0][done:].data_ptr() if keep_spikes else None
         a.steps, a.fires_at_tie, a.output = len(part), fires_at_tie, OUTPUTS.index(output)
         a.input_type, a.output_type = input_type, TYPES[dtype]
-        a.past_cache = y.nbytes >= PAST_CACHE
+        a.far = sum(y.nbytes >= bound for bound in FAR)
         a.parameters[: len(parameters)] = parameters
         a.eta[: len(part)] = part
         _provider(v).run(function, a, v.device)
@@ -91,7 +97,7 @@ def group(
     keep_v: bool,
 ) -> list[Tensor]:
     """[y_seq, v, h_seq if keep_h, v_seq if keep_v]; the counts instead of their value if counts."""
-    _check("group", [x_seq, v])
+    _check("group", [x_seq], [v])
     input_type = _one_type("group", [x_seq])
     steps = x_seq.shape[0]
     like = step_like([x_seq], tuple(x_seq.shape[1:]))
@@ -107,7 +113,7 @@ def group(
         a.v_seq = v_seq[0].data_ptr() if keep_v else None
         a.steps, a.counts = steps, counts
         a.input_type, a.output_type = input_type, TYPES[dtype]
-        a.past_cache = y.nbytes >= PAST_CACHE
+        a.far = sum(y.nbytes >= bound for bound in FAR)
         a.theta, a.members = theta, members
         _provider(v).run("group", a, v.device)
     return [y, v_last, *h_seq, *v_seq]
@@ -125,7 +131,7 @@ def group_gradient(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Gradients of [x_seq, v], x_seq's with ``dtype``."""
-    _check("group_gradient", [grad_y, grad_v, h_seq])
+    _check("group_gradient", [grad_y], [grad_v, h_seq])
     like = h_seq[0]
     x = new_sequence(h_seq.shape[0], like, dtype)
     v = torch.empty_like(like)
@@ -154,7 +160,7 @@ def tracking_gradient(
 ) -> list[Tensor]:
     """Gradients of [target_seq, v] of neurons that track targets, by their v_seq [T, ...]."""
     given = [] if scale is None else [scale]
-    _check("tracking_gradient", [grad_y, grad_v, target_seq, v_seq, v, *given])
+    _check("tracking_gradient", [grad_y], [grad_v, target_seq, v_seq, v, *given])
     steps, like = v_seq.shape[0], v_seq[0]
     x = new_sequence(steps, like, torch.float32)
     v_start = torch.empty_like(like)
@@ -183,7 +189,7 @@ def tracking_gradient(
 
 def running_sum(x_seq: Tensor, start: Tensor) -> Tensor:
     """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...], float32."""
-    _check("sum", [x_seq, start])
+    _check("sum", [x_seq], [start])
     like = step_like([x_seq], tuple(x_seq.shape[1:]))
     y = new_sequence(x_seq.shape[0], like, torch.float32)
     if like.numel():
@@ -203,13 +209,20 @@ def _provider(like: Tensor) -> Any:
     return PROVIDERS[like.device.type]
 
 
-def _check(name: str, tensors: Sequence[Tensor]) -> None:
-    devices = {t.device for t in tensors}
+def _check(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+    devices = {t.device for t in (*inputs, *states)}
     if len(devices) > 1:
         raise InputError(
             f"{name}: all tensors are on one device, but they are on "
             f"{', '.join(sorted(map(str, devices)))}. Move them with .to(device), a neuron's state "
             "by resetting it."
+        )
+    types = {t.dtype for t in states} - {torch.float32}
+    if types:
+        raise InputError(
+            f"{name}: kernels read states and scales in float32, but here is "
+            f"{', '.join(sorted(map(str, types)))}. Convert it with .float(), a neuron's state by "
+            "resetting it."
         )
 
 

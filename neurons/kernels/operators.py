@@ -70,7 +70,7 @@ signgd = torch.library.custom_op(
     _signgd,
     mutates_args=(),
     schema="(Tensor[] x_seq, Tensor[] x_start, Tensor v, Tensor? scale, str function, "
-    "float[] parameters, bool fires_at_tie, str schedule, float unit, int t, str output, "
+    "float[] parameters, bool fires_at_tie, str schedule, float unit, SymInt t, str output, "
     "ScalarType dtype, bool keep_v, bool keep_spikes) -> Tensor[]",
 )
 
@@ -138,7 +138,7 @@ def _(
     return [launch.new_sequence(steps, like, dtype), torch.empty_like(like), *v_seq]
 
 
-# -- training: with the gradient of a surrogate -----------------------------------------------------
+# -- training: with the gradient of a surrogate ---------------------------------------------------
 
 
 def _group_train(
@@ -271,7 +271,7 @@ track = torch.library.custom_op(
     _track,
     mutates_args=(),
     schema="(Tensor target_seq, Tensor v, Tensor? scale, bool fires_at_tie, str schedule, "
-    "float unit, int t, bool signed, str surrogate, float alpha) -> (Tensor, Tensor, Tensor)",
+    "float unit, SymInt t, bool signed, str surrogate, float alpha) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -320,7 +320,7 @@ track_gradient = torch.library.custom_op(
     _track_gradient,
     mutates_args=(),
     schema="(Tensor grad_y, Tensor grad_v, Tensor target_seq, Tensor v_seq, Tensor v, "
-    "Tensor? scale, str schedule, float unit, int t, bool signed, str surrogate, float alpha) "
+    "Tensor? scale, str schedule, float unit, SymInt t, bool signed, str surrogate, float alpha) "
     "-> (Tensor, Tensor)",
 )
 
@@ -359,7 +359,7 @@ def _track_backward(ctx: Any, grad_y: Tensor, grad_v: Tensor, _: Tensor) -> tupl
 track.register_autograd(_track_backward, setup_context=_keep_track)
 
 
-# -- the running sum --------------------------------------------------------------------------------
+# -- the running sum ------------------------------------------------------------------------------
 
 
 running_sum = torch.library.custom_op(

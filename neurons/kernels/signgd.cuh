@@ -17,7 +17,7 @@ struct SignGD {
   float *v_seq;              // [steps, neurons], or NULL
   signed char *spikes;       // [steps, neurons] 1 where it fires, or NULL
   float *v_last;             // [neurons]
-  int steps, fires_at_tie, output, input_type, output_type, past_cache;
+  int steps, fires_at_tie, output, input_type, output_type, far;
   float parameters[PARAMETERS];
   float eta[STEPS];
 };
@@ -55,19 +55,20 @@ DEVICE void signgd_step(const float *const *in, const float *parameters, float e
 // Step: ``arguments``, how many the function has, and ``of``, its signgd_step
 template <class Step>
 DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes) {
-  float v[LANES], scale[LANES], sizes[LANES], sigma[LANES], x[ARGUMENTS][LANES], buffer[LANES];
+  ALIGNED float v[LANES], scale[LANES], sizes[LANES], sigma[LANES], buffer[LANES];
+  ALIGNED float x[ARGUMENTS][LANES];
   const float *in[ARGUMENTS];
   index_t place[ARGUMENTS];
   const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
   FOR_LANES v[i] = from[i];
-  if (a.scale.data) {
+  if (SCALED) {
     const index_t p = place_of(a.scale, a.space, n);
     from = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, buffer);
     FOR_LANES scale[i] = from[i];
   }
   for (int k = 0; k < step.arguments; ++k) {
     place[k] = place_of(a.x[k], a.space, n);
-    if (a.x_last[k]) {
+    if (INTEGRATES(k)) {
       const index_t p = place_of(a.x_start[k], a.space, n);
       from = fetch(a.x_start[k], a.space, FLOAT32, p, n, 0, lanes, buffer);
       FOR_LANES x[k][i] = from[i];
@@ -76,54 +77,51 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
 
   // what networks run: the output is the state, read again from there unless it leaves the cache
   const bool plain =
-      LANES > 1 && a.output == DECODED && OUTPUT_TYPE == FLOAT32 && !a.spikes && !a.v_seq;
+      LANES > 1 && OUTPUT == DECODED && OUTPUT_TYPE == FLOAT32 && !KEEP_SPIKES && !KEEP_V;
   const float *before = v;
-  for (int t = 0; t < a.steps; ++t) {
+  UNROLLED for (int t = 0; t < a.steps; ++t) {
     for (int k = 0; k < step.arguments; ++k) {
-      if (a.x_last[k]) {
+      if (INTEGRATES(k)) {
         from = fetch(a.x[k], a.space, INPUT_TYPE, place[k], n, t, lanes, buffer);
         FOR_LANES x[k][i] += from[i];
         in[k] = x[k];
-      } else if (t == 0 || a.x[k].time_stride) {
+      } else if (LANES == 1 || t == 0 || a.x[k].time_stride) {
         // what does not change with time stays where it was found in the first step
         in[k] = fetch(a.x[k], a.space, INPUT_TYPE, place[k], n, t, lanes, x[k]);
       }
     }
     const float eta = a.eta[t];
     const index_t first = t * a.space.neurons + n;
-    if (a.scale.data) FOR_LANES sizes[i] = eta * scale[i];
-    if (plain && a.past_cache) {
-      for (int done = 0; done < lanes; done += PART) {
-        const int some = lanes - done < PART ? lanes - done : PART;
-        const float *part[ARGUMENTS];
-        for (int k = 0; k < step.arguments; ++k) {
-          part[k] = in[k] + done;
-          if (a.x[k].linear) prefetch(part[k] + a.x[k].time_stride, some);
-        }
-        const float *size = a.scale.data ? sizes + done : 0;
-        step.of(part, a.parameters, eta, size, some, v + done, v + done, 0);
-        stream((float *)a.y + first + done, v + done, some);
-      }
-      continue;
-    }
+    if (SCALED) FOR_LANES sizes[i] = eta * scale[i];
     if (plain) {
-      float *y = (float *)a.y + first;
-      step.of(in, a.parameters, eta, a.scale.data ? sizes : 0, lanes, before, y, 0);
-      before = y;
+      float *y = (float *)a.y + first, *after = a.far >= STREAMED ? v : y;
+      const int part = a.far ? (int)PART : lanes;
+      for (int done = 0; done < lanes; done += part) {
+        const int some = lanes - done < part ? lanes - done : part;
+        const float *here[ARGUMENTS];
+        for (int k = 0; k < step.arguments; ++k) {
+          here[k] = in[k] + done;
+          if (a.far && a.x[k].linear) prefetch(here[k] + a.x[k].time_stride, some);
+        }
+        const float *size = SCALED ? sizes + done : 0;
+        step.of(here, a.parameters, eta, size, some, before + done, after + done, 0);
+        if (a.far >= STREAMED) stream(y + done, v + done, some);
+      }
+      before = after;
       continue;
     }
-    if (!a.scale.data) FOR_LANES sizes[i] = eta;
+    if (!SCALED) FOR_LANES sizes[i] = eta;
     step.of(in, a.parameters, eta, sizes, lanes, v, v, sigma);
-    if (a.spikes) FOR_LANES a.spikes[first + i] = sigma[i] > 0.0f;
-    if (a.v_seq) FOR_LANES a.v_seq[first + i] = v[i];
-    if (a.output == SIGNED)
+    if (KEEP_SPIKES) FOR_LANES a.spikes[first + i] = sigma[i] > 0.0f;
+    if (KEEP_V) FOR_LANES a.v_seq[first + i] = v[i];
+    if (OUTPUT == SIGNED)
       FOR_LANES sigma[i] = -(sigma[i] * sizes[i]);
-    else if (a.output == FIRES)
+    else if (OUTPUT == FIRES)
       FOR_LANES sigma[i] = sigma[i] > 0.0f ? 1.0f : 0.0f;
-    write(a.y, first, OUTPUT_TYPE, a.output == DECODED ? v : sigma, lanes);
+    write(a.y, first, OUTPUT_TYPE, OUTPUT == DECODED ? v : sigma, lanes);
   }
 
   FOR_LANES a.v_last[n + i] = before[i];
   for (int k = 0; k < step.arguments; ++k)
-    if (a.x_last[k]) FOR_LANES a.x_last[k][n + i] = x[k][i];
+    if (INTEGRATES(k)) FOR_LANES a.x_last[k][n + i] = x[k][i];
 }

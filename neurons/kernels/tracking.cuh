@@ -17,7 +17,7 @@ struct TrackingGradient {
 
 // v' = v - size (2 s(v - target) - 1), so dv'/du = -2 size s'(u); y is v', or v' - v if signed
 DEVICE void tracking_gradient_block(const TrackingGradient &a, index_t n, int lanes) {
-  float gradient[LANES], scale[LANES], u[LANES], slope[LANES], buffer[LANES];
+  ALIGNED float gradient[LANES], scale[LANES], u[LANES], slope[LANES], buffer[LANES];
   const index_t target_place = place_of(a.target, a.space, n);
   const index_t v_place = place_of(a.v, a.space, n), y_place = place_of(a.y, a.space, n);
   const index_t seq_place = place_of(a.v_seq, a.space, n);
@@ -28,24 +28,24 @@ DEVICE void tracking_gradient_block(const TrackingGradient &a, index_t n, int la
     const float *from = fetch(a.v_last, a.space, FLOAT32, p, n, 0, lanes, buffer);
     FOR_LANES gradient[i] = from[i];
   }
-  if (a.scale.data) {
+  if (SCALED) {
     const index_t p = place_of(a.scale, a.space, n);
     const float *from = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, buffer);
     FOR_LANES scale[i] = from[i];
   }
-  for (int t = a.steps - 1; t >= 0; --t) {
+  UNROLLED for (int t = a.steps - 1; t >= 0; --t) {
     const float *from = t ? fetch(a.v_seq, a.space, FLOAT32, seq_place, n, t - 1, lanes, buffer)
                           : fetch(a.v, a.space, FLOAT32, v_place, n, 0, lanes, buffer);
     FOR_LANES u[i] = from[i];
     from = fetch(a.target, a.space, FLOAT32, target_place, n, t, lanes, buffer);
     FOR_LANES u[i] -= from[i];
     FOR_LANES slope[i] = 0.0f;
-    add_surrogate(a.surrogate, a.alpha, u, 0.0f, lanes, slope);
+    add_surrogate(SURROGATE, a.alpha, u, 0.0f, lanes, slope);
     const float *y = fetch(a.y, a.space, INPUT_TYPE, y_place, n, t, lanes, buffer);
     float *x = a.x + t * a.space.neurons + n;
     FOR_LANES {
-      const float size = a.scale.data ? a.eta[t] * scale[i] : a.eta[t];
-      const float decoded = a.signed_output ? gradient[i] : gradient[i] + y[i];
+      const float size = SCALED ? a.eta[t] * scale[i] : a.eta[t];
+      const float decoded = SIGNED_OUTPUT ? gradient[i] : gradient[i] + y[i];
       const float change = -2.0f * size * slope[i] * (gradient[i] + y[i]);
       x[i] = -change;
       gradient[i] = decoded + change;

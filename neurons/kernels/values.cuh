@@ -1,6 +1,6 @@
 // Reading and writing the values of a block of neurons, whatever their type and layout.
 #pragma once
-#include "platform.cuh"
+#include "math.cuh"
 
 enum { DIMENSIONS = 6 };
 enum Type { FLOAT32, FLOAT16, BFLOAT16, INT8 };
@@ -20,10 +20,23 @@ struct Operand {
   int linear;                   // whether the index of neuron n is n
 };
 
-// A kernel for a GPU is compiled for its types, a library for CPUs reads them from the arguments
+// What is the same for all neurons and steps of a call. In a kernel for a GPU these are constants,
+// which gpu.py compiles it for; a library for CPUs reads them from the arguments.
 #ifndef INPUT_TYPE
 #define INPUT_TYPE a.input_type
 #define OUTPUT_TYPE a.output_type
+#define OUTPUT a.output
+#define INTEGRATES(k) (a.x_last[k] != 0)
+#define SCALED (a.scale.data != 0)
+#define COUNTS a.counts
+#define KEEP_H (a.h_seq != 0)
+#define KEEP_V (a.v_seq != 0)
+#define KEEP_SPIKES (a.spikes != 0)
+#define SURROGATE a.surrogate
+#define DETACH_RESET a.detach_reset
+#define SIGNED_OUTPUT a.signed_output
+#else
+#define INTEGRATES(k) ((k) < INTEGRATED)
 #endif
 
 // IEEE conversions, rounded to nearest even, on GPUs the instruction
@@ -33,16 +46,10 @@ DEVICE unsigned short half_of(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 #else
-  unsigned bits;
-  __builtin_memcpy(&bits, &value, 4);
+  const unsigned bits = bits_of(value);
   const unsigned sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   // adding 0.5 lines up the bits of what is subnormal in half precision
-  float shifted;
-  __builtin_memcpy(&shifted, &magnitude, 4);
-  shifted = shifted + 0.5f;
-  unsigned subnormal;
-  __builtin_memcpy(&subnormal, &shifted, 4);
-  subnormal -= 0x3f000000u;
+  const unsigned subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
   const unsigned normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   unsigned half = magnitude < 0x38800000u ? subnormal : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // rounds beyond the largest number
@@ -60,25 +67,26 @@ DEVICE float from_half(unsigned short half) {
   const unsigned exponent = half & 0x7c00u, magnitude = half & 0x7fffu;
   unsigned bits = (magnitude << 13) + 0x38000000u;
   bits = exponent == 0x7c00u ? bits + 0x38000000u : bits;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
+  float value = float_of(bits);
   value = exponent ? value : (float)magnitude * 5.9604644775390625e-8f;  // 2^-24
   return half & 0x8000u ? -value : value;
 #endif
 }
 
 DEVICE unsigned short bfloat_of(float value) {
-  unsigned bits;
-  __builtin_memcpy(&bits, &value, 4);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned short bfloat;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bfloat) : "f"(value));
+  return bfloat;
+#else
+  const unsigned bits = bits_of(value);
   const unsigned rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   return (unsigned short)(value != value ? 0x7fc0u : rounded);
+#endif
 }
 
 DEVICE float from_bfloat(unsigned short half) {
-  const unsigned bits = (unsigned)half << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
+  return float_of((unsigned)half << 16);
 }
 
 DEVICE float read(const void *data, index_t i, int type) {
@@ -87,7 +95,9 @@ DEVICE float read(const void *data, index_t i, int type) {
   return LOAD((const float *)data + i);
 }
 
-// Outputs larger than the cache are written part by part, while the next step's input is fetched
+// How far from the processor a sequence lies. FETCHED: the next step's input is fetched while a step
+// is computed part by part. STREAMED: besides, outputs go to memory past the caches.
+enum Far { NEAR, FETCHED, STREAMED };
 enum { PART = 256 };
 
 DEVICE void prefetch(const float *values, int lanes) {
@@ -98,7 +108,8 @@ DEVICE void prefetch(const float *values, int lanes) {
 
 // Values to memory that nobody reads soon: past the caches, where the processor can
 NOT_INLINE void stream(float *to, const float *values, int lanes) {
-#if defined(__AVX512F__)
+#if LANES == 1
+#elif defined(__AVX512F__)
   typedef float vector __attribute__((vector_size(64)));
 #define STREAM(p, v) _mm512_stream_ps(p, (__m512)v)
 #elif defined(__AVX__)
@@ -142,7 +153,7 @@ NOT_INLINE void write(void *data, index_t first, int type, const float *values, 
 NOT_INLINE index_t place_of(const Operand &o, const Space &space, index_t n) {
   if (o.linear) return n;
   index_t place = 0;
-  for (int d = space.dimensions - 1; d > 0; --d) {
+  ROLLED for (int d = space.dimensions - 1; d > 0; --d) {
     const index_t outer = n / space.shape[d];
     place += (n - outer * space.shape[d]) * o.strides[d];
     n = outer;

@@ -1,0 +1,151 @@
+"""The backends of SpikingJelly nodes: what is chosen, told, refused, and that nothing changes."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, surrogate
+from torch import Tensor, nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd import ExponentialSchedule, GroupNode, SignGDNode
+from spikingjelly_signgd.neurons import multi_step
+from spikingjelly_signgd.neurons.kernels import cpu, launch
+
+pytestmark = pytest.mark.spikingjelly
+
+SCHEDULE = ExponentialSchedule(0.5, 0.9)
+NODES: dict[str, Callable[..., SignGDNode | GroupNode]] = {
+    "signed": lambda **kw: SignGDNode("relu", SCHEDULE, initial_input=0.3, **kw),
+    "binary": lambda **kw: SignGDNode("abs", SCHEDULE, spikes="binary", offset=0.7, **kw),
+    "decoded": lambda **kw: SignGDNode("hardswish", SCHEDULE, spikes="decoded", **kw),
+    "scaled": lambda **kw: SignGDNode("leaky_relu", SCHEDULE, scale=torch.rand(5) + 0.5, **kw),
+    "any function": lambda **kw: SignGDNode(lambda x: x.clamp(-0.3, 0.4), SCHEDULE, **kw),
+    "group": lambda **kw: GroupNode(4, 0.7, **kw),
+}
+
+
+def run(node: SignGDNode | GroupNode, x_seq: Tensor, step_mode: str) -> Tensor:
+    functional.reset_net(node)
+    functional.set_step_mode(node, step_mode)
+    return node(x_seq) if step_mode == "m" else torch.stack([node(x) for x in x_seq])
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_every_backend_and_step_mode_gives_the_same(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    kernel = NODES[name](store_v_seq=True)
+    definition = copy.deepcopy(kernel)
+    definition.backend = "torch"
+    x_seq = (torch.randn(9, 3, 5) * 4).round().div(4).to(dtype)
+    for step_mode in ("m", "s"):
+        y = run(kernel, x_seq, step_mode)
+        expected = run(definition, x_seq, step_mode)
+        assert y.dtype == dtype and torch.equal(y, expected), step_mode
+        assert torch.equal(kernel.v, definition.v)
+        assert torch.equal(kernel.v_seq, definition.v_seq)
+        if name != "group":
+            assert torch.equal(kernel.spike_seq, definition.spike_seq)
+
+
+def test_auto_takes_the_kernels_where_they_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    of_signgd, of_group = launch.signgd, launch.group
+    monkeypatch.setattr(launch, "signgd", lambda *a: calls.append("signgd") or of_signgd(*a))
+    monkeypatch.setattr(launch, "group", lambda *a: calls.append("group") or of_group(*a))
+    run(NODES["signed"](), torch.randn(4, 2, 5), "m")
+    run(NODES["group"](), torch.randn(4, 2, 5), "m")
+    assert calls == ["signgd", "group"]
+    run(NODES["signed"](backend="torch"), torch.randn(4, 2, 5), "m")
+    run(NODES["group"](), torch.randn(4, 2, 5, dtype=torch.float64), "m")
+    assert calls == ["signgd", "group"]
+
+
+def test_the_choice_is_told() -> None:
+    node = NODES["signed"]()
+    assert node.choice(torch.zeros(1)) == ("cpu", "")
+    backend, why = node.choice(torch.zeros(1, dtype=torch.float64))
+    assert backend == "torch" and "float64" in why
+    node.backend = "torch"
+    assert node.choice(torch.zeros(1)).backend == "torch"
+    backend, why = SignGDNode("relu", SCHEDULE, momentum=0.5).choice(torch.zeros(1))
+    assert backend == "torch" and "momentum" in why
+
+
+def test_networks_tell_the_choice_of_each_neuron() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU()).eval()
+    network = sg.convert(model, torch.randn(16, 4), time_steps=8)
+    x = torch.zeros(1, 4)
+    assert set(sg.build(network).choices(x).values()) == {multi_step.Choice("cpu")}
+    slow = sg.build(network, kernels="torch")
+    assert {choice.backend for choice in slow.choices(x).values()} == {"torch"}
+    fast = sg.run(sg.build(network, kernels="cpu"), x, 8)[8]
+    assert torch.allclose(fast, sg.run(slow, x, 8)[8], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_an_unknown_backend_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match="auto, cpu, cupy, torch.*'cuda'"):
+        NODES[name](backend="cuda")
+    node = NODES[name]()
+    with pytest.raises(ValueError, match="'lava'"):
+        node.backend = "lava"
+    assert node.backend == "auto"
+
+
+def test_an_absent_backend_says_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_seq = torch.randn(4, 2, 5)
+    with pytest.raises(sg.BackendUnavailable, match=r"cpu.*\.to\('cuda'\)"):
+        run(NODES["group"](backend="cupy"), x_seq, "m")
+    with pytest.raises(sg.BackendUnavailable, match=r"float64.*x\.float\(\)"):
+        run(NODES["signed"](backend="cpu"), x_seq.double(), "m")
+    monkeypatch.setattr(cpu, "missing", lambda function: "not built; install g++.")
+    with pytest.raises(sg.BackendUnavailable, match="install g"):
+        run(NODES["signed"](backend="cpu"), x_seq, "m")
+    node = NODES["signed"]()
+    assert node.choice(x_seq) == ("torch", "not built; install g++.")
+    run(node, x_seq, "m")
+    assert sg.backends()["cpu"] == "not built; install g++." and sg.backends()["torch"] == ""
+
+
+def test_set_backend_of_the_older_spikingjelly() -> None:
+    if not hasattr(functional, "set_backend"):
+        pytest.skip("spikingjelly 2 has no functional.set_backend")
+    net = nn.Sequential(NODES["signed"](step_mode="m"), NODES["group"](step_mode="m"))
+    functional.set_backend(net, "torch")
+    assert [node.backend for node in net] == ["torch", "torch"]
+    functional.set_backend(net, "cupy")
+    assert [node.backend for node in net] == ["cupy", "cupy"]
+
+
+@pytest.mark.parametrize("spikes", ["signed", "decoded"])
+@pytest.mark.parametrize(
+    "step", [surrogate.Sigmoid(), surrogate.ATan(), surrogate.PiecewiseQuadratic(), sg.Surrogate()]
+)
+def test_signgd_trains_through_a_surrogate(spikes: str, step: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(3)
+    kernel = SignGDNode("gelu", SCHEDULE, spikes=spikes, surrogate_function=step)
+    definition = copy.deepcopy(kernel)
+    definition.backend = "torch"
+    x_seq, weight = torch.randn(6, 4, 5), torch.randn(6, 4, 5)
+    grads = []
+    for node in (kernel, definition):
+        x = x_seq.clone().requires_grad_()
+        (run(node, x, "m") * weight).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_surrogate_signgd_records_no_gradient() -> None:
+    assert not run(NODES["decoded"](), torch.randn(3, 5, requires_grad=True), "m").requires_grad
+
+
+def test_a_surrogate_needs_spikes_that_carry_a_gradient() -> None:
+    for wrong in ({"spikes": "binary", "offset": 0.0}, {"momentum": 0.5}):
+        with pytest.raises(ValueError, match="leave surrogate_function out"):
+            SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), **wrong)
