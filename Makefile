@@ -1,4 +1,4 @@
-# Every target but clean first sets up .venv, again when pyproject.toml or constraints.txt change.
+# Every target but gpu and clean first sets up .venv, again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -25,12 +25,17 @@ lint: $(VENV)/.stamp
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
+# On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
 clean:
 	rm -rf "$(VENV)" build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by its pin. The simulators come without their dependencies, of which torchvision
-# would replace torch; the third line is what their core, ann2snn and monitor import.
+# would replace torch; the third line is what their core, ann2snn and monitor import. NVRTC compiles
+# the GPU kernels in the tests, without a GPU.
 KERNELS := $(wildcard neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h) \
 	neurons/kernels/build.py neurons/nonlinearities.py
 $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
@@ -38,6 +43,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
 	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest ruff
+	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	rm -rf "$(LEGACY)"
 	$(PIP) install --no-deps --target "$(LEGACY)" spikingjelly==0.0.0.0.14

@@ -39,10 +39,10 @@ class Nonlinearity:
     """f(\\*arguments, \\*\\*parameters) -> Tensor.
 
     ``arity`` None stands for any number of arguments. ``elementwise`` says that an output depends
-    on the inputs at its own (broadcast) position only; max pooling is not. ``code`` is f in C, empty
-    where the kernels are to be given f(x). ``parameters`` are the names that occur in it with their
-    defaults: a number, which also stands for None; None for a parameter that is a tensor; the words
-    that a parameter may be, the default first, which replace its name in braces.
+    on the inputs at its own (broadcast) position only; max pooling is not. ``code`` is f in C,
+    empty where the kernels are to be given f(x). ``parameters`` are the names that occur in it with
+    their defaults: a number, which also stands for None; None for a parameter that is a tensor; the
+    words that a parameter may be, the default first, which replace its name in braces.
 
     ``any_leading`` says that f takes its arguments with any dimensions in front, such as time.
     """

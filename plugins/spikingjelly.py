@@ -64,7 +64,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     def choices(self, x: Tensor) -> dict[str, Choice]:
         """For each neuron what runs it for inputs like x, and why if it is the definition."""
         nodes = {name: self.neuron(name) for name in self.network.count()}
-        return {name: node.choice(x) for name, node in nodes.items() if hasattr(node, "choice")}
+        return {
+            name: node.choice(x)
+            for name, node in nodes.items()
+            if isinstance(node, (SignGDNode, GroupNode))
+        }
 
 
 def build(

@@ -243,7 +243,7 @@ class _Recording(_Stateful, neuron.BaseNode):
 
 
 class _Kernel(_Recording):
-    """A neuron with a choice of ``backend`` (``neurons/multi_step.py``), to be assigned at any time.
+    """A neuron with a choice of ``backend`` (``neurons/multi_step.py``), assigned at any time.
 
     ``functional.set_backend`` of 0.0.0.0.14 does so for a whole network.
     """

@@ -1,4 +1,4 @@
-"""torch.compile of built networks: the whole network in one graph, equal spikes, any T and batch."""
+"""torch.compile of built networks: all in one graph, equal spikes, any T and batch."""
 
 import sys
 from collections.abc import Callable

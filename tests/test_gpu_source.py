@@ -33,6 +33,7 @@ from spikingjelly_signgd.neurons import (
 from spikingjelly_signgd.neurons.kernels import arguments, build, gpu, launch
 
 ROOT = Path(__file__).parent.parent
+needs_nvrtc = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC is a wheel for Linux")
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 ROWS = {function.key: function for function in build.table_functions()}
 RELU = build.Function("at_least(x, 0.0f)", ("x",))
@@ -99,12 +100,14 @@ def resources(log: str) -> tuple[int, int]:
     return sum(map(int, bytes_)), int(registers)
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("constants", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_kernel_compiles(name, constants):
     assert_sound(*compiled(KERNELS[name], constants, 90))
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("name", FEW)
 def test_kernels_compile_for_every_architecture(name):
     count = ctypes.c_int()
@@ -115,6 +118,7 @@ def test_kernels_compile_for_every_architecture(name):
         assert_sound(*compiled(KERNELS[name], PLAIN, architecture))
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("name", [RELU.key, "group"])
 def test_kernels_compile_for_every_type(name):
     for source, target in product(range(3), range(4)):
@@ -122,12 +126,14 @@ def test_kernels_compile_for_every_type(name):
         assert_sound(*compiled(KERNELS[name], PLAIN | types, 75))
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("name", ["group_gradient", "tracking_gradient"])
 def test_gradients_compile_for_every_surrogate(name):
     for surrogate in range(len(arguments.SURROGATES)):
         assert_sound(*compiled(name, PLAIN | {"SURROGATE": surrogate}, 90))
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("name", [RELU.key, GELU.key, "group", "sum"])
 def test_all_threads_of_a_multiprocessor_find_registers(name):
     stack, registers = resources(compiled(KERNELS[name], PLAIN, 90)[1])

@@ -495,7 +495,41 @@ def test_a_library_of_other_sources_is_refused(monkeypatch):
         cpu.Library(path)
 
 
-def test_more_than_a_kernel_takes_is_refused():
+OWN_THREADS = """
+import ctypes, sys
+path, arguments, offsets, neurons, steps = sys.argv[1], *map(eval, sys.argv[2:])
+library = ctypes.CDLL(path)
+library.kernel_name.restype = ctypes.c_char_p
+(kernel,) = (i for i in range(library.kernel_count()) if library.kernel_name(i) == b"sum")
+assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
+x = (ctypes.c_float * (steps * neurons))(*range(steps * neurons))
+start, y = (ctypes.c_float * neurons)(), (ctypes.c_float * (steps * neurons))()
+structure = ctypes.create_string_buffer(arguments)
+for offset, array in zip(offsets, (x, start, y)):
+    ctypes.c_void_p.from_buffer(structure, offset).value = ctypes.addressof(array)
+for threads in (1, 2, 3, 8):
+    ctypes.memset(y, 0, ctypes.sizeof(y))
+    library.kernel_run(kernel, structure, ctypes.c_longlong(neurons), threads)
+    assert y[:neurons] == x[:neurons] and y[-1] == x[-1] + x[neurons - 1], threads
+    assert y[neurons:] == [a + b for a, b in zip(x[:neurons], x[neurons:])], threads
+"""
+
+
+def test_without_openmp_the_library_has_threads_of_its_own():
+    """In a process without torch, whose threads it otherwise borrows."""
+    neurons, steps = 3 * 4096 + 17, 2
+    x, v = torch.zeros(steps, neurons), torch.zeros(neurons)
+    space, found = arguments.describe(v, [(x, True), (v, False)])
+    whole = bytes(arguments.Sum(space, *found, None, steps, 0))
+    inside = arguments.Operand.data.offset
+    offsets = [arguments.Sum.x.offset + inside, arguments.Sum.start.offset + inside]
+    offsets.append(arguments.Sum.y.offset)
+    path = next(cpu.HERE.glob("_cpu*.so"))
+    values = [str(path), *map(repr, (whole, offsets, neurons, steps))]
+    subprocess.run([sys.executable, "-c", OWN_THREADS, *values], check=True)
+
+
+def test_more_than_a_kernel_takes_is_left_to_torch():
     x, v = torch.zeros(2, 3), torch.zeros(3)
     tensors = {f"w{i}": None for i in range(4)}
     row = own_row("x + w0 + w1 + w2 + w3", lambda x, **w: x + sum(w.values()), **tensors)

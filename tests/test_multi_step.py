@@ -807,9 +807,7 @@ def test_gradients_of_group_neurons(kind, detach_reset):
         (2, 300, (9,)),
     ):
         p = GroupNeuronParameters(members, 0.9)
-        # a reset that passes the gradient multiplies it by 1 - slope in each step
-        bounded = steps < 300 or detach_reset is False
-        surrogate = Surrogate(kind, 3.0 if bounded else 1.0)
+        surrogate = Surrogate(kind, 3.0)
 
         def run(backend, x, v, p=p, surrogate=surrogate):
             done = group_multi_step(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd import ExponentialSchedule, GroupNode, SignGDNode
 from spikingjelly_signgd.neurons import multi_step
 from spikingjelly_signgd.neurons.kernels import cpu, launch
+from spikingjelly_signgd.plugins.spikingjelly import build
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -50,11 +52,18 @@ def test_every_backend_and_step_mode_gives_the_same(name: str, dtype: torch.dtyp
             assert torch.equal(kernel.spike_seq, definition.spike_seq)
 
 
+def counted(name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        calls.append(name)
+        return function(*args)
+
+    return call
+
+
 def test_auto_takes_the_kernels_where_they_apply(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    of_signgd, of_group = launch.signgd, launch.group
-    monkeypatch.setattr(launch, "signgd", lambda *a: calls.append("signgd") or of_signgd(*a))
-    monkeypatch.setattr(launch, "group", lambda *a: calls.append("group") or of_group(*a))
+    calls: list[str] = []
+    for name in ("signgd", "group"):
+        monkeypatch.setattr(launch, name, counted(name, getattr(launch, name), calls))
     run(NODES["signed"](), torch.randn(4, 2, 5), "m")
     run(NODES["group"](), torch.randn(4, 2, 5), "m")
     assert calls == ["signgd", "group"]
@@ -79,8 +88,8 @@ def test_networks_tell_the_choice_of_each_neuron() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU()).eval()
     network = sg.convert(model, torch.randn(16, 4), time_steps=8)
     x = torch.zeros(1, 4)
-    assert set(sg.build(network).choices(x).values()) == {multi_step.Choice("cpu")}
-    slow = sg.build(network, kernels="torch")
+    assert set(build(network).choices(x).values()) == {multi_step.Choice("cpu")}
+    slow = build(network, kernels="torch")
     assert {choice.backend for choice in slow.choices(x).values()} == {"torch"}
     fast = sg.run(sg.build(network, kernels="cpu"), x, 8)[8]
     assert torch.allclose(fast, sg.run(slow, x, 8)[8], atol=1e-6)
