@@ -486,7 +486,7 @@ def network(name: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     pool, data = images(256)
     model, spiking = converted(name, pool)
-    snn, batch = sg.build(spiking), options.batch or 64
+    snn, batch = sg.build(spiking), options.batch
     block = min(STEPS, default_chunk(spiking, batch))
     x = pool.repeat(-(-block * batch // len(pool)), 1, 1, 1)[: block * batch].contiguous()
     last = load_network(QCFS.get(name, name), "fashion", qcfs=LEVELS if name in QCFS else None)
@@ -569,7 +569,7 @@ def networks(options: argparse.Namespace) -> None:
 
 # -- memory ---------------------------------------------------------------------------------------
 
-LENGTHS = {8: 3, 256: 3, 1024: 1}  # steps of a run, and how many runs
+LENGTHS = {8: 2, 256: 2, 1024: 1}  # steps of a run, and how many runs
 CHUNK = 4
 # glibc returns what is freed at once: what is measured is what a run holds, not what is kept back
 ALLOCATORS = {"held": {"MALLOC_MMAP_THRESHOLD_": str(2**18)}, "glibc's default": {}}
@@ -608,7 +608,7 @@ def memory(options: argparse.Namespace) -> None:
             path = str(Path(folder) / "network.h5")
             sg.save(converted(name, images(64)[0])[1], path)
             command = [sys.executable, __file__, "memory", "--of", path]
-            command += ["--batch", str(options.batch or 32), "--steps"]
+            command += ["--batch", str(options.batch), "--steps"]
             found: dict[str, dict[str, list[float]]] = {}
             for allocator, variables in ALLOCATORS.items():
                 run = partial(subprocess.run, check=True, stdout=subprocess.PIPE, text=True)
@@ -620,7 +620,7 @@ def memory(options: argparse.Namespace) -> None:
                     ]
                     for steps, repeats in LENGTHS.items()
                 }
-        results[name] = {"batch": options.batch or 32, "block": CHUNK, "MiB": found}
+        results[name] = {"batch": options.batch, "block": CHUNK, "MiB": found}
         write("memory", {"memory": results})
         for allocator, runs in found.items():
             each = ", ".join(f"T = {t}: {median(m):.1f} MiB" for t, m in runs.items())
@@ -774,7 +774,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each set of comparisons")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--networks", nargs="+", default=None)
-    parser.add_argument("--batch", type=int, help="64 images, 32 for memory")
+    parser.add_argument("--batch", type=int, default=64, help="images")
     parser.add_argument("--profile", action="store_true", help="where a network's time goes")
     parser.add_argument("--of", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)

@@ -173,6 +173,14 @@ def _against_types(states: Sequence[Tensor], output: torch.dtype) -> str:
     return ""
 
 
+def _against_gradient(surrogate: Callable[[Tensor], Tensor] | None, keeps: bool) -> str:
+    if surrogate is None:
+        return ""
+    if not isinstance(surrogate, Surrogate):
+        return f"the kernels know no gradient of {type(surrogate).__name__}, but of Surrogate."
+    return "the kernels record no such sequence beside a gradient." if keeps else ""
+
+
 def _check_types(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
     for a in inputs:
         if not a.is_floating_point():
@@ -217,21 +225,28 @@ def signgd_multi_step(
     if surrogate is not None and output not in OUTPUTS[:2]:
         raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
     dtype = x_seq[0].dtype if dtype is None else dtype
-    against = _signgd_against(x_seq[0].dtype, p) or _against_types((state.v, *(x or ())), dtype)
+    against = (
+        _signgd_against(x_seq[0].dtype, p)
+        or _against_types((state.v, *(x or ())), dtype)
+        or _against_gradient(surrogate, keep_spikes or (keep_v and output == "signed"))
+    )
     choice = choose(backend, x_seq[0].device.type, against)
-    if choice.backend == "torch" or (surrogate is not None and keep_spikes):
+    if choice.backend == "torch":
         return _signgd_by_definition(
             x_seq, state, p, x, output, dtype, surrogate, keep_v, keep_spikes
         )
     if surrogate is not None:
         return _signgd_with_gradient(x_seq, state, p, x, output, dtype, surrogate, keep_v)
     found = p.in_c if _function_choice(backend, choice, p).backend != "torch" else None
-    if x is not None and (found is None or any(a.shape != state.v.shape for a in x)):
+    with torch.no_grad():
+        if x is None or (found is not None and all(a.shape == state.v.shape for a in x)):
+            return _signgd_by_kernel(
+                x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes
+            )
         # what an input integrates is needed by torch, or shared by several neurons
         x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
         result = _signgd_by_kernel(x_seq, (), state, p, found, output, dtype, keep_v, keep_spikes)
         return result._replace(x=tuple(a[-1].clone() for a in x_seq))
-    return _signgd_by_kernel(x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes)
 
 
 def _checked(
@@ -304,7 +319,8 @@ def _signgd_by_definition(
             carried = arguments = tuple(a + b for a, b in zip(carried, arguments, strict=True))
         before = state.v
         if surrogate is None:
-            fires, state = signgd_step(arguments, state, p)
+            with torch.no_grad():
+                fires, state = signgd_step(arguments, state, p)
             sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
         else:
             sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
@@ -407,8 +423,7 @@ def _signgd_with_gradient(
     surrogate: Callable[[Tensor], Tensor],
     keep_v: bool,
 ) -> SignGDSequence:
-    if not isinstance(surrogate, Surrogate) or (keep_v and output == "signed"):
-        return _signgd_by_definition(x_seq, state, p, x, output, dtype, surrogate, keep_v, False)
+    assert isinstance(surrogate, Surrogate)
     carried: tuple[Tensor, ...] = ()
     if x is not None:
         x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
@@ -470,10 +485,12 @@ def group_multi_step(
         raise ValueError(
             f"group_multi_step: int8 does not hold counts up to {p.members}; use int16."
         )
-    against = _group_against(x_seq.dtype, p) or _against_types([v], dtype)
-    choice = choose(backend, x_seq.device.type, against)
-    known = surrogate is None or (isinstance(surrogate, Surrogate) and not keep_v)
-    if choice.backend == "torch" or not known:
+    against = (
+        _group_against(x_seq.dtype, p)
+        or _against_types([v], dtype)
+        or _against_gradient(surrogate, keep_v)
+    )
+    if choose(backend, x_seq.device.type, against).backend == "torch":
         return _group_by_definition(x_seq, v, p, counts, dtype, surrogate, detach_reset, keep_v)
     if surrogate is not None:
         assert isinstance(surrogate, Surrogate)
@@ -481,7 +498,8 @@ def group_multi_step(
             x_seq, v, p.members, p.theta, surrogate.kind, surrogate.alpha, detach_reset
         )
         return GroupSequence(y.to(dtype), v)
-    y, v, *kept = operators.group(x_seq, v, p.members, p.theta, counts, dtype, keep_v)
+    with torch.no_grad():
+        y, v, *kept = operators.group(x_seq, v, p.members, p.theta, counts, dtype, keep_v)
     return GroupSequence(y, v, kept[0] if keep_v else None)
 
 
@@ -498,7 +516,8 @@ def _group_by_definition(
     y, v_seq = [], []
     for x in x_seq:
         if surrogate is None:
-            out, v = group_step(x.to(v.dtype), v, p)
+            with torch.no_grad():
+                out, v = group_step(x.to(v.dtype), v, p)
         else:
             out, v = group_surrogate_step(x.to(v.dtype), v, p, surrogate, detach_reset)
         y.append((out / p.theta).round().to(dtype) if counts else out.to(dtype))

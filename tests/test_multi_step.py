@@ -879,7 +879,7 @@ def test_gradients_of_what_is_kept_and_of_functions_without_code():
         done = signgd_multi_step(
             *((x,), SignGDState(v), p),
             output=output,
-            backend=backend,
+            backend="auto" if backend == "cpu" else backend,
             surrogate=Surrogate("atan"),
             keep_v=True,
         )
@@ -900,6 +900,49 @@ def test_gradients_where_a_parameter_of_f_has_more_dimensions_than_x():
         )
 
     assert_gradients(run, (torch.randn(2, 3), torch.randn(2, 3)))
+
+
+def test_a_gradient_that_the_kernels_lack_is_refused_where_they_are_asked_for():
+    x, v, group = torch.randn(5, 3), torch.zeros(3), GroupNeuronParameters(2)
+    step = signgd_multi_step
+    refused = {
+        "lambda": lambda: group_multi_step(x, v, group, backend="cpu", surrogate=lambda u: u >= 0),
+        "v_seq": lambda: group_multi_step(
+            x, v, group, backend="cpu", surrogate=Surrogate(), keep_v=True
+        ),
+        "spikes": lambda: step(
+            (x,), SignGDState(v), RELU, backend="cpu", surrogate=Surrogate(), keep_spikes=True
+        ),
+    }
+    for name, call in refused.items():
+        with pytest.raises(BackendUnavailable, match="backend='cpu': the kernels"):
+            call()
+            pytest.fail(name)
+
+
+def test_without_a_surrogate_no_gradient_is_recorded():
+    x, v = torch.randn(5, 3, requires_grad=True), torch.zeros(3)
+    for backend in ("auto", "torch"):
+        assert not group_multi_step(x, v, GroupNeuronParameters(2), backend=backend).v.requires_grad
+        done = signgd_multi_step((x,), SignGDState(v), RELU, backend=backend)
+        assert not done.y.requires_grad
+
+
+def test_schedules_that_tell_the_same_of_themselves_are_kept_apart():
+    class Vague:
+        def __init__(self, eta):
+            self.eta = eta
+
+        def __call__(self, t):
+            return self.eta
+
+        def to_dict(self):
+            return {"kind": "vague"}
+
+    x, v = torch.ones(1, 1), torch.zeros(1)
+    for eta in (0.5, 0.25):
+        p = SignGDParameters(RELU.function, Vague(eta))
+        assert signgd_multi_step((x,), SignGDState(v), p).y.item() == eta
 
 
 def test_any_callable_serves_as_surrogate():
