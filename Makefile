@@ -43,7 +43,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
 	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest ruff
-	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14'
+	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	rm -rf "$(LEGACY)"
 	$(PIP) install --no-deps --target "$(LEGACY)" spikingjelly==0.0.0.0.14

@@ -97,9 +97,10 @@ def run(
         raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
     if sequence and x.shape[0] < last:
         raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
-    chunk = chunk or default_chunk(
-        snn.network, x.shape[1] if sequence else x.shape[0], x.device.type
-    )
+    if chunk is None:
+        batch = x.shape[1] if sequence else x.shape[0]
+        chunk = default_chunk(snn.network, batch, x.device.type)
+        chunk = -(-last // -(-last // chunk))  # as many chunks, of about the same size
     wanted = set(steps)
     found: dict[int, Any] = {}
     static: dict[str, Tensor] = {}

@@ -109,9 +109,19 @@ def _uncompiled(function: str, backend: str) -> str:
     return launch.PROVIDERS[DEVICES[backend]].missing(operators.function_of(function))
 
 
-def signgd_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
-    """What runs neurons with inputs of the type and on the device of ``like``."""
-    return choose(backend, like.device.type, _signgd_against(like.dtype, p))
+def signgd_choice(
+    backend: str,
+    like: Tensor,
+    p: SignGDParameters,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    keeps: bool = False,
+) -> Choice:
+    """What runs neurons with inputs of the type and on the device of ``like``.
+
+    ``keeps``: whether v_seq and spikes are kept, which with a surrogate the definition does.
+    """
+    against = _signgd_against(like.dtype, p) or _against_gradient(surrogate, keeps, p.scale)
+    return choose(backend, like.device.type, against)
 
 
 def function_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
@@ -140,8 +150,16 @@ def _function_choice(backend: str, choice: Choice, p: SignGDParameters) -> Choic
     return Choice("torch", against) if against else choice
 
 
-def group_choice(backend: str, like: Tensor, p: GroupNeuronParameters) -> Choice:
-    return choose(backend, like.device.type, _group_against(like.dtype, p))
+def group_choice(
+    backend: str,
+    like: Tensor,
+    p: GroupNeuronParameters,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    keeps: bool = False,
+) -> Choice:
+    """As ``signgd_choice``."""
+    against = _group_against(like.dtype, p) or _against_gradient(surrogate, keeps)
+    return choose(backend, like.device.type, against)
 
 
 def _against(dtype: torch.dtype) -> str:
@@ -155,6 +173,9 @@ def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
         return "the kernels have no momentum."
     if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
         return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
+    wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
+    if wide:
+        return f"the kernels compare in float32, but {', '.join(wide)} is float64; use .float()."
     return _against(dtype)
 
 
@@ -173,12 +194,22 @@ def _against_types(states: Sequence[Tensor], output: torch.dtype) -> str:
     return ""
 
 
-def _against_gradient(surrogate: Callable[[Tensor], Tensor] | None, keeps: bool) -> str:
+def _against_gradient(
+    surrogate: Callable[[Tensor], Tensor] | None, keeps: bool, scale: float | Tensor = 1.0
+) -> str:
     if surrogate is None:
         return ""
     if not isinstance(surrogate, Surrogate):
-        return f"the kernels know no gradient of {type(surrogate).__name__}, but of Surrogate."
-    return "the kernels record no such sequence beside a gradient." if keeps else ""
+        name = type(surrogate).__name__
+        return f"the kernels have the gradients of Surrogate, not of {name}; use backend='torch'."
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        return "the kernels have no gradient of the scale; use backend='torch'."
+    if keeps:
+        return (
+            "the kernels record no v_seq or spikes beside a gradient; use backend='torch', or do "
+            "without them."
+        )
+    return ""
 
 
 def _check_types(name: str, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
@@ -228,7 +259,7 @@ def signgd_multi_step(
     against = (
         _signgd_against(x_seq[0].dtype, p)
         or _against_types((state.v, *(x or ())), dtype)
-        or _against_gradient(surrogate, keep_spikes or (keep_v and output == "signed"))
+        or _against_gradient(surrogate, keep_spikes or (keep_v and output == "signed"), p.scale)
     )
     choice = choose(backend, x_seq[0].device.type, against)
     if choice.backend == "torch":
@@ -373,7 +404,7 @@ def _signgd_by_kernel(
         x_seq = [a.to(torch.float32) for a in x_seq]
     tensors = [t.to(torch.float32).expand(steps, *t.shape) for t in found.tensors]
     scale, unit = _scale(p, state.v)
-    v, *rest = operators.signgd(
+    y, v, *rest = operators.signgd(
         [*x_seq, *tensors],
         list(x),
         state.v,
@@ -389,7 +420,6 @@ def _signgd_by_kernel(
         keep_v,
         keep_spikes,
     )
-    y, v, rest = v, rest[0], rest[1:]
     x_last, rest = tuple(rest[: len(x)]), rest[len(x) :]
     return SignGDSequence(
         y,
@@ -430,7 +460,7 @@ def _signgd_with_gradient(
         carried = tuple(a[-1].clone() for a in x_seq)
     scale, unit = _scale(p, state.v)
     y, v, _ = operators.track(
-        target_over_time(x_seq, p),
+        target_over_time(x_seq, p).to(torch.float32),
         state.v,
         scale,
         p.function.fires_at_tie,
@@ -442,7 +472,7 @@ def _signgd_with_gradient(
         surrogate.alpha,
     )
     after = SignGDState(v, state.t + x_seq[0].shape[0])
-    return SignGDSequence(y.to(dtype), after, carried, y if keep_v else None)
+    return SignGDSequence(y.to(dtype), after, carried, y.clone() if keep_v else None)
 
 
 # -- group neurons --------------------------------------------------------------------------------

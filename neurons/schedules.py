@@ -127,9 +127,8 @@ def name_schedule(schedule: Schedule) -> str:
     """One line of text that ``named_schedule`` knows the schedule by, in this process."""
     kind = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
     name = f"{kind} {json.dumps(schedule.to_dict(), sort_keys=True)}"
-    if (
-        _named.setdefault(name, schedule) != schedule
-    ):  # a user's class that describes less than it is
+    known = _named.setdefault(name, schedule)
+    if known is not schedule and known != schedule:  # a user's class that tells less than it is
         name = f"{name} {id(schedule)}"
         _named[name] = schedule
     return name

@@ -59,6 +59,12 @@ class SignGDParameters:
                 f"SignGDParameters: momentum is in [0, 1), but it is {self.momentum!r}."
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__["schedule_name"] = name_schedule(
+            self.schedule
+        )  # in the process that reads it
+
     def target(self, *x: Tensor) -> Tensor:
         """f(x): what v moves toward."""
         return self.function(*x, **self.arguments)

@@ -283,6 +283,11 @@ def _known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     return Surrogate(kind, float(function.alpha))  # type: ignore[attr-defined]
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether a value that a module was made of is still the one, a tensor the very same."""
+    return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
+
+
 def _state_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
     dtype = torch.float32
     for x in inputs:
@@ -420,9 +425,8 @@ class SignGDNode(_Kernel):
         self._arguments = {key: f"argument_{key}" for key in arguments or {}}
         for key, value in (arguments or {}).items():
             _hold(self, f"argument_{key}", value)
-        self._dynamics: SignGDParameters | None = None
-        self._dynamics_of: tuple[Any, ...] = ()
-        assert self.dynamics  # checked at birth
+        self._made: tuple[tuple[Any, ...], SignGDParameters] | None = None  # of what, and dynamics
+        self._make()  # checked at birth
         if not isinstance(resting, Tensor):
             self._start_from(float(resting))
 
@@ -462,15 +466,11 @@ class SignGDNode(_Kernel):
     @property
     def dynamics(self) -> SignGDParameters:
         """The definition's parameters, with the tensors of the buffers."""
-        if torch.compiler.is_compiling() and self._dynamics is not None:
-            return self._dynamics  # up to date since the buffers were moved or loaded
         arguments = self.arguments
-        of = (self.scale, self.resting, *arguments.values())
-        if self._dynamics is None or any(
-            a is not b for a, b in zip(of, self._dynamics_of, strict=True)
-        ):
-            self._dynamics_of = of
-            self._dynamics = SignGDParameters(
+        of = (self.schedule, self.momentum, self.scale, self.resting, *arguments.values())
+        made = self._made
+        if made is None or not all(_same(a, b) for a, b in zip(of, made[0], strict=True)):
+            dynamics = SignGDParameters(
                 self.function,
                 self.schedule,
                 _at_least_float32(self.scale),
@@ -478,17 +478,23 @@ class SignGDNode(_Kernel):
                 {key: _at_least_float32(value) for key, value in arguments.items()},
                 self.momentum,
             )
-        return self._dynamics
+            made = self._made = (of, dynamics)
+        return made[1]
+
+    def _make(self) -> None:
+        """The dynamics now, since torch.compile cannot make them; not of tensors without values."""
+        self._made = None
+        if not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+            self.dynamics  # noqa: B018
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         module = super()._apply(fn, recurse)
-        assert self.dynamics
+        self._make()
         return module
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._dynamics = None
-        assert self.dynamics
+        self._make()
 
     @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
@@ -505,7 +511,9 @@ class SignGDNode(_Kernel):
         return _SignGDNodeState(v, t, buffer, None if self.spikes == "decoded" else x, None)
 
     def choice(self, x: Tensor) -> Choice:
-        return signgd_choice(self.backend, x, self.dynamics)
+        function = self.surrogate_function if torch.is_grad_enabled() else None
+        gradient = None if function is None else _known_surrogate(function)
+        return signgd_choice(self.backend, x, self.dynamics, gradient, self.store_v_seq)
 
     def _sequence(
         self, inputs: tuple[Tensor, ...], state: _SignGDNodeState, record: Record | None
@@ -615,7 +623,9 @@ class GroupNode(_Kernel):
         return _GroupNodeState(torch.full_like(inputs[0], self.dynamics.v_initial), None)
 
     def choice(self, x: Tensor) -> Choice:
-        return group_choice(self.backend, x, self.dynamics)
+        trains = torch.is_grad_enabled() and x.requires_grad
+        gradient = _known_surrogate(self.surrogate_function) if trains else None
+        return group_choice(self.backend, x, self.dynamics, gradient, self.store_v_seq)
 
     def _sequence(
         self, inputs: tuple[Tensor, ...], state: _GroupNodeState, record: Record | None

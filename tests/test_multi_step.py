@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import pickle
+import subprocess
+import sys
+import sysconfig
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -1154,7 +1158,7 @@ def test_without_the_library_the_definition_runs_and_says_so(no_library):
     x, v = torch.randn(5, 4), torch.randn(4)
     for choice in (signgd_choice("auto", x, RELU), group_choice("auto", x, GROUP)):
         assert choice.backend == "torch"
-        assert "not built: there was no C++ compiler" in choice.reason
+        assert "not built: when the package was installed" in choice.reason
     assert "Install g++" in backends()["cpu"]
     got = signgd_multi_step((x,), SignGDState(v), RELU, backend="auto")
     same_sequence(got, definition((x,), SignGDState(v), RELU).sequence("decoded", False, False))
@@ -1171,7 +1175,74 @@ def test_without_the_library_the_definition_runs_and_says_so(no_library):
 
 
 def test_a_library_that_cannot_be_loaded_counts_as_missing(no_library):
-    (no_library / "_cpu.so").write_bytes(b"not a library")
+    (no_library / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a library")
     assert "cannot be loaded" in signgd_choice("auto", X, RELU).reason
-    with pytest.raises(BackendUnavailable, match="Remove .*_cpu.so and build it again"):
+    with pytest.raises(BackendUnavailable, match="Remove .*_cpu.* and build it again"):
         signgd_multi_step((X,), SignGDState(V), RELU, backend="cpu")
+
+
+# -- what a fresh reading found --------------------------------------------------------------------
+
+
+def test_a_float64_argument_is_compared_in_float64_by_the_definition():
+    weight = torch.tensor([0.1], dtype=torch.float64)
+    p = SignGDParameters(NONLINEARITIES["prelu"], SCHEDULE, arguments={"weight": weight})
+    x, v = torch.full((1, 1), -1.0), torch.full((1,), -0.1)
+    assert "float64" in signgd_choice("auto", x, p).reason
+    with pytest.raises(BackendUnavailable, match="weight is float64"):
+        signgd_multi_step((x,), SignGDState(v), p, backend="cpu")
+
+
+def test_a_scale_that_learns_is_left_to_the_definition():
+    scale = torch.tensor(0.5, requires_grad=True)
+    p = SignGDParameters(RELU.function, SCHEDULE, scale=scale)
+    x, v = torch.randn(4, 3), torch.zeros(3)
+    signgd_multi_step((x,), SignGDState(v), p, surrogate=Surrogate()).y.sum().backward()
+    assert scale.grad is not None and scale.grad != 0
+    with pytest.raises(BackendUnavailable, match="no gradient of the scale"):
+        signgd_multi_step((x,), SignGDState(v), p, surrogate=Surrogate(), backend="cpu")
+
+
+def test_parameters_run_in_a_process_that_only_unpickled_them(tmp_path):
+    p = SignGDParameters(NONLINEARITIES["relu"], SCHEDULE, scale=torch.tensor(0.7))
+    (tmp_path / "p").write_bytes(pickle.dumps(p))
+    code = (
+        "import pickle, sys, torch\n"
+        "from spikingjelly_signgd.neurons import SignGDState, signgd_multi_step\n"
+        "p = pickle.loads(open(sys.argv[1], 'rb').read())\n"
+        "print(signgd_multi_step((torch.ones(3, 1),), SignGDState(torch.zeros(1)), p).y.tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "p")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    here = signgd_multi_step((torch.ones(3, 1),), SignGDState(torch.zeros(1)), p).y.tolist()
+    assert done.stdout.strip() == str(here)
+
+
+def test_what_is_kept_beside_a_gradient_is_not_the_output():
+    x, v = torch.randn(4, 3, requires_grad=True), torch.zeros(3)
+    done = signgd_multi_step((x,), SignGDState(v), RELU, surrogate=Surrogate(), keep_v=True)
+    assert done.v_seq.data_ptr() != done.y.data_ptr()
+
+
+@pytest.mark.parametrize("levels", [7, 2**16, 2**21])
+def test_qcfs_counts_any_number_of_levels(levels):
+    p = SignGDParameters(
+        NONLINEARITIES["qcfs"], SCHEDULE, arguments={"v_threshold": 1.0, "levels": levels}
+    )
+    x = torch.rand(1, 20_000)
+    target = p.target(x[0])
+    for v in (target, torch.nextafter(target, torch.tensor(-1.0))):
+        got = signgd_multi_step((x,), SignGDState(v), p, output="fires").y
+        assert torch.equal(got, (v >= target).float().unsqueeze(0))
+
+
+def test_a_gradient_under_autocast():
+    w = torch.randn(3, 3)
+    x, v = torch.randn(4, 2, 3, requires_grad=True), torch.zeros(2, 3)
+    p = SignGDParameters(nonlinearity(lambda a: a @ w), SCHEDULE)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = signgd_multi_step((x,), SignGDState(v), p, surrogate=Surrogate()).y
+    y.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()

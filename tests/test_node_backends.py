@@ -158,3 +158,40 @@ def test_a_surrogate_needs_spikes_that_carry_a_gradient() -> None:
     for wrong in ({"spikes": "binary", "offset": 0.0}, {"momentum": 0.5}):
         with pytest.raises(ValueError, match="leave surrogate_function out"):
             SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), **wrong)
+
+
+def test_an_assigned_buffer_counts_at_once_and_a_wrong_one_never() -> None:
+    node = SignGDNode("relu", SCHEDULE, scale=torch.tensor(0.5), spikes="decoded")
+    x = torch.ones(2, 3)
+    half = run(node, x.unsqueeze(0), "m")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="positive"):
+            node.scale = torch.tensor(-1.0)
+            run(node, x.unsqueeze(0), "m")
+    node.scale = torch.tensor(2.0)
+    assert torch.equal(run(node, x.unsqueeze(0), "m"), 4 * half)
+    node.schedule = ExponentialSchedule(0.25, 0.9)
+    assert torch.equal(run(node, x.unsqueeze(0), "m"), 2 * half)
+    compiled = torch.compile(node, backend="eager")
+    functional.reset_net(node)
+    assert torch.equal(compiled(x.unsqueeze(0)), 2 * half)
+    node.scale = torch.tensor(4.0)
+    functional.reset_net(node)
+    assert torch.equal(compiled(x.unsqueeze(0)), 4 * half)
+
+
+def test_the_choice_is_that_of_training_too() -> None:
+    node = SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate())
+    x = torch.zeros(1, requires_grad=True)
+    assert node.choice(x).backend == "cpu"
+    node.store_v_seq = True
+    assert node.choice(x).backend == "torch" and "v_seq" in node.choice(x).reason
+    with torch.no_grad():
+        assert node.choice(x).backend == "cpu"
+    group = GroupNode(2, surrogate_function=surrogate.Erf())
+    assert group.choice(x).backend == "torch" and "Erf" in group.choice(x).reason
+    assert group.choice(x.detach()).backend == "cpu"
+
+
+def test_a_node_may_move_to_the_meta_device() -> None:
+    assert SignGDNode("relu", SCHEDULE, scale=torch.rand(3)).to("meta").scale.is_meta

@@ -27,10 +27,11 @@ FLAGS = (
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 # instruction sets, the best first: name, the compiler's flags, when a processor has it
-SETS_X86 = (
+_WIDE = ("-mprefer-vector-width=512",)
+SETS_X86: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "v4",
-        ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+        ("-march=x86-64-v4", *_WIDE),
         '__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && '
         '__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")',
     ),
@@ -41,7 +42,7 @@ SETS_X86 = (
         '__builtin_cpu_supports("bmi2")',
     ),
 )
-SET_ANY = ("any", (), "true")
+SET_ANY: tuple[str, tuple[str, ...], str] = ("any", (), "true")
 
 
 class NoCompiler(RuntimeError):
@@ -101,7 +102,9 @@ def kernel_function(
     tensors = tuple(name for name, default in parameters.items() if default is None)
     words = {name for name, default in parameters.items() if isinstance(default, tuple)}
     numbers = tuple(name for name in parameters if name not in words and name not in tensors)
-    return Function(code.format(**choice or {}), ARGUMENTS[:arity] + tensors, numbers)
+    for name, word in (choice or {}).items():
+        code = code.replace(f"{{{name}}}", word)
+    return Function(code, ARGUMENTS[:arity] + tensors, numbers)
 
 
 def table_functions(table: Path = TABLE) -> Iterator[Function]:
@@ -149,9 +152,11 @@ def build(
     command = compiler()
     if command is None:
         raise NoCompiler("no C++ compiler was found: install g++ or clang++, or set CXX.")
-    sets = (*(SETS_X86 if platform.machine() in ("x86_64", "AMD64") else ()), SET_ANY)
+    better = SETS_X86 if platform.machine() in ("x86_64", "AMD64") else ()
     if native:
-        sets = (("native", ("-march=native", "-mprefer-vector-width=512"), "true"),)
+        better = tuple(("native", ("-march=native", *wide), "true") for wide in (_WIDE, ()))
+    sets = [*(each for each in better if _takes(command, each[1])), SET_ANY]
+    sets = sets[:1] if native else sets
     rows = {function.key: function for function in functions}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
@@ -169,6 +174,17 @@ def build(
         library = str(folder / output.name)
         _run([*command, "-shared", "-pthread", *extra, *objects, "-o", library])
         os.replace(library, output)
+
+
+def _takes(command: list[str], flags: Sequence[str]) -> bool:
+    """Whether the compiler knows the flags: older ones lack the newer instruction sets."""
+    try:
+        _run([*command, *flags, "-x", "c++", "-fsyntax-only", os.devnull])
+    except NoCompiler:
+        raise
+    except RuntimeError:
+        return False
+    return True
 
 
 def rows_source(functions: Iterable[Function]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import sysconfig
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -66,14 +67,14 @@ class Library:
 @cache
 def library() -> Library:
     """The library of the package. Raises BackendUnavailable."""
-    found = sorted(HERE.glob(f"{LIBRARY}*.so")) + sorted(HERE.glob(f"{LIBRARY}*.dylib"))
-    if not found:
+    path = HERE / f"{LIBRARY}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
         raise BackendUnavailable(
-            "the CPU kernels are not built: there was no C++ compiler when the package was "
-            "installed. Install g++ or clang++ and then the package again, or use "
-            "backend='torch'."
+            "the CPU kernels are not built: when the package was installed there was no C++ "
+            "compiler, or it failed (pip install -v shows how). Install g++ or clang++ and then "
+            "the package again, or use backend='torch'."
         )
-    return Library(found[0])
+    return Library(path)
 
 
 @cache
@@ -126,13 +127,13 @@ def _threads(structure: ctypes.Structure) -> int:
 
 
 def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "spikingjelly_signgd"
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "spikingjelly_signgd"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):
         pass  # no home to write to
     return Path(tempfile.mkdtemp(prefix="spikingjelly_signgd-"))
 
@@ -140,7 +141,8 @@ def _cache_folder() -> Path:
 def _digest(function: Function) -> str:
     """Of the function, the sources, the compiler and the processor it is compiled for."""
     digest = hashlib.sha256(f"{function.key} {compiler()} {_processor()}".encode())
-    for source in sorted([*HERE.glob("*.cuh"), *HERE.glob("*.cpp"), *HERE.glob("*.h")]):
+    sources = [path for ending in ("cuh", "cpp", "h") for path in HERE.glob(f"*.{ending}")]
+    for source in sorted([*sources, HERE / "build.py"]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 

@@ -7,9 +7,11 @@
 #include <vector>
 
 // torch's own threads where it runs on GNU's OpenMP: a second pool would compete with them
+#ifdef __linux__  // where the linker takes what nobody may have
 extern "C" void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
 extern "C" int omp_get_thread_num() __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
+#endif
 
 #define DECLARE(isa, supported) extern const KernelTable kernels_##isa;
 SETS(DECLARE)
@@ -43,9 +45,19 @@ void share(const Work &work, long long part, long long parts) {
   work.kernel->range(work.arguments, first, last < work.neurons ? last : work.neurons);
 }
 
+#ifdef __linux__
 void share_of_thread(void *work) {
   share(*(const Work *)work, omp_get_thread_num(), omp_get_num_threads());
 }
+
+bool run_on_torchs_threads(const Work &work, int threads) {
+  if (!GOMP_parallel || !omp_get_thread_num || !omp_get_num_threads) return false;
+  GOMP_parallel(share_of_thread, (void *)&work, (unsigned)threads, 0);
+  return true;
+}
+#else
+bool run_on_torchs_threads(const Work &, int) { return false; }
+#endif
 }  // namespace
 
 #define FACE extern "C" __attribute__((visibility("default")))
@@ -60,9 +72,7 @@ FACE void kernel_run(int i, const void *arguments, long long neurons, int thread
   if (threads > work.blocks) threads = (int)work.blocks;
   if (threads <= 1) {
     share(work, 0, 1);
-  } else if (GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
-    GOMP_parallel(share_of_thread, (void *)&work, (unsigned)threads, 0);
-  } else {
+  } else if (!run_on_torchs_threads(work, threads)) {
     std::vector<std::thread> others;
     for (int part = 1; part < threads; ++part) others.emplace_back(share, work, part, threads);
     share(work, 0, threads);

@@ -76,6 +76,11 @@ DEVICE float count_of(float h, float theta, float slightly_less, float levels) {
 DEVICE float slightly_less(float value) { return value * 0.99999905f; }  // 8 * 2^-23
 
 DEVICE float qcfs(float x, float v_threshold, float levels) {
-  const float theta = v_threshold / levels;
-  return count_of(x + 0.5f * theta, theta, slightly_less(1.0f / theta), levels) * theta;
+  const float theta = v_threshold / levels, h = x + 0.5f * theta;
+  // for any number of levels that float32 counts: the quotient is at most one off
+  float n = at_least(floorf(h / theta) - 1.0f, 0.0f);
+  n = n < levels ? n : levels;
+  n = n < levels && !(h < (n + 1.0f) * theta) ? n + 1.0f : n;
+  n = n < levels && !(h < (n + 1.0f) * theta) ? n + 1.0f : n;
+  return n * theta;
 }

@@ -15,8 +15,18 @@ struct Group {
   float theta, members;
 };
 
+// h: NULL, or where v + x is kept for the gradient
 NOT_INLINE void group_step(const float *x, float theta, float inverse, float members, int lanes,
-                           float *v, float *y) {
+                           float *v, float *y, float *h_out) {
+  if (h_out) {
+    FOR_LANES {
+      const float h = v[i] + x[i], out = count_of(h, theta, inverse, members) * theta;
+      h_out[i] = h;
+      y[i] = out;
+      v[i] = h - out;
+    }
+    return;
+  }
   FOR_LANES {
     const float h = v[i] + x[i], out = count_of(h, theta, inverse, members) * theta;
     y[i] = out;
@@ -31,7 +41,7 @@ DEVICE void group_block(const Group &a, index_t n, int lanes) {
   const index_t place = place_of(a.x, a.space, n);
   const float theta = a.theta, inverse = slightly_less(1.0f / theta), members = a.members;
   const bool plain =
-      LANES > 1 && OUTPUT_TYPE == FLOAT32 && !COUNTS && !KEEP_H && !KEEP_V;
+      LANES > 1 && OUTPUT_TYPE == FLOAT32 && !COUNTS && !KEEP_V;
   UNROLLED for (int t = 0; t < a.steps; ++t) {
     const float *x = fetch(a.x, a.space, INPUT_TYPE, place, n, t, lanes, buffer);
     const index_t first = t * a.space.neurons + n;
@@ -41,7 +51,8 @@ DEVICE void group_block(const Group &a, index_t n, int lanes) {
         const int some = lanes - done < part ? lanes - done : part;
         if (a.far && a.x.linear) prefetch(x + done + a.x.time_stride, some);
         float *to = (float *)a.y + first + done, *out = a.far >= STREAMED ? y : to;
-        group_step(x + done, theta, inverse, members, some, v + done, out);
+        float *h = KEEP_H ? a.h_seq + first + done : 0;
+        group_step(x + done, theta, inverse, members, some, v + done, out, h);
         if (a.far >= STREAMED) stream(to, y, some);
       }
       continue;

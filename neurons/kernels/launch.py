@@ -121,7 +121,7 @@ def group(
 
 def group_gradient(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     h_seq: Tensor,
     members: int,
     theta: float,
@@ -131,24 +131,26 @@ def group_gradient(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Gradients of [x_seq, v], x_seq's with ``dtype``."""
-    _check("group_gradient", [grad_y], [grad_v, h_seq])
+    given = [] if grad_v is None else [grad_v]
+    _check("group_gradient", [grad_y], [h_seq, *given])
     like = h_seq[0]
     x = new_sequence(h_seq.shape[0], like, dtype)
     v = torch.empty_like(like)
     if like.numel():
-        space, found = arguments.describe(like, [(h_seq, True), (grad_y, True), (grad_v, False)])
+        operands = [(h_seq, True), (grad_y, True), *((v, False) for v in given)]
+        space, found = arguments.describe(like, operands)
         a = arguments.GroupGradient(space, *found)
         a.x, a.v, a.steps = x.data_ptr(), v.data_ptr(), h_seq.shape[0]
         a.surrogate, a.detach_reset = SURROGATES.index(surrogate), detach_reset
         a.input_type, a.output_type = _one_type("group_gradient", [grad_y]), TYPES[dtype]
         a.theta, a.members, a.alpha = theta, members, alpha
-        _provider(v).run("group_gradient", a, v.device)
+        _provider(like).run("group_gradient", a, v.device)
     return [x, v]
 
 
 def tracking_gradient(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     target_seq: Tensor,
     v_seq: Tensor,
     v: Tensor,
@@ -160,7 +162,8 @@ def tracking_gradient(
 ) -> list[Tensor]:
     """Gradients of [target_seq, v] of neurons that track targets, by their v_seq [T, ...]."""
     given = [] if scale is None else [scale]
-    _check("tracking_gradient", [grad_y], [grad_v, target_seq, v_seq, v, *given])
+    after = [] if grad_v is None else [grad_v]
+    _check("tracking_gradient", [grad_y], [target_seq, v_seq, v, *given, *after])
     steps, like = v_seq.shape[0], v_seq[0]
     x = new_sequence(steps, like, torch.float32)
     v_start = torch.empty_like(like)
@@ -172,12 +175,15 @@ def tracking_gradient(
         part = slice(first, last)
         start = v if first == 0 else v_seq[first - 1]
         operands = [(target_seq[part], True), (v_seq[part], True), (start, False)]
-        operands += [(grad_y[part], True), (carried, False), *((s, False) for s in given)]
+        operands += [(grad_y[part], True), *((s, False) for s in given)]
+        operands += [] if carried is None else [(carried, False)]
         space, found = arguments.describe(like, operands)
         a = arguments.TrackingGradient(space=space, target=found[0], v_seq=found[1], v=found[2])
-        a.y, a.v_last = found[3], found[4]
+        a.y = found[3]
         if scale is not None:
-            a.scale = found[5]
+            a.scale = found[4]
+        if carried is not None:
+            a.v_last = found[-1]
         a.x, a.v_start = x[first:].data_ptr(), v_start.data_ptr()
         a.steps, a.surrogate, a.signed_output = last - first, SURROGATES.index(surrogate), signed
         a.input_type, a.alpha = _one_type("tracking_gradient", [grad_y]), alpha
@@ -241,7 +247,7 @@ def step_like(x_seq: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
     for x in x_seq:
         if tuple(x.shape[1:]) == shape:
             return torch.empty_like(x[0], dtype=torch.float32)
-    return torch.empty(shape, device=x_seq[0].device)
+    return torch.empty(shape, dtype=torch.float32, device=x_seq[0].device)
 
 
 def new_sequence(steps: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -180,7 +180,7 @@ def _(
 
 def _group_gradient(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     h_seq: Tensor,
     members: int,
     theta: float,
@@ -198,7 +198,7 @@ group_gradient = torch.library.custom_op(
     "spikingjelly_signgd::group_gradient",
     _group_gradient,
     mutates_args=(),
-    schema="(Tensor grad_y, Tensor grad_v, Tensor h_seq, int members, float theta, str surrogate, "
+    schema="(Tensor grad_y, Tensor? grad_v, Tensor h_seq, int members, float theta, str surrogate, "
     "float alpha, bool detach_reset) -> (Tensor, Tensor)",
 )
 
@@ -206,7 +206,7 @@ group_gradient = torch.library.custom_op(
 @group_gradient.register_fake
 def _(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     h_seq: Tensor,
     members: int,
     theta: float,
@@ -221,11 +221,15 @@ def _(
 def _keep_group(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[2])
     ctx.mark_non_differentiable(output[2])
-    ctx.constants = inputs[2:]
+    ctx.set_materialize_grads(False)
+    ctx.constants, ctx.dtype = inputs[2:], inputs[0].dtype
 
 
-def _group_backward(ctx: Any, grad_y: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _group_backward(
+    ctx: Any, grad_y: Tensor | None, grad_v: Tensor | None, _: None
+) -> tuple[Any, ...]:
     (h_seq,) = ctx.saved_tensors
+    grad_y = torch.zeros_like(h_seq, dtype=ctx.dtype) if grad_y is None else grad_y
     x, v = group_gradient(grad_y, grad_v, h_seq, *ctx.constants)
     return x, v, *[None] * len(ctx.constants)
 
@@ -296,7 +300,7 @@ def _(
 
 def _track_gradient(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     target_seq: Tensor,
     v_seq: Tensor,
     v: Tensor,
@@ -319,7 +323,7 @@ track_gradient = torch.library.custom_op(
     "spikingjelly_signgd::track_gradient",
     _track_gradient,
     mutates_args=(),
-    schema="(Tensor grad_y, Tensor grad_v, Tensor target_seq, Tensor v_seq, Tensor v, "
+    schema="(Tensor grad_y, Tensor? grad_v, Tensor target_seq, Tensor v_seq, Tensor v, "
     "Tensor? scale, str schedule, float unit, SymInt t, bool signed, str surrogate, float alpha) "
     "-> (Tensor, Tensor)",
 )
@@ -328,7 +332,7 @@ track_gradient = torch.library.custom_op(
 @track_gradient.register_fake
 def _(
     grad_y: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     target_seq: Tensor,
     v_seq: Tensor,
     v: Tensor,
@@ -348,10 +352,14 @@ def _keep_track(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     target_seq, v, scale, _, schedule, unit, t, signed, surrogate, alpha = inputs
     ctx.save_for_backward(target_seq, output[2] if signed else output[0], v, scale)
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
     ctx.constants = (schedule, unit, t, signed, surrogate, alpha)
 
 
-def _track_backward(ctx: Any, grad_y: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _track_backward(
+    ctx: Any, grad_y: Tensor | None, grad_v: Tensor | None, _: None
+) -> tuple[Any, ...]:
+    grad_y = torch.zeros_like(ctx.saved_tensors[1]) if grad_y is None else grad_y
     x, v = track_gradient(grad_y, grad_v, *ctx.saved_tensors, *ctx.constants)
     return x, v, *[None] * 8
 

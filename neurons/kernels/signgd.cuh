@@ -27,29 +27,29 @@ template <class Function, bool tie>
 DEVICE void signgd_step(const float *const *in, const float *parameters, float eta,
                         const float *sizes, int lanes, const float *v, float *after,
                         float *sigma) {
-#define FIRES                                                    \
+#define DECIDE                                                   \
   float x[Function::arguments];                                  \
   for (int k = 0; k < Function::arguments; ++k) x[k] = in[k][i]; \
   const float target = Function::of(x, parameters);              \
   const bool fires = tie ? v[i] >= target : v[i] > target
   if (sigma) {
     FOR_LANES {
-      FIRES;
+      DECIDE;
       after[i] = v[i] + (fires ? -sizes[i] : sizes[i]);
       sigma[i] = fires ? 1.0f : -1.0f;
     }
   } else if (sizes) {
     FOR_LANES {
-      FIRES;
+      DECIDE;
       after[i] = v[i] + (fires ? -sizes[i] : sizes[i]);
     }
   } else {
     FOR_LANES {
-      FIRES;
+      DECIDE;
       after[i] = v[i] + (fires ? -eta : eta);
     }
   }
-#undef FIRES
+#undef DECIDE
 }
 
 // Step: ``arguments``, how many the function has, and ``of``, its signgd_step

@@ -1,7 +1,7 @@
 // Derivatives that stand in for that of the step function, as spikingjelly's surrogate functions
 // of the same name have them.
 #pragma once
-#include "math.cuh"
+#include "functions.cuh"
 
 enum Surrogate { SIGMOID, ATAN, PIECEWISE_QUADRATIC, STRAIGHT_THROUGH };
 
@@ -10,8 +10,8 @@ DEVICE void add_surrogate(int surrogate, float alpha, const float *h, float thre
                           float *slope) {
   if (surrogate == SIGMOID) {
     FOR_LANES {
-      const float s = sigmoid_of(alpha * (h[i] - threshold));
-      slope[i] += (1.0f - s) * s * alpha;
+      const float e = exp_below(-fabsf(alpha * (h[i] - threshold))), below = 1.0f + e;
+      slope[i] += alpha * e / (below * below);  // s (1 - s), even in h - threshold
     }
   } else if (surrogate == ATAN) {
     FOR_LANES {
