@@ -96,6 +96,7 @@ class GroupGradient(ctypes.Structure):
         ("detach_reset", _int),
         ("input_type", _int),
         ("output_type", _int),
+        ("far", _int),
         ("theta", _float),
         ("members", _float),
         ("alpha", _float),

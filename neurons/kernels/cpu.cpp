@@ -19,6 +19,7 @@ namespace {
 // half as many neurons at once where the outputs stay in the cache, so that the states do too
 int lanes_of(const SignGD &a) { return a.far ? LANES : LANES / 2; }
 int lanes_of(const Group &a) { return a.far ? LANES : LANES / 2; }
+int lanes_of(const GroupGradient &a) { return a.far ? LANES : LANES / 2; }
 int lanes_of(...) { return LANES / 2; }
 
 template <class Arguments, void (*block)(const Arguments &, index_t, int)>

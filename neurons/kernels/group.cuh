@@ -36,6 +36,11 @@ NOT_INLINE void group_step(const float *x, float theta, float inverse, float mem
 
 DEVICE void group_block(const Group &a, index_t n, int lanes) {
   ALIGNED float v[LANES], y[LANES], buffer[LANES];
+#if LANES > 1
+  ALIGNED float kept[PART];
+#else
+  float *kept = 0;
+#endif
   const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
   FOR_LANES v[i] = from[i];
   const index_t place = place_of(a.x, a.space, n);
@@ -51,9 +56,11 @@ DEVICE void group_block(const Group &a, index_t n, int lanes) {
         const int some = lanes - done < part ? lanes - done : part;
         if (a.far && a.x.linear) prefetch(x + done + a.x.time_stride, some);
         float *to = (float *)a.y + first + done, *out = a.far >= STREAMED ? y : to;
-        float *h = KEEP_H ? a.h_seq + first + done : 0;
+        float *h_to = KEEP_H ? a.h_seq + first + done : 0;
+        float *h = KEEP_H && a.far >= STREAMED ? kept : h_to;
         group_step(x + done, theta, inverse, members, some, v + done, out, h);
         if (a.far >= STREAMED) stream(to, y, some);
+        if (a.far >= STREAMED && KEEP_H) stream(h_to, kept, some);
       }
       continue;
     }
@@ -76,13 +83,23 @@ struct GroupGradient {
   Operand v_last;      // the gradient of the last v; data NULL for none
   void *x;             // [steps, neurons] the gradient of the input
   float *v;            // [neurons] the gradient of the first v
-  int steps, surrogate, detach_reset, input_type, output_type;
+  int steps, surrogate, detach_reset, input_type, output_type, far;
   float theta, members, alpha;
 };
 
-// dn/dh is the sum of the surrogate over the members; v = h - n theta, y = n theta
+// dn/dh is the sum of the surrogate over the members; v = h - n theta, y = n theta. The gradient of
+// the input is that of v, which a step takes from after it to before it.
+DEVICE void group_gradient_step(const GroupGradient &a, const float *h, const float *y, int lanes,
+                                float *v, float *slope) {
+  FOR_LANES slope[i] = 0.0f;
+  for (float k = 1.0f; k <= a.members; k += 1.0f)
+    add_surrogate(SURROGATE, a.alpha, h, k * a.theta, lanes, slope);
+  const float reset = DETACH_RESET ? 0.0f : 1.0f;
+  FOR_LANES v[i] = v[i] + (y[i] - reset * v[i]) * (slope[i] * a.theta);
+}
+
 DEVICE void group_gradient_block(const GroupGradient &a, index_t n, int lanes) {
-  ALIGNED float v[LANES], slope[LANES], x[LANES], buffer[LANES], other[LANES];
+  ALIGNED float v[LANES], slope[LANES], buffer[LANES], other[LANES];
   const index_t h_place = place_of(a.h, a.space, n), y_place = place_of(a.y, a.space, n);
   FOR_LANES v[i] = 0.0f;
   if (a.v_last.data) {
@@ -93,15 +110,18 @@ DEVICE void group_gradient_block(const GroupGradient &a, index_t n, int lanes) {
   UNROLLED for (int t = a.steps - 1; t >= 0; --t) {
     const float *h = fetch(a.h, a.space, FLOAT32, h_place, n, t, lanes, buffer);
     const float *y = fetch(a.y, a.space, INPUT_TYPE, y_place, n, t, lanes, other);
-    FOR_LANES slope[i] = 0.0f;
-    for (float k = 1.0f; k <= a.members; k += 1.0f)
-      add_surrogate(SURROGATE, a.alpha, h, k * a.theta, lanes, slope);
-    const float reset = DETACH_RESET ? 0.0f : 1.0f;
-    FOR_LANES {
-      x[i] = v[i] + (y[i] - reset * v[i]) * (slope[i] * a.theta);
-      v[i] = x[i];
+    const index_t first = t * a.space.neurons + n;
+    const int part = LANES > 1 ? (int)PART : lanes;
+    for (int done = 0; done < lanes; done += part) {
+      const int some = lanes - done < part ? lanes - done : part;
+      if (LANES > 1 && a.far && a.h.linear) prefetch(h + done - a.h.time_stride, some);
+      if (LANES > 1 && a.far && a.y.linear) prefetch(y + done - a.y.time_stride, some);
+      group_gradient_step(a, h + done, y + done, some, v + done, slope);
+      if (LANES > 1 && OUTPUT_TYPE == FLOAT32 && a.far >= STREAMED)
+        stream((float *)a.x + first + done, v + done, some);
+      else
+        write(a.x, first + done, OUTPUT_TYPE, v + done, some);
     }
-    write(a.x, t * a.space.neurons + n, OUTPUT_TYPE, x, lanes);
   }
   FOR_LANES a.v[n + i] = v[i];
 }

@@ -144,6 +144,7 @@ def group_gradient(
         a.surrogate, a.detach_reset = SURROGATES.index(surrogate), detach_reset
         a.input_type, a.output_type = _one_type("group_gradient", [grad_y]), TYPES[dtype]
         a.theta, a.members, a.alpha = theta, members, alpha
+        a.far = sum(x.nbytes >= bound for bound in FAR)
         _provider(like).run("group_gradient", a, v.device)
     return [x, v]
 
