@@ -99,13 +99,28 @@ def modules() -> dict[str, ModuleType]:
 
 
 @contextmanager
+def in_place_of_cupy() -> Iterator[None]:
+    """The modules in sys.modules; what else is imported meanwhile stays, unlike with patch.dict."""
+    before = {name: sys.modules.get(name) for name in modules()}
+    sys.modules.update(modules())
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+@contextmanager
 def gpu_on_host(stream: int = 0) -> Iterator[None]:
     """Kernels for CPU tensors are those of gpu.py, launched on torch's "current stream"."""
     current = SimpleNamespace(cuda_stream=stream)
     with tempfile.TemporaryDirectory() as folder:
         kept = {"CUDA_ON_HOST_CACHE": os.environ.get("CUDA_ON_HOST_CACHE", folder)}
         with (
-            patch.dict(sys.modules, modules()),
+            in_place_of_cupy(),
             patch.dict(os.environ, kept),
             patch.dict(launch.PROVIDERS, {"cpu": gpu}),
             patch.object(torch.cuda, "current_stream", lambda device: current),
