@@ -10,7 +10,8 @@ Rate-coded networks (group neurons) pass the outputs of one step, and are averag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from .network import (
     leaves,
 )
 from .neurons.multi_step import running_sum
+from .neurons.protocol import like
 from .operations import apply, apply_linear, apply_over_time, resolve
 
 
@@ -88,16 +90,50 @@ class ConstantValue(nn.Module):
 Signal = tuple[Tensor, bool]  # a value, and whether its first dimension is time
 
 
+class NetworkState(NamedTuple):
+    """What a network carries from one step to the next.
+
+    ``neurons``: their states by name; empty where the simulator's modules keep them. In the spike
+    view also ``previous`` [B, ...], the last input, and ``readouts``, the decoded outputs so far.
+    """
+
+    neurons: dict[str, Any]
+    previous: Tensor | None = None
+    readouts: dict[str, Tensor] | None = None
+
+
+@dataclass
+class Walk:
+    """One pass through the nodes: one step (``steps`` None) or a block of steps.
+
+    ``static`` keeps what does not change with time; None says that x is a sequence [steps, B, ...].
+    """
+
+    x: Tensor
+    steps: int | None
+    static: dict[str, Tensor] | None
+    before: NetworkState
+    neurons: dict[str, Any] = field(default_factory=dict)  # their states afterwards
+
+    @property
+    def sequence(self) -> bool:
+        return self.static is None
+
+    @property
+    def batch(self) -> int:
+        return self.x.shape[1] if self.sequence else self.x.shape[0]
+
+
 class NetworkModule(nn.Module):
     """``neurons`` maps the name of each neuron, encoder and average to the simulator's module.
 
-    ``forward(x)``: step_mode "s": x [B, ...], one step; "m": x [T, B, ...], T steps. Both return
-    the output at every step, decoded, in the structure that the source network returns. With
-    ``mode = "ann"`` every neuron is replaced by its function and x is [B, ...] in both.
+    A plugin's subclass says how one of them is run (``fire``) and begun (``begin``), and has a
+    ``forward`` as the simulator's users know it. Outputs are those of every step, decoded, in the
+    structure that the source network returns. With ``mode = "ann"`` every neuron is replaced by its
+    function.
     """
 
     mode = "snn"
-    step_mode: str
 
     def __init__(
         self,
@@ -126,31 +162,46 @@ class NetworkModule(nn.Module):
             if node.name in neurons:
                 self.neurons[key(node.name)] = neurons[node.name]
         self._last_use = _last_uses(network)
-        self._readouts: dict[str, Tensor] = {}  # spike view: the decoded outputs so far
-        self._previous = torch.empty(0)  # spike view: the input of the step before
-        self._started = False
 
     def neuron(self, name: str) -> nn.Module:
         """The simulator's module of a neuron, by its name in the network."""
         return self.neurons[key(name)]
 
+    # -- what a plugin says -------------------------------------------------------------------
+
+    def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
+        """Runs a neuron; inputs and output are [T, ...], [...] in a walk of one step."""
+        raise NotImplementedError
+
+    def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
+        """Spike view: a run begins with these values of f's arguments; returns v(0)."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget what the simulator's modules keep from step to step."""
+
     # -- running ------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Any:
-        if self.mode == "ann":
-            return self.ann(x)
-        if self.step_mode == "s":
-            return self._outputs(self._walk(self.check_input(x), None, {}), None)
-        return self._outputs(self._walk(self.check_input(x, 1), x.shape[0], None), x.shape[0])
+    def advance(
+        self,
+        x: Tensor,
+        steps: int | None = None,
+        static: dict[str, Tensor] | None = None,
+        state: NetworkState | None = None,
+    ) -> tuple[Any, NetworkState]:
+        """A block of steps: of a sequence x [T, B, ...], or ``steps`` of one input x [B, ...].
 
-    def advance(self, x: Tensor, steps: int, static: dict[str, Tensor] | None = None) -> Any:
-        """``steps`` steps of a constant input x [B, ...]; outputs are [steps, B, ...].
-
-        Every node must be in step mode "m". ``static`` keeps what does not change with time
-        between calls with the same x.
+        Returns the outputs, [steps, B, ...], and the state; none is the one before the first step.
+        ``static`` keeps what does not change with time between calls with the same x.
         """
-        values = self._walk(self.check_input(x), steps, {} if static is None else static)
-        return self._outputs(values, steps)
+        if steps is None:
+            x = self.check_input(x, 1)
+            return self._walk(x, x.shape[0], None, state)
+        return self._walk(self.check_input(x), steps, {} if static is None else static, state)
+
+    def step(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
+        """One step, x [B, ...]: outputs [B, ...] and the state."""
+        return self._walk(self.check_input(x), None, {}, state)
 
     @torch.no_grad()
     def ann(self, x: Tensor) -> Any:
@@ -180,13 +231,6 @@ class NetworkModule(nn.Module):
                 if name not in kept:
                     del values[name]
         return values
-
-    def reset(self) -> None:
-        """Forget every state, as before the first step."""
-        self._readouts.clear()
-        self._started = False
-        for module in self.neurons.values():
-            module.reset()  # type: ignore[operator]
 
     def check_input(self, x: Tensor, leading: int = 0) -> Tensor:
         """x as the network takes it, or an InputError that says what to change."""
@@ -219,78 +263,73 @@ class NetworkModule(nn.Module):
     # -- one block of steps -------------------------------------------------------------------
 
     def _walk(
-        self, x: Tensor, steps: int | None, static: dict[str, Tensor] | None
-    ) -> dict[str, Signal]:
-        """Values of the output nodes after one step (steps None) or a block of steps.
-
-        ``static`` None says that x is a sequence [steps, B, ...].
-        """
-        sequence = static is None
-        static = {} if static is None else static
+        self,
+        x: Tensor,
+        steps: int | None,
+        static: dict[str, Tensor] | None,
+        state: NetworkState | None,
+    ) -> tuple[Any, NetworkState]:
         x = x.to(self._dtype() or x.dtype)
-        batch = x.shape[1] if sequence else x.shape[0]
+        if state is None:
+            state = NetworkState({})
+            if self.spikes == "signed":
+                state = self._start(x[0] if static is None else x)
+        walk = Walk(x, steps, static, state)
         if self.spikes == "signed":
-            first = x[0] if sequence else x
-            if not self._started:
-                self._start(first)
-            elif first.shape != self._previous.shape:
-                raise InputError(
-                    f"a step is {list(first.shape)} now, but the state was built for "
-                    f"{list(self._previous.shape)}. Reset the network before feeding a batch of "
-                    "another shape."
-                )
+            self._check_batch(walk)
         values: dict[str, Signal] = {}
         kept = set(leaves(self.network.outputs))
         for node in self.network.nodes:
-            if node.name in static:
+            if static is not None and node.name in static:
                 values[node.name] = (static[node.name], False)
             else:
-                values[node.name] = self._value(node, values, x, sequence, steps, batch)
-                if not values[node.name][1] and not sequence and self.spikes == "decoded":
-                    if steps is not None:
-                        static[node.name] = values[node.name][0]
+                value, in_time = self._value(node, values, walk)
+                values[node.name] = value, in_time
+                if static is not None and steps is not None and not in_time:
+                    if self.spikes == "decoded":
+                        static[node.name] = value
             for name in self._last_use.get(node.name, ()):
                 if name not in kept:
                     del values[name]
-        self._started = True
-        return values
+        return self._outputs(values, walk)
 
-    def _value(
-        self,
-        node: Node,
-        values: Mapping[str, Signal],
-        x: Tensor,
-        sequence: bool,
-        steps: int | None,
-        batch: int,
-    ) -> Signal:
+    def _check_batch(self, walk: Walk) -> None:
+        previous = walk.before.previous
+        first = walk.x.shape[1:] if walk.sequence else walk.x.shape
+        if previous is None or previous.shape != first:
+            raise InputError(
+                f"a step is {list(first)} now, but the state was built for "
+                f"{list(previous.shape) if previous is not None else 'decoded values'}. Reset the "
+                "network, or pass no state, before feeding a batch of another shape."
+            )
+
+    def _value(self, node: Node, values: Mapping[str, Signal], walk: Walk) -> Signal:
         inputs = [values[name] for name in node.inputs]
         if isinstance(node, Input):
-            return self._input(x, sequence, steps)
+            return self._input(walk)
         if isinstance(node, Constant):
             value = self.operations[key(node.name)].value
             assert isinstance(value, Tensor)
             return (value if self.spikes == "decoded" else torch.zeros_like(value)), False
         if isinstance(node, Linear):
-            return self._linear(node, inputs, steps, batch)
+            return self._linear(node, inputs, walk.steps, walk.batch)
         if isinstance(node, Function) and key(node.name) not in self.neurons:
             return self._function(node, inputs)
         if isinstance(node, Encoder):  # codes the input itself, in both views
-            arguments = [x if sequence or steps is None else x.expand(steps, *x.shape)]
+            held = walk.sequence or walk.steps is None
+            arguments = [walk.x if held else walk.x.expand(walk.steps, *walk.x.shape)]  # type: ignore[arg-type]
         else:
-            arguments = [self._in_time(signal, steps) for signal in inputs]
-        return self.neurons[key(node.name)](*arguments), steps is not None
+            arguments = [self._in_time(signal, walk.steps) for signal in inputs]
+        return self.fire(node, arguments, walk), walk.steps is not None
 
-    def _input(self, x: Tensor, sequence: bool, steps: int | None) -> Signal:
+    def _input(self, walk: Walk) -> Signal:
         if self.spikes == "decoded":
-            return x, sequence
-        if sequence:  # increments of the input
-            before = torch.cat([self._previous.unsqueeze(0), x[:-1]])
-            self._previous = x[-1]
-            return x - before, True
-        change = x - self._previous
-        self._previous = x
-        return change, False
+            return walk.x, walk.sequence
+        assert walk.before.previous is not None
+        if walk.sequence:  # increments of the input
+            before = torch.cat([walk.before.previous.unsqueeze(0), walk.x[:-1]])
+            return walk.x - before, True
+        return walk.x - walk.before.previous, False
 
     def _linear(self, node: Linear, inputs: list[Signal], steps: int | None, batch: int) -> Signal:
         module = self.operations[key(node.name)]
@@ -329,10 +368,11 @@ class NetworkModule(nn.Module):
         later = value.new_zeros((steps - 1, *value.shape))
         return torch.cat([value.unsqueeze(0), later])
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor) -> NetworkState:
         """Spike view: what every neuron's input and every read-out is before the first step."""
         batch = x.shape[0]
         values: dict[str, Tensor] = {}
+        state = NetworkState({}, torch.zeros_like(x), {})
         for node in self.network.nodes:
             inputs = [values[name] for name in node.inputs]
             if isinstance(node, Input):
@@ -344,26 +384,28 @@ class NetworkModule(nn.Module):
             elif isinstance(node, Encoder):
                 values[node.name] = inputs[0]
             else:
-                module = self.neurons[key(node.name)]
-                module.start(*inputs)  # type: ignore[operator]
-                resting = torch.as_tensor(module.resting, dtype=x.dtype, device=x.device)
+                resting = like(self.begin(node, inputs, state), x)
                 values[node.name] = resting.expand(resolve(node.shape, batch))
         names = leaves(self.network.outputs)
-        self._readouts = {name: values[name] for name in names}
-        self._previous = torch.zeros_like(x)
+        return state._replace(readouts={name: values[name] for name in names})
 
-    def _outputs(self, values: Mapping[str, Signal], steps: int | None) -> Any:
-        """Decoded outputs, in the structure of the source network."""
+    def _outputs(self, values: Mapping[str, Signal], walk: Walk) -> tuple[Any, NetworkState]:
+        """Decoded outputs, in the structure of the source network, and the state after them."""
         outputs: dict[str, Tensor] = {}
+        state = NetworkState(walk.neurons)
+        if self.spikes == "signed":
+            last = walk.x[-1] if walk.sequence else walk.x
+            state = NetworkState(walk.neurons, last, {})
         for name in dict.fromkeys(leaves(self.network.outputs)):
-            value = self._in_time(values[name], steps)
-            if self.spikes == "signed":
-                one = value.unsqueeze(0) if steps is None else value
-                sums = running_sum(one, self._readouts[name])
-                self._readouts[name] = sums[-1].clone()
-                value = sums[0] if steps is None else sums
+            value = self._in_time(values[name], walk.steps)
+            if state.readouts is not None:
+                assert walk.before.readouts is not None
+                one = value.unsqueeze(0) if walk.steps is None else value
+                sums = running_sum(one, walk.before.readouts[name])
+                state.readouts[name] = sums[-1].clone()
+                value = sums[0] if walk.steps is None else sums
             outputs[name] = value
-        return fill(self.network.outputs, outputs)
+        return fill(self.network.outputs, outputs), state
 
 
 def key(name: str) -> str:

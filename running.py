@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .errors import BackendUnavailable, InputError
 from .network import SpikingNetwork
-from .network_module import NetworkModule
+from .network_module import NetworkModule, NetworkState
 from .progress import progress
 
-BACKENDS = ("spikingjelly",)
+BACKENDS = ("spikingjelly", "norse")
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
@@ -24,10 +24,10 @@ BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``options`` go to the plugin: ``spikes="decoded"`` (default: what passes is what a receiver
-    has decoded) or ``"signed"`` (weighted spikes pass, each node integrates), and
-    ``kernels="auto"``, what runs the neurons (``backends``). Raises BackendUnavailable where the
-    simulator is unknown or not installed.
+    ``backend`` is "spikingjelly" or "norse". ``options`` go to the plugin: ``spikes="decoded"``
+    (default: what passes is what a receiver has decoded) or ``"signed"`` (weighted spikes pass,
+    each node integrates), and ``kernels="auto"``, what runs the neurons (``backends``). Raises
+    BackendUnavailable where the simulator is unknown or not installed.
     """
     if backend not in BACKENDS:
         raise BackendUnavailable(
@@ -104,12 +104,16 @@ def run(
     wanted = set(steps)
     found: dict[int, Any] = {}
     static: dict[str, Tensor] = {}
+    state: NetworkState | None = None
     snn.reset()
     try:
         with multi_step(snn):
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
-                block = snn(x[start : start + size]) if sequence else snn.advance(x, size, static)
+                if sequence:
+                    block, state = snn.advance(x[start : start + size], state=state)
+                else:
+                    block, state = snn.advance(x, size, static, state)
                 for t in wanted & set(range(start + 1, start + size + 1)):
                     found[t] = map_tensors(block, partial(_at, step=t - start - 1))
     finally:

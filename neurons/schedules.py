@@ -124,15 +124,26 @@ _named: dict[str, Schedule] = {}
 
 
 def name_schedule(schedule: Schedule) -> str:
-    """One line of text that ``named_schedule`` knows the schedule by, in this process."""
+    """One line of text that ``named_schedule`` knows the schedule by.
+
+    The formulas above are told in full, in any process and while torch.compile traces; a user's
+    class is known in this process only.
+    """
+    if isinstance(schedule, _Formula) and type(schedule) in SCHEDULES.values():
+        sizes = schedule.values if isinstance(schedule, ListSchedule) else vars(schedule).values()
+        return f"{schedule.kind} {[float(value) for value in sizes]}"
     kind = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
     name = f"{kind} {json.dumps(schedule.to_dict(), sort_keys=True)}"
     known = _named.setdefault(name, schedule)
-    if known is not schedule and known != schedule:  # a user's class that tells less than it is
+    if known is not schedule and known != schedule:  # a class that tells less than it is
         name = f"{name} {id(schedule)}"
         _named[name] = schedule
     return name
 
 
 def named_schedule(name: str) -> Schedule:
+    if name not in _named:
+        kind, _, values = name.partition(" ")
+        arguments = json.loads(values)
+        _named[name] = SCHEDULES[kind](arguments) if kind == "list" else SCHEDULES[kind](*arguments)
     return _named[name]

@@ -49,7 +49,9 @@ class SignGDParameters:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule_name", name_schedule(self.schedule))
         object.__setattr__(self, "in_c", self.function.in_c(self.arguments))
-        if not bool((torch.as_tensor(self.scale) > 0).all()):
+        # a compiled graph has no values to check: made before, or checked where it runs by itself
+        traced = torch.compiler.is_compiling()
+        if not traced and not bool((torch.as_tensor(self.scale) > 0).all()):
             raise ValueError(
                 f"SignGDParameters: scale multiplies the step sizes, so it is positive, but the "
                 f"smallest is {float(torch.as_tensor(self.scale).min())!r}."

@@ -1,7 +1,8 @@
 """Surrogate gradients: a step function forward, a smooth derivative backward.
 
-The derivatives are those of the functions of the same names in SpikingJelly's ``surrogate``; what
-the kernels know has a name, any other callable that is 1 where x >= 0 works with the definition.
+The first three derivatives are those of the functions of the same names in SpikingJelly's
+``surrogate``, the last five those of Norse's ``threshold`` methods. What the kernels know has a
+name, any other callable that is 1 where x >= 0 works with the definition.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("sigmoid", "atan", "piecewise_quadratic", "straight_through")
+KINDS = (
+    "sigmoid",
+    "atan",
+    "piecewise_quadratic",
+    "straight_through",
+    "super",
+    "triangle",
+    "tanh",
+    "circ",
+    "heavi_erfc",
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,11 @@ class Surrogate:
     "atan"                    alpha / 2 / (1 + (pi / 2 alpha x) ** 2)
     "piecewise_quadratic"     alpha max(0, 1 - alpha abs(x))
     "straight_through"        1
+    "super"                   1 / (1 + alpha abs(x)) ** 2
+    "triangle"                alpha max(0, 1 - abs(x))
+    "tanh"                    1 - tanh(alpha x) ** 2
+    "circ"                    (1 + (x / alpha) ** 2) ** -1.5
+    "heavi_erfc"              2 / sqrt(pi) exp(-(alpha x) ** 2)
     ========================  ==========================================
     """
 
@@ -47,6 +63,18 @@ class Surrogate:
             return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
         if self.kind == "piecewise_quadratic":
             return self.alpha * (1 - self.alpha * x.abs()).clamp(min=0)
+        if self.kind == "super":
+            return 1 / (1 + self.alpha * x.abs()).square()
+        if self.kind == "triangle":
+            return self.alpha * (1 - x.abs()).clamp(min=0)
+        if self.kind == "tanh":
+            s = torch.sigmoid(2 * self.alpha * x)  # 1 - tanh ** 2 itself would cancel
+            return 4 * (1 - s) * s
+        if self.kind == "circ":
+            below = 1 + (x / self.alpha).square()
+            return 1 / (below * below.sqrt())
+        if self.kind == "heavi_erfc":
+            return 2 / math.sqrt(math.pi) * torch.exp(-(self.alpha * x).square())
         return torch.ones_like(x)
 
     def __call__(self, x: Tensor) -> Tensor:

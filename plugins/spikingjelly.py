@@ -20,7 +20,7 @@ from ..network import (
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..network_module import NetworkModule
+from ..network_module import NetworkModule, NetworkState, Walk
 from ..neurons.multi_step import Choice
 from .spikingjelly_nodes import (
     Encode,
@@ -57,9 +57,35 @@ __all__ = [
 class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     """A converted network of SpikingJelly nodes.
 
-    At home in ``functional.set_step_mode``, ``functional.reset_net`` and ``monitor``; the nodes
-    are ``module.neuron(name)``. ``spikingjelly_signgd.run`` runs it for many time steps at once.
+    ``forward(x)``: step_mode "s": x [B, ...], one step; "m": x [T, B, ...], T steps; with
+    ``mode = "ann"`` x is [B, ...] in both. At home in ``functional.set_step_mode``,
+    ``functional.reset_net`` and ``monitor``; the nodes are ``module.neuron(name)``.
+    ``spikingjelly_signgd.run`` runs it for many time steps at once.
     """
+
+    _state: NetworkState | None = None  # of the spike view
+
+    def forward(self, x: Tensor) -> Any:
+        if self.mode == "ann":
+            return self.ann(x)
+        run = self.step if self.step_mode == "s" else self.advance
+        outputs, self._state = run(x, state=self._state)
+        return outputs
+
+    def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
+        y: Tensor = self.neuron(node.name)(*inputs)
+        return y
+
+    def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
+        neuron = self.neuron(node.name)
+        neuron.start(*inputs)  # type: ignore[operator]
+        resting: float | Tensor = neuron.resting  # type: ignore[assignment]
+        return resting
+
+    def reset(self) -> None:
+        self._state = None
+        for module in self.neurons.values():
+            module.reset()  # type: ignore[operator]
 
     def choices(self, x: Tensor) -> dict[str, Choice]:
         """For each neuron what runs it for inputs like x, and why if it is the definition."""

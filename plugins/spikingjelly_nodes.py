@@ -4,15 +4,8 @@ Every module holds its state as memories (``functional.reset_net`` starts anew),
 ``step_mode="s"`` and [T, N, *] in ``"m"``, and gives the same numbers in both. States are float32,
 float64 for float64 inputs, whatever the input's type; the output has the input's type.
 
-``spikes`` says what passes between the modules of one network; I = W y is what the linear layer
-before a neuron makes of it, and decoded values agree to rounding in all three:
-
-==========  ==============================  ===================================================
-"signed"    -eta(t) scale sigma(t)          x += I; layers without bias, x(0) = initial_input
-"binary"    scale s(t), s in {0, 1}         x -= eta(t) (2 I - offset), offset = W scale 1; the
-                                            protocol of the published code, one common schedule
-"decoded"   v(t)                            x = I; layers keep their bias
-==========  ==============================  ===================================================
+``spikes`` says what passes between the modules of one network: "signed", "binary" or "decoded"
+(``neurons/protocol.py``).
 
 signGD and group neurons run by kernels where ``backend`` finds them, the same in both step modes
 (``neurons/multi_step.py`` says what "auto", "cpu", "cupy" and "torch" mean); ``choice`` tells what
@@ -37,7 +30,6 @@ from ..neurons.coding import (
     PoissonCodingParameters,
     RealCodingParameters,
     poisson_step,
-    real_step,
 )
 from ..neurons.group import GroupNeuronParameters
 from ..neurons.multi_step import (
@@ -45,14 +37,22 @@ from ..neurons.multi_step import (
     Choice,
     group_choice,
     group_multi_step,
-    running_sum,
     signgd_choice,
-    signgd_multi_step,
 )
 from ..neurons.nonlinearities import Nonlinearity, nonlinearity
+from ..neurons.protocol import (
+    check_protocol,
+    encode_step,
+    like,
+    readout_sequence,
+    running_mean,
+    signgd_sequence,
+    signgd_start,
+    state_dtype,
+)
 from ..neurons.scan import scan
 from ..neurons.schedules import InverseSchedule, Schedule
-from ..neurons.signgd import SignGDParameters, SignGDState, from_binary, signgd_initial_state
+from ..neurons.signgd import SignGDParameters, SignGDState
 from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
 from ..neurons.surrogate import Surrogate
 
@@ -67,7 +67,6 @@ __all__ = [
     "group_neuron_factory",
 ]
 
-SPIKES = ("signed", "binary", "decoded")
 Shapes = tuple[tuple[int, ...], ...]
 Record = list[tuple[Tensor, Tensor | None]]  # v_seq and spike_seq of a call, [T, N, *]
 
@@ -96,7 +95,7 @@ class _Stateful(base.MemoryModule):
         self, inputs: tuple[Tensor, ...], state: Any, record: Record | None
     ) -> tuple[Tensor, Any]:
         """Steps [T, N, *] of any type to outputs of that type."""
-        dtype, of_steps = _state_dtype(inputs), None if record is None else Record()
+        dtype, of_steps = state_dtype(inputs), None if record is None else Record()
         steps = [tuple(x.to(dtype) for x in step) for step in zip(*inputs, strict=True)]
         y_seq, state = scan(self._step, steps, state, of_steps)
         if record is not None and of_steps:
@@ -136,7 +135,7 @@ class _Stateful(base.MemoryModule):
         """Before the first step the states for this batch, then the same ones, checked."""
         first = self._checked(inputs, step_mode)
         shapes: Shapes = tuple(tuple(x.shape) for x in first)
-        dtype = _state_dtype(first)
+        dtype = state_dtype(first)
         state = self.State(*states)
         if state.shapes is None:
             return self._initial_state(tuple(x.to(dtype) for x in first))._replace(shapes=shapes)
@@ -288,13 +287,6 @@ def _same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
 
 
-def _state_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
-    dtype = torch.float32
-    for x in inputs:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
-
-
 def _each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
         return tuple(_each_tensor(item, fn) for item in value)
@@ -309,10 +301,6 @@ def _hold(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
 
 
-def _as(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
-
-
 def _at_least_float32(value: Any) -> Any:
     """A buffer of a module cast to half counts with its rounded value, in float32."""
     if isinstance(value, Tensor) and value.is_floating_point():
@@ -322,36 +310,6 @@ def _at_least_float32(value: Any) -> Any:
 
 def _show(value: Any) -> str:
     return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0
-
-
-def _check_protocol(
-    owner: str, spikes: str, initial: Any, offset: Any, momentum: float = 0.0
-) -> None:
-    if spikes not in SPIKES:
-        raise ValueError(f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}.")
-    if spikes == "decoded" and not _is_zero(initial):
-        raise ValueError(
-            f"{owner}: with spikes='decoded' the input is x(t) itself, so an initial value would "
-            "be ignored. Leave the bias in the layer before, or choose spikes='signed'."
-        )
-    if spikes == "binary" and offset is None:
-        raise ValueError(
-            f"{owner}: with spikes='binary' the offset W (scale 1) is needed: what the layer "
-            "before makes of a spike from every neuron. Pass offset=weight.sum(1) for a "
-            "fully connected layer and scale 1."
-        )
-    if spikes == "binary" and momentum != 0.0:
-        raise ValueError(
-            f"{owner}: a binary spike cannot carry momentum. Choose spikes='signed', or momentum=0."
-        )
-    if spikes != "binary" and offset is not None:
-        raise ValueError(
-            f"{owner}: only spikes='binary' has an offset, but spikes is {spikes!r}. Leave it out."
-        )
 
 
 class _SignGDNodeState(NamedTuple):
@@ -400,7 +358,7 @@ class SignGDNode(_Kernel):
             store_v_seq=store_v_seq,
         )
         self.backend = backend
-        _check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
+        check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
         if surrogate_function is not None and (spikes == "binary" or momentum):
             raise ValueError(
                 f"{self._get_name()}: a gradient passes signed spikes or decoded values without "
@@ -447,17 +405,17 @@ class SignGDNode(_Kernel):
             _hold(self, key, item)
         return names
 
-    def _held(self, names: tuple[str, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _held(self, names: tuple[str, ...], inputs: int) -> tuple[float | Tensor, ...]:
         """The values under these names, one for each input; a single number counts for all."""
         values = tuple(getattr(self, name) for name in names)
         if len(values) == 1 and not isinstance(values[0], Tensor):
-            values *= len(like)
-        if len(values) != len(like):
+            values *= inputs
+        if len(values) != inputs:
             raise InputError(
-                f"{self._get_name()}: {len(like)} inputs came in, but there are {len(values)} "
+                f"{self._get_name()}: {inputs} inputs came in, but there are {len(values)} "
                 f"values of {names[0].removesuffix('_0')}. Pass a tuple with one for each input."
             )
-        return tuple(_as(value, x) for value, x in zip(values, like, strict=True))
+        return values
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -498,17 +456,11 @@ class SignGDNode(_Kernel):
 
     @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
-        x = inputs
+        initial: tuple[float | Tensor, ...] = ()
         if self.spikes != "decoded":
-            if self._start is not None:
-                initial = tuple(_as(a, b) for a, b in zip(self._start, inputs, strict=True))
-            else:
-                initial = self._held(self._initial_inputs, inputs)
-            x = tuple(a.expand(b.shape) for a, b in zip(initial, inputs, strict=True))
-        p = self.dynamics
-        like = p.target(*x).to(inputs[0].dtype)  # of another shape where f pools or broadcasts
-        v, t, buffer = signgd_initial_state(like, p)
-        return _SignGDNodeState(v, t, buffer, None if self.spikes == "decoded" else x, None)
+            initial = self._start or self._held(self._initial_inputs, len(inputs))
+        (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
+        return _SignGDNodeState(v, t, buffer, x, None)
 
     def choice(self, x: Tensor) -> Choice:
         function = self.surrogate_function if torch.is_grad_enabled() else None
@@ -531,38 +483,23 @@ class SignGDNode(_Kernel):
         record: Record | None,
         gradient: Callable[[Tensor], Tensor] | None,
     ) -> tuple[Tensor, _SignGDNodeState]:
-        p, dtype = self.dynamics, inputs[0].dtype
-        x_seq = self._from_binary(inputs, state.t) if self.spikes == "binary" else inputs
-        done = signgd_multi_step(
-            x_seq,
+        binary = self.spikes == "binary"
+        done = signgd_sequence(
+            inputs,
             SignGDState(state.v, state.t, state.buffer),
-            p,
-            x=state.x,
-            output="fires" if self.spikes == "binary" else self.spikes,
-            dtype=state.v.dtype if self.spikes == "binary" else dtype,
+            state.x,
+            self.dynamics,
+            self.spikes,
+            offsets=self._held(self._offsets, len(inputs)) if binary else (),
             backend=self.backend,
             surrogate=gradient,
-            keep_v=record is not None,
-            keep_spikes=record is not None,
+            keep=record is not None,
         )
         if record is not None:
             assert done.v_seq is not None
             record.append((done.v_seq, done.spike_seq))
-        y = done.y
-        if self.spikes == "binary":
-            y = (_as(p.scale, y) * y).to(dtype)
         x = None if state.x is None else done.x
-        return y, _SignGDNodeState(*done.state, x, state.shapes)
-
-    def _from_binary(self, inputs: tuple[Tensor, ...], t: int) -> tuple[Tensor, ...]:
-        """Currents [T, N, *] of binary spikes to increments (``neurons.signgd.from_binary``)."""
-        inputs = tuple(x.to(_state_dtype(inputs)) for x in inputs)
-        offsets = self._held(self._offsets, tuple(x[0] for x in inputs))
-        eta = [self.schedule(t + k) for k in range(1, inputs[0].shape[0] + 1)]
-        return tuple(
-            torch.stack([from_binary(i, offset, size) for i, size in zip(x, eta, strict=True)])
-            for x, offset in zip(inputs, offsets, strict=True)
-        )
+        return done.y, _SignGDNodeState(*done.state, x, state.shapes)
 
     def extra_repr(self) -> str:
         parts = [self.function.name, repr(self.schedule)]
@@ -748,7 +685,7 @@ class Encode(_Stateful):
     ) -> None:
         super().__init__()
         offset = 0.0 if spikes == "binary" else None
-        _check_protocol(self._get_name(), spikes, 0.0, offset, momentum)
+        check_protocol(self._get_name(), spikes, 0.0, offset, momentum)
         for name, value in zip(_EncodeState._fields, (None, 0, None, None), strict=True):
             self.register_memory(name, value)
         self.dynamics = RealCodingParameters(schedule, momentum)
@@ -762,13 +699,8 @@ class Encode(_Stateful):
         self, inputs: tuple[Tensor, ...], state: _EncodeState, record: Record | None
     ) -> tuple[Tensor, _EncodeState]:
         (x,) = inputs
-        v, after = real_step(x, CodingState(state.v, state.t, state.buffer), self.dynamics)
-        if self.spikes == "signed":
-            y = v - state.v
-        elif self.spikes == "binary":
-            y = (1 + (state.v - x)) / 2
-        else:
-            y = v
+        coded = CodingState(state.v, state.t, state.buffer)
+        y, after = encode_step(x, coded, self.dynamics, self.spikes)
         return y, _EncodeState(*after, state.shapes)
 
     def extra_repr(self) -> str:
@@ -842,7 +774,7 @@ class Readout(_Stateful):
         step_mode: str = "s",
     ) -> None:
         super().__init__()
-        _check_protocol(self._get_name(), spikes, initial, offset)
+        check_protocol(self._get_name(), spikes, initial, offset)
         if spikes == "binary" and schedule is None:
             raise ValueError(
                 "Readout: binary spikes are decoded with the step sizes of their senders. Pass "
@@ -858,24 +790,16 @@ class Readout(_Stateful):
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _ReadoutState:
         (current,) = inputs
-        return _ReadoutState(_as(self.initial, current).expand(current.shape), 0, None)
+        return _ReadoutState(like(self.initial, current).expand(current.shape), 0, None)
 
     def _sequence(
         self, inputs: tuple[Tensor, ...], state: _ReadoutState, record: Record | None
     ) -> tuple[Tensor, _ReadoutState]:
         (current,) = inputs
-        t, dtype = state.t + current.shape[0], current.dtype
-        if self.spikes == "decoded":
-            return current.clone(), _ReadoutState(state.y, t, state.shapes)
-        if self.spikes == "binary":
-            assert self.schedule is not None
-            current = current.to(state.y.dtype)
-            eta = [self.schedule(k) for k in range(state.t + 1, t + 1)]
-            offset = _as(self.offset, current)
-            steps = zip(current, eta, strict=True)
-            current = torch.stack([from_binary(i, offset, size) for i, size in steps])
-        y_seq = running_sum(current, state.y)
-        return y_seq.to(dtype), _ReadoutState(y_seq[-1].clone(), t, state.shapes)
+        y_seq, y = readout_sequence(
+            current, state.y, state.t, self.spikes, self.schedule, self.offset
+        )
+        return y_seq, _ReadoutState(y, state.t + current.shape[0], state.shapes)
 
     def extra_repr(self) -> str:
         binary = f"{self.schedule!r}, offset={_show(self.offset)}, "
@@ -909,8 +833,5 @@ class RunningMean(_Stateful):
         self, inputs: tuple[Tensor, ...], state: _RunningMeanState, record: Record | None
     ) -> tuple[Tensor, _RunningMeanState]:
         (x_seq,) = inputs
-        sums = running_sum(x_seq, state.total)
-        t = state.t + x_seq.shape[0]
-        steps = torch.arange(state.t + 1, t + 1, device=sums.device, dtype=sums.dtype)
-        y_seq = sums / steps.view(-1, *[1] * (sums.dim() - 1))
-        return y_seq.to(x_seq.dtype), _RunningMeanState(sums[-1].clone(), t, state.shapes)
+        y_seq, total = running_mean(x_seq, state.total, state.t)
+        return y_seq, _RunningMeanState(total, state.t + x_seq.shape[0], state.shapes)

@@ -20,7 +20,6 @@ PARAMETERS = 8
 STEPS = 256  # of one launch; longer sequences take several
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 OUTPUTS = ("decoded", "signed", "sigma", "fires")
-SURROGATES = ("sigmoid", "atan", "piecewise_quadratic", "straight_through")
 
 _index = ctypes.c_longlong
 _pointer = ctypes.c_void_p

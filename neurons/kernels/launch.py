@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendUnavailable, InputError
+from ..surrogate import KINDS
 from . import arguments, cpu, gpu
-from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, SURROGATES, TYPES
+from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, TYPES
 from .build import Function
 
 PROVIDERS = {"cpu": cpu, "cuda": gpu}  # by the type of device
@@ -141,7 +142,7 @@ def group_gradient(
         space, found = arguments.describe(like, operands)
         a = arguments.GroupGradient(space, *found)
         a.x, a.v, a.steps = x.data_ptr(), v.data_ptr(), h_seq.shape[0]
-        a.surrogate, a.detach_reset = SURROGATES.index(surrogate), detach_reset
+        a.surrogate, a.detach_reset = KINDS.index(surrogate), detach_reset
         a.input_type, a.output_type = _one_type("group_gradient", [grad_y]), TYPES[dtype]
         a.theta, a.members, a.alpha = theta, members, alpha
         a.far = sum(x.nbytes >= bound for bound in FAR)
@@ -186,7 +187,7 @@ def tracking_gradient(
         if carried is not None:
             a.v_last = found[-1]
         a.x, a.v_start = x[first:].data_ptr(), v_start.data_ptr()
-        a.steps, a.surrogate, a.signed_output = last - first, SURROGATES.index(surrogate), signed
+        a.steps, a.surrogate, a.signed_output = last - first, KINDS.index(surrogate), signed
         a.input_type, a.alpha = _one_type("tracking_gradient", [grad_y]), alpha
         a.eta[: last - first] = eta[part]
         _provider(v).run("tracking_gradient", a, v.device)
