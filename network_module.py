@@ -31,7 +31,7 @@ from .network import (
     fill,
     leaves,
 )
-from .neurons.multi_step import running_sum
+from .neurons.multi_step import Choice, running_sum
 from .neurons.protocol import like
 from .operations import apply, apply_linear, apply_over_time, resolve
 
@@ -166,6 +166,16 @@ class NetworkModule(nn.Module):
     def neuron(self, name: str) -> nn.Module:
         """The simulator's module of a neuron, by its name in the network."""
         return self.neurons[key(name)]
+
+    def choices(self, x: Tensor) -> dict[str, Choice]:
+        """For each signGD and group neuron what runs it for inputs like x, and why if it is the
+        definition."""
+        neurons = {name: self.neuron(name) for name in self.network.count()}
+        return {
+            name: neuron.choice(x)  # type: ignore[operator]
+            for name, neuron in neurons.items()
+            if hasattr(neuron, "choice")
+        }
 
     # -- what a plugin says -------------------------------------------------------------------
 

@@ -72,6 +72,13 @@ def like(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 
+def at_least_float32(value: Any) -> Any:
+    """A tensor of a module cast to half counts with its rounded value, in float32."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+    return value
+
+
 def signgd_start(
     inputs: Sequence[Tensor],
     p: SignGDParameters,

@@ -1,5 +1,7 @@
 """The neurons as node types of each simulator; a simulator is imported on first use."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -7,16 +9,26 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from . import spikingjelly
+    from . import norse, spikingjelly
 
-__all__ = ["spikingjelly"]
+__all__ = ["norse", "spikingjelly"]
 
 
 def __getattr__(name: str) -> ModuleType:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f".{name}", __name__)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+@contextmanager
+def simulator(name: str) -> Iterator[None]:
+    """Around a plugin's imports of its simulator: where it is missing, says what to install."""
     try:
-        return import_module(f".{name}", __name__)
+        yield
     except ModuleNotFoundError as error:
         # plugin, simulator and extra share one name; a sub-module is missing where it is too old
         if (error.name or "").partition(".")[0] != name:
@@ -28,7 +40,3 @@ def __getattr__(name: str) -> ModuleType:
             f"pip install 'spikingjelly-signgd[{name}]' torch=={torch_version.partition('+')[0]} "
             "(torch is pinned on the same line, or pip may replace it)"
         ) from error
-
-
-def __dir__() -> list[str]:
-    return __all__

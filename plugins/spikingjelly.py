@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikingjelly.activation_based import base
 from torch import Tensor, fx, nn
 
 from ..network import (
@@ -21,7 +20,7 @@ from ..network import (
     SubgradientNeuron,
 )
 from ..network_module import NetworkModule, NetworkState, Walk
-from ..neurons.multi_step import Choice
+from . import simulator
 from .spikingjelly_nodes import (
     Encode,
     GroupNode,
@@ -32,6 +31,9 @@ from .spikingjelly_nodes import (
     SubgradientNode,
     group_neuron_factory,
 )
+
+with simulator("spikingjelly"):
+    from spikingjelly.activation_based import base
 
 try:  # the recipes of 2.0.0; 0.0.0.0.14 has no such extension point
     from spikingjelly.activation_based.ann2snn import FXConversionRecipe
@@ -86,15 +88,6 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         self._state = None
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
-
-    def choices(self, x: Tensor) -> dict[str, Choice]:
-        """For each neuron what runs it for inputs like x, and why if it is the definition."""
-        nodes = {name: self.neuron(name) for name in self.network.count()}
-        return {
-            name: node.choice(x)
-            for name, node in nodes.items()
-            if isinstance(node, (SignGDNode, GroupNode))
-        }
 
 
 def build(

@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from spikingjelly.activation_based import base, neuron, surrogate
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -41,6 +40,7 @@ from ..neurons.multi_step import (
 )
 from ..neurons.nonlinearities import Nonlinearity, nonlinearity
 from ..neurons.protocol import (
+    at_least_float32,
     check_protocol,
     encode_step,
     like,
@@ -55,6 +55,10 @@ from ..neurons.schedules import InverseSchedule, Schedule
 from ..neurons.signgd import SignGDParameters, SignGDState
 from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
 from ..neurons.surrogate import Surrogate
+from . import simulator
+
+with simulator("spikingjelly"):
+    from spikingjelly.activation_based import base, neuron, surrogate
 
 __all__ = [
     "Encode",
@@ -301,13 +305,6 @@ def _hold(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
 
 
-def _at_least_float32(value: Any) -> Any:
-    """A buffer of a module cast to half counts with its rounded value, in float32."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.promote_types(value.dtype, torch.float32))
-    return value
-
-
 def _show(value: Any) -> str:
     return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
@@ -431,9 +428,9 @@ class SignGDNode(_Kernel):
             dynamics = SignGDParameters(
                 self.function,
                 self.schedule,
-                _at_least_float32(self.scale),
-                _at_least_float32(self.resting),
-                {key: _at_least_float32(value) for key, value in arguments.items()},
+                at_least_float32(self.scale),
+                at_least_float32(self.resting),
+                {key: at_least_float32(value) for key, value in arguments.items()},
                 self.momentum,
             )
             made = self._made = (of, dynamics)

@@ -1,0 +1,199 @@
+"""Norse: the neurons as Norse's own cells and layers, and converted networks made of them.
+
+Works with norse 1.1; the neurons themselves are in ``norse_neurons.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..network import (
+    Average,
+    Encoder,
+    Node,
+    SpikingNetwork,
+    SubgradientNeuron,
+)
+from ..network import GroupNeuron as GroupNeuronNode
+from ..network import SignGDNeuron as SignGDNode
+from ..network_module import NetworkModule, NetworkState, Walk, key
+from .norse_module import Layer
+from .norse_neurons import (
+    Encode,
+    EncodeCell,
+    EncodeParameters,
+    EncodeState,
+    GroupNeuron,
+    GroupNeuronCell,
+    GroupNeuronParameters,
+    GroupNeuronState,
+    PoissonEncode,
+    PoissonEncodeCell,
+    PoissonEncodeParameters,
+    PoissonEncodeState,
+    Readout,
+    ReadoutCell,
+    ReadoutParameters,
+    ReadoutState,
+    RunningMean,
+    RunningMeanCell,
+    RunningMeanState,
+    SignGD,
+    SignGDCell,
+    SignGDParameters,
+    SignGDState,
+    Subgradient,
+    SubgradientCell,
+    SubgradientParameters,
+    SubgradientState,
+    group_neuron_feed_forward_step,
+    signgd_feed_forward_step,
+)
+
+__all__ = [
+    "Encode",
+    "EncodeCell",
+    "EncodeParameters",
+    "EncodeState",
+    "GroupNeuron",
+    "GroupNeuronCell",
+    "GroupNeuronParameters",
+    "GroupNeuronState",
+    "NorseNetwork",
+    "PoissonEncode",
+    "PoissonEncodeCell",
+    "PoissonEncodeParameters",
+    "PoissonEncodeState",
+    "Readout",
+    "ReadoutCell",
+    "ReadoutParameters",
+    "ReadoutState",
+    "RunningMean",
+    "RunningMeanCell",
+    "RunningMeanState",
+    "SignGD",
+    "SignGDCell",
+    "SignGDParameters",
+    "SignGDState",
+    "Subgradient",
+    "SubgradientCell",
+    "SubgradientParameters",
+    "SubgradientState",
+    "build",
+    "group_neuron_feed_forward_step",
+    "signgd_feed_forward_step",
+]
+
+
+class NorseNetwork(NetworkModule):
+    """A converted network of Norse layers: ``forward(x, state=None) -> (output, state)``.
+
+    x is a sequence [T, B, ...] or one step [B, ...], told apart by the number of dimensions, which
+    the network knows; outputs are decoded, in the structure that the source network returns. The
+    state is a ``NetworkState``, whose ``neurons`` are the states of the layers by name; None starts
+    anew. At home in ``SequentialState`` and ``Lift``; the layers are ``module.neuron(name)``.
+    ``spikingjelly_signgd.run`` runs it for many time steps at once. With ``mode = "ann"`` the
+    output is the source network's, x is [B, ...], and the state is handed back.
+    """
+
+    record_states = False
+
+    def forward(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, Any]:
+        if self.mode == "ann":
+            return self.ann(x), state
+        if isinstance(x, Tensor) and x.dim() == len(self.network.input.shape):
+            return self.step(x, self._checked(state))
+        return self.advance(x, state=self._checked(state))
+
+    def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
+        layer: Layer = self.neuron(node.name)  # type: ignore[assignment]
+        run = layer.step if walk.steps is None else layer
+        y, state = run(tuple(inputs), walk.before.neurons.get(node.name))
+        walk.neurons[node.name] = state
+        return y  # type: ignore[no-any-return]
+
+    def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
+        layer: SignGD = self.neuron(node.name)  # type: ignore[assignment]
+        _, p, dynamics = layer._current()
+        p = p._replace(initial_input=tuple(inputs))
+        state.neurons[node.name] = layer.start(tuple(inputs), p, dynamics)
+        return p.resting  # type: ignore[no-any-return]
+
+    def _checked(self, state: Any) -> NetworkState | None:
+        if state is None:
+            return None
+        if not isinstance(state, NetworkState) or set(map(key, state.neurons)) != set(self.neurons):
+            raise InputError(
+                "the state is what an earlier call of this network returned, or None, but it is "
+                f"that of another network or no state: {type(state).__name__}."
+            )
+        return state
+
+
+def build(
+    network: SpikingNetwork,
+    *,
+    spikes: str = "decoded",
+    kernels: str = "auto",
+    record_states: bool = False,
+) -> NorseNetwork:
+    """``network`` as Norse layers; ``spikes`` as for ``SignGDParameters``, "decoded" or "signed".
+
+    ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". With
+    ``record_states`` a call with a sequence returns the states after each step, as Norse's layers
+    do. Raises ValueError where a network cannot be built in the view asked for.
+    """
+    layers = {
+        node.name: layer
+        for node in network.nodes
+        if (layer := make_layer(node, spikes, kernels)) is not None
+    }
+    for layer in layers.values():
+        layer.record_states = record_states
+    return NorseNetwork(network, layers, spikes)
+
+
+def make_layer(node: Node, spikes: str = "decoded", kernels: str = "auto") -> Layer | None:
+    """The Norse layer of a network's node; None for those that are not neurons.
+
+    A converted network has no gradient: the thresholds are Norse's "heaviside".
+    """
+    if isinstance(node, SignGDNode):
+        return SignGD(
+            SignGDParameters(
+                node.function,
+                node.schedule,
+                node.scale,
+                node.resting,
+                spikes=spikes,
+                arguments=node.arguments,
+                momentum=node.momentum,
+                method="heaviside",
+                backend=kernels,
+            )
+        )
+    if isinstance(node, GroupNeuronNode):
+        return GroupNeuron(
+            GroupNeuronParameters(
+                node.members,
+                node.v_threshold,
+                node.initial_charge,
+                method="heaviside",
+                backend=kernels,
+            )
+        )
+    if isinstance(node, SubgradientNeuron):
+        return Subgradient(SubgradientParameters(node.scale, node.schedule))
+    if isinstance(node, Average):
+        return RunningMean()
+    if isinstance(node, Encoder):
+        if node.coding == "poisson":
+            return PoissonEncode(
+                PoissonEncodeParameters(node.scale, node.seed, averaged=not node.per_step)
+            )
+        assert node.schedule is not None
+        return Encode(EncodeParameters(node.schedule, node.momentum, spikes))
+    return None
