@@ -6,7 +6,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 
-.PHONY: demo test test-slow lint gpu clean
+.PHONY: demo test test-slow test-norse lint gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -19,6 +19,20 @@ test: $(VENV)/.stamp
 
 test-slow: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m slow
+
+# The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
+# neither SpikingJelly nor anything else. NORSE is an environment of its own.
+NORSE := $(VENV)/norse-alone
+test-norse:
+	@rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
+	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt torch
+	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest
+	@rm -rf build
+	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
+		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
+	@$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
+		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
+	@$(NORSE)/bin/python -m pytest -q -m "not spikingjelly" tests/test_norse.py
 
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
@@ -45,6 +59,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
+	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
 	rm -rf "$(LEGACY)"
 	$(PIP) install --no-deps --target "$(LEGACY)" spikingjelly==0.0.0.0.14
 	mkdir -p "$(VENV)/mypy" && ln -sfn ../.. "$(VENV)/mypy/spikingjelly_signgd"

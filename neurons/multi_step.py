@@ -326,8 +326,8 @@ def _broadcasts(sizes: Sequence[int], shape: Sequence[int]) -> bool:
 
 def _other_shape(what: str, v: Tensor) -> InputError:
     return InputError(
-        f"signgd_multi_step: {what} do not fit a state v of {list(v.shape)}. Reset the neuron "
-        "before feeding a batch of another shape."
+        f"signgd_multi_step: {what} do not fit a state v of {list(v.shape)}. Reset the neuron, or "
+        "pass state=None, before feeding a batch of another shape."
     )
 
 
@@ -348,15 +348,12 @@ def _signgd_by_definition(
         arguments = tuple(a.to(state.v.dtype) for a in step)
         if carried is not None:
             carried = arguments = tuple(a + b for a, b in zip(carried, arguments, strict=True))
-        before = state.v
         if surrogate is None:
             with torch.no_grad():
                 fires, state = signgd_step(arguments, state, p)
             sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
         else:
             sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
-        if state.v.shape != before.shape:
-            raise _other_shape(f"values of f of {list(state.v.shape)}", before)
         y.append(_passed(sigma, state, p, output).to(dtype))
         if keep_v:
             v_seq.append(state.v)
@@ -397,7 +394,7 @@ def _signgd_by_kernel(
     keep_spikes: bool,
 ) -> SignGDSequence:
     if found is None:
-        x_seq = [target_over_time(x_seq, p).to(torch.float32)]
+        x_seq = [_fitting(target_over_time(x_seq, p), state.v).to(torch.float32)]
         found = FunctionInC(operators.IDENTITY.key, (), ())
     steps = x_seq[0].shape[0]
     if found.tensors:  # a kernel reads all arguments of f in one type
@@ -443,6 +440,12 @@ def target_over_time(x_seq: Sequence[Tensor], p: SignGDParameters) -> Tensor:
     return p.function.over_time(*steps, **p.arguments)
 
 
+def _fitting(target_seq: Tensor, v: Tensor) -> Tensor:
+    if target_seq.shape[1:] != v.shape:
+        raise _other_shape(f"values of f of {list(target_seq.shape[1:])}", v)
+    return target_seq
+
+
 def _signgd_with_gradient(
     x_seq: Sequence[Tensor],
     state: SignGDState,
@@ -460,7 +463,7 @@ def _signgd_with_gradient(
         carried = tuple(a[-1].clone() for a in x_seq)
     scale, unit = _scale(p, state.v)
     y, v, _ = operators.track(
-        target_over_time(x_seq, p).to(torch.float32),
+        _fitting(target_over_time(x_seq, p), state.v).to(torch.float32),
         state.v,
         scale,
         p.function.fires_at_tie,

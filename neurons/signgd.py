@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .nonlinearities import FunctionInC, Nonlinearity
 from .schedules import Schedule, name_schedule
 
@@ -95,8 +96,20 @@ def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
 
 def signgd_fires(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
     """Where the spike is +1: v is not below f(x), bool [B, ...]."""
-    target = p.target(*x)
+    target = _target(x, v, p)
     return v >= target if p.function.fires_at_tie else v > target
+
+
+def _target(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
+    """f(x), which must not broadcast against v: that is another batch than the state's."""
+    target = p.target(*x)
+    if target.shape != v.shape:
+        raise InputError(
+            f"signGD neurons: values of f of {list(target.shape)} do not fit a state v of "
+            f"{list(v.shape)}. Reset the neuron, or pass state=None, before feeding a batch of "
+            "another shape."
+        )
+    return target
 
 
 def signgd_step(
@@ -128,7 +141,7 @@ def signgd_surrogate_step(
     if p.momentum:
         raise ValueError("signgd_surrogate_step: there is no gradient with momentum; set it to 0.")
     t = state.t + 1
-    target = p.target(*x)
+    target = _target(x, state.v, p)
     fires = state.v >= target if p.function.fires_at_tie else state.v > target
     size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
     soft = surrogate(state.v - target)

@@ -99,8 +99,6 @@ class NorseNetwork(NetworkModule):
     output is the source network's, x is [B, ...], and the state is handed back.
     """
 
-    record_states = False
-
     def forward(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, Any]:
         if self.mode == "ann":
             return self.ann(x), state
@@ -146,13 +144,12 @@ def build(
     ``record_states`` a call with a sequence returns the states after each step, as Norse's layers
     do. Raises ValueError where a network cannot be built in the view asked for.
     """
-    layers = {
-        node.name: layer
-        for node in network.nodes
-        if (layer := make_layer(node, spikes, kernels)) is not None
-    }
-    for layer in layers.values():
-        layer.record_states = record_states
+    layers = {}
+    for node in network.nodes:
+        layer = make_layer(node, spikes, kernels)
+        if layer is not None:
+            layer.record_states = record_states
+            layers[node.name] = layer
     return NorseNetwork(network, layers, spikes)
 
 

@@ -25,6 +25,7 @@ class Neuron(nn.Module):
     """
 
     Parameters: ClassVar[type[Any]]
+    State: ClassVar[type[Any]]
     dt: float
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
     _layout: Any = None
@@ -92,7 +93,7 @@ class Neuron(nn.Module):
         dtype = state_dtype(inputs)
         if state is None:
             return cls.start(tuple(x.to(dtype) for x in inputs), p, dynamics)
-        if not isinstance(state, tuple) or not state or not isinstance(state[0], Tensor):
+        if not isinstance(state, cls.State):
             raise InputError(
                 f"{cls.__name__}: the state is what an earlier call returned, or None, but it is "
                 f"{type(state).__name__}. A layer in Lift hands on the state of the module before; "
@@ -104,7 +105,7 @@ class Neuron(nn.Module):
                 f"{inputs[0].device}. Pass state=None, or move the state's tensors."
             )
         cls.check(inputs, state)
-        return type(state)(*(_each_tensor(value, lambda s: s.to(dtype)) for value in state))
+        return cls.State(*(_each_tensor(value, lambda s: s.to(dtype)) for value in state))
 
     # -- parameters -----------------------------------------------------------------------------
 
@@ -286,6 +287,8 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
 
     With ``record_states`` the returned state holds those after each step, [T, ...].
     """
+
+    record_states: bool
 
     def __init__(self, p: Any = None, dt: float = 0.001, record_states: bool = False) -> None:
         p = self.Parameters() if p is None else p

@@ -71,9 +71,8 @@ def surrogate(method: str, alpha: float | Tensor) -> Surrogate | None:
         raise ValueError(f"method is one of {', '.join(METHODS)}, but it is {method!r}.")
     if method == "heaviside":
         return None
-    if method == "super" and not SUPER_HAS_ALPHA:
-        alpha = 1.0
-    return Surrogate(method, float(alpha))
+    gradient = Surrogate(method, float(alpha))
+    return Surrogate(method, 1.0) if method == "super" and not SUPER_HAS_ALPHA else gradient
 
 
 def _trains(*values: Any) -> bool:
@@ -140,6 +139,7 @@ class SignGDState(NamedTuple):
 
 class _SignGD(Neuron):
     Parameters = SignGDParameters
+    State = SignGDState
     numbers = ("momentum", "alpha")
 
     @classmethod
@@ -161,20 +161,15 @@ class _SignGD(Neuron):
     def start(
         cls, inputs: tuple[Tensor, ...], p: SignGDParameters, dynamics: signgd.SignGDParameters
     ) -> SignGDState:
+        _check_arity(cls, inputs, dynamics)
         initial = () if p.spikes == "decoded" else _for_each(p.initial_input, inputs, cls.__name__)
         (v, t, buffer), x = signgd_start(inputs, dynamics, p.spikes, initial)
         return SignGDState(v, t, x, buffer)
 
     @classmethod
     def check(cls, inputs: tuple[Tensor, ...], state: SignGDState) -> None:
-        if state.x is None:
-            return  # ``sequence`` knows of f what shape v has
-        if len(state.x) != len(inputs):
-            raise InputError(
-                f"{cls.__name__}: {len(inputs)} inputs came in, but the state is one of "
-                f"{len(state.x)}. Pass a tuple with one tensor for each argument of f."
-            )
-        for x, integrated in zip(inputs, state.x, strict=True):
+        # ``sequence`` knows what shape v has, and how many arguments f
+        for x, integrated in zip(inputs, state.x or (), strict=False):
             if x.shape != integrated.shape:
                 raise stale(cls, inputs, integrated)
 
@@ -186,6 +181,7 @@ class _SignGD(Neuron):
         p: SignGDParameters,
         dynamics: signgd.SignGDParameters,
     ) -> tuple[Tensor, SignGDState]:
+        _check_arity(cls, inputs, dynamics)
         if (state.x is None) != (p.spikes == "decoded"):
             raise InputError(
                 f"{cls.__name__}: the state is one of a neuron that "
@@ -224,6 +220,15 @@ class _SignGD(Neuron):
         _, p, dynamics = self._current()
         gradient = surrogate(p.method, p.alpha) if _trains(x, p.scale, p.resting) else None
         return signgd_choice(p.backend, x, dynamics, gradient)
+
+
+def _check_arity(cls: type, inputs: tuple[Tensor, ...], dynamics: signgd.SignGDParameters) -> None:
+    function = dynamics.function
+    if function.arity not in (None, len(inputs)):
+        raise InputError(
+            f"{cls.__name__}: {function.name!r} has {function.arity} arguments, but {len(inputs)} "
+            "inputs came in. Pass a tuple with one tensor for each."
+        )
 
 
 def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float | Tensor, ...]:
@@ -341,6 +346,7 @@ class GroupNeuronState(NamedTuple):
 
 class _GroupNeuron(Neuron):
     Parameters = GroupNeuronParameters
+    State = GroupNeuronState
     numbers = ("members", "v_th", "initial_charge", "alpha")
 
     @classmethod
@@ -475,6 +481,7 @@ class SubgradientState(NamedTuple):
 
 class _Subgradient(Neuron):
     Parameters = SubgradientParameters
+    State = SubgradientState
 
     @classmethod
     def dynamics(cls, p: SubgradientParameters) -> subgradient.SubgradientParameters:
@@ -540,6 +547,7 @@ class EncodeState(NamedTuple):
 
 class _Encode(Neuron):
     Parameters = EncodeParameters
+    State = EncodeState
     numbers = ("momentum",)
 
     @classmethod
@@ -596,6 +604,7 @@ class PoissonEncodeState(NamedTuple):
 
 class _PoissonEncode(Neuron):
     Parameters = PoissonEncodeParameters
+    State = PoissonEncodeState
     numbers = ("scale", "seed")
 
     @classmethod
@@ -656,6 +665,7 @@ class ReadoutState(NamedTuple):
 
 class _Readout(Neuron):
     Parameters = ReadoutParameters
+    State = ReadoutState
 
     @classmethod
     def dynamics(cls, p: ReadoutParameters) -> None:
@@ -704,6 +714,7 @@ class RunningMeanState(NamedTuple):
 
 class _RunningMean(Neuron):
     Parameters = RunningMeanParameters
+    State = RunningMeanState
 
     @classmethod
     def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: None) -> RunningMeanState:

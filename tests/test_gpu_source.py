@@ -31,6 +31,7 @@ from spikingjelly_signgd.neurons import (
     signgd_multi_step,
 )
 from spikingjelly_signgd.neurons.kernels import arguments, build, gpu, launch
+from spikingjelly_signgd.neurons.surrogate import KINDS
 
 ROOT = Path(__file__).parent.parent
 needs_nvrtc = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC is a wheel for Linux")
@@ -129,7 +130,7 @@ def test_kernels_compile_for_every_type(name):
 @needs_nvrtc
 @pytest.mark.parametrize("name", ["group_gradient", "tracking_gradient"])
 def test_gradients_compile_for_every_surrogate(name):
-    for surrogate in range(len(arguments.SURROGATES)):
+    for surrogate in range(len(KINDS)):
         assert_sound(*compiled(name, PLAIN | {"SURROGATE": surrogate}, 90))
 
 

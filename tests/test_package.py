@@ -4,7 +4,7 @@ import pickle
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -81,15 +81,26 @@ def test_unknown_name():
         sg.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("ask", [lambda: sg.plugins.spikingjelly, lambda: sg.SignGDNode])
-def test_missing_simulator_says_the_mend(monkeypatch, ask):
-    monkeypatch.setitem(sys.modules, "spikingjelly", None)  # as if it were not installed
-    for name in [m for m in sys.modules if m.startswith("spikingjelly.")]:
-        monkeypatch.delitem(sys.modules, name)
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("spikingjelly", lambda: sg.plugins.spikingjelly),
+        ("spikingjelly", lambda: sg.SignGDNode),
+        ("norse", lambda: sg.plugins.norse),
+        ("norse", lambda: import_module("spikingjelly_signgd.plugins.norse")),
+        ("norse", lambda: sg.build(None, "norse")),
+    ],
+)
+def test_missing_simulator_says_the_mend(monkeypatch, name, ask):
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
+        monkeypatch.delitem(sys.modules, module)
     # a test before may have loaded the plugin
-    monkeypatch.delitem(sys.modules, "spikingjelly_signgd.plugins.spikingjelly", raising=False)
-    monkeypatch.delattr(sg.plugins, "spikingjelly", raising=False)
-    mend = r"pip install 'spikingjelly-signgd\[spikingjelly\]' torch==\d+\.\d+\.\d+ "
+    loaded = [m for m in sys.modules if m.startswith(f"spikingjelly_signgd.plugins.{name}")]
+    for module in loaded:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(sg.plugins, name, raising=False)
+    mend = rf"pip install 'spikingjelly-signgd\[{name}\]' torch==\d+\.\d+\.\d+ "
     with pytest.raises(sg.BackendUnavailable, match=mend) as raised:
         ask()
     assert isinstance(raised.value, sg.SignGDError)

@@ -1,0 +1,32 @@
+"""The code of the documentation runs, block after block, and shows what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_blocks(path: Path) -> dict[str, object]:
+    scope: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        exec(code, scope)
+    return scope
+
+
+def test_norse():
+    scope = run_blocks(ROOT / "docs/norse.md")
+    assert scope["error"] < 0.006
+    assert len(scope["state"].neurons) == 15
+    assert torch.equal(scope["outputs"][32], scope["output"][-1])
+    data = scope["data"]
+    hits = (scope["prediction"] == data.test.labels[:100]).float().mean()
+    assert hits >= 0.95
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_links_lead_to_files(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
