@@ -32,7 +32,7 @@ from .network import (
     leaves,
 )
 from .neurons.multi_step import Choice, running_sum
-from .neurons.protocol import like
+from .neurons.protocol import at_least_float32, like
 from .operations import apply, apply_linear, apply_over_time, resolve
 
 
@@ -61,13 +61,13 @@ class LinearOperation(nn.Module):
 class FunctionOperation(nn.Module):
     """A nonlinearity computed as it is: the "ann" mode of a neuron."""
 
-    def __init__(self, node: Function, persistent: bool) -> None:
+    def __init__(self, node: Function) -> None:
         super().__init__()
         self.function = node.function
         self.arguments = {k: v for k, v in node.arguments.items() if not isinstance(v, Tensor)}
         for name, value in node.arguments.items():
             if isinstance(value, Tensor):
-                self.register_buffer(name, value.clone(), persistent=persistent)
+                self.register_buffer(name, value.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs, **self.arguments, **dict(self.named_buffers()))
@@ -157,8 +157,7 @@ class NetworkModule(nn.Module):
             elif isinstance(node, Constant):
                 self.operations[key(node.name)] = ConstantValue(node)
             if isinstance(node, Function):
-                spiking = node.name in neurons
-                self.functions[key(node.name)] = FunctionOperation(node, not spiking)
+                self.functions[key(node.name)] = FunctionOperation(node)
             if node.name in neurons:
                 self.neurons[key(node.name)] = neurons[node.name]
         self._last_use = _last_uses(network)
@@ -262,6 +261,8 @@ class NetworkModule(nn.Module):
                     else ""
                 )
             )
+        if leading and x.shape[0] == 0:
+            raise InputError("a sequence has at least one step, but T is 0.")
         return x.to(self.network.dtype if not self._dtype() else self._dtype())
 
     def _dtype(self) -> torch.dtype | None:
@@ -272,6 +273,7 @@ class NetworkModule(nn.Module):
 
     # -- one block of steps -------------------------------------------------------------------
 
+    @torch.no_grad()  # also past the neurons a gradient would be a wrong one
     def _walk(
         self,
         x: Tensor,
@@ -397,7 +399,7 @@ class NetworkModule(nn.Module):
                 resting = like(self.begin(node, inputs, state), x)
                 values[node.name] = resting.expand(resolve(node.shape, batch))
         names = leaves(self.network.outputs)
-        return state._replace(readouts={name: values[name] for name in names})
+        return state._replace(readouts={name: at_least_float32(values[name]) for name in names})
 
     def _outputs(self, values: Mapping[str, Signal], walk: Walk) -> tuple[Any, NetworkState]:
         """Decoded outputs, in the structure of the source network, and the state after them."""
@@ -413,7 +415,7 @@ class NetworkModule(nn.Module):
                 one = value.unsqueeze(0) if walk.steps is None else value
                 sums = running_sum(one, walk.before.readouts[name])
                 state.readouts[name] = sums[-1].clone()
-                value = sums[0] if walk.steps is None else sums
+                value = (sums[0] if walk.steps is None else sums).to(value.dtype)
             outputs[name] = value
         return fill(self.network.outputs, outputs), state
 

@@ -52,15 +52,21 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
 
 @contextmanager
 def multi_step(snn: NetworkModule) -> Iterator[None]:
-    """Every node in step mode "m"; the modes before come back afterwards."""
-    modes = [(module, module.step_mode) for module in snn.modules() if hasattr(module, "step_mode")]
-    for module, _ in modes:
-        module.step_mode = "m"  # type: ignore[assignment]
+    """Every node in step mode "m", no layer recording; what was set before comes back."""
+    wanted = {"step_mode": "m", "record_states": False}
+    before = [
+        (module, name, getattr(module, name))
+        for module in snn.modules()
+        for name in wanted
+        if hasattr(module, name)
+    ]
+    for module, name, _ in before:
+        setattr(module, name, wanted[name])
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.step_mode = mode
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ def main() -> None:
         for _ in range(32):
             output, state = snn(x, state)
         potentials, _ = chain(x.expand(32, *x.shape))
+    assert state is not None
     agree = (output.argmax(1) == model(x).argmax(1)).float().mean()
     print(f"step by step, {len(x)} images: {100 * float(agree):.2f} % agree with the source")
     print(f"states of {len(state.neurons)} layers; LI behind the network: {list(potentials.shape)}")

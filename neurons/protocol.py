@@ -24,7 +24,7 @@ from torch import Tensor
 from .coding import CodingState, RealCodingParameters, real_step
 from .multi_step import SignGDSequence, running_sum, signgd_multi_step
 from .schedules import Schedule
-from .signgd import SignGDParameters, SignGDState, from_binary, signgd_initial_state
+from .signgd import SignGDParameters, SignGDState, from_binary, signgd_initial_state, spread
 
 SPIKES = ("signed", "binary", "decoded")
 
@@ -91,7 +91,10 @@ def signgd_start(
     """
     x = tuple(inputs)
     if spikes != "decoded":
-        x = tuple(like(a, b).expand(b.shape) for a, b in zip(initial, inputs, strict=True))
+        x = tuple(
+            spread(like(a, b), b.shape, "initial_input")
+            for a, b in zip(initial, inputs, strict=True)
+        )
     target = p.target(*x).to(inputs[0].dtype)  # of another shape where f pools or broadcasts
     return signgd_initial_state(target, p), None if spikes == "decoded" else x
 
@@ -138,7 +141,7 @@ def signgd_sequence(
 
 def increments(x_seq: Tensor, t: int, schedule: Schedule, offset: float | Tensor) -> Tensor:
     """Currents [T, ...] of the binary spikes after step t to increments (``from_binary``)."""
-    offset = like(offset, x_seq)
+    offset = spread(like(offset, x_seq), x_seq.shape[1:], "offset")
     eta = [schedule(t + k) for k in range(1, x_seq.shape[0] + 1)]
     return torch.stack([from_binary(i, offset, size) for i, size in zip(x_seq, eta, strict=True)])
 
@@ -162,9 +165,9 @@ def readout_sequence(
     offset: float | Tensor = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """What the last layer makes of steps t + 1, ... [T, ...], decoded, and the last of it."""
-    if spikes == "decoded":
-        return current.clone(), y
     dtype = current.dtype
+    if spikes == "decoded":
+        return current.clone(), current[-1].to(y.dtype)
     if spikes == "binary":
         assert schedule is not None
         current = increments(current.to(y.dtype), t, schedule, offset)

@@ -17,8 +17,8 @@ optional momentum is that of SGD, as in the published code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,8 @@ class SignGDParameters:
 
     ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the
     neuron reaches ``resting`` ± scale * (sum of the schedule). ``arguments`` are the parameters of
-    the function, such as ``{"negative_slope": 0.1}``.
+    the function, such as ``{"negative_slope": 0.1}``. ``check`` reads the scale, which makes a GPU
+    wait.
     """
 
     function: Nonlinearity
@@ -44,15 +45,16 @@ class SignGDParameters:
     resting: float | Tensor = 0.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     momentum: float = 0.0
+    check: InitVar[bool] = True
     schedule_name: str = field(init=False, repr=False)  # what the kernels are given for both
     in_c: FunctionInC | None = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         object.__setattr__(self, "schedule_name", name_schedule(self.schedule))
         object.__setattr__(self, "in_c", self.function.in_c(self.arguments))
-        # a compiled graph has no values to check: made before, or checked where it runs by itself
-        traced = torch.compiler.is_compiling()
-        if not traced and not bool((torch.as_tensor(self.scale) > 0).all()):
+        # a graph that is being traced has no values
+        check = check and not torch.compiler.is_compiling()
+        if check and not bool((torch.as_tensor(self.scale) > 0).all()):
             raise ValueError(
                 f"SignGDParameters: scale multiplies the step sizes, so it is positive, but the "
                 f"smallest is {float(torch.as_tensor(self.scale).min())!r}."
@@ -91,7 +93,26 @@ class SignGDSpikeState(NamedTuple):
 def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
     """v at rest, with the shape, device and float type of ``like``, which is f(x)."""
     resting = torch.as_tensor(p.resting, dtype=like.dtype, device=like.device)
-    return SignGDState(resting.expand(like.shape))
+    return SignGDState(spread(resting, like.shape, "resting"))
+
+
+def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """``value`` broadcast to ``shape``, or an InputError."""
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
+        ) from error
+
+
+def _same_shape(after: Tensor, before: Tensor) -> Tensor:
+    if after.shape != before.shape:
+        raise InputError(
+            f"signGD neurons: with this scale a state v of {list(before.shape)} would become "
+            f"{list(after.shape)}. The scale broadcasts against v; give it v's shape or a part."
+        )
+    return after
 
 
 def signgd_fires(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
@@ -122,9 +143,10 @@ def signgd_step(
     sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
     if p.momentum == 0.0:
         # sigma is 1 or -1, so the product is exact and v - size or v + size is rounded once
-        return fires, SignGDState(torch.addcmul(state.v, sigma, size, value=-1), t)
+        v = torch.addcmul(state.v, sigma, size, value=-1)
+        return fires, SignGDState(_same_shape(v, state.v), t)
     buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
-    return fires, SignGDState(state.v - size * buffer, t, buffer)
+    return fires, SignGDState(_same_shape(state.v - size * buffer, state.v), t, buffer)
 
 
 def signgd_surrogate_step(
@@ -146,7 +168,8 @@ def signgd_surrogate_step(
     size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
     soft = surrogate(state.v - target)
     sigma = fires.to(state.v.dtype).mul_(2).sub_(1) + 2 * (soft - soft.detach())
-    return sigma, SignGDState(torch.addcmul(state.v, sigma, size, value=-1), t)
+    v = torch.addcmul(state.v, sigma, size, value=-1)
+    return sigma, SignGDState(_same_shape(v, state.v), t)
 
 
 def signgd_decoded_step(

@@ -12,12 +12,13 @@ Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the pu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .schedules import InverseSchedule, Schedule
 
 
@@ -27,9 +28,10 @@ class SubgradientParameters:
 
     scale: float | Tensor = 1.0
     schedule: Schedule = field(default_factory=lambda: InverseSchedule(1.0, delay=1.0))
+    check: InitVar[bool] = True  # reads the scale
 
-    def __post_init__(self) -> None:
-        if not bool((torch.as_tensor(self.scale) > 0).all()):
+    def __post_init__(self, check: bool) -> None:
+        if check and not bool((torch.as_tensor(self.scale) > 0).all()):
             raise ValueError("SubgradientParameters: scale is positive everywhere.")
 
 
@@ -47,4 +49,9 @@ def subgradient_step(
     t = state.t + 1
     fires = x > state.v
     output = torch.as_tensor(p.scale, dtype=x.dtype, device=x.device) * fires
+    if output.shape != state.v.shape:
+        raise InputError(
+            f"subgradient neurons: a scale for {list(output.shape)} does not broadcast to a state "
+            f"v of {list(state.v.shape)}."
+        )
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)

@@ -115,10 +115,8 @@ class NorseNetwork(NetworkModule):
 
     def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
         layer: SignGD = self.neuron(node.name)  # type: ignore[assignment]
-        _, p, dynamics = layer._current()
-        p = p._replace(initial_input=tuple(inputs))
-        state.neurons[node.name] = layer.start(tuple(inputs), p, dynamics)
-        return p.resting  # type: ignore[no-any-return]
+        state.neurons[node.name] = layer.begin(tuple(inputs))
+        return layer.p.resting  # type: ignore[no-any-return]
 
     def _checked(self, state: Any) -> NetworkState | None:
         if state is None:

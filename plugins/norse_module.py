@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,53 +20,55 @@ with simulator("norse"):
 
 
 class Neuron(nn.Module):
-    """A kind of neuron: pure functions of its parameters p and of what was made of them.
+    """A kind of neuron: pure functions of inputs, a state and parameters p.
 
-    ``dynamics`` makes and checks what the definition takes, once for each p.
+    A module holds the tensors of p as buffers, or as parameters where they are ``nn.Parameter``,
+    and puts p together at every call.
     """
 
     Parameters: ClassVar[type[Any]]
     State: ClassVar[type[Any]]
-    dt: float
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
-    _layout: Any = None
+    counts: ClassVar[tuple[str, ...]] = ()  # of p, integers, likewise
+    dt: float
+
+    # -- what a kind of neuron says -------------------------------------------------------------
 
     @classmethod
-    def dynamics(cls, p: Any) -> Any:
-        return None
+    def check_parameters(cls, p: Any) -> None:
+        """Raises ValueError, InputError or BackendUnavailable for a p that cannot be."""
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: Any) -> Any:
+    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> Any:
         """The state before a first step with these inputs, [B, ...] each."""
         raise NotImplementedError
 
     @classmethod
-    def check(cls, inputs: tuple[Tensor, ...], state: Any) -> None:
+    def check_state(cls, inputs: tuple[Tensor, ...], state: Any) -> None:
         """Raises InputError where the state is not for a step with these inputs."""
         if state[0].shape != inputs[0].shape:
             raise stale(cls, inputs, state[0])
 
     @classmethod
-    def sequence(
-        cls, inputs: tuple[Tensor, ...], state: Any, p: Any, dynamics: Any
-    ) -> tuple[Tensor, Any]:
+    def sequence(cls, inputs: tuple[Tensor, ...], state: Any, p: Any) -> tuple[Tensor, Any]:
         """Steps [T, B, ...] to ([T, B, ...], state)."""
         raise NotImplementedError
+
+    # -- one step -------------------------------------------------------------------------------
 
     @classmethod
     def feed_forward_step(
         cls, input_tensor: Tensor | tuple[Tensor, ...], state: Any, p: Any, dt: float = 0.001
     ) -> tuple[Tensor, Any]:
         """One step [B, ...]; no state is the one before the first step."""
-        p = cls.Parameters() if p is None else p
-        return cls._one_step(cls._inputs(input_tensor), state, p, cls.dynamics(p))
+        p = cls._normal(cls.Parameters() if p is None else p)
+        cls.check_parameters(p)
+        return cls._one_step(cls._inputs(input_tensor), state, p)
 
     @classmethod
-    def _one_step(
-        cls, inputs: tuple[Tensor, ...], state: Any, p: Any, dynamics: Any
-    ) -> tuple[Tensor, Any]:
-        state = cls._state(inputs, state, p, dynamics)
-        y, state = cls.sequence(tuple(x.unsqueeze(0) for x in inputs), state, p, dynamics)
+    def _one_step(cls, inputs: tuple[Tensor, ...], state: Any, p: Any) -> tuple[Tensor, Any]:
+        state = cls._state(inputs, state, p)
+        y, state = cls.sequence(tuple(x.unsqueeze(0) for x in inputs), state, p)
         return y[0], state
 
     @classmethod
@@ -88,11 +91,11 @@ class Neuron(nn.Module):
         return inputs
 
     @classmethod
-    def _state(cls, inputs: tuple[Tensor, ...], state: Any, p: Any, dynamics: Any) -> Any:
+    def _state(cls, inputs: tuple[Tensor, ...], state: Any, p: Any) -> Any:
         """The state for a step with these inputs, in their precision and checked."""
         dtype = state_dtype(inputs)
         if state is None:
-            return cls.start(tuple(x.to(dtype) for x in inputs), p, dynamics)
+            return cls.start(tuple(x.to(dtype) for x in inputs), p)
         if not isinstance(state, cls.State):
             raise InputError(
                 f"{cls.__name__}: the state is what an earlier call returned, or None, but it is "
@@ -104,101 +107,147 @@ class Neuron(nn.Module):
                 f"{cls.__name__}: the state is on {state[0].device}, the input on "
                 f"{inputs[0].device}. Pass state=None, or move the state's tensors."
             )
-        cls.check(inputs, state)
-        return cls.State(*(_each_tensor(value, lambda s: s.to(dtype)) for value in state))
+        cls.check_state(inputs, state)
+        return cls.State(*(each_tensor(value, lambda s: s.to(dtype)) for value in state))
 
     # -- parameters -----------------------------------------------------------------------------
 
+    @classmethod
+    def _normal(cls, p: Any) -> Any:
+        """p with numbers that came as tensors, as Norse's parameters do, as numbers."""
+        if not isinstance(p, cls.Parameters):
+            raise ValueError(
+                f"{cls.__name__}: p is {cls.Parameters.__name__}(...), but it is {p!r}."
+            )
+        given = p._asdict()
+        changes = {name: _number(cls, name, given[name]) for name in (*cls.numbers, *cls.counts)}
+        for name in cls.counts:
+            if changes[name] != int(changes[name]):
+                raise ValueError(f"{cls.__name__}: {name} is an integer, not {changes[name]!r}.")
+            changes[name] = int(changes[name])
+        return p._replace(**changes)
+
     @property
     def p(self) -> Any:
-        return self._current()[1]
+        layout = self._layout
+        if not self._tensors:
+            return layout
+        return type(layout)(*(self._filled(value) for value in layout))
 
     @p.setter
     def p(self, p: Any) -> None:
-        for name in self.__dict__.get("_tensors", ()):
+        p = self._normal(p)
+        held: dict[str, Tensor] = {}
+        layout = type(p)(*(_hold(self, name, value, held) for name, value in p._asdict().items()))
+        if not any(a.is_meta for a in held.values()):
+            self.check_parameters(p)
+        for name in self.__dict__.get("_tensors", ()):  # of the p before, which was whole till here
             delattr(self, name)
-        self._tensors: list[str] = []
-        p = p._replace(**{field: _number(self, field, getattr(p, field)) for field in self.numbers})
-        self._layout = type(p)(*(self._hold(*item) for item in zip(p._fields, p, strict=True)))
-        self._made: tuple[tuple[Tensor, ...], Any, Any] | None = None
-        self._current()  # checked at birth
+        self._tensors = list(held)
+        self._layout = layout
+        for name, value in held.items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value.clone())
 
-    def _hold(self, name: str, value: Any) -> Any:
-        """The value with each tensor, which becomes the module's, replaced by its name."""
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, _Held):
+            return getattr(self, value.name)
         if isinstance(value, tuple):
-            return tuple(self._hold(f"{name}_{k}", item) for k, item in enumerate(value))
-        if isinstance(value, Mapping):
-            return {key: self._hold(f"{name}_{key}", item) for key, item in value.items()}
-        if not isinstance(value, Tensor):
-            return value
-        if isinstance(value, nn.Parameter):
-            self.register_parameter(name, value)
-        else:
-            self.register_buffer(name, value.detach().clone())
-        self._tensors.append(name)
-        return _Held(name)
-
-    def _current(self) -> tuple[tuple[Tensor, ...], Any, Any]:
-        """The tensors, p and dynamics, made anew where a tensor is not the one it was."""
-        tensors = tuple(getattr(self, name) for name in self._tensors)
-        made = self._made
-        if made is None or any(a is not b for a, b in zip(tensors, made[0], strict=True)):
-            held = dict(zip(self._tensors, tensors, strict=True))
-            p = type(self._layout)(*(_filled(value, held) for value in self._layout))
-            dynamics = None if any(a.is_meta for a in tensors) else self.dynamics(p)
-            made = self._made = (tensors, p, dynamics)
-        return made
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        module = super()._apply(fn, recurse)
-        self._made = None
-        self._current()  # now, since torch.compile could not make it
-        return module
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._made = None
-        self._current()
+            return tuple([self._filled(item) for item in value])
+        if isinstance(value, dict):
+            return {key: self._filled(item) for key, item in value.items()}
+        return value
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What of p is no tensor, as plain numbers and text."""
-        fields = zip(self._layout._fields, self._layout, strict=True)
-        # where it runs is no property of what is saved
-        kept = {name: _plain(value) for name, value in fields if name != "backend"}
-        return {"dt": self.dt, **kept}
+        """What of p is no tensor, as plain numbers and text; not where it runs."""
+        fields = self._layout._asdict().items()
+        return {"dt": self.dt, **{k: _plain(value) for k, value in fields if k != "backend"}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._layout = self._layout._replace(**self._changes(state))
+        self.dt = state.get("dt", self.dt)
+
+    def _changes(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What the saved numbers and texts change of p, or a FormatError."""
         changes: dict[str, Any] = {}
-        for name, now in zip(self._layout._fields, self._layout, strict=True):
+        for name, now in self._layout._asdict().items():
             if name == "backend":
                 continue
             if name not in state:
                 raise FormatError(f"{self._get_name()}: the saved state has no {name!r}.")
-            if state[name] == _plain(now):
+            saved = state[name]
+            if saved == _plain(now):
                 continue
-            if name in ("function", "spikes") or _has_tensor(now) or _is_tensor(state[name]):
+            if name in ("function", "spikes") or _has_tensor(_plain(now)) or _has_tensor(saved):
                 raise FormatError(
-                    f"{self._get_name()}: the saved neuron has {name}={state[name]!r}, this one "
+                    f"{self._get_name()}: the saved neuron has {name}={saved!r}, this one "
                     f"{_plain(now)!r}. Make it with the parameters it was saved with."
                 )
-            saved = state[name]
-            changes[name] = schedule_from_dict(saved) if name == "schedule" and saved else saved
-        self.dt = state.get("dt", self.dt)
-        if changes:
-            self.p = self.p._replace(**changes)
+            if name == "schedule" and saved is not None:
+                try:
+                    saved = schedule_from_dict(saved)
+                except ValueError as error:
+                    raise FormatError(
+                        f"{self._get_name()}: {error} Make it with the schedule it was saved with."
+                    ) from error
+            changes[name] = saved
+        return changes
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None:  # refused before anything is changed
+            loaded = {name: state_dict.get(prefix + name) for name in self._tensors}
+            same = all(
+                isinstance(a, Tensor) and a.shape == getattr(self, name).shape and not a.is_meta
+                for name, a in loaded.items()
+            )
+            layout = self._layout._replace(**self._changes(extra))
+            if same:  # otherwise torch says what does not fit
+                self.check_parameters(type(layout)(*(_filled(value, loaded) for value in layout)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        fields = zip(self.p._fields, self.p, strict=True)
-        return ", ".join(f"{name}={_shown(value)}" for name, value in fields)
+        parts = [f"{name}={_shown(value)}" for name, value in self.p._asdict().items()]
+        if getattr(self, "record_states", False):
+            parts.append("record_states=True")
+        return ", ".join(parts)
 
 
-class _Held(str):
-    """The name of a tensor that a module holds."""
+@dataclass(frozen=True)
+class _Held:
+    """In the place of a tensor of p: the name that the module holds it by."""
+
+    name: str
 
 
-def _filled(value: Any, held: Mapping[str, Tensor]) -> Any:
+def _hold(owner: nn.Module, name: str, value: Any, held: dict[str, Tensor]) -> Any:
+    """The value with each tensor, which goes into ``held``, replaced by its name."""
+    if isinstance(value, tuple):
+        return tuple(_hold(owner, f"{name}_{k}", item, held) for k, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: _hold(owner, f"{name}_{key}", item, held) for key, item in value.items()}
+    if isinstance(value, list):
+        raise ValueError(
+            f"{owner._get_name()}: {name} is a list; pass a tuple for several inputs, or a tensor."
+        )
+    if not isinstance(value, Tensor):
+        return value
+    if value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(
+            f"{owner._get_name()}: {name} is a tensor with a gradient, which would be lost. Pass "
+            "an nn.Parameter to train it, or value.detach()."
+        )
+    held[name] = value
+    return _Held(name)
+
+
+def _filled(value: Any, held: Mapping[str, Any]) -> Any:
     if isinstance(value, _Held):
-        return held[value]
+        return held[value.name]
     if isinstance(value, tuple):
         return tuple(_filled(item, held) for item in value)
     if isinstance(value, dict):
@@ -206,25 +255,24 @@ def _filled(value: Any, held: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _number(owner: nn.Module, field: str, value: Any) -> Any:
-    """A number that came as a tensor, as Norse's parameters do."""
+def _number(cls: type, name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.numel() != 1 or value.requires_grad:
         raise ValueError(
-            f"{type(owner).__name__}: {field} is one number that is not trained, but it is a "
-            f"tensor of {list(value.shape)}{' with a gradient' if value.requires_grad else ''}. "
-            "Scale the weights of the layer before instead."
+            f"{cls.__name__}: {name} is one number that is not trained, but it is a tensor of "
+            f"{list(value.shape)}{' with a gradient' if value.requires_grad else ''}. Scale the "
+            "weights of the layer before instead."
         )
     return value.item()
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able: a held tensor as a dictionary that says so."""
+    """What ``torch.load`` reads with ``weights_only``; a held tensor as a dictionary."""
     if isinstance(value, _Held):
-        return {"tensor": str(value)}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return {"tensor": value.name}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -234,32 +282,37 @@ def _plain(value: Any) -> Any:
     return nonlinearity(value).name
 
 
-def _has_tensor(value: Any) -> bool:
-    items = value.values() if isinstance(value, Mapping) else value
-    nested = isinstance(value, (tuple, list, Mapping))
-    return isinstance(value, _Held) or (nested and any(map(_has_tensor, items)))
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, dict) and "tensor" in value
+def _has_tensor(plain: Any) -> bool:
+    if isinstance(plain, dict):
+        return set(plain) == {"tensor"} or any(map(_has_tensor, plain.values()))
+    return isinstance(plain, tuple) and any(map(_has_tensor, plain))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
     return value.name if isinstance(value, Nonlinearity) else repr(value)
 
 
-def _each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple):
-        return tuple(_each_tensor(item, fn) for item in value)
+        return tuple(each_tensor(item, fn) for item in value)
     return fn(value) if isinstance(value, Tensor) else value
 
 
 def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:
+    shapes = [list(x.shape) for x in inputs]
+    if list(v.shape[1:]) in shapes:
+        mend = "If these are recorded states, take the last: each field's [-1], and the last t."
+    else:
+        mend = "Pass state=None before feeding a batch of another shape."
     return InputError(
-        f"{cls.__name__}: a step is {[list(x.shape) for x in inputs]} now, but the state was made "
-        f"for {list(v.shape)}. Pass state=None before feeding a batch of another shape."
+        f"{cls.__name__}: a step is {shapes} now, but the state was made for {list(v.shape)}. "
+        f"{mend}"
     )
 
 
@@ -272,14 +325,12 @@ class Cell(Neuron, SNNCell):  # type: ignore[misc]
 
     def initial_state(self, input_tensor: Tensor | tuple[Tensor, ...]) -> Any:
         """The state before a first step with this input, [B, ...]."""
-        _, p, dynamics = self._current()
-        return self._state(self._inputs(input_tensor), None, p, dynamics)
+        return _own(self._state(self._inputs(input_tensor), None, self.p))
 
     def forward(
         self, input_tensor: Tensor | tuple[Tensor, ...], state: Any = None
     ) -> tuple[Tensor, Any]:
-        _, p, dynamics = self._current()
-        return self._one_step(self._inputs(input_tensor), state, p, dynamics)
+        return self._one_step(self._inputs(input_tensor), state, self.p)
 
 
 class Layer(Neuron, SNN):  # type: ignore[misc]
@@ -298,29 +349,31 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
 
     def initial_state(self, input_tensor: Tensor | tuple[Tensor, ...]) -> Any:
         """The state before a first step with this input, [T, B, ...]."""
-        _, p, dynamics = self._current()
         first = tuple(x[0] for x in self._inputs(input_tensor, sequence=True))
-        return self._state(first, None, p, dynamics)
+        return _own(self._state(first, None, self.p))
 
     def forward(
         self, input_tensor: Tensor | tuple[Tensor, ...], state: Any = None
     ) -> tuple[Tensor, Any]:
-        _, p, dynamics = self._current()
-        inputs = self._inputs(input_tensor, sequence=True)
-        state = self._state(tuple(x[0] for x in inputs), state, p, dynamics)
+        p, inputs = self.p, self._inputs(input_tensor, sequence=True)
+        state = self._state(tuple(x[0] for x in inputs), state, p)
         if not self.record_states:
-            return self.sequence(inputs, state, p, dynamics)
+            return self.sequence(inputs, state, p)
         outputs, states = [], []
         for t in range(inputs[0].shape[0]):
-            y, state = self.sequence(tuple(x[t : t + 1] for x in inputs), state, p, dynamics)
+            y, state = self.sequence(tuple(x[t : t + 1] for x in inputs), state, p)
             outputs.append(y)
             states.append(state)
         return torch.cat(outputs), merge_states(states)
 
     def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
         """One step, [B, ...], as the layer's cell."""
-        _, p, dynamics = self._current()
-        return self._one_step(self._inputs(inputs), state, p, dynamics)
+        return self._one_step(self._inputs(inputs), state, self.p)
+
+
+def _own(state: Any) -> Any:
+    """A state that shares no memory with the parameters it was made of."""
+    return type(state)(*(each_tensor(value, Tensor.clone) for value in state))
 
 
 def merge_states(states: list[Any]) -> Any:

@@ -41,6 +41,7 @@ from ..neurons.protocol import (
 )
 from ..neurons.scan import scan
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
+from ..neurons.signgd import spread
 from ..neurons.surrogate import Surrogate
 from . import simulator
 from .norse_module import Cell, Layer, Neuron, stale
@@ -143,10 +144,16 @@ class _SignGD(Neuron):
     numbers = ("momentum", "alpha")
 
     @classmethod
-    def dynamics(cls, p: SignGDParameters) -> signgd.SignGDParameters:
+    def check_parameters(cls, p: SignGDParameters) -> None:
         check_protocol(cls.__name__, p.spikes, p.initial_input, p.offset, p.momentum)
+        _check_schedule(cls.__name__, p.schedule)
         surrogate(p.method, p.alpha)
         _check_backend(cls.__name__, p.backend)
+        cls.dynamics(p, check=True)
+
+    @classmethod
+    def dynamics(cls, p: SignGDParameters, check: bool = False) -> signgd.SignGDParameters:
+        """What the definition takes, made of p's tensors as they are now."""
         arguments = {key: at_least_float32(value) for key, value in (p.arguments or {}).items()}
         return signgd.SignGDParameters(
             nonlinearity(p.function),
@@ -155,19 +162,19 @@ class _SignGD(Neuron):
             at_least_float32(p.resting),
             arguments,
             p.momentum,
+            check=check,
         )
 
     @classmethod
-    def start(
-        cls, inputs: tuple[Tensor, ...], p: SignGDParameters, dynamics: signgd.SignGDParameters
-    ) -> SignGDState:
+    def start(cls, inputs: tuple[Tensor, ...], p: SignGDParameters) -> SignGDState:
+        dynamics = cls.dynamics(p)
         _check_arity(cls, inputs, dynamics)
         initial = () if p.spikes == "decoded" else _for_each(p.initial_input, inputs, cls.__name__)
         (v, t, buffer), x = signgd_start(inputs, dynamics, p.spikes, initial)
         return SignGDState(v, t, x, buffer)
 
     @classmethod
-    def check(cls, inputs: tuple[Tensor, ...], state: SignGDState) -> None:
+    def check_state(cls, inputs: tuple[Tensor, ...], state: SignGDState) -> None:
         # ``sequence`` knows what shape v has, and how many arguments f
         for x, integrated in zip(inputs, state.x or (), strict=False):
             if x.shape != integrated.shape:
@@ -175,12 +182,9 @@ class _SignGD(Neuron):
 
     @classmethod
     def sequence(
-        cls,
-        inputs: tuple[Tensor, ...],
-        state: SignGDState,
-        p: SignGDParameters,
-        dynamics: signgd.SignGDParameters,
+        cls, inputs: tuple[Tensor, ...], state: SignGDState, p: SignGDParameters
     ) -> tuple[Tensor, SignGDState]:
+        dynamics = cls.dynamics(p)
         _check_arity(cls, inputs, dynamics)
         if (state.x is None) != (p.spikes == "decoded"):
             raise InputError(
@@ -192,15 +196,13 @@ class _SignGD(Neuron):
             shape = torch.broadcast_shapes(*(x.shape[1:] for x in inputs))
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
-        trains = _trains(*inputs, *state, p.scale, p.resting, p.initial_input)
-        gradient = surrogate(p.method, p.alpha) if trains else None
+        gradient = cls._gradient(p, *inputs, *state)
         if gradient is not None and (p.spikes == "binary" or p.momentum):
             raise InputError(
                 f"{cls.__name__}: a gradient passes signed spikes or decoded values without "
                 'momentum. Choose spikes="signed", or method="heaviside" for no gradient.'
             )
-        run = torch.set_grad_enabled(gradient is not None)
-        with run:
+        with torch.set_grad_enabled(gradient is not None):
             done = signgd_sequence(
                 inputs,
                 signgd.SignGDState(state.v, state.t, state.buffer),
@@ -217,9 +219,18 @@ class _SignGD(Neuron):
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the
         definition. Raises BackendUnavailable."""
-        _, p, dynamics = self._current()
-        gradient = surrogate(p.method, p.alpha) if _trains(x, p.scale, p.resting) else None
-        return signgd_choice(p.backend, x, dynamics, gradient)
+        return signgd_choice(self.p.backend, x, self.dynamics(self.p), self._gradient(self.p, x))
+
+    @classmethod
+    def _gradient(cls, p: SignGDParameters, *values: Any) -> Surrogate | None:
+        """The surrogate, where one of these values or a tensor of p asks for a gradient."""
+        arguments = tuple((p.arguments or {}).values())
+        trains = _trains(*values, p.scale, p.resting, p.initial_input, arguments)
+        return surrogate(p.method, p.alpha) if trains else None
+
+    def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
+        """The state of a run whose integrated inputs begin with these values."""
+        return self.start(inputs, self.p._replace(initial_input=inputs))
 
 
 def _check_arity(cls: type, inputs: tuple[Tensor, ...], dynamics: signgd.SignGDParameters) -> None:
@@ -242,6 +253,14 @@ def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float
             f"{len(values)} values. Pass a tuple with one for each input."
         )
     return values
+
+
+def _check_schedule(owner: str, schedule: Any) -> None:
+    if not isinstance(schedule, Schedule):
+        raise ValueError(
+            f"{owner}: schedule is one such as ExponentialSchedule(0.5, 0.9), but it is "
+            f"{schedule!r}."
+        )
 
 
 def _check_backend(owner: str, backend: str) -> None:
@@ -347,36 +366,32 @@ class GroupNeuronState(NamedTuple):
 class _GroupNeuron(Neuron):
     Parameters = GroupNeuronParameters
     State = GroupNeuronState
-    numbers = ("members", "v_th", "initial_charge", "alpha")
+    numbers = ("v_th", "initial_charge", "alpha")
+    counts = ("members",)
+
+    @classmethod
+    def check_parameters(cls, p: GroupNeuronParameters) -> None:
+        surrogate(p.method, p.alpha)
+        _check_backend(cls.__name__, p.backend)
+        cls.dynamics(p)
 
     @classmethod
     def dynamics(cls, p: GroupNeuronParameters) -> group.GroupNeuronParameters:
-        surrogate(p.method, p.alpha)
-        _check_backend(cls.__name__, p.backend)
         return group.GroupNeuronParameters(p.members, p.v_th, p.initial_charge)
 
     @classmethod
-    def start(
-        cls,
-        inputs: tuple[Tensor, ...],
-        p: GroupNeuronParameters,
-        dynamics: group.GroupNeuronParameters,
-    ) -> GroupNeuronState:
-        return GroupNeuronState(torch.full_like(inputs[0], dynamics.v_initial))
+    def start(cls, inputs: tuple[Tensor, ...], p: GroupNeuronParameters) -> GroupNeuronState:
+        return GroupNeuronState(torch.full_like(inputs[0], cls.dynamics(p).v_initial))
 
     @classmethod
     def sequence(
-        cls,
-        inputs: tuple[Tensor, ...],
-        state: GroupNeuronState,
-        p: GroupNeuronParameters,
-        dynamics: group.GroupNeuronParameters,
+        cls, inputs: tuple[Tensor, ...], state: GroupNeuronState, p: GroupNeuronParameters
     ) -> tuple[Tensor, GroupNeuronState]:
         (x_seq,) = _single(cls, inputs)
         done = group_multi_step(
             x_seq,
             state.v,
-            dynamics,
+            cls.dynamics(p),
             backend=p.backend,
             surrogate=surrogate(p.method, p.alpha) if _trains(x_seq, state.v) else None,
         )
@@ -385,9 +400,8 @@ class _GroupNeuron(Neuron):
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the
         definition. Raises BackendUnavailable."""
-        _, p, dynamics = self._current()
-        gradient = surrogate(p.method, p.alpha) if _trains(x) else None
-        return group_choice(p.backend, x, dynamics, gradient)
+        gradient = surrogate(self.p.method, self.p.alpha) if _trains(x) else None
+        return group_choice(self.p.backend, x, self.dynamics(self.p), gradient)
 
 
 def _single(cls: type, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -484,25 +498,34 @@ class _Subgradient(Neuron):
     State = SubgradientState
 
     @classmethod
-    def dynamics(cls, p: SubgradientParameters) -> subgradient.SubgradientParameters:
-        return subgradient.SubgradientParameters(at_least_float32(p.scale), p.schedule)
+    def check_parameters(cls, p: SubgradientParameters) -> None:
+        _check_schedule(cls.__name__, p.schedule)
+        subgradient.SubgradientParameters(p.scale, p.schedule)
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: Any) -> SubgradientState:
+    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> SubgradientState:
         return SubgradientState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: SubgradientState, p: Any, dynamics: Any
+        cls, inputs: tuple[Tensor, ...], state: SubgradientState, p: SubgradientParameters
     ) -> tuple[Tensor, SubgradientState]:
+        if _trains(*inputs, *state, p.scale):
+            raise InputError(
+                f"{cls.__name__}: the rate-coded baseline has no gradient, and what stands before "
+                "it would not be trained. Run it under torch.no_grad(), or take SignGD."
+            )
+        dynamics = subgradient.SubgradientParameters(
+            at_least_float32(p.scale), p.schedule, check=False
+        )
+
         def step(
             x: Tensor, state: SubgradientState, p: subgradient.SubgradientParameters
         ) -> tuple[Tensor, SubgradientState]:
             _, after = subgradient.subgradient_step(x, subgradient.SubgradientState(*state), p)
             return after.v, SubgradientState(*after)
 
-        with torch.no_grad():
-            return _scan(step, _single(cls, inputs)[0], state, dynamics)
+        return _scan(step, _single(cls, inputs)[0], state, dynamics)
 
 
 class SubgradientCell(_Subgradient, Cell):
@@ -551,18 +574,18 @@ class _Encode(Neuron):
     numbers = ("momentum",)
 
     @classmethod
-    def dynamics(cls, p: EncodeParameters) -> coding.RealCodingParameters:
+    def check_parameters(cls, p: EncodeParameters) -> None:
         offset = 0.0 if p.spikes == "binary" else None
         check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum)
-        return coding.RealCodingParameters(p.schedule, p.momentum)
+        _check_schedule(cls.__name__, p.schedule)
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: Any) -> EncodeState:
+    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> EncodeState:
         return EncodeState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: EncodeState, p: EncodeParameters, dynamics: Any
+        cls, inputs: tuple[Tensor, ...], state: EncodeState, p: EncodeParameters
     ) -> tuple[Tensor, EncodeState]:
         def step(
             x: Tensor, state: EncodeState, q: coding.RealCodingParameters
@@ -570,7 +593,8 @@ class _Encode(Neuron):
             y, after = encode_step(x, coding.CodingState(*state), q, p.spikes)
             return y, EncodeState(*after)
 
-        return _scan(step, _single(cls, inputs)[0], state, dynamics)
+        q = coding.RealCodingParameters(p.schedule, p.momentum)
+        return _scan(step, _single(cls, inputs)[0], state, q)
 
 
 class EncodeCell(_Encode, Cell):
@@ -605,23 +629,20 @@ class PoissonEncodeState(NamedTuple):
 class _PoissonEncode(Neuron):
     Parameters = PoissonEncodeParameters
     State = PoissonEncodeState
-    numbers = ("scale", "seed")
+    numbers = ("scale",)
+    counts = ("seed",)
 
     @classmethod
-    def dynamics(cls, p: PoissonEncodeParameters) -> coding.PoissonCodingParameters:
-        return coding.PoissonCodingParameters(p.scale, p.seed)
+    def check_parameters(cls, p: PoissonEncodeParameters) -> None:
+        coding.PoissonCodingParameters(p.scale, p.seed)
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: Any) -> PoissonEncodeState:
+    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> PoissonEncodeState:
         return PoissonEncodeState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
-        cls,
-        inputs: tuple[Tensor, ...],
-        state: PoissonEncodeState,
-        p: PoissonEncodeParameters,
-        dynamics: Any,
+        cls, inputs: tuple[Tensor, ...], state: PoissonEncodeState, p: PoissonEncodeParameters
     ) -> tuple[Tensor, PoissonEncodeState]:
         def step(
             x: Tensor, state: PoissonEncodeState, q: coding.PoissonCodingParameters
@@ -629,7 +650,8 @@ class _PoissonEncode(Neuron):
             spikes, after = coding.poisson_step(x, coding.CodingState(*state), q)
             return after.v if p.averaged else spikes, PoissonEncodeState(after.v, after.t)
 
-        return _scan(step, _single(cls, inputs)[0], state, dynamics)
+        q = coding.PoissonCodingParameters(p.scale, p.seed)
+        return _scan(step, _single(cls, inputs)[0], state, q)
 
 
 class PoissonEncodeCell(_PoissonEncode, Cell):
@@ -668,24 +690,24 @@ class _Readout(Neuron):
     State = ReadoutState
 
     @classmethod
-    def dynamics(cls, p: ReadoutParameters) -> None:
+    def check_parameters(cls, p: ReadoutParameters) -> None:
         check_protocol(cls.__name__, p.spikes, p.initial, p.offset)
         if p.spikes == "binary" and p.schedule is None:
             raise ValueError(
                 f"{cls.__name__}: binary spikes are decoded with the step sizes of their senders. "
                 "Pass schedule=... ."
             )
+        if p.schedule is not None:
+            _check_schedule(cls.__name__, p.schedule)
 
     @classmethod
-    def start(
-        cls, inputs: tuple[Tensor, ...], p: ReadoutParameters, dynamics: None
-    ) -> ReadoutState:
+    def start(cls, inputs: tuple[Tensor, ...], p: ReadoutParameters) -> ReadoutState:
         (current,) = _single(cls, inputs)
-        return ReadoutState(like(p.initial, current).expand(current.shape))
+        return ReadoutState(spread(like(p.initial, current), current.shape, "initial"))
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: ReadoutState, p: ReadoutParameters, dynamics: None
+        cls, inputs: tuple[Tensor, ...], state: ReadoutState, p: ReadoutParameters
     ) -> tuple[Tensor, ReadoutState]:
         (current,) = _single(cls, inputs)
         offset = 0.0 if p.offset is None else p.offset
@@ -717,12 +739,12 @@ class _RunningMean(Neuron):
     State = RunningMeanState
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any, dynamics: None) -> RunningMeanState:
+    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> RunningMeanState:
         return RunningMeanState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: RunningMeanState, p: Any, dynamics: None
+        cls, inputs: tuple[Tensor, ...], state: RunningMeanState, p: Any
     ) -> tuple[Tensor, RunningMeanState]:
         (x_seq,) = _single(cls, inputs)
         y_seq, total = running_mean(x_seq, state.total, state.t)

@@ -369,17 +369,37 @@ def test_copied_and_pickled(kind):
         torch.save(state, file)
 
 
+def others(p):
+    """Parameters of the same kind with other values."""
+    changes = {}
+    for name, value in p._asdict().items():
+        if isinstance(value, Tensor):
+            changes[name] = value + 1.0
+        elif isinstance(value, dict):
+            changes[name] = {key: item + 1.0 for key, item in value.items()}
+        elif name in ("members", "seed"):
+            changes[name] = value + 1
+        elif name in ("scale", "v_th"):
+            changes[name] = value + 0.7
+        elif name == "schedule" and value is not None:
+            changes[name] = sg.ConstantSchedule(0.125)
+    return p._replace(**changes)
+
+
 def test_state_dict_holds_every_parameter(kind):
     cell_class, layer_class, p, inputs = kind
     file = io.BytesIO()
     for module, x in make(kind):
         file.seek(0)
+        file.truncate()
         torch.save(module.state_dict(), file)
         file.seek(0)
         saved = torch.load(file, weights_only=True)
-        other = type(module)(p)
+        other = type(module)(others(module.p))
+        if not isinstance(module, (RunningMean, RunningMeanCell)):
+            assert not torch.equal(run_twice(other, x)[0], run_twice(module, x)[0])
         other.load_state_dict(saved)
-        assert_same(other(x)[0], module(x)[0], "output")
+        assert_same(run_twice(other, x)[0], run_twice(module, x)[0], "output")
 
 
 def test_numbers_and_schedule_are_loaded():
@@ -393,14 +413,23 @@ def test_numbers_and_schedule_are_loaded():
     group_other.load_state_dict(group_saved.state_dict())
     assert group_other.p == group_saved.p
     scaled = SignGD(SignGDParameters("relu", SCHEDULE, SCALE))
-    with torch.no_grad():
-        other = SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(5)))
+    other = SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(5)))
     other.load_state_dict(scaled.state_dict())
     assert_same(other(X)[0], scaled(X)[0], "scale")
+    starts = SignGD(SignGDParameters("mul", SCHEDULE, initial_input=(0.1, 0.9)))
+    other = SignGD(SignGDParameters("mul", SCHEDULE, initial_input=(0.0, 0.0)))
+    other.load_state_dict(starts.state_dict())
+    assert other.p == starts.p and type(other.p.initial_input) is tuple
+    other = SignGD(SignGDParameters("gelu", SCHEDULE, torch.ones(5)))
     with pytest.raises(sg.FormatError, match="function='relu', this one 'gelu'"):
-        SignGD(SignGDParameters("gelu", SCHEDULE)).load_state_dict(
-            SignGD(SignGDParameters("relu", SCHEDULE)).state_dict()
-        )
+        other.load_state_dict(scaled.state_dict())
+    assert torch.equal(other.p.scale, torch.ones(5)), "nothing is half loaded"
+    negative = scaled.state_dict()
+    negative["scale"] = -SCALE
+    other = SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(5)))
+    with pytest.raises(ValueError, match="positive"):
+        other.load_state_dict(negative)
+    assert torch.equal(other.p.scale, torch.ones(5))
     with pytest.raises((sg.FormatError, RuntimeError), match="scale"):
         SignGD(SignGDParameters("relu", SCHEDULE)).load_state_dict(scaled.state_dict())
     lacking = saved.state_dict()
@@ -434,6 +463,13 @@ def test_parameters_are_assigned_anew():
     cell.p = cell.p._replace(scale=2.0, arguments=None)
     assert not [k for k in cell.state_dict() if k != "_extra_state"]
     assert_same(cell(X[0])[0], SignGDCell(SignGDParameters("relu", SCHEDULE, 2.0))(X[0])[0], "y")
+    lost = torch.ones(5, requires_grad=True).exp()  # its gradient would be
+    for wrong in ({"scale": -1.0}, {"method": "nope"}, {"scale": [1.0]}, {"resting": lost}):
+        before = cell.p
+        with pytest.raises(ValueError):
+            cell.p = cell.p._replace(**wrong)
+        assert cell.p == before
+        cell(X[0])
 
 
 def test_a_trained_scale():
@@ -450,18 +486,63 @@ def test_a_trained_scale():
     other = torch.func.functional_call(layer, {"scale": torch.ones(5)}, (X,))[0]
     expected = SignGD(SignGDParameters("tanh", SCHEDULE))(X)[0]
     assert_same(other.detach(), expected, "functional_call")
+    copy.deepcopy(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_training_moves_a_cast_scale(dtype):
+    layer = SignGD(SignGDParameters("tanh", SCHEDULE, nn.Parameter(SCALE.clone()))).to(dtype)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    outputs = []
+    for _ in range(3):
+        y, _ = layer(X)
+        outputs.append(y.sum().item())
+        optimizer.zero_grad()
+        y.sum().backward()
+        optimizer.step()
+    assert len(set(outputs)) == 3
+    copy.deepcopy(layer)
+
+
+def test_trained_arguments_and_inputs_have_a_gradient():
+    weight, start = nn.Parameter(SCALE.clone()), nn.Parameter(SCALE.clone())
+    p = SignGDParameters("prelu", SCHEDULE, initial_input=start, arguments={"weight": weight})
+    layer = SignGD(p)
+    assert layer.choice(X).backend == "cpu"
+    layer(X - 1)[0].sum().backward()
+    assert weight.grad.abs().sum() > 0 and start.grad.abs().sum() > 0
+
+
+def test_a_module_is_made_on_meta_and_filled():
+    with torch.device("meta"):
+        layer = SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(5)))
+    layer = layer.to_empty(device="cpu")
+    layer.load_state_dict(SignGD(SignGDParameters("relu", SCHEDULE, SCALE)).state_dict())
+    expected = SignGD(SignGDParameters("relu", SCHEDULE, SCALE))(X)[0]
+    assert_same(layer(X)[0], expected, "filled")
+
+
+def test_initial_states_are_no_view_of_parameters():
+    layer = SignGD(SignGDParameters("relu", SCHEDULE, resting=SCALE, initial_input=SCALE))
+    state = layer.initial_state(X)
+    state.v.zero_()
+    state.x[0].zero_()
+    assert torch.equal(layer.p.resting, SCALE) and torch.equal(layer.p.initial_input, SCALE)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager"])
 def test_compiles_in_one_graph(kind, backend):
+    """Cells as often as one calls them: the step is no constant of the graph."""
     for module, x in make(kind):
         if isinstance(module, (PoissonEncode, PoissonEncodeCell)):
             pytest.skip("torch.compile makes no torch.Generator")
         torch.compiler.reset()
         compiled = torch.compile(module, fullgraph=True, backend=backend)
-        y, state = run_twice(compiled, x)
-        expected, last = run_twice(module, x)
-        assert_same(y, expected, "output")
+        state = last = None
+        for _ in range(2 if kind is KINDS["signGD momentum"] else 12):
+            y, state = compiled(x, state)
+            expected, last = module(x, last)
+            assert_same(y, expected, "output")
         assert_same_state(state, last)
 
 
@@ -573,6 +654,14 @@ def test_wrong_parameters():
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=1.0)), "momentum"),
         (lambda: Readout(ReadoutParameters(spikes="binary", offset=1.0)), "schedule"),
         (lambda: Encode(EncodeParameters(spikes="none")), "spikes is one"),
+        (lambda: Encode(EncodeParameters(schedule=0.5)), "schedule is one such as"),
+        (lambda: SignGD(SignGDParameters("relu", 0.5)), "schedule is one such as"),
+        (lambda: SignGD("gelu"), r"p is SignGDParameters\(...\), but it is 'gelu'"),
+        (lambda: GroupNeuron(4), r"p is GroupNeuronParameters"),
+        (lambda: GroupNeuron(SignGDParameters()), r"p is GroupNeuronParameters"),
+        (lambda: GroupNeuron(GroupNeuronParameters(2.5)), "members is an integer"),
+        (lambda: SignGD(SignGDParameters("mul", SCHEDULE, initial_input=[0.0, 1.0])), "a tuple"),
+        (lambda: group_neuron_feed_forward_step(X, None, GroupNeuronParameters(0)), "members"),
     ):
         with pytest.raises(ValueError, match=match):
             wrong()
@@ -582,6 +671,33 @@ def test_wrong_parameters():
 def test_parameters_come_as_tensors_as_in_norse():
     p = GroupNeuronParameters(v_th=torch.as_tensor(0.5), alpha=torch.as_tensor(100.0))
     assert GroupNeuron(p).p == GroupNeuronParameters(v_th=0.5)
+    assert GroupNeuron(GroupNeuronParameters(members=4.0)).p.members == 4
+    y, _ = group_neuron_feed_forward_step(X, None, p)
+    assert_same(y, GroupNeuronCell(p)(X)[0], "step")
+    with pytest.raises(ValueError, match="with a gradient"):
+        group_neuron_feed_forward_step(X, None, p._replace(v_th=nn.Parameter(torch.ones(()))))
+
+
+def test_parameters_of_a_larger_batch_are_refused():
+    x = X[:, :1]
+    for module in (
+        SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(3, 5), backend="torch")),
+        SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(3, 5))),
+        SignGD(SignGDParameters("relu", SCHEDULE, resting=torch.ones(3, 5))),
+        SignGD(SignGDParameters("relu", SCHEDULE, initial_input=torch.ones(3, 5))),
+        Subgradient(SubgradientParameters(torch.ones(3, 5))),
+        Readout(ReadoutParameters(torch.ones(3, 5))),
+        Readout(ReadoutParameters(spikes="binary", schedule=SCHEDULE, offset=torch.ones(3, 5))),
+    ):
+        with pytest.raises(sg.InputError, match="broadcast"):
+            module(x)
+
+
+def test_recorded_states_are_not_taken_for_states():
+    layer = SignGD(SignGDParameters("relu", SCHEDULE), record_states=True)
+    _, recorded = layer(X)
+    with pytest.raises(sg.InputError, match="take the last"):
+        layer(X, recorded)
 
 
 def test_defaults_hold_no_tensors_and_nothing_is_shared():
@@ -649,6 +765,25 @@ def test_gradients_of_sequences(method, backend):
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("method", ["super", "triangle", "tanh"])
+def test_gradients_of_signgd_sequences(method):
+    """As above, of the sign of v - f(x), through v and through the integrated input."""
+    p = SignGDParameters("tanh", SCHEDULE, 0.8, method=method, alpha=2.0)
+    x = X.clone().requires_grad_()
+    y, state = SignGD(p)(x)
+    weight = torch.randn(y.shape)
+    ((y * weight).sum() + state.v.sum()).backward()
+    other = X.clone().requires_grad_()
+    v, integrated, loss = torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(())
+    for t in range(len(X)):
+        integrated = integrated + other[t]
+        soft = threshold(v - torch.tanh(integrated), method, torch.as_tensor(2.0))
+        out = -SCHEDULE(t + 1) * 0.8 * (2 * soft - 1)
+        v, loss = v + out, loss + (out * weight[t]).sum()
+    (loss + v.sum()).backward()
+    torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_gradient_passes_states_between_calls():
     layer = GroupNeuron(GroupNeuronParameters(2))
     grads = []
@@ -669,9 +804,10 @@ def test_heaviside_and_what_carries_no_gradient():
     for module in (
         GroupNeuron(GroupNeuronParameters(method="heaviside")),
         SignGD(SignGDParameters("relu", SCHEDULE, method="heaviside")),
-        Subgradient(),
     ):
         assert not module(x)[0].requires_grad
+    with pytest.raises(sg.InputError, match="no gradient"):
+        Subgradient()(x)
     for p in (
         SignGDParameters("relu", SCHEDULE, spikes="binary", offset=1.0),
         SignGDParameters("relu", SCHEDULE, momentum=0.5),
@@ -693,6 +829,19 @@ def test_choice_says_what_runs():
         GroupNeuron(GroupNeuronParameters(backend="cupy")).choice(X)
     with pytest.raises(sg.BackendUnavailable, match="cuda"):
         GroupNeuron(GroupNeuronParameters(backend="cupy"))(X)
+
+
+def test_a_converted_network_without_spikingjelly():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 16), nn.GELU(), nn.Linear(16, 3))
+    network = sg.convert(model, X.flatten(0, 1), time_steps=64)
+    kernels, definition = (sg.build(network, "norse", kernels=k) for k in ("auto", "torch"))
+    y = sg.run(kernels, X[0], 64)[64]
+    torch.testing.assert_close(y, model(X[0]).detach(), rtol=0, atol=0.01)
+    torch.testing.assert_close(sg.run(definition, X[0], 64)[64], y, rtol=0, atol=1e-3)
+    y, state = kernels(X[0])
+    y, state = kernels(X[1], state)
+    assert y.shape == (4, 3)
 
 
 def test_the_simulator_is_not_imported_with_the_package():

@@ -106,6 +106,7 @@ def test_single_steps_and_states_between_calls(name):
         assert torch.equal(y, theirs(X))
 
 
+@pytest.mark.spikingjelly
 @pytest.mark.parametrize("name", ["vgg", "convnext", "vgg qcfs4"])
 def test_run_and_evaluate(name):
     network = convert(name, 16)
@@ -312,10 +313,48 @@ def test_compiles_in_one_graph(name, spikes):
             assert torch.equal(state.neurons[name].v, last.neurons[name].v)
 
 
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + torch.relu(self.linear(x))
+
+
 def test_no_gradient_is_recorded(network):
-    """A converted network is not trained: its thresholds are Norse's heaviside."""
-    x = X.clone().requires_grad_()
-    snn = sg.build(network, "norse")
-    y, state = snn(x)
-    assert not y.requires_grad
-    assert not any(s.v.requires_grad for s in state.neurons.values())
+    """A converted network is not trained; past its neurons the gradient would be a wrong one."""
+    shortcut = sg.convert(Shortcut(), torch.randn(9, 6), time_steps=4)
+    for converted, x in ((network, X), (shortcut, torch.randn(9, 6))):
+        theirs, ours = both(converted)
+        y, state = ours(x.clone().requires_grad_())
+        assert not y.requires_grad
+        assert not any(s.v.requires_grad for s in state.neurons.values())
+        assert not theirs(x.clone().requires_grad_()).requires_grad
+
+
+def test_run_does_not_record(network):
+    plain = sg.build(network, "norse")
+    snn = sg.build(network, "norse", record_states=True)
+    assert_equal(sg.run(snn, X, 8, chunk=3), sg.run(plain, X, 8), "run")
+    assert all(layer.record_states for layer in snn.neurons.values())
+
+
+def test_a_loaded_network_is_the_saved_one_in_ann_mode_too():
+    """Parameters of functions are loaded for neurons and for the source network."""
+    x = torch.randn(9, 6)
+    saved, other = (
+        sg.convert(nn.Sequential(nn.Linear(6, 4), nn.PReLU(init=a)), x, time_steps=4)
+        for a in (0.1, 0.9)
+    )
+    for simulator in ("norse", "spikingjelly"):
+        a, b = sg.build(saved, simulator), sg.build(other, simulator)
+        b.load_state_dict(a.state_dict())
+        assert torch.equal(b.ann(x), a.ann(x)), simulator
+        assert_equal(sg.run(b, x, 4), sg.run(a, x, 4), simulator)
+
+
+def test_no_steps(network):
+    for spikes in ("decoded", "signed"):
+        with pytest.raises(sg.InputError, match="at least one step"):
+            sg.build(network, "norse", spikes=spikes)(X.expand(0, *X.shape))

@@ -88,7 +88,7 @@ def test_unknown_name():
         ("spikingjelly", lambda: sg.SignGDNode),
         ("norse", lambda: sg.plugins.norse),
         ("norse", lambda: import_module("spikingjelly_signgd.plugins.norse")),
-        ("norse", lambda: sg.build(None, "norse")),
+        ("norse", lambda: sg.build(None, "norse")),  # type: ignore[arg-type]
     ],
 )
 def test_missing_simulator_says_the_mend(monkeypatch, name, ask):
