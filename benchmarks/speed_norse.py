@@ -1,9 +1,10 @@
 """Norse: our layers against the SpikingJelly nodes and against Norse's own neurons.
 
-    python benchmarks/speed_norse.py [--seconds 10] [--networks vgg ...]
+    python benchmarks/speed_norse.py [--seconds 10] [--networks vgg ...] [--new-memory]
 
 Prints the table of RESULTS.md, of ratios within one run, and writes results/speed_norse.json.
-What is compared is run in turn, as in speed.py.
+What is compared is run in turn, as in speed.py, in memory that was used before; ``--new-memory``
+times only the largest layers, in a process that asks the system for every output.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def layers(shape: Sequence[int], seconds: float) -> dict[str, Any]:
         pairs[f"signGD {name}"] = ours, sg.SignGDNode(name, SCHEDULE, step_mode="m")
     calls: dict[str, Call] = {}
     for name, (layer, theirs) in pairs.items():
+        calls[f"{name}, warm-up"] = node(theirs, x)  # both then find the caches as they are left
         calls[name] = lambda layer=layer: layer(x)  # type: ignore[misc]
         calls[f"{name}, SpikingJelly"] = node(theirs, x)
     iaf, lif = norse.IAF(), norse.LIF()
@@ -147,34 +149,37 @@ def show(results: Mapping[str, Any]) -> None:
         [name, cell(found["run"], SPIKINGJELLY_LIMIT), cell(found["forward"], SPIKINGJELLY_LIMIT)]
         for name, found in results["networks"].items()
     ]
-    table(["network", "run, over SpikingJelly", "one call of 8 images, over SpikingJelly"], rows)
+    if rows:
+        table(
+            ["network", "run, over SpikingJelly", "one call of 8 images, over SpikingJelly"], rows
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each set of comparisons")
     parser.add_argument("--networks", nargs="*", default=(*NETWORKS, *QCFS))
+    parser.add_argument("--new-memory", action="store_true", help="the largest layers, new memory")
     parser.add_argument("--batch", type=int, default=64, help="images")
     options = parser.parse_args()
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     results: dict[str, Any] = {"norse": version("norse"), "networks": {}}
     torch.set_num_threads(1)
-    new = "134 MB, new memory"  # of a process that asks for it at every call
-    results["layers"] = {new: layers(SHAPES["134 MB"], options.seconds)}
-    results["training"] = {new: training(SHAPES["134 MB"], options.seconds)}
-    above = memory_to_reuse()
-    for size, shape in SHAPES.items():
-        results["layers"][size] = layers(shape, options.seconds)
-        results["training"][size] = training(shape, options.seconds)
+    results["layers"], results["training"] = {}, {}
+    above = None if options.new_memory else memory_to_reuse()
+    for size in ("134 MB",) if options.new_memory else SHAPES:
+        results["layers"][size] = layers(SHAPES[size], options.seconds)
+        results["training"][size] = training(SHAPES[size], options.seconds)
         say(size)
     del above
     torch.set_num_threads(threads)
-    for name in options.networks:
+    for name in () if options.new_memory else options.networks:
         results["networks"][name] = network(name, options.batch, options.seconds)
         say(name)
-    write("norse", results)
-    show(json.loads((RESULTS / "speed_norse.json").read_text()))
+    name = "norse_new_memory" if options.new_memory else "norse"
+    write(name, results)
+    show(json.loads((RESULTS / f"speed_{name}.json").read_text()))
 
 
 if __name__ == "__main__":

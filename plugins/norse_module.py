@@ -130,9 +130,8 @@ class Neuron(nn.Module):
     @property
     def p(self) -> Any:
         layout = self._layout
-        if not self._tensors:
-            return layout
-        return type(layout)(*(self._filled(value) for value in layout))
+        given = {name: self._filled(getattr(layout, name)) for name in self._with_tensors}
+        return layout._replace(**given) if given else layout
 
     @p.setter
     def p(self, p: Any) -> None:
@@ -144,6 +143,7 @@ class Neuron(nn.Module):
         for name in self.__dict__.get("_tensors", ()):  # of the p before, which was whole till here
             delattr(self, name)
         self._tensors = list(held)
+        self._with_tensors = [k for k, v in layout._asdict().items() if _holds(v)]
         self._layout = layout
         for name, value in held.items():
             if isinstance(value, nn.Parameter):
@@ -279,7 +279,14 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Schedule):
         return value.to_dict()
-    return nonlinearity(value).name
+    is_function = isinstance(value, Nonlinearity) or callable(value)
+    return nonlinearity(value).name if is_function else repr(value)
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds, value.values()))
+    return isinstance(value, _Held) or (isinstance(value, tuple) and any(map(_holds, value)))
 
 
 def _has_tensor(plain: Any) -> bool:

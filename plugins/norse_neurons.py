@@ -193,7 +193,8 @@ class _SignGD(Neuron):
                 f"spikes={p.spikes!r}. Pass state=None."
             )
         if state.x is None and dynamics.function.elementwise:
-            shape = torch.broadcast_shapes(*(x.shape[1:] for x in inputs))
+            shapes = [x.shape[1:] for x in inputs]
+            shape = torch.broadcast_shapes(*shapes) if len(shapes) > 1 else shapes[0]
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
         gradient = cls._gradient(p, *inputs, *state)
