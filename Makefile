@@ -6,16 +6,19 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 
-.PHONY: demo test test-slow test-norse lint gpu clean
+# one test process for each core, and each of them on one
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
+
+.PHONY: demo test test-slow test-norse lava nir-readers lint gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
 
 test: $(VENV)/.stamp
 	@echo "== on spikingjelly 0.0.0.0.14, the tests that touch the simulator"
-	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PY) -m pytest -q -m "spikingjelly and not slow"
+	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PARALLEL) -m "spikingjelly and not slow"
 	@echo "== on spikingjelly 2.0.0, all"
-	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m "not slow"
+	@SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) -m "not slow"
 
 test-slow: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m slow
@@ -33,6 +36,19 @@ test-norse:
 	@$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
 		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
 	@$(NORSE)/bin/python -m pytest -q -m "not spikingjelly" tests/test_norse.py
+
+# netx files and signGD networks in Lava itself, which goes into an environment of its own
+lava: $(VENV)/.stamp
+	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)"
+	@echo "== in Lava"
+	@LAVA_PYTHON="$(VENV)/lava/bin/python" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) \
+		tests/test_lava_simulation.py tests/test_verification.py -k "lava"
+
+# NIR files in the readers of other toolchains, snnTorch's among them, which lies beside .venv
+nir-readers: $(VENV)/.stamp
+	$(PIP) install --no-deps --upgrade --target "$(VENV)/snntorch" snntorch==1.0.0
+	@echo "== NIR files in other readers"
+	@PYTHONPATH="$(VENV)/snntorch" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_nir_readers.py
 
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
@@ -56,7 +72,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest ruff
+	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6

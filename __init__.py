@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         SignGDError,
         UnsupportedOperation,
     )
-    from .exporters import load, save
+    from .exporters import Certificate, export, load, save, verify
     from .network import SpikingNetwork
     from .neurons.group import GroupNeuronParameters
     from .neurons.multi_step import backends
@@ -51,6 +51,7 @@ __all__ = [
     "BackendUnavailable",
     "CalibrationError",
     "CaptureError",
+    "Certificate",
     "CheckReport",
     "ConstantSchedule",
     "Encode",
@@ -80,12 +81,14 @@ __all__ = [
     "convert",
     "converters",
     "evaluate",
+    "export",
     "exporters",
     "load",
     "neurons",
     "plugins",
     "run",
     "save",
+    "verify",
 ]
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
@@ -105,8 +108,11 @@ _HOME = {
     "InputError": "errors",
     "SignGDError": "errors",
     "UnsupportedOperation": "errors",
+    "Certificate": "exporters",
+    "export": "exporters",
     "load": "exporters",
     "save": "exporters",
+    "verify": "exporters",
     "SpikingNetwork": "network",
     "GroupNeuronParameters": "neurons.group",
     "backends": "neurons.multi_step",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from . import norse, spikingjelly
+    from . import lava, lava_remote, norse, spikingjelly
 
-__all__ = ["norse", "spikingjelly"]
+__all__ = ["lava", "lava_remote", "norse", "spikingjelly"]
 
 
 def __getattr__(name: str) -> ModuleType:

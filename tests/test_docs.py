@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def run_blocks(path: Path) -> dict[str, object]:
-    scope: dict[str, object] = {}
+def run_blocks(path: Path) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
         exec(code, scope)
     return scope
@@ -24,6 +25,14 @@ def test_norse():
     data = scope["data"]
     hits = (scope["prediction"] == data.test.labels[:100]).float().mean()
     assert hits >= 0.95
+
+
+def test_exports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope = run_blocks(ROOT / "docs/exports.md")
+    assert "verified" in capsys.readouterr().out
+    assert scope["certificate"].ok
+    assert {path.name for path in tmp_path.iterdir()} == {"net.h5", "net.nir", "net.net"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)

@@ -1,19 +1,30 @@
 """What is saved is read back equal; what is no description is refused."""
 
+import errno
+import hashlib
 import json
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
-from dataclasses import fields
+import time
+import tracemalloc
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.network import leaves
+from spikingjelly_signgd.exporters import files as exporters_files
+from spikingjelly_signgd.exporters import hdf5
+from spikingjelly_signgd.exporters.content import FIELDS, OPERATIONS, SCHEDULES
+from spikingjelly_signgd.network import NODES, Function, leaves
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -247,20 +258,96 @@ def test_a_failing_save_leaves_the_old_file(networks, tmp_path):
     assert os.listdir(tmp_path) == ["network.h5"]
 
 
-def test_an_interrupted_save_leaves_the_old_file(networks, tmp_path, monkeypatch):
-    from spikingjelly_signgd.exporters import description
+def interrupted(handle):
+    raise KeyboardInterrupt
 
+
+def full(handle):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("event", "error"), [(interrupted, KeyboardInterrupt), (full, OSError)])
+def test_an_interrupted_save_leaves_the_old_file(networks, tmp_path, monkeypatch, event, error):
     path = tmp_path / "network.h5"
     sg.save(networks["group"], path)
     before = path.read_bytes()
-
-    def interrupted(tensor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(description, "_array", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(exporters_files.os, "fsync", event)
+    with pytest.raises(sg.FormatError if error is OSError else error) as raised:
         sg.save(networks["signgd"], path)
+    if error is OSError:
+        assert "No space left on device" in str(raised.value) and str(path) in str(raised.value)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["network.h5"]
+
+
+SAVES_A_LARGER_ONE = """
+import os, resource, signal, sys
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.exporters import files
+
+class HalfWay:
+    def __init__(self, handle, mode):
+        self.file = open(handle, mode)
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+event, source, path = sys.argv[1:]
+network = sg.load(source)
+if event == "killed half way":
+    files.os.fdopen = HalfWay
+elif event == "killed before the rename":
+    files.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    sg.save(network, path)
+except sg.FormatError as error:
+    assert "cannot write" in str(error), error
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ("killed half way", -signal.SIGKILL),
+        ("killed before the rename", -signal.SIGKILL),
+        ("the disk takes no more than 20,000 bytes", 3),
+    ],
+)
+def test_what_ends_a_save_leaves_the_old_file(networks, files, tmp_path, event, code):
+    path = tmp_path / "network.h5"
+    sg.save(networks["group"], path)
+    before = path.read_bytes()
+    assert (files / "signgd.h5").stat().st_size > 30_000
+    script = [sys.executable, "-c", SAVES_A_LARGER_ONE, event, files / "signgd.h5", path]
+    assert subprocess.run(script, timeout=120).returncode == code
+    assert path.read_bytes() == before
+    assert_equal_networks(sg.load(path), networks["group"])
+    left = [name for name in os.listdir(tmp_path) if name != "network.h5"]
+    assert all(name.endswith(".part") for name in left) and len(left) == (code != 3)
+
+
+def test_what_cannot_be_written_to(networks, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sg.FormatError, match="folder .*file' does not exist"):
+        sg.save(networks["group"], tmp_path / "file" / "n.h5")
+    with pytest.raises(sg.FormatError, match="it is a folder; name a file in it"):
+        sg.save(networks["group"], tmp_path)
+
+    def denied(*args, **kwargs):  # as any folder that is not the user's; root may write to all
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(exporters_files.tempfile, "mkstemp", denied)
+    with pytest.raises(sg.FormatError, match="cannot write .*n.h5.*Permission denied. Choose"):
+        sg.save(networks["group"], tmp_path / "n.h5")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_saved_file_has_the_usual_permissions(networks, tmp_path):
@@ -295,6 +382,7 @@ def truncated(path, tmp_path, keep):
 
 
 def overwritten(path, tmp_path, name, value):
+    """Changed on purpose, and sealed again."""
     bad = tmp_path / "bad.h5"
     bad.write_bytes(path.read_bytes())
     with h5py.File(bad, "r+") as file:
@@ -305,6 +393,7 @@ def overwritten(path, tmp_path, name, value):
             del file[where]
         else:
             file[where or "/"].attrs[attribute] = value
+    hdf5.seal(bad)
 
 
 DAMAGE = {
@@ -334,6 +423,308 @@ def test_a_damaged_file_is_refused(files, tmp_path, name):
     DAMAGE[name](files / "signgd.h5", tmp_path)
     with pytest.raises(sg.FormatError, match="bad.h5' is not a whole|newer release|bad.h5"):
         sg.load(tmp_path / "bad.h5")
+
+
+def test_one_changed_byte_is_reported(files, tmp_path):
+    data = bytearray((files / "group.h5").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bad.h5").write_bytes(data)
+    with pytest.raises(sg.FormatError, match="bad.h5': .* damaged or was changed.*Copy it anew"):
+        sg.load(tmp_path / "bad.h5")
+
+
+def unsealed(path, to):
+    """The HDF5 data alone, as other tools would write it."""
+    to.write_bytes(path.read_bytes()[hdf5.SEAL_BYTES :])
+    return to
+
+
+def test_a_repacked_file_is_checked_by_its_content(files, networks, tmp_path):
+    bare = unsealed(files / "signgd.h5", tmp_path / "bare.h5")
+    assert_equal_networks(sg.load(bare), networks["signgd"])
+    with h5py.File(bare) as old, h5py.File(tmp_path / "repacked.h5", "w") as new:
+        new.attrs.update(old.attrs)
+        for name in old:
+            old.copy(name, new)
+    assert (tmp_path / "repacked.h5").read_bytes() != bare.read_bytes()
+    assert_equal_networks(sg.load(tmp_path / "repacked.h5"), networks["signgd"])
+    with h5py.File(tmp_path / "repacked.h5", "r+") as file:
+        file["nodes/00001/tensors.weight"][0, 0, 0, 0] += 1e-7
+    with pytest.raises(sg.FormatError, match="its content has the sha256:.* is written"):
+        sg.load(tmp_path / "repacked.h5")
+    hdf5.seal(tmp_path / "repacked.h5")
+    assert sg.load(tmp_path / "repacked.h5").names() == networks["signgd"].names()
+
+
+def test_the_checksum_names_the_content(networks, files, tmp_path):
+    for name in ("group", "signgd"):
+        sg.save(networks[name], tmp_path / "again.h5")
+        assert (tmp_path / "again.h5").read_bytes() == (files / f"{name}.h5").read_bytes()
+        sg.save(sg.load(files / f"{name}.h5"), tmp_path / "again.h5")
+        assert hdf5.read(tmp_path / "again.h5").checksum == hdf5.read(files / f"{name}.h5").checksum
+    checksums = {hdf5.read(path).checksum for path in files.glob("*.h5")}
+    assert len(checksums) == len(NETWORKS)
+    data = (files / "group.h5").read_bytes()
+    written = data[: hdf5.SEAL_BYTES].split(b"\n")[1].decode()
+    assert written == hashlib.sha256(data[hdf5.SEAL_BYTES :]).hexdigest()
+
+
+def test_files_of_version_1_0_are_read(files, networks, tmp_path):
+    """They have neither checksums nor what the attributes of 1.1 say."""
+    for name, network in networks.items():
+        old = unsealed(files / f"{name}.h5", tmp_path / "old.h5")
+        with h5py.File(old, "r+") as file:
+            file.attrs["format_version"] = "1.0"
+            for attribute in ("checksum", "spikes", "delay", "input_coding"):
+                del file.attrs[attribute]
+        assert_equal_networks(sg.load(old), network)
+        assert hdf5.read(old).version == (1, 0)
+
+
+def test_what_the_root_says(files, tmp_path):
+    with h5py.File(files / "signgd.h5") as file:
+        assert file.attrs["format_version"] == "1.1"
+        assert "zero: within a time step" in file.attrs["delay"]
+        assert "sigma in {-1, +1}" in file.attrs["spikes"]
+        assert file.attrs["checksum"].startswith("sha256:")
+    coding = {}
+    for path in files.glob("*.h5"):
+        with h5py.File(path) as file:
+            coding[path.stem] = file.attrs["input_coding"]
+            assert (
+                file.attrs["input_coding"] == json.loads(file.attrs["provenance"])["input_coding"]
+            )
+    assert set(coding.values()) == {"exact", "real", "poisson", "spike"}
+
+
+def test_class_names(networks, tmp_path):
+    names = ["zero", "eins", "二"]
+    sg.save(networks["group"], tmp_path / "n.h5", class_names=names)
+    loaded = sg.load(tmp_path / "n.h5")
+    assert loaded.provenance["class_names"] == names
+    sg.save(loaded, tmp_path / "again.h5")
+    assert hdf5.read(tmp_path / "again.h5").class_names == tuple(names)
+    with pytest.raises(sg.FormatError, match="class_names is a list of strings"):
+        sg.save(networks["group"], tmp_path / "n.h5", class_names="zero")
+    with pytest.raises(sg.FormatError, match="class_names is a list of strings"):
+        sg.save(networks["group"], tmp_path / "n.h5", class_names=[0, 1])
+
+
+def test_a_certificate_does_not_change_the_checksum(files, tmp_path):
+    before = hdf5.read(files / "group.h5")
+    overwritten(files / "group.h5", tmp_path, "@certificate", '{"mismatches": 0}')
+    after = hdf5.read(tmp_path / "bad.h5")
+    assert after.certificate == {"mismatches": 0} and before.certificate is None
+    assert after.checksum == before.checksum
+
+
+def changed(network, name, **changes):
+    nodes = [replace(node, **changes) if node.name == name else node for node in network.nodes]
+    return network.replace(nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_are_refused(networks, tmp_path, value):
+    network = networks["signgd"]
+    linear = next(n for n in network.nodes if n.kind == "linear" and "weight" in n.tensors)
+    weight = linear.tensors["weight"].clone()
+    weight.flatten()[3] = value
+    scale = torch.full((6, 1, 1), value)
+    for broken, where in (
+        (changed(network, linear.name, tensors={"weight": weight}), f"'{linear.name}'.*s.weight"),
+        (changed(network, "prelu", scale=scale), "'prelu': scale"),
+        (changed(network, "prelu", resting=value), "'prelu': resting"),
+        (changed(network, "prelu", arguments={"weight": scale}), "'prelu': arguments.weight"),
+    ):
+        with pytest.raises(sg.FormatError, match=f"node {where} holds NaN or infinity"):
+            sg.save(broken, tmp_path / "n.h5")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_clamp_may_be_open(networks, tmp_path):
+    arguments = {"min": -float("inf"), "max": 0.5}
+    network = changed(networks["signgd"], "clamp", arguments=arguments)
+    sg.save(network, tmp_path / "n.h5")
+    assert_equal_networks(sg.load(tmp_path / "n.h5"), network)
+
+
+def test_large_tensors_are_chunked_and_compressed(networks, tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 300), nn.ReLU(), nn.Linear(300, 5))
+    network = sg.convert(model, X, time_steps=4)
+    monkeypatch.setattr(hdf5, "LARGEST_CHUNK", 20_000)
+    sg.save(network, tmp_path / "n.h5")
+    with h5py.File(tmp_path / "n.h5") as file:
+        weight = file["nodes/00002/tensors.weight"]
+        assert (weight.compression, weight.shuffle, weight.chunks) == ("gzip", True, (138, 36))
+        assert weight.id.get_storage_size() < 0.95 * weight.nbytes
+        assert file["nodes/00002/tensors.bias"].chunks is None, "1,200 bytes"
+    assert_equal_networks(sg.load(tmp_path / "n.h5"), network)
+
+
+def test_fields_are_those_of_the_nodes():
+    for kind, node in NODES.items():
+        assert set(FIELDS[kind]) == {field.name for field in fields(node)}
+    assert set(FIELDS) == set(NODES)
+
+
+def read_or_refused(path):
+    """Whether it was read; nothing else but a FormatError within a second is allowed."""
+    begun = time.process_time()
+    try:
+        hdf5.read(path)
+        return True
+    except sg.FormatError as error:
+        assert str(path) in str(error)
+        return False
+    finally:
+        assert time.process_time() - begun < 1
+
+
+def test_a_thousand_damaged_files(files, tmp_path):
+    whole = (files / "signgd.h5").read_bytes()
+    chance = random.Random(0)
+    for _ in range(1000):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 16))):
+            data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
+        (tmp_path / "bad.h5").write_bytes(data)
+        assert not read_or_refused(tmp_path / "bad.h5")
+
+
+def give(name, value):
+    def edit(file, node):
+        node.attrs[name] = value
+
+    return edit
+
+
+def take(name):
+    def edit(file, node):
+        del node.attrs[name]
+
+    return edit
+
+
+def put(name, **options):
+    def edit(file, node):
+        if name in node:
+            del node[name]
+        node.create_dataset(name, **options)
+
+    return edit
+
+
+def link(name, target):
+    def edit(file, node):
+        if name in node:
+            del node[name]
+        node[name] = file[target] if isinstance(target, str) else target
+
+    return edit
+
+
+def itself(file, node):
+    node.attrs["inputs"] = f"[{node.attrs['name']}]"
+
+
+def stored_elsewhere(file, node):
+    node.create_dataset("scale", shape=(8,), dtype="f4", external=[("/etc/passwd", 0, 32)])
+
+
+def seen_through(file, node):
+    layout = h5py.VirtualLayout((8,), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "a", (8,))
+    node.create_virtual_dataset("scale", layout)
+
+
+# edits of a node that make the file none, whatever the node is
+FATAL = {
+    "no name": take("name"),
+    "no kind": take("kind"),
+    "a number for a kind": give("kind", 7),
+    "a kind of several numbers": give("kind", [1.0, 2.0]),
+    "a later node as input": give("inputs", '["nobody"]'),
+    "itself as input": itself,
+    "inputs that are a number": give("inputs", "3"),
+    "a shape below zero": give("shape", "[-1]"),
+    "a shape of words": give("shape", '["many"]'),
+    "a shape of fractions": give("shape", "[1.5]"),
+    "a name that is a number": give("name", "3"),
+    "JSON cut short": give("shape", "[1, "),
+    "JSON a hundred thousand deep": put("shape.json", data=np.full(100_000, 91, "u1")),
+    "a number of ten thousand digits": give("shape", f"[{'9' * 10_000}]"),
+    "no finite number": give("shape", "[1e999]"),
+    "a group for a tensor": lambda file, node: node.create_group("shape"),
+    "text for a tensor": put("name", data="text", dtype=h5py.string_dtype()),
+    "records for a tensor": put("shape", data=np.zeros(3, [("a", "f4"), ("b", "i4")])),
+    "a loop of groups": link("loop", "/nodes"),
+    "a loop to the root": link("loop", "/"),
+    "a soft link": link("more", h5py.SoftLink("/nodes")),
+    "a link to another file": link("more", h5py.ExternalLink("/etc/passwd", "/")),
+    "values in another file": stored_elsewhere,
+    "a view of another file": seen_through,
+    "a huge tensor": put("huge", shape=(2**40,), dtype="f8"),
+    "a huge tensor in chunks": put("huge", shape=(2**40,), dtype="f8", chunks=(2**16,)),
+    "a huge tensor, compressed": put("huge", shape=(2**33,), dtype="f8", compression="gzip"),
+    "a tensor without a shape": put("huge", data=h5py.Empty("f4")),
+}  # fmt: skip
+VALUES = [
+    *("null", "true", "-1", "1e999", "NaN", "[]", "{}", '"x"', "[[]]", "", "7", "[1, 2, 3, 4, 5]"),
+    *('{"kind": 1}', '{"kind": "list", "values": [0.5, NaN]}'),
+]
+
+
+def structurally_wrong(path, to, edit, node):
+    """Without checksums, so that nothing but the structure stands in the way."""
+    unsealed(path, to)
+    with h5py.File(to, "r+") as file:
+        file.attrs["format_version"] = "1.0"
+        edit(file, file["nodes"][node])
+
+
+@pytest.mark.parametrize("edit", FATAL)
+def test_a_structurally_wrong_file_is_refused(files, tmp_path, edit):
+    for node in ("00000", "00003", "00006"):
+        structurally_wrong(files / "group.h5", tmp_path / "bad.h5", FATAL[edit], node)
+        tracemalloc.start()
+        try:
+            assert not read_or_refused(tmp_path / "bad.h5"), node
+            assert tracemalloc.get_traced_memory()[1] < 2**20, "of a file of 10 kB"
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_a_thousand_structurally_wrong_files(files, tmp_path, seed):
+    chance = random.Random(seed)
+    read = 0
+    for trial in range(250):
+        name = chance.choice(["group", "mixed", "group, poisson"])
+
+        def edit(file, node):
+            keys = [*(f"@{key}" for key in node.attrs), *node]
+            key = chance.choice(keys)  # noqa: B023
+            if key[0] != "@":
+                del node[key]
+                if chance.random() < 0.7:  # noqa: B023
+                    shape = chance.choice([(), (0,), (3,), (2, 3, 4, 5), (1, 1, 1, 1, 1, 1)])  # noqa: B023
+                    dtype = chance.choice(["f4", "i8", "f2", "u1", "?"])  # noqa: B023
+                    node.create_dataset(key, data=np.ones(shape, dtype))
+            elif chance.random() < 0.2:  # noqa: B023
+                del node.attrs[key[1:]]
+            else:
+                node.attrs[key[1:]] = chance.choice([*VALUES, 3, 1.5, [1, 2]])  # noqa: B023
+
+        structurally_wrong(files / f"{name}.h5", tmp_path / "bad.h5", edit, f"{trial % 6:05}")
+        read += read_or_refused(tmp_path / "bad.h5")
+    assert read < 90, "most edits matter; a seed or a module's path may be anything"
+
+
+@pytest.mark.parametrize("edit", ["a loop of groups", "a huge tensor", "values in another file"])
+def test_what_is_refused_is_not_sealed_either(files, tmp_path, edit):
+    structurally_wrong(files / "group.h5", tmp_path / "bad.h5", FATAL[edit], "00003")
+    with pytest.raises(sg.FormatError):
+        hdf5.seal(tmp_path / "bad.h5")
 
 
 def test_another_hdf5_file(tmp_path):
@@ -403,3 +794,91 @@ def test_without_h5py(networks, tmp_path, monkeypatch, call):
     with pytest.raises(sg.BackendUnavailable, match=r"pip install 'spikingjelly-signgd\[hdf5\]'"):
         call(networks["group"], tmp_path / "n.h5")
     assert not list(Path(tmp_path).iterdir())
+
+
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+
+
+def table(heading):
+    """The rows of the table under a heading of the document, as cells."""
+    part = DOCUMENT.split(f"\n{heading}\n")[1].split("\n#")[0]
+    rows = [line.replace("\\|", "/") for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def quoted(cell):
+    return re.findall("`([a-z_]+)`", cell)
+
+
+def test_the_documented_example_runs(networks, tmp_path):
+    code = DOCUMENT.split("```python\n")[1].split("```")[0]
+    assert 10 <= len(code.strip().splitlines()) <= 16
+    assert not re.search("torch|numpy|spikingjelly", code)
+    for name in ("group", "signgd"):
+        sg.save(networks[name], tmp_path / "network.h5")
+        script = [sys.executable, "-c", code]
+        told = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True)
+        for node in networks[name].nodes:
+            assert f"{node.name} {node.kind} of " in told.stdout
+    assert "'tensors.weight': (6, 1, 3, 3)" in told.stdout
+
+
+def test_every_field_is_documented():
+    found = {}
+    for kind, field, *_ in table("### Nodes"):
+        found.setdefault(kind, set()).update(quoted(field))
+    every, function = found.pop("every"), found["function"]
+    assert set(found) == set(NODES)
+    for kind, node in NODES.items():
+        inherited = function if issubclass(node, Function) else set()
+        assert every | inherited | found[kind] == {field.name for field in fields(node)}, kind
+
+
+def test_every_operation_schedule_and_function_is_documented(files):
+    rows = {op: (quoted(attributes), quoted(tensors))
+            for op, attributes, tensors, _ in table("### Linear operations")}  # fmt: skip
+    assert set(rows) == set(OPERATIONS)
+    for op, (attributes, required, others) in OPERATIONS.items():
+        assert set(rows[op][0]) - {"align_corners"} == set(attributes), op
+        assert set(rows[op][1]) == {*required, *others}, op
+    schedules = {kind: set(quoted(parameters)) for kind, parameters, _ in table("### Schedules")}
+    assert schedules == {kind: set(checks) for kind, checks in SCHEDULES.items()}
+    functions = {row[0]: row for row in table("### Functions")}
+    assert set(functions) == set(sg.NONLINEARITIES)
+    for name, row in sg.NONLINEARITIES.items():
+        assert functions[name][-1] == ("+1" if row.fires_at_tie else "−1"), name
+        arity = None if functions[name][1] == "any number" else len(functions[name][1].split(","))
+        assert arity == row.arity, name
+    with h5py.File(files / "group.h5") as file:
+        documented = {name for row in table("### Root") for name in quoted(row[0])}
+        assert documented == {*file.attrs, "class_names", "certificate"}
+
+
+def test_the_documented_checksum(files):
+    """Computed as the document says, by other code."""
+
+    def announced(*header, data=b""):
+        return json.dumps([*header, len(data)]).encode() + b"\n" + data
+
+    def array(name, values):
+        little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        shape = list(values.shape)
+        return announced("array", name, little.dtype.str, shape, data=little.tobytes())
+
+    def content(path, item):
+        is_group = isinstance(item, h5py.Group)
+        found = announced("group" if is_group else "dataset", path)
+        for name in sorted(item.attrs):
+            value = item.attrs[name]
+            if path == "/" and name in ("checksum", "certificate"):
+                continue
+            text = isinstance(value, str)
+            found += announced("text", name, data=value.encode()) if text else array(name, value)
+        if not is_group:
+            return found + array("", np.asarray(item[()]))
+        below = (content(f"{path.rstrip('/')}/{name}", item[name]) for name in sorted(item))
+        return found + b"".join(below)
+
+    with h5py.File(files / "signgd.h5") as file:
+        digest = hashlib.sha256(content("/", file["/"])).hexdigest()
+        assert file.attrs["checksum"] == f"sha256:{digest}"

@@ -1,0 +1,427 @@
+"""A network of group neurons as layers of integers, [out, in], ready for netx.
+
+Between two neuron layers lies an affine map, however many convolutions, pools and reshapes compute
+it; it is unrolled by applying them to the unit vectors, in float64. In units of the receiver's
+quantum theta = v_threshold / m a layer is
+
+    h = v + W n_before + b;   n = clip(floor(h), 0, m);   v = h - n,      v(0) = the initial charge
+
+with n_before the number of members that fired. Times an integer V, and rounded, that is what
+Lava computes: W becomes multiples of 2 ** (9 - weight_bits) within +-254, V and b even, V <= 254.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import FormatError
+from ..network import (
+    Average,
+    Constant,
+    Encoder,
+    Function,
+    GroupNeuron,
+    Input,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    SubgradientNeuron,
+)
+from ..operations import apply, apply_linear, follows_batch
+from .netx_runner import LARGEST_BIAS
+
+LARGEST_WEIGHT = 254  # even integers within it are what 8 bits hold
+SMALLEST_V = 6  # below, a threshold has no room between its neighbours
+TRIED = 64  # thresholds
+LONGEST_BIAS = 16 * LARGEST_WEIGHT
+ONE_CHAIN = (
+    "what runs on Lava here is one chain of layers; save the network as a description (.h5), or "
+    "train one without branches and products of activations (examples: vgg)."
+)
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """One neuron layer's input, or the read-out: ``weight`` [out, in] and ``bias`` [out].
+
+    ``neuron`` is None for the read-out; ``name`` is the neuron's, or the output's.
+    """
+
+    name: str
+    weight: Floats
+    bias: Floats
+    neuron: GroupNeuron | SignGDNeuron | None
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """A layer in integers. ``scale``: weight units for 1.0 of a membrane, or of the output.
+
+    ``theta`` and ``charge`` are 0 for the read-out.
+    """
+
+    name: str
+    weight: Integers  # [out, in]; what one spike of the layer before adds
+    bias: Integers  # [out]; what every step adds
+    members: int
+    theta: int
+    charge: int
+    scale: float
+    wanted: Floats  # the weights before rounding, in the same units
+    wanted_bias: Floats
+
+    @property
+    def readout(self) -> bool:
+        return self.theta == 0
+
+
+def affine_maps(
+    network: SpikingNetwork,
+    neurons: type[GroupNeuron] | type[SignGDNeuron],
+    largest: int,
+) -> list[AffineMap]:
+    """The maps before each neuron layer and before the output.
+
+    Raises FormatError for a network that is not one chain of linear operations and ``neurons``, or
+    whose maps have more than ``largest`` weights.
+    """
+    _check_output(network)
+    users: dict[str, list[str]] = {}
+    for node in network.nodes:
+        if len(node.inputs) > 1:
+            raise FormatError(_joins(node))
+        for name in node.inputs:
+            users.setdefault(name, []).append(node.name)
+    maps: list[AffineMap] = []
+    chain: list[Linear] = []
+    current: Node = network.input
+    source: Node = network.input
+    averaged = False
+    for node in network.nodes:
+        if isinstance(node, Input):
+            continue
+        _check_sequential(node, current, users)
+        if isinstance(node, Linear):
+            chain.append(node)
+        elif isinstance(node, Average):
+            averaged = True  # the mean of affine maps is the map of the mean
+        elif isinstance(node, neurons) and not averaged:
+            maps.append(_compose(chain, source, node.inputs[0], node, largest))
+            chain, source = [], node
+        else:
+            raise FormatError(_refusal(node, neurons))
+        current = node
+    if not maps:
+        raise FormatError(
+            "the network has no spiking neurons, so there is nothing to run on Lava; convert a "
+            "model with activations."
+        )
+    maps.append(_compose(chain, source, str(network.outputs), None, largest))
+    return maps
+
+
+def _check_output(network: SpikingNetwork) -> None:
+    if not isinstance(network, SpikingNetwork):
+        raise FormatError(
+            f"Lava takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
+            "a built module keeps it as module.network."
+        )
+    last = network.nodes[-1].name
+    if network.outputs != last:
+        raise FormatError(
+            f"netx has one output, the last layer '{last}', but the network returns "
+            f"{network.outputs!r}; convert a model that returns one tensor."
+        )
+
+
+def _joins(node: Node) -> str:
+    """The refusal of a node of several inputs."""
+    values = " and ".join(f"'{name}'" for name in node.inputs)
+    if isinstance(node, Linear):
+        kinds = {"add": "a residual sum", "cat": "a concatenation"}
+        what = kinds.get(node.op, f"the operation {node.op}")
+    else:
+        what = f"a {node.function.name}" if isinstance(node, Function) else node.kind
+    return f"'{node.name}' is {what} of {values}, but {ONE_CHAIN}"
+
+
+def _check_sequential(node: Node, current: Node, users: dict[str, list[str]]) -> None:
+    """netx layers follow one another: a value goes to one layer, and a layer takes one."""
+    if node.inputs != (current.name,) or len(users[current.name]) != 1:
+        if isinstance(node, Constant):
+            raise FormatError(_refusal(node, GroupNeuron))
+        readers = ", ".join(f"'{name}'" for name in users.get(current.name, [])) or "nothing"
+        raise FormatError(f"'{current.name}' is read by {readers}, but {ONE_CHAIN}")
+
+
+def _refusal(node: Node, neurons: type[Node]) -> str:
+    where = f"'{node.name}'"
+    if isinstance(node, Encoder) or (
+        isinstance(node, SignGDNeuron) and node.function.name == "identity"
+    ):
+        return (
+            f"{where} codes the input, but a netx file is fed bit planes of the input itself; "
+            'convert with input_coding="exact".'
+        )
+    if isinstance(node, SubgradientNeuron):
+        return (
+            f"{where} is a subgradient neuron, which no Lava process computes; convert with "
+            'method="group".'
+        )
+    if isinstance(node, Constant):
+        return f"{where} is a constant that joins the chain; fold it into a bias of the model."
+    if isinstance(node, (GroupNeuron, SignGDNeuron)) and isinstance(node, neurons):
+        return f"{where} follows a running mean; convert all neurons by one method."
+    if isinstance(node, GroupNeuron):
+        return f"{where} is a group neuron among signGD neurons; convert by one method."
+    if isinstance(node, Function):
+        name = node.function.name
+        if name == "max_pool" or name == "amax":
+            mend = "train with average pooling, which is folded into the weights"
+        elif isinstance(node, SignGDNeuron) and node.function.arity == 1:
+            mend = (
+                "run it by plugins.lava.SignGDNetwork (a custom Lava process), or convert a QCFS "
+                'network with method="group"'
+            )
+        else:
+            mend = "save the network as a description (.h5), or train without this operation"
+        kind = "a signGD neuron of" if isinstance(node, SignGDNeuron) else "the function"
+        return (
+            f"{where} is {kind} {name}, but Lava's own neurons compute integrate-and-fire alone; "
+            f"{mend}."
+        )
+    return f"{where} is of kind {node.kind!r}, which Lava has no form of."
+
+
+def _compose(
+    chain: Sequence[Linear],
+    source: Node,
+    value: str,
+    neuron: GroupNeuron | SignGDNeuron | None,
+    largest: int,
+) -> AffineMap:
+    name = neuron.name if neuron is not None else value
+    for node in chain:
+        if node.shape[0] != "1*batch" or any(map(follows_batch, node.shape[1:])):
+            raise FormatError(
+                f"'{node.name}' mixes the samples of a batch with one another, and Lava runs one "
+                "sample; keep the batch in the first dimension."
+            )
+    entering = _size(source)
+    leaving = _size(chain[-1]) if chain else entering
+    if entering * leaving > largest:
+        raise FormatError(
+            f"'{name}': its unrolled weights would be {leaving} x {entering}, more than "
+            f"max_weights = {largest}; use a smaller network, stride instead of resolution, or "
+            "raise max_weights where memory allows."
+        )
+    shape = source.shape[1:]
+
+    def through(run: Callable[..., Tensor], x: Tensor) -> Tensor:
+        batch = len(x)
+        x = x.reshape(batch, *shape)  # type: ignore[arg-type]
+        for node in chain:
+            tensors = {
+                key: t.double() if t.is_floating_point() else t for key, t in node.tensors.items()
+            }
+            x = run(node.op, [x], node.attributes, tensors, batch)
+        return x.reshape(batch, -1)
+
+    units = torch.eye(entering, dtype=torch.float64)
+    rows = max(1, 2**22 // max(1, entering, leaving))
+    columns = [through(apply_linear, block) for block in units.split(rows)]
+    weight = torch.cat(columns).T.contiguous().numpy()
+    bias = through(apply, torch.zeros(1, entering, dtype=torch.float64))[0].numpy()
+    for what, values in (("weights", weight), ("bias", bias)):
+        if not np.isfinite(values).all():
+            raise FormatError(
+                f"'{name}': its {what} hold NaN or infinity, which netx would turn into the "
+                "largest negative weight without a word; mend the model first."
+            )
+    x = torch.rand(3, entering, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(through(apply, x).numpy(), x.numpy() @ weight.T + bias), name
+    return AffineMap(name, weight, bias, neuron)
+
+
+def _size(node: Node) -> int:
+    return math.prod(size for size in node.shape[1:] if isinstance(size, int))
+
+
+def quantise(
+    maps: Sequence[AffineMap],
+    planes: Sequence[float],
+    low: float,
+    weight_bits: int,
+    largest_theta: int,
+    fits: Callable[[IntegerLayer], bool],
+) -> list[IntegerLayer]:
+    """Each map in integers, the first with a column for each bit plane of the input.
+
+    A plane is worth ``planes[b]`` of the input, which starts at ``low``. V of a layer, at most
+    ``largest_theta``, is the one with the smallest weight error of those that ``fits`` accepts.
+    Raises FormatError.
+    """
+    first = maps[0]
+    columns = np.concatenate([first.weight * worth for worth in planes], axis=1)
+    shifted = first.bias + first.weight.sum(1) * low
+    layers: list[IntegerLayer] = []
+    incoming = 1.0  # what one spike of the layer before is worth
+    for i, m in enumerate(maps):
+        weight, bias = (columns, shifted) if i == 0 else (m.weight * incoming, m.bias)
+        if not weight.any():
+            raise FormatError(
+                f"'{m.name}': all weights are zero, which netx cannot load; the network's output "
+                "does not depend on its input."
+            )
+        if m.neuron is None:
+            layers.append(_readout(m.name, weight, bias, weight_bits, fits))
+        else:
+            assert isinstance(m.neuron, GroupNeuron)
+            layers.append(_neurons(m.neuron, weight, bias, weight_bits, largest_theta, fits))
+            incoming = m.neuron.parameters.theta
+    return layers
+
+
+def _rounded(weight: Floats, weight_bits: int) -> Integers:
+    step = 2 ** (9 - weight_bits)
+    rounded: Integers = (np.rint(weight / step) * step).astype(np.int64)
+    return rounded
+
+
+def _largest(weight_bits: int) -> int:
+    """The largest weight on the grid of this many bits."""
+    return int(2 ** (9 - weight_bits)) * (2 ** (weight_bits - 1) - 1)
+
+
+def _neurons(
+    neuron: GroupNeuron,
+    weight: Floats,
+    bias: Floats,
+    weight_bits: int,
+    largest_theta: int,
+    fits: Callable[[IntegerLayer], bool],
+) -> IntegerLayer:
+    p = neuron.parameters
+    relative, relative_bias = weight / p.theta, bias / p.theta
+    largest = float(np.abs(relative).max())
+    top = largest_theta
+    added = float(np.abs(relative_bias).max())
+    if added * top > LONGEST_BIAS:  # no channels by the hundred for a finer threshold
+        top = max(min(top, LARGEST_WEIGHT), int(LONGEST_BIAS / added))
+    if largest * top > _largest(weight_bits):
+        top = int(_largest(weight_bits) / largest)
+    best: tuple[float, IntegerLayer] | None = None
+    # a larger V rounds finer: the best is among the largest
+    for theta in range(top - top % 2, max(SMALLEST_V, top // 2) - 2, -2)[:TRIED]:
+        if theta & (theta - 1) == 0:
+            continue  # Lava would use -255 for the feedback of a power of two
+        charge = round(p.initial_charge * theta)
+        if max(charge, (p.members - 1) * theta - charge) > LARGEST_BIAS:
+            continue
+        wanted, wanted_bias = relative * theta, relative_bias * theta
+        rounded = _rounded(wanted, weight_bits)
+        error = float(np.square((rounded - wanted) / theta).sum())
+        if best is not None and error >= best[0]:
+            continue
+        layer = IntegerLayer(
+            neuron.name,
+            rounded,
+            _rounded(wanted_bias, 8),
+            p.members,
+            theta,
+            charge,
+            theta / p.theta,
+            wanted,
+            wanted_bias,
+        )
+        if fits(layer):
+            best = error, layer
+    if best is None:
+        raise FormatError(
+            f"'{neuron.name}': no integer threshold between {SMALLEST_V} and {largest_theta} "
+            f"leaves its weights within +-{_largest(weight_bits)}: one spike adds up to "
+            f"{largest:.3g} thresholds (v_threshold / members), and {p.members} members need "
+            f"initial charges within {LARGEST_BIAS}. Use fewer members, a larger v_threshold "
+            "(clip the outlying weights), or more weight_bits."
+        )
+    return best[1]
+
+
+def _readout(
+    name: str,
+    weight: Floats,
+    bias: Floats,
+    weight_bits: int,
+    fits: Callable[[IntegerLayer], bool],
+) -> IntegerLayer:
+    scale = _largest(weight_bits) / float(np.abs(weight).max())
+    rounded = _rounded(weight * scale, weight_bits)
+    added = _rounded(bias * scale, 8)
+    layer = IntegerLayer(name, rounded, added, 1, 0, 0, scale, weight * scale, bias * scale)
+    if not fits(layer):
+        raise FormatError(
+            f"'{name}': Lava would not compute with the read-out's weights as they are (range "
+            f"{rounded.min()}..{rounded.max()}); it takes both signs best. Add an output unit "
+            "with a weight of the other sign."
+        )
+    return layer
+
+
+def integer_counts(
+    layers: Sequence[IntegerLayer], planes: NDArray[np.integer[Any]], time_steps: int
+) -> tuple[list[Integers], Integers]:
+    """The dynamics above in integers: n of each layer [B, out, T], and the read-out's sum.
+
+    ``planes`` [B, in] are the input's bit planes, the same at every step. Soft reset, no delays:
+    what the lowered network means, against which the file is checked.
+    """
+    batch = len(planes)
+    v = [np.full((batch, len(layer.weight)), layer.charge) for layer in layers]
+    sent: list[list[Integers]] = [[] for _ in layers[:-1]]
+    for _ in range(time_steps):
+        value = planes.astype(np.float64)
+        for i, layer in enumerate(layers):
+            v[i] = v[i] + (value @ layer.weight.T).astype(np.int64) + layer.bias
+            if layer.readout:
+                break
+            n = (v[i] // layer.theta).clip(0, layer.members)
+            v[i] = v[i] - n * layer.theta
+            sent[i].append(n)
+            value = n.astype(np.float64)
+    return [np.stack(seen, axis=-1) for seen in sent], v[-1]
+
+
+def float_outputs(maps: Sequence[AffineMap], x: Floats, time_steps: int) -> Floats:
+    """The network's outputs [B, classes] before any rounding, for inputs x [B, in]."""
+    batch = len(x)
+    v = [np.zeros((batch, len(m.weight))) for m in maps]
+    for m, potential in zip(maps, v, strict=True):
+        if isinstance(m.neuron, GroupNeuron):
+            potential += m.neuron.parameters.v_initial
+    first = x @ maps[0].weight.T
+    for _ in range(time_steps):
+        value: Any = None
+        for i, m in enumerate(maps):
+            current = first if i == 0 else value @ m.weight.T
+            h = v[i] + (current + m.bias)
+            if m.neuron is None:
+                v[i] = h
+                break
+            assert isinstance(m.neuron, GroupNeuron)
+            p = m.neuron.parameters
+            levels = np.arange(1, p.members + 1) * p.theta
+            value = np.searchsorted(levels, h, side="right") * p.theta
+            v[i] = h - value
+    return v[-1] / time_steps

@@ -1,0 +1,768 @@
+r"""A network of group neurons as a graph of NIR nodes.
+
+A group neuron of m members is written with NIR's primitives as a graph of its own::
+
+    input -> integrator -> member_001 .. member_m -> scale_output -> output
+                 ^                   |
+                 +-- scale_inhibit <-+          (the one feedback edge; no Delay)
+
+All members see the same potential, so one integrator serves them. NIR has no initial state: the
+potential u of the graph is v - v(0), and member k fires where
+:math:`u \ge k\theta - v(0)`. NIR's Threshold is strict, so the threshold written is the largest
+number of the file's type below :math:`k\theta - v(0)`. ``scale_inhibit`` is
+:math:`-\theta`, ``scale_output`` :math:`\theta`: what leaves is n theta, as in the definition.
+
+A feedback edge carries the value of the step before: subtracting at the end of a step and at the
+beginning of the next are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError
+from ..network import (
+    Average,
+    Constant,
+    Encoder,
+    Function,
+    GroupNeuron,
+    Input,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    SubgradientNeuron,
+    leaves,
+)
+from ..neurons.group import GroupNeuronParameters
+from ..operations import follows_batch
+
+Array = NDArray[Any]
+
+MODES = ("exact", "platform")
+DIALECTS = ("nir", "legacy", "lif")
+POOLING = ("pool", "conv")
+FORMAT_VERSION = "1.0"
+# a LIF whose leak is below rounding is an IF; readers of LIF nodes take dt for 1e-4
+LIF_TAU, LIF_DT = 1e5, 1e-4
+LARGEST_WEIGHT = 2**27  # values; grouped convolutions grow when they are written densely
+
+
+@dataclass(frozen=True)
+class NirReport:
+    """What ``write_nir`` wrote. ``losses`` are what the file does not compute as the network does;
+    ``notes`` are what its reader has to know."""
+
+    mode: str
+    dialect: str
+    losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"NIR, mode {self.mode}, dialect {self.dialect}"
+        lines = [f"{head}: {len(self.losses) or 'no'} loss{'es' * (len(self.losses) != 1)}"]
+        lines += [f"  lost: {loss}" for loss in self.losses]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class _Refused(Exception):
+    """One node cannot be written; the message says why and the mend."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of the network: ``amplitude`` times the sum of what the NIR nodes ``sources`` send.
+
+    ``shape`` is without the batch.
+    """
+
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    amplitude: float = 1.0
+
+
+def group_thresholds(parameters: GroupNeuronParameters, dtype: Any) -> list[Any]:
+    """For each member the number of ``dtype`` that u exceeds exactly where the member fires, [m].
+
+    k theta and v(0) are rounded to ``dtype`` as the definition rounds them; their difference is
+    not, and the result is the largest number below it.
+    """
+    kind = np.dtype(dtype).type
+    theta, start = kind(parameters.theta), Fraction(float(kind(parameters.v_initial)))
+    thresholds = []
+    for k in range(1, parameters.members + 1):
+        bound = Fraction(float(kind(k) * theta)) - start
+        nearest = kind(float(bound))
+        if Fraction(float(nearest)) >= bound:
+            nearest = np.nextafter(nearest, kind(-np.inf))
+        thresholds.append(nearest)
+    return thresholds
+
+
+def group_subgraph(
+    nir: Any, shape: Sequence[int], parameters: GroupNeuronParameters, dtype: Any, metadata: Any
+) -> Any:
+    """The graph of this module's head, for neurons of ``shape``.
+
+    Names are in the order of evaluation when sorted: files come back alphabetically, and readers
+    that go by position deliver the feedback one step later only so. The feedback edge stands before
+    the input's, so that a reader that adds up in the order of edges rounds as the definition does.
+    """
+    kind = np.dtype(dtype).type
+    theta = kind(parameters.theta)
+    digits = max(3, len(str(parameters.members)))
+    members = [f"member_{k:0{digits}}" for k in range(1, parameters.members + 1)]
+    nodes = {"input": nir.Input(np.array(shape)), "integrator": nir.I(np.ones(shape, dtype))}
+    for name, threshold in zip(members, group_thresholds(parameters, dtype), strict=True):
+        nodes[name] = nir.Threshold(np.full(shape, threshold, dtype))
+    nodes["output"] = nir.Output(np.array(shape))
+    nodes["scale_inhibit"] = nir.Scale(np.full(shape, -theta, dtype))
+    nodes["scale_output"] = nir.Scale(np.full(shape, theta, dtype))
+    edges = [("scale_inhibit", "integrator"), ("input", "integrator"), ("scale_output", "output")]
+    for name in members:
+        edges += [("integrator", name), (name, "scale_inhibit"), (name, "scale_output")]
+    return nir.NIRGraph(nodes, edges, metadata=metadata)
+
+
+class GraphWriter:
+    """Walks over a network and collects NIR nodes and edges.
+
+    Names sort in topological order, between ``input`` and ``output``. In mode "platform" spikes
+    are 0 or 1, and their amplitude travels along until the next weights, which it multiplies.
+    """
+
+    def __init__(
+        self,
+        nir: Any,
+        network: SpikingNetwork,
+        mode: str,
+        dialect: str,
+        pooling: str,
+        time_steps: int | None,
+    ) -> None:
+        self.nir, self.network, self.mode, self.dialect = nir, network, mode, dialect
+        self.pooling = pooling
+        self.dt = LIF_DT if dialect == "lif" else 1.0
+        self.time_steps = network.time_steps if time_steps is None else time_steps
+        double = str(network.dtype) == "torch.float64"
+        self.dtype = np.dtype(np.float64 if double and mode == "exact" else np.float32)
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[tuple[str, str]] = []
+        self.values: dict[str, _Value] = {}
+        self.losses: dict[str, list[str]] = {}  # what is lost: where
+        self.meant: dict[str, dict[str, Any]] = {}  # what the plain neurons of a platform stand for
+        # at most four for each node of the network: two materialised sums, the node, a Flatten
+        self.digits = len(str(4 * len(network.nodes)))
+        if mode == "platform" and double:
+            self.lose("weights and thresholds are rounded from float64 to float32")
+        if str(network.dtype) in ("torch.float16", "torch.bfloat16"):
+            self.lose(f"arithmetic is float32, where the network's is {network.dtype}")
+
+    # -- the walk -----------------------------------------------------------------------------
+
+    def write(self) -> tuple[Any, NirReport]:
+        refused: list[str] = []
+        skipped: set[str] = set()
+        readouts = set(leaves(self.network.outputs))
+        for node in self.network.nodes:
+            if any(name in skipped for name in node.inputs):
+                skipped.add(node.name)  # its input is not written; that one is named
+                continue
+            try:
+                self.values[node.name] = self.value(node, readouts)
+            except _Refused as error:
+                skipped.add(node.name)
+                refused.append(f"'{node.name}' ({operation(node)}): {error}")
+        outputs = [] if refused else self.outputs(refused)
+        if refused:
+            raise FormatError(
+                "NIR cannot express this network:\n" + "\n".join(f"  {line}" for line in refused)
+            )
+        report = NirReport(self.mode, self.dialect, self.lost(), self.notes())
+        metadata = self.metadata(outputs, report)
+        try:
+            return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata), report
+        except ValueError as error:
+            raise FormatError(
+                f"NIR's type check refuses the graph of this network: {error}"
+            ) from error
+
+    def value(self, node: Node, readouts: set[str]) -> _Value:
+        inputs = [self.values[name] for name in node.inputs]
+        if isinstance(node, Input):
+            shape = plain_shape(node)
+            self.nodes["input"] = self.nir.Input(np.array(shape))
+            return _Value(("input",), shape)
+        if isinstance(node, GroupNeuron):
+            return self.group(node, inputs[0])
+        if isinstance(node, Linear):
+            if node.op not in NIR_LINEAR:
+                raise _Refused(
+                    f"no NIR primitive computes it; those written are {', '.join(NIR_LINEAR)}. "
+                    "Replace it in the source network, or save the network as HDF5."
+                )
+            return NIR_LINEAR[node.op](self, node, inputs)
+        if isinstance(node, Average):
+            if node.name not in readouts or any(node.name in n.inputs for n in self.network.nodes):
+                raise _Refused(
+                    "a running mean inside the network has no primitive, only at its outputs. "
+                    'Convert the whole network with method="group".'
+                )
+            return inputs[0]
+        raise _Refused(why_not(node))
+
+    def group(self, node: GroupNeuron, x: _Value) -> _Value:
+        if self.mode == "platform":
+            return self.integrate_and_fire(node, x)
+        p = node.parameters
+        for value in (p.theta, p.v_threshold):
+            check_positive(value, self.dtype)
+        metadata = self.described(node) | {"members": p.members, "v_threshold": p.v_threshold}
+        metadata |= {"initial_charge": p.initial_charge}
+        graph = group_subgraph(self.nir, x.shape, p, self.dtype, metadata)
+        return self.add(node.name, graph, x, x.shape)
+
+    def integrate_and_fire(self, node: GroupNeuron, x: _Value) -> _Value:
+        if node.members != 1:
+            raise _Refused(
+                f"it has {node.members} members, and a nir.IF is one. Convert with members=1 (and "
+                'as many time steps as the activation has levels), or write mode="exact".'
+            )
+        # spikes that reach the membrane with an amplitude: in units of it
+        threshold = node.v_threshold / x.amplitude
+        check_positive(threshold, self.dtype)
+        full = full_of(x.shape)
+        v_initial = node.parameters.v_initial / x.amplitude
+        meant = {"reset": "subtract", "v_init": v_initial, "amplitude": node.v_threshold}
+        meant["dt"] = self.dt
+        values = {"v_threshold": full(threshold), "v_reset": full(0.0)}
+        if self.dialect == "lif":
+            made = self.nir.LIF(
+                tau=full(LIF_TAU), r=full(LIF_TAU / LIF_DT), v_leak=full(0.0), **values
+            )
+        else:
+            made = self.nir.IF(r=full(1.0), **values)
+        made.metadata = self.described(node) | meant
+        self.lose("the reset subtracts the threshold; NIR's sets v_reset", node.name)
+        if v_initial != 0:
+            self.lose("the initial potential v_init; NIR's neurons start at rest", node.name)
+        self.lose("at v = v_threshold the neuron fires; NIR's fires above it", node.name)
+        spikes = self.add(node.name, made, x, x.shape)
+        self.meant[spikes.sources[0]] = meant
+        return replace(spikes, amplitude=node.v_threshold)
+
+    def described(self, node: Node) -> dict[str, Any]:
+        """What the reader needs to build the node again, beside its structure."""
+        described: dict[str, Any] = {"name": node.name}
+        if isinstance(node, GroupNeuron):
+            numbers = {k: v for k, v in node.arguments.items() if isinstance(v, (int, float))}
+            described |= {
+                "function": node.function.name,
+                "arguments": json.dumps(numbers),
+                "module": node.module,
+                "channel": json.dumps(node.channel),
+            }
+        return described
+
+    # -- nodes and edges ----------------------------------------------------------------------
+
+    def add(self, name: str, made: Any, x: _Value, shape: Sequence[int]) -> _Value:
+        """A NIR node that reads x; where x has an amplitude, ``made`` takes care of it."""
+        self.check_finite(name, made)
+        key = f"n{len(self.nodes):0{self.digits}}_{re.sub(r'[^0-9A-Za-z]', '_', name)}"
+        self.nodes[key] = made
+        self.edges += [(source, key) for source in x.sources]
+        return _Value((key,), tuple(shape))
+
+    def check_finite(self, name: str, made: Any) -> None:
+        for field_name, value in vars(made).items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                if not np.isfinite(value).all():
+                    raise _Refused(
+                        f"{field_name} holds NaN or infinity as {value.dtype}. Mend the source "
+                        "network's weights and convert again."
+                    )
+
+    def scaled(self, name: str, x: _Value, factor: float) -> _Value:
+        """factor x as a node of its own: one source, amplitude 1."""
+        factor *= x.amplitude
+        if self.mode == "exact":
+            made = self.nir.Scale(np.full(x.shape, factor, self.dtype))
+            made.metadata = {"name": name}
+            return self.add(name, made, x, x.shape)
+        ones = np.ones(x.shape[0])
+        return self.per_channel(name, replace(x, amplitude=1.0), factor * ones, 0 * ones)
+
+    def per_channel(self, name: str, x: _Value, weight: Array, bias: Array) -> _Value:
+        """``weight[c] x[c] + bias[c]``, as what every reader knows: a diagonal matrix."""
+        matrix = np.diag(weight)
+        if len(x.shape) == 1:
+            return self.affine(name, x, matrix, bias)
+        spatial = len(x.shape) - 1
+        if spatial > 2:
+            raise _Refused("NIR has no convolution of three dimensions to scale channels with.")
+        kernel = matrix.reshape(*matrix.shape, *[1] * spatial)
+        geometry: Any = ([1] * spatial, [0] * spatial, [1] * spatial)
+        return self.conv(name, x, kernel, bias, *geometry)
+
+    def affine(self, name: str, x: _Value, weight: Array, bias: Array | None) -> _Value:
+        rows = len(weight)
+        bias = np.zeros(rows) if bias is None else bias
+        made = self.nir.Affine(self.array(name, weight, x.amplitude), self.array(name, bias))
+        made.metadata = {"name": name}
+        return self.add(name, made, x, (rows,))
+
+    def conv(
+        self,
+        name: str,
+        x: _Value,
+        weight: Array,
+        bias: Array | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> _Value:
+        """A convolution of one group, [C, *spatial] to [O, *spatial]."""
+        size = convolved(x.shape[1:], weight.shape[2:], stride, padding, dilation)
+        bias = np.zeros(len(weight)) if bias is None else bias
+        arrays = self.array(name, weight, x.amplitude), self.array(name, bias)
+        if len(stride) == 1:
+            made = self.nir.Conv1d(
+                int(x.shape[1]), arrays[0], stride[0], padding[0], dilation[0], 1, arrays[1]
+            )
+        else:
+            kernel, padding = square(arrays[0], padding, dilation)
+            geometry = [tuple(map(int, v)) for v in (stride, padding, dilation)]
+            made = self.nir.Conv2d(tuple(x.shape[1:]), kernel, *geometry, 1, arrays[1])
+        made.metadata = {"name": name}
+        return self.add(name, made, x, (len(weight), *size))
+
+    def array(self, name: str, value: Array, factor: float = 1.0) -> Array:
+        if factor != 1.0:
+            self.lose("weights are multiplied by the amplitude of spikes and rounded", name)
+            value = value.astype(np.float64) * factor
+        with np.errstate(over="ignore"):  # what overflows is refused with its name
+            return np.ascontiguousarray(value, self.dtype)
+
+    # -- what the file says about itself ------------------------------------------------------
+
+    def outputs(self, refused: list[str]) -> list[dict[str, str]]:
+        """Adds the Output nodes; for each its name, the network's, and how it is decoded."""
+        names = list(dict.fromkeys(leaves(self.network.outputs)))
+        found = []
+        for i, name in enumerate(names):
+            key = "output" if len(names) == 1 else f"output_{i:0{len(str(len(names)))}}"
+            x = self.values[name]
+            if x.amplitude != 1.0 or len(x.sources) > 1:  # nirtorch returns each edge by itself
+                try:
+                    x = self.scaled(f"{name}.sum", x, 1.0)
+                except _Refused as error:
+                    refused.append(f"'{name}' (output): {error}")
+            self.nodes[key] = self.nir.Output(np.array(x.shape))
+            self.edges += [(source, key) for source in x.sources]
+            node = self.network[name]
+            readout = "mean" if isinstance(node, Average) else "last"
+            inner = node.inputs[0] if readout == "mean" else name
+            found.append({"output": key, "name": name, "readout": readout, "of": inner})
+        return found
+
+    def metadata(self, outputs: list[dict[str, str]], report: NirReport) -> dict[str, Any]:
+        """Strings and numbers, one deep: older readers of NIR files take nothing else."""
+        data: dict[str, Any] = {
+            "exporter": "spikingjelly_signgd",
+            "format_version": FORMAT_VERSION,
+            "mode": self.mode,
+            "dialect": self.dialect,
+            "dt": self.dt,
+            "time_steps": self.time_steps,
+            "axis_order": "channels first, without the batch",
+            "delays": "none: a step passes through all layers; a feedback edge carries the value "
+            "of the step before",
+            "initial_state": "all potentials and feedback values are zero",
+            "readouts": json.dumps(outputs),
+            "outputs": json.dumps(tagged(self.network.outputs)),
+            "provenance": json.dumps(dict(self.network.provenance), default=str),
+            "neurons": json.dumps(self.meant),  # again, for dialect "legacy" has them here alone
+            "losses": "\n".join(report.losses),
+            "notes": "\n".join(report.notes),
+        }
+        return data
+
+    def lose(self, what: str, where: str = "") -> None:
+        places = self.losses.setdefault(what, [])
+        if where and where not in places:
+            places.append(where)
+
+    def lost(self) -> tuple[str, ...]:
+        return tuple(
+            f"{what} ({listed(places)})" if places else what for what, places in self.losses.items()
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        names = dict.fromkeys(leaves(self.network.outputs))
+        notes = []
+        if any(isinstance(self.network[name], Average) for name in names):
+            notes.append(
+                "the graph's output is that of one step; the network's is the mean over the steps "
+                "so far"
+            )
+        if self.mode == "exact":
+            notes.append(
+                "potentials are those of the network less the initial one; a spike may move where "
+                "a potential lies within rounding of a threshold"
+            )
+        else:
+            notes.append(
+                "each reader resets in its own way; the metadata of each neuron say what is meant"
+            )
+        return tuple(notes)
+
+
+# -- linear operations ------------------------------------------------------------------------
+
+
+def _conv(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    stride, padding, dilation = (node.attributes[k] for k in ("stride", "padding", "dilation"))
+    if len(stride) > 2:
+        raise _Refused("NIR convolves over one or two dimensions. Save the network as HDF5.")
+    if len(x[0].shape) != len(stride) + 1:
+        raise _Refused(f"it is over {list(x[0].shape)}; NIR takes [C, *spatial] after the batch.")
+    weight = dense(numpy(node.tensors["weight"]), node.attributes["groups"])
+    return writer.conv(node.name, x[0], weight, bias_of(node), stride, padding, dilation)
+
+
+def _linear(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    if len(x[0].shape) != 1:
+        raise _Refused(
+            f"it acts on the last dimension of {list(x[0].shape)}; NIR's Affine takes one "
+            "dimension after the batch. Flatten before it, or use a 1 x 1 convolution."
+        )
+    return writer.affine(node.name, x[0], numpy(node.tensors["weight"]), bias_of(node))
+
+
+def _matmul(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    weight = numpy(node.tensors["weight"])
+    if node.attributes["side"] != "right" or weight.ndim != 2 or len(x[0].shape) != 1:
+        raise _Refused("only [batch, n] @ [n, k] is an Affine. Write it as nn.Linear.")
+    return writer.affine(node.name, x[0], weight.T, bias_of(node))
+
+
+def _affine(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    shape = plain_shape(node)
+    if shape != x[0].shape:
+        raise _Refused(f"it expands {list(x[0].shape)} to {list(shape)}, and NIR does not expand.")
+    tensors = {}
+    for key, default in (("weight", 1.0), ("bias", 0.0)):
+        value = numpy(node.tensors[key]) if key in node.tensors else np.array(default)
+        if value.ndim > len(shape):  # the batch's dimension
+            value = value[0]
+        tensors[key] = np.broadcast_to(value, shape)
+    weight, bias = tensors["weight"], tensors["bias"]
+    if writer.mode == "exact" and "bias" not in node.tensors:
+        made = writer.nir.Scale(writer.array(node.name, weight))
+        made.metadata = {"name": node.name}
+        return writer.add(node.name, made, x[0], shape)
+    flat = [v.reshape(shape[0], -1) for v in (weight, bias)]
+    if any((v != v[:, :1]).any() for v in flat):
+        raise _Refused(
+            "its weight or bias differs within a channel, which no NIR node adds. Use one value "
+            "for each channel, or flatten before it."
+        )
+    return writer.per_channel(node.name, x[0], flat[0][:, 0], flat[1][:, 0])
+
+
+def _add(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    """Several edges into the nodes that read the sum; a branch with a factor gets a node."""
+    if x[0].shape != x[1].shape:
+        raise _Refused(
+            f"it adds {list(x[0].shape)} and {list(x[1].shape)}; edges into one NIR node add equal "
+            "shapes. Expand in the source network."
+        )
+    first, second = node.attributes["coefficients"]
+    branches = list(x)
+    if first == second == 1 and x[0].amplitude == x[1].amplitude:
+        amplitude = x[0].amplitude
+    else:
+        amplitude = 1.0
+        for i, factor in enumerate((first, second)):
+            if factor * x[i].amplitude != 1.0:
+                branches[i] = writer.scaled(f"{node.name}.{i}", x[i], factor)
+    if set(branches[0].sources) & set(branches[1].sources):  # NIR refuses two equal edges
+        branches[1] = writer.scaled(f"{node.name}.1", replace(branches[1], amplitude=1.0), 1.0)
+    return _Value((*branches[0].sources, *branches[1].sources), x[0].shape, amplitude)
+
+
+def _avg_pool(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    a = node.attributes
+    kernel, stride, padding = (list(a[k]) for k in ("kernel_size", "stride", "padding"))
+    if a.get("divisor_override") not in (None, 1):
+        raise _Refused("NIR's pools divide by the window's size or not at all. Scale afterwards.")
+    if any(padding) and not a["count_include_pad"]:
+        raise _Refused("NIR's AvgPool2d counts the padding. Set count_include_pad=True.")
+    pooled = pool(writer, node, x[0], kernel, stride, padding, a.get("divisor_override") == 1)
+    if pooled.shape != plain_shape(node):
+        raise _Refused("ceil_mode keeps a window that is not whole. Set ceil_mode=False.")
+    return pooled
+
+
+def _adaptive_avg_pool(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    size, out = x[0].shape[1:], node.attributes["output_size"]
+    if len(size) != len(out) or any(n % k for n, k in zip(size, out, strict=True)):
+        raise _Refused(
+            f"from {list(size)} to {list(out)} its windows differ in size; NIR's are equal. Use an "
+            "average pooling with a kernel."
+        )
+    kernel = [n // k for n, k in zip(size, out, strict=True)]
+    return pool(writer, node, x[0], kernel, kernel, [0] * len(kernel), False)
+
+
+def _mean(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    return _reduce(writer, node, x[0], False)
+
+
+def _sum(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    return _reduce(writer, node, x[0], True)
+
+
+def _reduce(writer: GraphWriter, node: Linear, x: _Value, total: bool) -> _Value:
+    rank = len(x.shape) + 1
+    dims = sorted(d % rank for d in node.attributes["dim"])
+    if dims != list(range(2, rank)):
+        raise _Refused(
+            f"it is over dimensions {dims} of {rank}; NIR pools over all those after the channels."
+        )
+    kernel = list(x.shape[1:])
+    pooled = pool(writer, node, x, kernel, kernel, [0] * len(kernel), total)
+    return pooled if node.attributes["keepdim"] else flatten(writer, node, pooled, x.shape[:1])
+
+
+def _reshape(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    return flatten(writer, node, x[0], plain_shape(node))
+
+
+def _permute(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    rank = len(x[0].shape) + 1
+    if [d % rank for d in node.attributes["dims"]] != list(range(rank)):
+        raise _Refused("NIR does not reorder dimensions. Keep channels first throughout.")
+    return x[0]
+
+
+def _expand(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
+    if plain_shape(node) != x[0].shape:
+        raise _Refused("NIR does not expand. Repeat in the source network's weights instead.")
+    return x[0]
+
+
+Writer = Callable[[GraphWriter, Linear, Sequence[_Value]], _Value]
+NIR_LINEAR: dict[str, Writer] = {
+    "conv": _conv,
+    "linear": _linear,
+    "matmul": _matmul,
+    "affine": _affine,
+    "add": _add,
+    "avg_pool": _avg_pool,
+    "adaptive_avg_pool": _adaptive_avg_pool,
+    "mean": _mean,
+    "sum": _sum,
+    "reshape": _reshape,
+    "permute": _permute,
+    "expand": _expand,
+}
+
+
+def pool(
+    writer: GraphWriter,
+    node: Linear,
+    x: _Value,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    total: bool,
+) -> _Value:
+    """The mean, or the sum, over windows: a pool, or a convolution of each channel with itself
+    alone where that is asked for and in one dimension, which NIR does not pool."""
+    if len(kernel) > 2 or len(x.shape) != len(kernel) + 1:
+        raise _Refused(f"NIR pools [C, H, W] or convolves [C, L], but this is {list(x.shape)}.")
+    shape = (x.shape[0], *convolved(x.shape[1:], kernel, stride, padding, [1] * len(kernel)))
+    if len(kernel) == 1 or writer.pooling == "conv":
+        each = np.full(kernel, 1.0 if total else 1.0 / prod(kernel))
+        weight = np.multiply.outer(np.eye(x.shape[0]), each)
+        return writer.conv(node.name, x, weight, None, stride, padding, [1] * len(kernel))
+    kind = writer.nir.SumPool2d if total else writer.nir.AvgPool2d
+    made = kind(np.array(kernel), np.array(stride), np.array(padding))
+    made.metadata = {"name": node.name}
+    return replace(writer.add(node.name, made, x, shape), amplitude=x.amplitude)
+
+
+def flatten(writer: GraphWriter, node: Linear, x: _Value, shape: tuple[int, ...]) -> _Value:
+    """Dimensions that follow one another become one. They are counted from the end, which readers
+    with and without a batch take alike."""
+    if shape == x.shape:
+        return x
+    rank = len(x.shape)
+    for start in range(rank):
+        for end in range(start + 1, rank):
+            merged = prod(x.shape[start : end + 1])
+            if (*x.shape[:start], merged, *x.shape[end + 1 :]) == shape:
+                made = writer.nir.Flatten(np.array(x.shape), start - rank, end - rank)
+                made.metadata = {"name": node.name}
+                return replace(writer.add(node.name, made, x, shape), amplitude=x.amplitude)
+    raise _Refused(
+        f"it takes {list(x.shape)} to {list(shape)}; NIR only merges dimensions that follow one "
+        "another. Flatten instead."
+    )
+
+
+# -- shapes and arrays ------------------------------------------------------------------------
+
+
+def plain_shape(node: Node) -> tuple[int, ...]:
+    """The shape without the batch, which NIR leaves out and readers put first."""
+    batch, *rest = node.shape
+    if batch != "1*batch" or any(follows_batch(size) for size in rest):
+        raise _Refused(
+            f"its shape is {list(node.shape)}; in NIR the batch comes first, and once. Keep the "
+            "batch in front in the source network."
+        )
+    if not rest:
+        raise _Refused("it is one number for each input; NIR's values have a dimension. Keep it.")
+    return tuple(int(size) for size in rest)
+
+
+def convolved(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    geometry = zip(size, kernel, stride, padding, dilation, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
+
+
+def dense(weight: Array, groups: int) -> Array:
+    """The weights of a grouped convolution with zeros between the groups.
+
+    nir takes ``weight.shape[1]`` for the number of input channels and so refuses to read a file in
+    which it is not; SpikingJelly refuses groups. Products with zero change no sum.
+    """
+    if groups == 1:
+        return weight
+    out, inner = len(weight) // groups, weight.shape[1]
+    if weight.size * groups > LARGEST_WEIGHT:
+        raise _Refused(
+            f"with zeros between its {groups} groups it has {weight.size * groups} weights, more "
+            f"than {LARGEST_WEIGHT}. Use fewer groups, or save the network as HDF5."
+        )
+    full = np.zeros((len(weight), inner * groups, *weight.shape[2:]), weight.dtype)
+    for g in range(groups):
+        rows = slice(g * out, (g + 1) * out)
+        full[rows, g * inner : (g + 1) * inner] = weight[rows]
+    return full
+
+
+def square(
+    weight: Array, padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Array, tuple[int, ...]]:
+    """The same convolution with a square kernel, by zeros around it and as much padding more.
+
+    nir takes the kernel's height for its width when it checks shapes.
+    """
+    high, wide = weight.shape[2:]
+    side = max(high, wide)
+    if (high - wide) % 2:
+        raise _Refused(
+            f"its kernel is {high} x {wide}; nir reads square ones, and zeros around it make it "
+            "square only if both sizes are odd or both even. Add a row or column of zeros."
+        )
+    more = (side - high) // 2, (side - wide) // 2
+    weight = np.pad(weight, ((0, 0), (0, 0), (more[0],) * 2, (more[1],) * 2))
+    return weight, tuple(p + d * m for p, d, m in zip(padding, dilation, more, strict=True))
+
+
+def numpy(tensor: Any) -> Array:
+    tensor = tensor.detach().cpu()
+    return np.asarray(tensor.double().numpy())
+
+
+def bias_of(node: Linear) -> Array | None:
+    return numpy(node.tensors["bias"]) if "bias" in node.tensors else None
+
+
+def check_positive(value: float, dtype: Any) -> None:
+    with np.errstate(all="ignore"):
+        written = float(np.dtype(dtype).type(value))
+    if not 0 < written < np.inf:
+        raise _Refused(
+            f"its threshold {value!r} is not a positive {dtype}. Rescale the layer's weights."
+        )
+
+
+def full_of(shape: Sequence[int]) -> Callable[[float], Array]:
+    return lambda value: np.full(shape, value, np.float32)
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+def operation(node: Node) -> str:
+    if isinstance(node, Linear):
+        return node.op
+    return f"{node.kind} {node.function.name}" if isinstance(node, Function) else node.kind
+
+
+def why_not(node: Node) -> str:
+    if isinstance(node, SignGDNeuron):
+        return (
+            "a signGD neuron needs step sizes that change with time, and products or functions "
+            'that NIR has no primitive for. Convert with method="group" (networks of QCFS or ReLU '
+            "and average pooling), or save the network as HDF5."
+        )
+    if isinstance(node, SubgradientNeuron):
+        return 'its step sizes change with time; NIR has none. Convert with method="group".'
+    if isinstance(node, Encoder):
+        return (
+            f'the input coding "{node.coding}" has no primitive. Convert with '
+            'input_coding="exact" and feed the coded input yourself.'
+        )
+    if isinstance(node, Constant):
+        return "NIR has no constants. Make it the bias of a convolution or linear layer."
+    return (
+        "it is computed as it is, by no neuron, and NIR has no primitive for it. Replace it by "
+        "average pooling, QCFS or ReLU in the source network."
+    )
+
+
+def listed(places: Sequence[str]) -> str:
+    shown = ", ".join(f"'{place}'" for place in places[:4])
+    return shown if len(places) <= 4 else f"{shown} and {len(places) - 4} more"
+
+
+def tagged(structure: Any) -> Any:
+    """Outputs as JSON that keeps lists, tuples and dicts apart."""
+    if isinstance(structure, str):
+        return structure
+    if isinstance(structure, Mapping):
+        return {"dict": {key: tagged(value) for key, value in structure.items()}}
+    kind = "tuple" if isinstance(structure, tuple) else "list"
+    return {kind: [tagged(value) for value in structure]}
+
+
+def untagged(data: Any) -> Any:
+    if isinstance(data, str):
+        return data
+    ((kind, items),) = data.items()
+    if kind == "dict":
+        return {key: untagged(value) for key, value in items.items()}
+    return {"tuple": tuple, "list": list}[kind](untagged(value) for value in items)

@@ -1,0 +1,449 @@
+"""Runs a description with NumPy and h5py alone: what every export is checked against.
+
+One step after the other, one node after the other, as the equations stand in ``docs/format.md``.
+Two views:
+
+"spike"     signGD networks: what passes is the weighted spikes -eta(t) scale sigma(t) of one step,
+            through the linear part of every operation; a neuron integrates them to its input x,
+            which begins with what the resting values and the biases make of it
+"decoded"   every other network: signGD and subgradient neurons pass what a receiver has decoded,
+            group neurons the output of the step, and linear operations keep their bias
+
+``delay`` is that of a chip: a spike reaches the next layer one step later. ``lags`` says for each
+node by how many steps it runs behind the input: the neurons on the longest path to it. A value on
+a shorter path is held back by the difference, so that what meets at a node is of the same step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..errors import FormatError, InputError, SignGDError
+from .content import Content, Record, leaves
+from .hdf5 import read
+from .runner_functions import Array, Function, find_function, step_size
+from .runner_operations import apply, apply_linear, resolve
+
+__all__ = ["Result", "Runner"]
+
+NEURONS = ("signgd", "group", "subgradient")
+VIEWS = ("spike", "decoded")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of ``steps`` time steps gave.
+
+    ``outputs``: {T: decoded output after T steps of the network}, in the source network's
+    structure. ``spikes``: for each neuron [steps, B, ...], bool where sigma is +1 (signGD) or s is
+    1 (subgradient), counts of the members that fire (group). ``values``, if they were asked for:
+    v(t) of signGD and subgradient neurons, the membrane potential of group neurons, likewise.
+
+    With ``delay`` the row t of a neuron is its step t - ``lags[name]``; before its first step and
+    after its last nothing fires. Outputs are there ``output_lag`` steps later.
+    """
+
+    outputs: dict[int, Any]
+    spikes: dict[str, Array]
+    values: dict[str, Array]
+    lags: dict[str, int]
+    output_lag: int
+    steps: int
+
+
+@dataclass
+class _State:
+    """Of one neuron, encoder or average; ``t`` steps are done."""
+
+    v: Array
+    x: list[Array] = field(default_factory=list)  # integrated inputs, spike view
+    t: int = 0
+    buffer: Array | None = None  # the momentum's memory
+
+
+class Runner:
+    """A description and the precision it is run in.
+
+    ``path`` is a file, or a ``Content`` read before. ``functions`` gives the caller's own
+    nonlinearities, as functions of arrays, by name. Raises FormatError as ``load`` does.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Content,
+        dtype: DTypeLike = np.float64,
+        functions: Mapping[str, Function] | None = None,
+    ) -> None:
+        self.content = path if isinstance(path, Content) else read(path)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise InputError(f"a runner computes in float32 or float64, not in {self.dtype}.")
+        self.nodes = tuple(self._typed(node) for node in self.content.nodes)
+        self.functions = {
+            node.name: find_function(node["function"], functions or {}, node.name)
+            for node in self.nodes
+            if node.kind in ("function", "signgd")
+        }
+        self.neurons = tuple(node.name for node in self.nodes if node.kind in NEURONS)
+        self.output_names = leaves(self.content.outputs)
+        self.lags, self.output_lag = _lags(self.nodes, self.output_names)
+
+    @property
+    def view(self) -> str:
+        """The spike view where all neurons are signGD, else the decoded one."""
+        others = [node for node in self.nodes if not _has_spike_view(node)]
+        return "decoded" if others else "spike"
+
+    def run(
+        self,
+        x: Any,
+        time_steps: int | Iterable[int] = (1, 2, 4, 8, 16, 32),
+        *,
+        delay: bool = False,
+        sequence: bool = False,
+        view: str | None = None,
+        record: bool = True,
+        values: bool = False,
+        input_spikes: Any = None,
+    ) -> Result:
+        """The decoded outputs after each of ``time_steps``, and all spikes on the way there.
+
+        x is [B, ...], one static input, or [T, B, ...] with ``sequence``. ``record`` and ``values``
+        say what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
+        in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
+        """
+        steps = _checked_steps(time_steps)
+        view = self._checked_view(view)
+        x = self._checked_input(x, sequence, max(steps))
+        coded = self._checked_spikes(input_spikes, x[0] if sequence else x, max(steps))
+        # an overflow of exp, or a root that is no number, is the function's value and no event
+        with np.errstate(all="ignore"):
+            run = _Run(self, x, sequence, view, coded, delay, max(steps))
+            outputs = run.all_steps(steps, record, values)
+        lags = self.lags if delay else dict.fromkeys(self.lags, 0)
+        return Result(
+            outputs,
+            run.spikes,
+            run.values,
+            {name: lags[name] for name in self.neurons},
+            run.output_lag,
+            run.duration,
+        )
+
+    def _typed(self, node: Record) -> Record:
+        """Floating-point tensors in the runner's precision."""
+
+        def typed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: typed(item) for key, item in value.items()}
+            floating = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            return value.astype(self.dtype) if floating else value
+
+        return Record(node.kind, {name: typed(value) for name, value in node.fields.items()})
+
+    def _checked_view(self, view: str | None) -> str:
+        if view is None:
+            return self.view
+        if view not in VIEWS:
+            raise InputError(f"view is one of {', '.join(VIEWS)}, but it is {view!r}.")
+        if view == "spike" and self.view != "spike":
+            others = [node.name for node in self.nodes if not _has_spike_view(node)]
+            raise InputError(
+                f"the spike view is of signGD neurons alone, but there are {', '.join(others[:5])}."
+                ' Take view="decoded".'
+            )
+        return view
+
+    def _checked_input(self, x: Any, sequence: bool, last: int) -> Array:
+        (node,) = [node for node in self.nodes if node.kind == "input"]
+        expected, leading = list(node["shape"][1:]), int(sequence)
+        x = np.asarray(x)
+        if x.dtype.kind != "f":
+            raise InputError(f"the input is floating-point, but it is {x.dtype}; use x / 255.0.")
+        if x.ndim < 1 + leading or list(x.shape[1 + leading :]) != expected:
+            time = "T, " * leading
+            raise InputError(
+                f"the input is [{time}B, {', '.join(map(str, expected))}], but x is "
+                f"{list(x.shape)}."
+            )
+        if not np.isfinite(x).all():
+            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+        if sequence and len(x) < last:
+            raise InputError(f"the sequence has {len(x)} steps, but time_steps asks for {last}.")
+        return x.astype(self.dtype)
+
+    def _checked_spikes(self, spikes: Any, x: Array, last: int) -> Array | None:
+        poisson = [n for n in self.nodes if n.kind == "encoder" and n["coding"] == "poisson"]
+        if not poisson:
+            if spikes is not None:
+                raise InputError("input_spikes are those of a Poisson encoder; there is none here.")
+            return None
+        if spikes is None:
+            raise FormatError(
+                f"'{poisson[0].name}' codes the input as Poisson spikes, drawn from torch's random "
+                "numbers, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
+                "made by neurons.poisson_spikes or by you."
+            )
+        spikes = np.asarray(spikes, self.dtype)
+        if spikes.shape[1:] != x.shape or len(spikes) < last:
+            raise InputError(
+                f"input_spikes are [T, B, ...] with T >= {last} and steps of {list(x.shape)}, but "
+                f"they are {list(spikes.shape)}."
+            )
+        return spikes
+
+
+def _has_spike_view(node: Record) -> bool:
+    if node.kind == "encoder":
+        return bool(node["coding"] == "real")
+    return node.kind not in ("group", "subgradient", "average", "function")
+
+
+def _checked_steps(time_steps: int | Iterable[int]) -> tuple[int, ...]:
+    steps = tuple(time_steps) if isinstance(time_steps, Iterable) else (time_steps,)
+    whole = [isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in steps]
+    if not steps or not all(whole) or min(steps) < 1:
+        raise InputError(f"time_steps are integers >= 1, but they are {time_steps!r}.")
+    return tuple(int(t) for t in steps)
+
+
+def _lags(nodes: Sequence[Record], outputs: Sequence[str]) -> tuple[dict[str, int], int]:
+    """By how many steps each node, and the read-out, runs behind the input under ``delay``."""
+    lags: dict[str, int] = {}
+    arrives: dict[str, int] = {}  # what a neuron sends is with its receivers one step later
+    for node in nodes:
+        lags[node.name] = max((arrives[name] for name in node["inputs"]), default=0)
+        arrives[node.name] = lags[node.name] + (node.kind in NEURONS)
+    return lags, max(arrives[name] for name in outputs)
+
+
+class _Run:
+    """One run: the state of every node, and the values that are on their way."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        x: Array,
+        sequence: bool,
+        view: str,
+        coded: Array | None,
+        delay: bool,
+        last: int,
+    ) -> None:
+        self.runner, self.last, self.spike_view, self.coded = runner, last, view == "spike", coded
+        self.x, self.sequence = x, sequence
+        self.batch = x.shape[1] if sequence else x.shape[0]
+        self.lags = runner.lags if delay else dict.fromkeys(runner.lags, 0)
+        self.output_lag = runner.output_lag if delay else 0
+        self.duration = last + self.output_lag
+        self.sent: dict[str, dict[int, Array]] = {node.name: {} for node in runner.nodes}
+        self.held = self._longest_waits()
+        self.states: dict[str, _State] = {}
+        self.spikes: dict[str, Array] = {}
+        self.values: dict[str, Array] = {}
+        self.readouts: dict[str, Array] = {}
+        if self.spike_view:
+            self._start()
+
+    def _longest_waits(self) -> dict[str, int]:
+        """For how many steps a node's value is still asked for."""
+        waits = dict.fromkeys(self.lags, 0)
+        for node in self.runner.nodes:
+            for name in node["inputs"]:
+                waits[name] = max(waits[name], self.lags[node.name] - self.lags[name])
+        for name in self.runner.output_names:
+            waits[name] = max(waits[name], self.output_lag - self.lags[name])
+        return waits
+
+    def all_steps(self, wanted: Sequence[int], record: bool, values: bool) -> dict[int, Any]:
+        outputs: dict[int, Any] = {}
+        for now in range(1, self.duration + 1):
+            for node in self.runner.nodes:
+                step = now - self.lags[node.name]  # the node's own step
+                if 1 <= step <= self.last:
+                    inputs = [
+                        self.sent[name][now - (self.lags[node.name] - self.lags[name])]
+                        for name in node["inputs"]
+                    ]
+                    with _named(node):
+                        value, fired = self._value(node, inputs, step)
+                    self.sent[node.name][now] = value
+                    if fired is not None and record:
+                        self._keep(self.spikes, node.name, now, fired)
+                    if fired is not None and values:
+                        self._keep(self.values, node.name, now, self.states[node.name].v)
+            step = now - self.output_lag
+            if step >= 1:
+                self._read_out(now)
+                if step in wanted:
+                    outputs[step] = _filled(self.runner.content.outputs, self.readouts)
+            for name, wait in self.held.items():
+                self.sent[name].pop(now - wait, None)
+        return {t: outputs[t] for t in wanted}
+
+    def _keep(self, kept: dict[str, Array], name: str, now: int, value: Array) -> None:
+        if name not in kept:
+            kept[name] = np.zeros((self.duration, *value.shape), value.dtype)
+        kept[name][now - 1] = value
+
+    def _start(self) -> None:
+        """Spike view: x(0) of every neuron and the read-outs before the first step."""
+        values: dict[str, Array] = {}
+        for node in self.runner.nodes:
+            with _named(node):
+                values[node.name] = self._at_start(node, [values[name] for name in node["inputs"]])
+        self.readouts = {name: values[name] for name in self.runner.output_names}
+
+    def _at_start(self, node: Record, inputs: list[Array]) -> Array:
+        if node.kind == "input":
+            return np.zeros_like(self._input(1))
+        if node.kind == "constant":
+            value: Array = node["value"]
+            return value
+        if node.kind == "linear":
+            return self._linear(node, inputs, apply)
+        if node.kind == "encoder":
+            return inputs[0]
+        v = self._resting(node, resolve(node["shape"], self.batch))
+        self.states[node.name] = _State(v, inputs)
+        return v
+
+    def _resting(self, node: Record, shape: Sequence[int]) -> Array:
+        return np.broadcast_to(np.asarray(node["resting"], self.runner.dtype), shape)
+
+    def _value(self, node: Record, inputs: list[Array], step: int) -> tuple[Array, Array | None]:
+        """What a node sends at its step, and where its neurons fire."""
+        if node.kind == "input":
+            return self._input_or_increment(step), None
+        if node.kind == "constant":
+            return (np.zeros_like(node["value"]) if self.spike_view else node["value"]), None
+        if node.kind == "linear":
+            return self._linear(node, inputs, apply_linear if self.spike_view else apply), None
+        if node.kind == "function":
+            return self._function(node, inputs), None
+        if node.kind == "encoder":
+            return self._encoder(node, step), None
+        if node.kind == "average":
+            return self._average(node, inputs[0]), None
+        neuron = {"signgd": self._signgd, "group": self._group, "subgradient": self._subgradient}
+        return neuron[node.kind](node, inputs)
+
+    def _input(self, step: int) -> Array:
+        return self.x[step - 1] if self.sequence else self.x
+
+    def _input_or_increment(self, step: int) -> Array:
+        now = self._input(step)
+        if not self.spike_view:
+            return now
+        return now - self._input(step - 1) if step > 1 else now
+
+    def _linear(self, node: Record, inputs: list[Array], run: Any) -> Array:
+        out = run(node["op"], inputs, node["attributes"], node["tensors"], self.batch)
+        return np.asarray(out, self.runner.dtype)
+
+    def _function(self, node: Record, x: list[Array]) -> Array:
+        f = self.runner.functions[node.name]
+        return np.asarray(f(*x, **node["arguments"]), self.runner.dtype)
+
+    def _size(self, node: Record, t: int) -> Array:
+        """eta(t) scale."""
+        return np.asarray(step_size(node["schedule"], t) * node["scale"], self.runner.dtype)
+
+    def _signgd(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        if node.name not in self.states:  # decoded view, first step
+            shape = self._function(node, inputs).shape
+            self.states[node.name] = _State(self._resting(node, shape))
+        state = self.states[node.name]
+        if self.spike_view:
+            state.x = [x + increment for x, increment in zip(state.x, inputs, strict=True)]
+            inputs = state.x
+        target = self._function(node, inputs)
+        fires = state.v >= target if node["function"]["fires_at_tie"] else state.v > target
+        sigma = np.where(fires, 1, -1).astype(self.runner.dtype)
+        if node["momentum"]:
+            if state.buffer is not None:
+                sigma = node["momentum"] * state.buffer + sigma
+            state.buffer = sigma
+        state.t += 1
+        change = self._size(node, state.t) * sigma
+        state.v = state.v - change
+        return (-change if self.spike_view else state.v), fires
+
+    def _group(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        theta = node["v_threshold"] / node["members"]
+        if node.name not in self.states:
+            charge = node["initial_charge"] * theta
+            self.states[node.name] = _State(np.full_like(inputs[0], charge))
+        state = self.states[node.name]
+        thresholds = np.arange(1, node["members"] + 1, dtype=self.runner.dtype) * theta
+        h = state.v + inputs[0]
+        count = np.searchsorted(thresholds, h, side="right").astype(np.int32)
+        out = count.astype(self.runner.dtype) * theta
+        state.v = h - out
+        return out, count
+
+    def _subgradient(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        state = self.states.setdefault(node.name, _State(np.zeros_like(inputs[0])))
+        fires = inputs[0] > state.v
+        output = np.asarray(node["scale"], self.runner.dtype) * fires
+        state.t += 1
+        state.v = state.v - step_size(node["schedule"], state.t) * (state.v - output)
+        return state.v, fires
+
+    def _encoder(self, node: Record, step: int) -> Array:
+        x = self._input(step)
+        state = self.states.setdefault(node.name, _State(np.zeros_like(x)))
+        state.t += 1
+        before = state.v
+        if node["coding"] == "poisson":
+            assert self.coded is not None
+            spikes = self.coded[step - 1]
+            state.v = before + (spikes - before) / state.t
+            return spikes if node["per_step"] else state.v
+        gradient = before - x
+        if node["momentum"]:
+            if state.buffer is not None:
+                gradient = node["momentum"] * state.buffer + gradient
+            state.buffer = gradient
+        state.v = before - step_size(node["schedule"], state.t) * gradient
+        return state.v - before if self.spike_view else state.v
+
+    def _average(self, node: Record, x: Array) -> Array:
+        state = self.states.setdefault(node.name, _State(np.zeros_like(x)))
+        state.t += 1
+        state.v = state.v + x  # the sum
+        return np.asarray(state.v / self.runner.dtype.type(state.t))
+
+    def _read_out(self, now: int) -> None:
+        for name in dict.fromkeys(self.runner.output_names):
+            value = self.sent[name][now - (self.output_lag - self.lags[name])]
+            self.readouts[name] = self.readouts[name] + value if self.spike_view else value
+
+
+@contextmanager
+def _named(node: Record) -> Iterator[None]:
+    """What NumPy does not compute is the description's fault, or that of the user's function."""
+    try:
+        yield
+    except SignGDError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"node {node.name!r} cannot be computed ({error}): its fields contradict each other or "
+            "what comes in, or it calls a function of yours that fails."
+        ) from error
+
+
+def _filled(structure: Any, values: Mapping[str, Array]) -> Any:
+    if isinstance(structure, str):
+        return np.array(values[structure])
+    if isinstance(structure, Mapping):
+        return {key: _filled(item, values) for key, item in structure.items()}
+    return type(structure)(_filled(item, values) for item in structure)

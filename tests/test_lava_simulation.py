@@ -1,0 +1,242 @@
+"""The real Lava against this package; LAVA_PYTHON names an interpreter with it (`make lava`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lava_digits
+import numpy as np
+import pytest
+import torch
+from data import digits
+from torch import nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.exporters.lava import write_netx
+from spikingjelly_signgd.exporters.netx_runner import read_netx
+from spikingjelly_signgd.exporters.runner import Runner
+from spikingjelly_signgd.plugins import lava_remote
+
+pytestmark = pytest.mark.skipif(
+    not lava_remote.available(), reason="LAVA_PYTHON names no interpreter; run `make lava`"
+)
+
+DATA = digits()
+IMAGES, LABELS = DATA.test
+SAMPLES = 20
+
+
+def write(path: Path, name: str, profile: str, members: int, steps: int) -> Any:
+    network = sg.convert(
+        lava_digits.load(name),
+        DATA.train.images[:64],
+        method="group",
+        members=members,
+        time_steps=steps,
+    )
+    return write_netx(
+        network,
+        path,
+        profile=profile,
+        input_levels=16,
+        calibration=DATA.train.images[:64],
+        samples=(IMAGES[:SAMPLES], LABELS[:SAMPLES]),
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("profile", "members", "steps"),
+    [
+        ("group", 4, 1),
+        ("group", 2, 2),
+        ("if-soft", 1, 4),
+        ("if-hard", 1, 4),
+        ("group-graded", 2, 2),
+    ],
+)
+def test_every_spike(name, profile, members, steps, tmp_path):
+    report = write(tmp_path / "a.net", name, profile, members, steps)
+    check = lava_remote.verify_netx(
+        tmp_path / "a.net", IMAGES[:SAMPLES].numpy(), LABELS[:SAMPLES].numpy()
+    )
+    assert check.ok, str(check)
+    assert check.wrong == (0, 0) and check.readouts_wrong == 0 and check.samples == SAMPLES
+    assert min(check.spikes) > SAMPLES
+    assert check.accuracy == report.accuracy_integer
+    assert check.versions[:2] == ("lava-nc 0.10.0", "lava-dl 0.6.0")
+
+
+def test_another_network_is_told_apart(tmp_path, monkeypatch):
+    """Weights changed for the runner alone: the comparison must see it."""
+    write(tmp_path / "a.net", "mlp", "group", 4, 1)
+    shutil.copyfile(tmp_path / "a.net", tmp_path / "b.net")
+    with h5py.File(tmp_path / "b.net", "r+") as file:
+        weight = file["layer/1/weight"]
+        weight[:, 192:256] = -weight[:, 192:256]
+    monkeypatch.setattr(lava_remote, "read_netx", lambda path: read_netx(tmp_path / "b.net"))
+    check = lava_remote.verify_netx(tmp_path / "a.net", IMAGES[:3].numpy())
+    assert not check.ok and check.wrong[0] > 0 and "NOT equal" in str(check)
+
+
+def test_wrapping_is_the_runners(tmp_path):
+    """u beyond 24 bits, which write_netx refuses: the runner wraps as Lava does."""
+    write(tmp_path / "a.net", "mlp", "if-soft", 1, 4)
+    with h5py.File(tmp_path / "a.net", "r+") as file:
+        weight = np.full(file["layer/1/weight"].shape, -246, dtype=np.int32)
+        weight[0, 0] = 2
+        file["layer/1/weight"][...] = weight
+    netx = read_netx(tmp_path / "a.net")
+    spikes = np.ones((2, netx.coding.channels, 6), dtype=np.int64)
+    run = netx.run_spikes(spikes)
+    assert run.lowest[0] < -(1 << 17) and run.spikes[0].any()
+    found, membrane = lava_remote.run_netx(tmp_path / "a.net", spikes)
+    for have, want in zip(found, run.spikes, strict=True):
+        assert (have == want).all()
+    assert (membrane == run.membrane).all()
+
+
+def convolutions() -> nn.Sequential:
+    """Scales, resting values and a parameter by channel; pooling between."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.PReLU(3, 0.2),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 4, 3),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).eval()
+
+
+@pytest.mark.parametrize("case", ["gelu", "convolutions"])
+def test_signgd(case, tmp_path):
+    """Outputs at every step are torch's, spikes those of the runner with a step for each layer."""
+    steps = 16
+    model = lava_digits.load("gelu") if case == "gelu" else convolutions()
+    options = {} if case == "gelu" else {"resting": "mean"}
+    network = sg.convert(
+        model.double(), DATA.train.images[:128].double(), time_steps=steps, **options
+    )
+    sg.save(network, tmp_path / "a.h5")
+    x = IMAGES[:SAMPLES].double()
+    spikes, outputs = lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=steps)
+    found = sg.run(sg.build(network, "spikingjelly"), x, tuple(range(1, steps + 1)))
+    expected = torch.stack([found[t] for t in range(1, steps + 1)], -1).numpy()
+    assert outputs.shape == expected.shape == (SAMPLES, 10, steps)
+    assert np.abs(outputs - expected).max() < 1e-9
+    result = Runner(tmp_path / "a.h5").run(x.numpy(), steps, delay=True)
+    for depth, (have, name) in enumerate(zip(spikes, result.spikes, strict=True)):
+        assert result.lags[name] == depth
+        want = result.spikes[name][depth : depth + steps].reshape(steps, SAMPLES, -1)
+        assert (have == want.transpose(1, 2, 0)).all()
+    assert expected.std() > 0.01 and [len(s) for s in spikes] == [SAMPLES] * 2
+    assert all(0.2 < s.mean() < 0.8 for s in spikes)
+
+
+def test_signgd_refusals(tmp_path):
+    x = torch.rand(8, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3)).eval()
+    sg.save(sg.convert(model, x, momentum=0.5, time_steps=4), tmp_path / "a.h5")
+    with pytest.raises(lava_remote.LavaError, match="momentum 0.5"):
+        lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
+    sg.save(sg.convert(nn.Sequential(model, nn.LayerNorm(3)), x, time_steps=4), tmp_path / "a.h5")
+    with pytest.raises(lava_remote.LavaError, match="one chain of layers"):
+        lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
+
+
+EXACT = """
+import numpy as np
+from spikingjelly_signgd.plugins import lava  # makes Lava importable
+from lava.lib.dl.netx.utils import optimize_weight_bits
+from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
+from spikingjelly_signgd.exporters.netx_runner import exact
+
+def computed(matrices):
+    joint, bits, exponent, _ = optimize_weight_bits(np.hstack(matrices))
+    cuts = np.cumsum([m.shape[1] for m in matrices])[:-1]
+    for m, part in zip(matrices, np.hsplit(joint, cuts)):
+        mode = determine_sign_mode(part)
+        part = truncate_weights(clip_weights(part, mode, num_bits=8), mode, bits)
+        wanted = np.left_shift(m, -exponent) if exponent <= 0 else np.right_shift(m, exponent)
+        if not np.array_equal(part, wanted):
+            return False
+    return True
+
+random, seen = np.random.default_rng(0), [0, 0]
+for _ in range(4000):
+    high = int(random.choice([4, 16, 64, 127, 128, 254, 256, 300]))
+    step = int(random.choice([1, 2, 4, 16]))
+    low = int(random.choice([-high, 0, -1, -high // 2]))
+    m = random.integers(low, high + 1, (2, 3)) // step * step * int(random.choice([1, -1]))
+    matrices = [m]
+    if random.random() < 0.5:
+        v = int(random.choice([6, 32, 64, 100, 128, 250, 254, 256]))
+        matrices.append(-v * np.eye(2, dtype=int))
+    try:
+        same = computed(matrices)
+    except (OverflowError, ZeroDivisionError):
+        same = False
+    assert same == exact(*matrices), (matrices, same)
+    seen[same] += 1
+assert min(seen) > 500, seen
+"""
+
+
+def run_there(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A script in Lava's environment, in a process group of its own."""
+    (folder / "spikingjelly_signgd").symlink_to(lava_remote.PACKAGE)
+    return subprocess.run(
+        [lava_remote.lava_python(), "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        start_new_session=True,
+    )
+
+
+def test_exact_is_what_lava_computes(tmp_path):
+    done = run_there(EXACT, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+FAILING = """
+import os
+import torch
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.network import SignGDNeuron
+from spikingjelly_signgd.plugins import lava, lava_environment
+
+lava_environment.end_with_workers()
+here = os.getpid()
+
+def fails(x):
+    if os.getpid() != here:
+        raise RuntimeError("a worker's error")
+    return x.relu()
+
+x = torch.rand(4, 3)
+model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+network = sg.convert(model, x, time_steps=4)
+row = sg.Nonlinearity("fails", fails)
+nodes = tuple(
+    __import__("dataclasses").replace(n, function=row) if isinstance(n, SignGDNeuron) else n
+    for n in network.nodes
+)
+lava.SignGDNetwork(network.replace(nodes=nodes)).run(x)
+"""
+
+
+def test_an_error_of_a_worker_ends_the_run(tmp_path):
+    """Lava by itself may wait for ever."""
+    done = run_there(FAILING, tmp_path)
+    assert done.returncode == -signal.SIGTERM and "a worker's error" in done.stderr
