@@ -110,6 +110,7 @@ def outcome(network: sg.SpikingNetwork, images: Tensor, form: str) -> tuple[str,
         except sg.FormatError as error:
             return "refused", [general(str(error))]
         found = sg.verify(path, images[:SAMPLES], network=network, embed=False)
+    assert found.checks[0].equal, found  # what the file holds is this network
     if name.endswith(".net"):
         lost = ["weights, thresholds and biases are rounded to 8-bit integers of one layer"]
         if form == "Lava if-hard":

@@ -289,15 +289,27 @@ def _check_seal(path: Path) -> None:
 
 
 def seal(path: str | os.PathLike[str]) -> str:
-    """New checksums after a change made on purpose, with h5py for instance; the checksum."""
+    """New checksums after a change made on purpose, with h5py for instance; the checksum.
+
+    A certificate, which is of the file before the change, is taken out.
+    """
     h5 = require_h5py()
     data = Path(path).read_bytes()
     buffer = io.BytesIO(data[SEAL_BYTES if data.startswith(SEAL) else 0 :])
     with h5.File(buffer, "r+") as file:
         checksum = _checksum(_everything(file))
         file.attrs["checksum"] = checksum
+        file.attrs.pop("certificate", None)  # of what was there before
     write_whole(path, _sealed(buffer.getvalue()))
     return checksum
+
+
+def with_certificate(data: bytes, certificate: str) -> bytes:
+    """A description's bytes with a certificate, which is no part of what its checksum is over."""
+    buffer = io.BytesIO(data[SEAL_BYTES if data.startswith(SEAL) else 0 :])
+    with require_h5py().File(buffer, "r+") as file:
+        file.attrs["certificate"] = certificate
+    return _sealed(buffer.getvalue())
 
 
 # -- reading --------------------------------------------------------------------------------------

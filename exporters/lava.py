@@ -26,7 +26,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,13 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, FormatError, InputError
 from ..network import GroupNeuron, SpikingNetwork
-from .files import write_whole
+from .files import sealed, write_whole
 from .lava_lowering import (
     LARGEST_WEIGHT,
     AffineMap,
     IntegerLayer,
     affine_maps,
+    check_output,
     float_outputs,
     integer_counts,
     quantise,
@@ -50,6 +51,7 @@ from .netx_runner import (
     LARGEST_BIAS,
     LARGEST_U,
     PROFILES,
+    SEAL,
     VERSION,
     InputCoding,
     Netx,
@@ -183,34 +185,14 @@ def write_netx(
     limit and the mend; InputError for arguments that cannot be.
     """
     _check_arguments(profile, time_steps, weight_bits, input_levels, max_weights)
+    check_output(network)
     given, labels = samples if isinstance(samples, tuple) else (samples, None)
-    maps = affine_maps(network, GroupNeuron, max_weights)
-    _check_profile(maps, profile)
+    for name, x in (("calibration", calibration), ("samples", given)):
+        _check_inputs(name, x, network)
     steps = network.time_steps if time_steps is None else time_steps
     low, step = _input_range(input_range, calibration, given, input_levels)
-    bits = input_levels.bit_length()
-    planes = [step * 2**b for b in range(bits)]
-    # where the threshold is no weight, it may be larger than one
-    free = profile in ("if-hard", "group-graded")
-    largest_theta = 2 * LARGEST_BIAS if free else LARGEST_WEIGHT
-    layers = quantise(
-        maps, planes, low, weight_bits, largest_theta, lambda layer: _fits(layer, profile)
-    )
-    features = maps[0].weight.shape[1]
-    coding, expanded = _expand(layers, InputCoding(features, low, step, input_levels), profile)
-    _check_expanded(expanded, max_weights)
-    attributes = {
-        "profile": profile,
-        "time_steps": steps,
-        "steps": steps + len(expanded),
-        "coding": json.dumps(asdict(coding)),
-        "layers": json.dumps([_about(layer, e) for layer, e in zip(layers, expanded, strict=True)]),
-        "readout": json.dumps({"scale": layers[-1].scale, "name": layers[-1].name}),
-        "requires_process": GRADED if profile == "group-graded" else "",
-        "weight_bits": weight_bits,
-        "provenance": json.dumps(dict(network.provenance), default=str),
-    }
-    content = _serialise(coding, expanded, attributes)
+    lowered = lower(network, profile, steps, weight_bits, low, step, input_levels, max_weights)
+    maps, layers, coding, expanded, content = lowered
     written = parse_netx(content, str(path))
     bounds = [_bound(e, written, i) for i, e in enumerate(expanded)]
     seen = _ranges(written, [x for x in (calibration, given) if x is not None], bounds)
@@ -227,8 +209,68 @@ def write_netx(
     )
     if given is not None:
         report = _measure(report, written, maps, layers, given, labels)
-    write_whole(path, content)
+    write_whole(path, sealed(content, SEAL))
     return report
+
+
+class Lowered(NamedTuple):
+    """A network in integers, and the file's bytes."""
+
+    maps: list[AffineMap]
+    layers: list[IntegerLayer]
+    coding: InputCoding
+    expanded: list[NetxLayer]
+    content: bytes
+
+
+def lower(
+    network: SpikingNetwork,
+    profile: str,
+    time_steps: int,
+    weight_bits: int,
+    low: float,
+    step: float,
+    input_levels: int,
+    max_weights: int = 2**26,
+) -> Lowered:
+    """What ``write_netx`` writes, for inputs low, low + step, ...; the same for the same arguments.
+
+    Raises FormatError.
+    """
+    maps = affine_maps(network, GroupNeuron, max_weights)
+    _check_profile(maps, profile)
+    planes = [step * 2**b for b in range(input_levels.bit_length())]
+    # where the threshold is no weight, it may be larger than one
+    free = profile in ("if-hard", "group-graded")
+    largest_theta = 2 * LARGEST_BIAS if free else LARGEST_WEIGHT
+    layers = quantise(
+        maps, planes, low, weight_bits, largest_theta, lambda layer: _fits(layer, profile)
+    )
+    shape: tuple[int, ...] = network.input.shape[1:]  # type: ignore[assignment]
+    coding = InputCoding(maps[0].weight.shape[1], low, step, input_levels, shape=shape)
+    coding, expanded = _expand(layers, coding, profile)
+    _check_expanded(expanded, max_weights)
+    attributes = {
+        "profile": profile,
+        "time_steps": time_steps,
+        "steps": time_steps + len(expanded),
+        "coding": json.dumps(asdict(coding)),
+        "layers": json.dumps([_about(layer, e) for layer, e in zip(layers, expanded, strict=True)]),
+        "readout": json.dumps({"scale": layers[-1].scale, "name": layers[-1].name}),
+        "requires_process": GRADED if profile == "group-graded" else "",
+        "weight_bits": weight_bits,
+        "provenance": json.dumps(dict(network.provenance)),
+    }
+    return Lowered(maps, layers, coding, expanded, _serialise(coding, expanded, attributes))
+
+
+def _check_inputs(name: str, x: Tensor | None, network: SpikingNetwork) -> None:
+    expected = tuple(network.input.shape[1:])
+    if isinstance(x, Tensor) and x.dim() > 0 and tuple(x.shape[1:]) != expected:
+        raise InputError(
+            f"{name} is {list(x.shape)}, but the network takes [B, "
+            f"{', '.join(map(str, expected))}]."
+        )
 
 
 def _check_arguments(

@@ -97,7 +97,7 @@ def affine_maps(
     Raises FormatError for a network that is not one chain of linear operations and ``neurons``, or
     whose maps have more than ``largest`` weights.
     """
-    _check_output(network)
+    check_output(network)
     users: dict[str, list[str]] = {}
     for node in network.nodes:
         if len(node.inputs) > 1:
@@ -128,11 +128,17 @@ def affine_maps(
             "the network has no spiking neurons, so there is nothing to run on Lava; convert a "
             "model with activations."
         )
+    if neurons is GroupNeuron and not averaged and network.time_steps > 1:
+        raise FormatError(
+            f"the output of the network is that of its last step of {network.time_steps}, but what "
+            "Lava's read-out adds up is the sum of all; end the network in an average over the "
+            "steps, as convert(..., method='group') does, or make it for one step."
+        )
     maps.append(_compose(chain, source, str(network.outputs), None, largest))
     return maps
 
 
-def _check_output(network: SpikingNetwork) -> None:
+def check_output(network: SpikingNetwork) -> None:
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"Lava takes the SpikingNetwork that convert returned, not {type(network).__name__}; "

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BackendUnavailable, FormatError, InputError
+from .files import check_seal
 
 FORMAT = "spikingjelly_signgd netx"
 VERSION = (1, 0)
+SEAL = b"\nspikingjelly_signgd netx: sha256 of all bytes before this line "
 PROFILES = ("group", "if-soft", "if-hard", "group-graded")
 GRADED = "GROUP"  # the neuron type of the profile that needs this package's own process in Lava
 LARGEST_U = 131071  # weight units; 24 bits, 6 of them after the point
@@ -88,8 +91,12 @@ class InputCoding:
     levels: int
     constants: int = 0
     starts: int = 0
+    shape: tuple[int, ...] = ()  # of one input, whose product is ``features``
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape) or (self.features,))
+        if math.prod(self.shape) != self.features:
+            raise ValueError(f"an input of {self.shape} does not have {self.features} values")
         counts = self.features, self.levels, self.constants + 1, self.starts + 1
         if any(not isinstance(n, int) or not 0 < n <= LARGEST_MATRIX for n in counts):
             raise ValueError(f"an input coding cannot have the sizes {counts}")
@@ -107,9 +114,9 @@ class InputCoding:
     def integers(self, x: ArrayLike) -> NDArray[np.int64]:
         """p of x [B, ...], as [B, features]."""
         x = np.asarray(x, dtype=np.float64)
-        if x.ndim < 2 or x[0].size != self.features:
+        if x.ndim < 2 or x.shape[1:] not in (self.shape, (self.features,)):
             raise InputError(
-                f"the file takes inputs [B, ...] of {self.features} values each, but x is "
+                f"the file takes inputs [B, {', '.join(map(str, self.shape))}], but x is "
                 f"{list(x.shape)}."
             )
         if not np.isfinite(x).all():
@@ -288,6 +295,7 @@ def read_netx(path: str | os.PathLike[str]) -> Netx:
         ) from error
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file '{path}'")
+    check_seal(Path(path), SEAL)
     try:
         with h5py.File(path, "r") as file:
             return _read(file, str(path))
@@ -385,6 +393,8 @@ def _read_layer(group: Any, about: dict[str, Any], where: str, last: bool) -> Ne
         raise FormatError(f"{where} has the decays {decays}; this package writes none that leak.")
     if not 0 <= threshold <= LARGEST_U:
         raise FormatError(f"{where}: vThMant is {threshold}, outside 0..{LARGEST_U}.")
+    if threshold != int(about["theta"]) - 1:
+        raise FormatError(f"{where}: vThMant is {threshold}, but theta is {about['theta']}.")
     counts = None
     if _text(neuron["type"]) == GRADED:
         counts = _integers(neuron["members"], where)

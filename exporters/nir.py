@@ -13,9 +13,9 @@ from typing import Any
 
 from ..errors import FormatError
 from ..network import SpikingNetwork
-from .files import write_whole
+from .files import sealed, write_whole
 from .nir_graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
-from .nir_reader import import_nir, read_graph, sealed, to_network
+from .nir_reader import SEAL, import_nir, read_graph, to_network
 
 __all__ = ["NirReport", "read_graph", "read_nir", "to_graph", "write_nir"]
 
@@ -91,7 +91,7 @@ def write_nir(
     import_nir().write(image, graph)
     if dialect == "legacy":
         _for_older_readers(image)
-    write_whole(path, sealed(image.getvalue()))
+    write_whole(path, sealed(image.getvalue(), SEAL))
     return report
 
 

@@ -439,7 +439,22 @@ def _conv(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
     if len(x[0].shape) != len(stride) + 1:
         raise _Refused(f"it is over {list(x[0].shape)}; NIR takes [C, *spatial] after the batch.")
     weight = dense(numpy(node.tensors["weight"]), node.attributes["groups"])
+    if isinstance(padding, str):
+        padding = _counted(padding, weight.shape[2:], dilation)
     return writer.conv(node.name, x[0], weight, bias_of(node), stride, padding, dilation)
+
+
+def _counted(padding: str, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """torch's "valid" and "same" as numbers, the same at both ends."""
+    if padding == "valid":
+        return [0] * len(kernel)
+    whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if any(total % 2 for total in whole):
+        raise _Refused(
+            'padding="same" pads one end more than the other here, which NIR does not. Use an odd '
+            "kernel, or pad by numbers."
+        )
+    return [total // 2 for total in whole]
 
 
 def _linear(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:

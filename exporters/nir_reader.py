@@ -7,7 +7,6 @@ Metadata only restore names and what does not spike, and only where they agree w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -25,6 +24,7 @@ from ..network import Average, GroupNeuron, Input, Linear, Node, SpikingNetwork,
 from ..neurons.group import GroupNeuronParameters
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..operations import apply
+from .files import check_seal
 from .nir_graph import Array, group_thresholds, untagged
 
 DEEPEST = 32  # groups of HDF5 within groups, two for each graph
@@ -35,7 +35,6 @@ SMALL = 64 * 2**20  # bytes that any file may hold
 # behind the HDF5 data, where HDF5 does not look: damage is found before a byte is interpreted. The
 # HDF5 library itself runs for minutes, or for ever, on some damaged files.
 SEAL = b"\nspikingjelly_signgd: sha256 of all bytes before this line "
-SEAL_BYTES = len(SEAL) + 64
 
 
 def import_nir() -> Any:
@@ -62,7 +61,7 @@ def read_graph(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file '{path}'")
-    _check_seal(path)
+    check_seal(path, SEAL)
     try:
         with h5py.File(path, "r") as file:
             _survey(file, path, set(nir.ir.__all__))
@@ -76,33 +75,6 @@ def read_graph(path: str | os.PathLike[str]) -> Any:
             f"'{path}' is not a whole NIR file ({error or type(error).__name__}); write it again."
         ) from error
     return graph
-
-
-def sealed(image: bytes) -> bytes:
-    return image + SEAL + hashlib.sha256(image).hexdigest().encode()
-
-
-def _check_seal(path: Path) -> None:
-    """Others' files have no seal, nor have ours once h5py has changed them on purpose."""
-    size = path.stat().st_size - SEAL_BYTES
-    if size < 0:
-        return
-    with open(path, "rb") as file:
-        file.seek(size)
-        seal = file.read()
-        if not seal.startswith(SEAL):
-            return
-        file.seek(0)
-        digest = hashlib.sha256()
-        while size > 0:
-            block = file.read(min(size, 2**20))
-            digest.update(block)
-            size -= len(block) or size
-    if seal[len(SEAL) :] != digest.hexdigest().encode():
-        raise FormatError(
-            f"'{path}' is damaged: its bytes are not those that were written. Copy it anew, or "
-            "write it again."
-        )
 
 
 def _survey(file: Any, path: Path, known: set[str]) -> None:

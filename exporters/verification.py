@@ -20,7 +20,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,42 +30,50 @@ from torch import Tensor
 from ..errors import FormatError, InputError
 from ..network import GroupNeuron, SpikingNetwork, leaves
 from .definition import run_definition
-from .files import write_whole
+from .files import sealed, unsealed, write_whole
 from .formats import SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-3}  # of read-outs, relative to the largest of them
+# of a NIR node: what follows from the rest, or is for people
+UNSAID = ("metadata", "input_type", "output_type", "input_shape")
+
+ALONE = "compared with itself alone; pass network=... to know that it is that network's"
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. ``cells`` are (sample, neuron, step); ``layers`` holds those that differ.
+    """One comparison. ``cells`` are (sample, neuron, step), or the numbers in a file.
 
-    ``readout_error`` is the largest difference of a read-out over the largest read-out.
-    ``required`` says that the file is wrong where anything differs; otherwise the figures tell what
-    the format or the precision costs.
+    ``layers`` counts those that differ by layer, ``spikes`` how many there are at all.
+    ``readout_error`` is the largest difference of a read-out over its largest value. ``required``
+    says that the file is wrong where anything differs; otherwise the figures tell what the format
+    or the precision costs.
     """
 
     what: str
     cells: int
     mismatches: int
     layers: Mapping[str, int]
-    readout_error: float
+    readout_error: float | None  # None where read-outs are no part of it
     tolerance: float
     required: bool
+    spikes: int = 0
 
     @property
     def equal(self) -> bool:
-        return self.mismatches == 0 and self.readout_error <= self.tolerance
+        return self.mismatches == 0 and (self.readout_error or 0.0) <= self.tolerance
 
     def __str__(self) -> str:
         wrong = ", ".join(f"{name} {count}" for name, count in self.layers.items() if count)
         verdict = "equal" if self.equal else "NOT EQUAL" if self.required else "differs"
         return (
             f"{verdict}: {self.what}: {self.mismatches} of {self.cells} cells differ"
-            f"{f' ({wrong})' if wrong else ''}, read-outs within {self.readout_error:.2g}"
+            f"{f' ({wrong})' if wrong else ''}"
+            + (f", {self.spikes} spikes" if self.spikes else "")
+            + ("" if self.readout_error is None else f", read-outs within {self.readout_error:.2g}")
         )
 
 
@@ -82,12 +90,13 @@ class Certificate:
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = True  # False where a comparison that belongs to it could not be made
 
     @property
     def ok(self) -> bool:
-        """Whether everything that has to be equal is; False where nothing was compared."""
+        """Whether everything that has to be equal is, and was compared."""
         required = [check for check in self.checks if check.required]
-        return bool(required) and all(check.equal for check in required)
+        return self.complete and bool(required) and all(check.equal for check in required)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok}
@@ -108,6 +117,7 @@ def verify(
     x: Tensor | None = None,
     *,
     network: SpikingNetwork | None = None,
+    format: str | None = None,
     time_steps: int | None = None,
     samples: int = 8,
     seed: int = 0,
@@ -118,25 +128,48 @@ def verify(
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
-    netx file codes. ``network`` is what the file was written from, to be compared with as well;
-    ``time_steps`` are by default the file's. ``functions`` are the caller's own nonlinearities in
-    an .h5 file, torch functions by name. ``python`` is an interpreter that has Lava, by default
-    that of LAVA_PYTHON. ``embed`` writes the certificate into the file. Raises FormatError for a
-    file that cannot be read, InputError.
+    netx file codes. With ``network``, from which the file was written, its whole content is
+    compared as well: without, a file of another network is as good as this one. ``format`` is by
+    default what the suffix says, ``time_steps`` are the file's. ``functions`` are the caller's own
+    nonlinearities in an .h5 file, torch functions by name. ``python`` is an interpreter that has
+    Lava, by default that of LAVA_PYTHON. ``embed`` writes the certificate into the file; where that
+    cannot be, its notes say so. Raises FormatError for a file that cannot be read, or that is of a
+    network with other layers or shapes; InputError.
     """
     path = Path(path)
-    format = SUFFIXES.get(path.suffix.lower(), "")
+    format = SUFFIXES.get(path.suffix.lower(), "") if format is None else format
     if format not in VERIFIERS:
         raise FormatError(
-            f"cannot verify '{path}': its name ends in none of {', '.join(SUFFIXES)}."
+            f"cannot verify '{path}': format is one of {', '.join(VERIFIERS)}, not {format!r}. "
+            f"Name one, or end the file in {', '.join(SUFFIXES)}."
         )
-    if samples < 1:
-        raise InputError(f"samples is at least 1, but it is {samples!r}.")
+    if samples < 1 or (time_steps is not None and time_steps < 1):
+        raise InputError(f"samples and time_steps are at least 1, not {samples} and {time_steps}.")
+    if network is not None and not isinstance(network, SpikingNetwork):
+        raise InputError(
+            f"network is the SpikingNetwork that convert returned, not {type(network).__name__}."
+        )
     request = _Request(path, x, network, time_steps, samples, seed, functions or {}, python)
+    before = path.read_bytes() if path.is_file() else b""
     certificate = VERIFIERS[format](request)
-    if embed:
-        EMBEDDERS[format](path, json.dumps(certificate.to_dict()))
-    return certificate
+    return _embedded(path, format, certificate, before) if embed else certificate
+
+
+def _embedded(path: Path, format: str, certificate: Certificate, before: bytes) -> Certificate:
+    """Writes the certificate into the file that was verified, or says why not."""
+    text, why = json.dumps(certificate.to_dict()), ""
+    if not os.access(path, os.W_OK):
+        why = "the file is read-only"
+    elif path.read_bytes() != before:
+        why = "the file was changed in the meantime"
+    else:
+        try:
+            write_whole(path, EMBEDDERS[format](before, text))
+        except (FormatError, OSError) as error:
+            why = str(error)
+    if not why:
+        return certificate
+    return replace(certificate, notes=(*certificate.notes, f"not written into the file: {why}"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +210,7 @@ class _Request:
         checks: Sequence[Check],
         notes: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
+        complete: bool = True,
     ) -> Certificate:
         import numpy as np
 
@@ -198,6 +232,7 @@ class _Request:
             tuple(checks),
             tuple(notes),
             known | dict(versions or {}),
+            complete,
         )
 
 
@@ -213,20 +248,60 @@ def compare(
     """Spikes by layer, arrays or tensors of one shape, and read-outs in one structure."""
     import numpy as np
 
-    cells, layers = 0, {}
-    for name, spikes in expected.items():
-        have, want = np.asarray(actual[name]), np.asarray(spikes)
+    if set(actual) != set(expected):
+        odd = sorted(set(actual) ^ set(expected))
+        raise FormatError(f"{what}: the two have other layers: {', '.join(odd)}.")
+    cells, spikes, layers = 0, 0, {}
+    for name, fired in expected.items():
+        have, want = np.asarray(actual[name]), np.asarray(fired)
         if have.shape != want.shape:
             raise FormatError(
-                f"'{name}' is {list(have.shape)} in the file, not {list(want.shape)}."
+                f"{what}: '{name}' is {list(have.shape)} in one, {list(want.shape)} in the other."
             )
-        cells += want.size
+        cells, spikes = cells + want.size, spikes + int(want.sum())
         layers[name] = int((have != want).sum())
-    pairs = list(zip(_arrays(readouts), _arrays(expected_readouts), strict=True))
-    largest = max((float(np.abs(b).max(initial=0)) for _, b in pairs), default=0.0)
-    error = max((float(np.abs(a - b).max(initial=0)) for a, b in pairs), default=0.0)
-    error = error / largest if largest else error
-    return Check(what, cells, sum(layers.values()), layers, error, tolerance, required)
+    left, right = _arrays(readouts), _arrays(expected_readouts)
+    if [a.shape for a in left] != [b.shape for b in right]:
+        raise FormatError(
+            f"{what}: the outputs are {[list(a.shape) for a in left]} in one and "
+            f"{[list(b.shape) for b in right]} in the other."
+        )
+    error = 0.0
+    for a, b in zip(left, right, strict=True):
+        largest = float(np.abs(b).max(initial=0)) or 1.0
+        here = float(np.abs(a - b).max(initial=0)) / largest
+        error = max(error, here if np.isfinite(here) else float("inf"))
+    wrong = sum(layers.values())
+    return Check(what, cells, wrong, layers, error, tolerance, required, spikes)
+
+
+def _contents(what: str, found: Any, expected: Any) -> Check:
+    """Two contents, structures of plain values and arrays, number by number."""
+    cells, layers = 0, {}
+    for name in dict.fromkeys([*expected, *found]):
+        a, b = found.get(name), expected.get(name)
+        count, wrong = _differences(a, b)
+        cells += count
+        layers[name] = wrong
+    return Check(what, cells, sum(layers.values()), layers, None, 0.0, True)
+
+
+def _differences(a: Any, b: Any) -> tuple[int, int]:
+    """How many numbers and texts are in b, and in how many a differs."""
+    import numpy as np
+
+    if isinstance(b, Mapping) and isinstance(a, Mapping):
+        pairs = [_differences(a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b])]
+        return sum(n for n, _ in pairs) + 1, sum(wrong for _, wrong in pairs)
+    if isinstance(b, (list, tuple)) and isinstance(a, (list, tuple)) and len(a) == len(b):
+        pairs = [_differences(x, y) for x, y in zip(a, b, strict=True)]
+        return sum(n for n, _ in pairs) + 1, sum(wrong for _, wrong in pairs)
+    if isinstance(b, np.ndarray) and isinstance(a, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return b.size, max(b.size, 1)
+        same = (a == b) | ((a != a) & (b != b))
+        return b.size, int((~same).sum())
+    return 1, int(type(a) is not type(b) or bool(a != b))
 
 
 def _arrays(structure: Any) -> list[np.ndarray]:
@@ -247,7 +322,7 @@ def _spikes(found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _verify_hdf5(request: _Request) -> Certificate:
-    from .description import load
+    from .description import content_of, load
     from .hdf5 import read
     from .runner import Runner
 
@@ -257,7 +332,14 @@ def _verify_hdf5(request: _Request) -> Certificate:
     x, inputs = request.inputs(network.input.shape[1:])  # type: ignore[arg-type]
     own = {name: _of_arrays(function) for name, function in request.functions.items()}
     checks = []
+    if request.network is not None:
+        meant = content_of(request.network)
+        checks.append(
+            _contents("content of the file and of the network", _parts(content), _parts(meant))
+        )
     notes = ["read-outs are compared after the last step, spikes at all of them"]
+    if request.network is None:
+        notes.append(ALONE)
     for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
         runner = Runner(content, kind, own)
         view = "signed" if runner.view == "spike" else "decoded"
@@ -266,21 +348,18 @@ def _verify_hdf5(request: _Request) -> Certificate:
         given = x.to(dtype).numpy()
         found = runner.run(given, steps, **options)
         exactly = kind == "float64"
-        for of, meant in (("as it was saved", request.network), ("in the file", network)):
-            if meant is None:
-                continue
-            wanted = run_definition(meant, x, steps, spikes=view, dtype=dtype)
-            checks.append(
-                compare(
-                    f"NumPy runner and definitions of the network {of}, {kind}",
-                    found.spikes,
-                    _spikes(wanted.spikes),
-                    found.outputs[steps],
-                    wanted.outputs,
-                    TOLERANCE[kind],
-                    exactly,
-                )
+        wanted = run_definition(network, x, steps, spikes=view, dtype=dtype)
+        checks.append(
+            compare(
+                f"NumPy runner and definitions, {kind}",
+                found.spikes,
+                _spikes(wanted.spikes),
+                found.outputs[steps],
+                wanted.outputs,
+                TOLERANCE[kind],
+                exactly,
             )
+        )
         if exactly:
             late = runner.run(given, steps, delay=True, **options)
             shifted = {
@@ -298,6 +377,13 @@ def _verify_hdf5(request: _Request) -> Certificate:
                 )
             )
     return request.certificate("hdf5", str(content.checksum), inputs, len(x), steps, checks, notes)
+
+
+def _parts(content: Any) -> dict[str, Any]:
+    """A description by node; not where it comes from and what calibration saw."""
+    nodes = {record.name: {"kind": record.kind, **record.fields} for record in content.nodes}
+    order = {"the network": [list(nodes), content.outputs, content.time_steps]}
+    return {**nodes, **order}
 
 
 def _of_arrays(function: Any) -> Any:
@@ -325,16 +411,10 @@ def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
     return None
 
 
-def _embed_hdf5(path: Path, certificate: str) -> None:
-    import h5py
+def _embed_hdf5(data: bytes, certificate: str) -> bytes:
+    from .hdf5 import with_certificate
 
-    from .hdf5 import seal
-
-    image = io.BytesIO(path.read_bytes())
-    with h5py.File(image, "r+") as file:
-        file.attrs["certificate"] = certificate
-    write_whole(path, image.getvalue())
-    seal(path)
+    return with_certificate(data, certificate)
 
 
 # -- .nir -----------------------------------------------------------------------------------------
@@ -354,17 +434,23 @@ def _verify_nir(request: _Request) -> Certificate:
     runner = NirRunner(graph)
     kind = "float64" if runner.dtype == np.float64 else "float32"
     notes, checks = [str(loss) for loss in str(metadata.get("losses", "")).splitlines()], []
-    networks = {"as it was written": request.network}
+    networks: dict[str, SpikingNetwork] = {}
+    if request.network is not None:
+        checks.append(_same_graph(graph, request.network))
+        notes += _other_steps(int(metadata.get("time_steps", 0)), request.network)
+        networks["as it was written"] = request.network
+    else:
+        notes.append(ALONE)
     if exact:
         networks["in the file"] = to_network(graph, request.time_steps)
-    meant = [network for network in networks.values() if network is not None]
-    if not meant:
+    if not networks:
         raise FormatError(
             f"'{request.path}' is of mode {metadata.get('mode', 'unknown')!r}, which is not read "
             "back as a network; pass verify(path, network=...) to compare it with what it was "
             "written from."
         )
-    steps = request.time_steps or meant[0].time_steps
+    steps = request.time_steps or int(metadata.get("time_steps", 0))
+    steps = steps or next(iter(networks.values())).time_steps
     shape = [int(n) for n in runner.nodes[runner.input_name].input_type["input"]]
     x, inputs = request.inputs(shape)
     dtype = torch.float64 if kind == "float64" else torch.float32
@@ -375,8 +461,11 @@ def _verify_nir(request: _Request) -> Certificate:
     }
     ends = {item["name"]: item for item in json.loads(metadata.get("readouts", "[]"))}
     for of, network in networks.items():
-        if network is None:
-            continue
+        if list(network.input.shape[1:]) != shape:
+            raise FormatError(
+                f"'{request.path}' takes inputs [B, {', '.join(map(str, shape))}], not those of "
+                "this network; it was written from another."
+            )
         neurons = [node for node in network.nodes if isinstance(node, GroupNeuron)]
         missing = [node.name for node in neurons if node.name not in names]
         if missing:
@@ -393,6 +482,12 @@ def _verify_nir(request: _Request) -> Certificate:
             ).astype(np.int64)
             for node in neurons
         }
+        unknown = set(leaves(network.outputs)) - set(ends)
+        if unknown:
+            raise FormatError(
+                f"'{request.path}' has no outputs {', '.join(sorted(unknown))}; it was written "
+                "from another network."
+            )
         readouts = [_readout(sent, ends[name]) for name in leaves(network.outputs)]
         wanted = run_definition(network, x, steps, dtype=dtype)
         found = _leaves_of(network.outputs, wanted.outputs)
@@ -407,14 +502,78 @@ def _verify_nir(request: _Request) -> Certificate:
                 exact,
             )
         )
-    if not exact:
+    if exact:
         notes.append(
-            "a platform file is no exact one; the figures tell what NIR's own semantics cost. "
-            "Nothing in it has to be equal"
+            "v(0) is folded into the thresholds: where a potential lies on one to the last bit, "
+            "rounding may move a spike of a file that is right"
+        )
+    else:
+        notes.append(
+            "a platform file is no exact one; the figures of the replay tell what NIR's own "
+            "semantics cost"
         )
     return request.certificate(
-        "nir", content_hash(request.path), inputs, len(x), steps, checks, notes, _version("nir")
+        "nir",
+        content_hash(request.path),
+        inputs,
+        len(x),
+        steps,
+        checks,
+        notes,
+        _version("nir"),
+        complete=exact,
     )
+
+
+def _same_graph(graph: Any, network: SpikingNetwork) -> Check:
+    """The file's nodes, edges and what it says of itself, and those of the network written anew."""
+    from .nir import to_graph
+
+    metadata = graph.metadata or {}
+    found, best = _graph_parts(graph), None
+    for pooling in ("pool", "conv"):
+        again, _ = to_graph(
+            network,
+            mode=str(metadata.get("mode", "exact")),
+            dialect=str(metadata.get("dialect", "nir")),
+            pooling=pooling,
+            time_steps=int(metadata["time_steps"]) if "time_steps" in metadata else None,
+        )
+        check = _contents("content of the file and of the network", found, _graph_parts(again))
+        best = check if best is None or check.mismatches < best.mismatches else best
+    assert best is not None
+    return best
+
+
+def _graph_parts(graph: Any, where: str = "") -> dict[str, Any]:
+    """Arrays by node, edges, and the metadata that say how the graph is meant."""
+    parts: dict[str, Any] = {}
+    for name, node in sorted(graph.nodes.items()):
+        if hasattr(node, "nodes"):
+            parts |= _graph_parts(node, f"{where}{name}/")
+            continue
+        kept = {k: v for k, v in vars(node).items() if k not in UNSAID}
+        parts[f"{where}{name}"] = {
+            "type": type(node).__name__,
+            **{key: _plain_array(value) for key, value in sorted(kept.items())},
+        }
+    said = ("mode", "dialect", "time_steps", "dt", "readouts", "outputs", "neurons")
+    metadata = graph.metadata or {}
+    parts[f"{where}edges"] = sorted([str(a), str(b)] for a, b in graph.edges)
+    if not where:
+        parts["metadata"] = {key: str(metadata.get(key, "")) for key in said}
+    return parts
+
+
+def _plain_array(value: Any) -> Any:
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        return {str(k): _plain_array(v) for k, v in value.items()}
+    if isinstance(value, (str, type(None))):
+        return value
+    array = np.asarray(value)
+    return array if array.dtype.kind == "f" else array.astype(str).ravel().tolist()
 
 
 def _readout(sent: Mapping[str, np.ndarray], end: Mapping[str, str]) -> np.ndarray:
@@ -432,18 +591,20 @@ def _leaves_of(structure: Any, values: Any) -> list[Any]:
     ]
 
 
-def _embed_nir(path: Path, certificate: str) -> None:
+def _embed_nir(data: bytes, certificate: str) -> bytes:
+    from .nir_reader import SEAL
+
+    return _with_attribute(data, certificate, SEAL)
+
+
+def _with_attribute(data: bytes, certificate: str, seal: bytes) -> bytes:
+    """The certificate at the root, where readers of NIR and netx do not look."""
     import h5py
 
-    from .nir_reader import SEAL, sealed
-
-    content = path.read_bytes()
-    end = content.rfind(SEAL)
-    image = io.BytesIO(content if end < 0 else content[:end])
+    image = io.BytesIO(unsealed(data, seal))
     with h5py.File(image, "r+") as file:
-        # beside the graph, where readers of NIR do not look
         file.attrs["certificate"] = certificate
-    write_whole(path, sealed(image.getvalue()))
+    return sealed(image.getvalue(), seal)
 
 
 # -- .net -----------------------------------------------------------------------------------------
@@ -460,61 +621,99 @@ def _verify_netx(request: _Request) -> Certificate:
         raise InputError(f"'{request.path}' was written for T = {steps}; write it again for more.")
     coding = netx.coding
     high = coding.low + coding.step * coding.levels
-    shape = request.x.shape[1:] if request.x is not None else [coding.features]
-    x, inputs = request.inputs(shape, coding.low, high)
+    x, inputs = request.inputs(coding.shape, coding.low, high)
     run = netx.run(x.numpy())
-    found = {layer.name: spikes for layer, spikes in zip(netx.layers[:-1], run.spikes, strict=True)}
-    checks, versions = [], {}
-    notes = [f"profile {netx.profile}; spikes are those of every row, members and relays"]
-    if lava_remote.available(request.python):
-        spikes, membrane = lava_remote.run_netx(
-            request.path, netx.encode(x.numpy()), python=request.python
-        )
-        of_lava = {layer.name: s for layer, s in zip(netx.layers[:-1], spikes, strict=True)}
+    checks, notes, versions = [], [f"profile {netx.profile}"], {}
+    if request.network is not None:
+        checks.append(_same_integers(netx, request.network))
+        notes += _other_steps(steps, request.network)
+    else:
+        notes.append(ALONE)
+    lava = lava_remote.available(request.python)
+    if lava:
+        done = lava_remote.verify_netx(request.path, x.numpy(), python=request.python)
         checks.append(
-            compare("Lava and the integer runner", of_lava, found, membrane, run.membrane, 0, True)
+            Check(
+                "Lava and the integer runner",
+                sum(done.cells),
+                sum(done.wrong) + done.readouts_wrong,
+                dict(
+                    zip((*done.layers, "read-out"), (*done.wrong, done.readouts_wrong), strict=True)
+                ),
+                None,
+                0.0,
+                True,
+                sum(done.spikes),
+            )
         )
-        versions["lava"] = "lava-nc 0.10.0, lava-dl 0.6.0"
+        versions["lava"] = ", ".join(done.versions)
     else:
         notes.append(
             "not run in Lava: no interpreter has it. Make one with tests/lava/install.sh and set "
             "LAVA_PYTHON"
         )
-    if request.network is not None:
+    if request.network is not None and checks[0].equal:
         maps = affine_maps(request.network, GroupNeuron, 2**26)
-        flat = x.reshape(len(x), -1).numpy()
-        exactly = float_outputs(maps, flat, steps)
+        exactly = float_outputs(maps, x.reshape(len(x), -1).numpy(), steps)
         rounded = netx.outputs(run.membrane)
         wanted = run_definition(request.network, x, steps).spikes
-        counts = dict(zip(found, netx.counts(run), strict=True))
+        names = [layer.name for layer in netx.layers[:-1]]
+        counts = dict(zip(names, netx.counts(run), strict=True))
         before = {  # [T, B, ...] as [B, groups, T]
-            name: wanted[name].flatten(2).permute(1, 2, 0).numpy() for name in counts
+            name: wanted[name].flatten(2).permute(1, 2, 0).numpy() for name in names
         }
-        checks.append(
-            compare(
-                "members that fire and read-outs, after and before rounding to integers",
-                counts,
-                before,
-                rounded,
-                exactly,
-                0.0,
-                False,
-            )
-        )
+        what = "members that fire and read-outs, after and before rounding to integers"
+        checks.append(compare(what, counts, before, rounded, exactly, 0.0, False))
         same = int((exactly.argmax(1) == rounded.argmax(1)).sum())
         notes.append(f"{same} of {len(x)} predictions are those of the network before rounding")
     return request.certificate(
-        "lava", content_hash(request.path), inputs, len(x), steps, checks, notes, versions
+        "lava",
+        content_hash(request.path),
+        inputs,
+        len(x),
+        steps,
+        checks,
+        notes,
+        versions,
+        complete=lava,
     )
 
 
-def _embed_netx(path: Path, certificate: str) -> None:
-    import h5py
+def _other_steps(steps: int, network: SpikingNetwork) -> list[str]:
+    """Files may be written for another T than the network was planned for."""
+    if steps == network.time_steps:
+        return []
+    return [f"the file is for T = {steps}, the network for T = {network.time_steps}"]
 
-    image = io.BytesIO(path.read_bytes())
-    with h5py.File(image, "r+") as file:
-        file.attrs["certificate"] = certificate
-    write_whole(path, image.getvalue())
+
+def _same_integers(netx: Any, network: SpikingNetwork) -> Check:
+    """The file's integers and coding, and those of the network lowered anew."""
+    from .lava import lower
+    from .netx_runner import parse_netx
+
+    coding = netx.coding
+    bits = int(netx.attributes["weight_bits"])
+    again = parse_netx(
+        lower(
+            network, netx.profile, netx.time_steps, bits, coding.low, coding.step, coding.levels
+        ).content,
+        netx.path,
+    )
+    return _contents(
+        "integers of the file and of the network lowered anew", _integers(netx), _integers(again)
+    )
+
+
+def _integers(netx: Any) -> dict[str, Any]:
+    layers = {layer.name: dict(vars(layer)) for layer in netx.layers}
+    rest = [netx.profile, netx.time_steps, netx.readout_scale, dict(vars(netx.coding))]
+    return {**layers, "coding and read-out": rest}
+
+
+def _embed_netx(data: bytes, certificate: str) -> bytes:
+    from .netx_runner import SEAL
+
+    return _with_attribute(data, certificate, SEAL)
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
@@ -526,9 +725,10 @@ def content_hash(path: str | os.PathLike[str]) -> str:
 
     def feed(name: str, value: Any) -> None:
         array = np.asarray(value)
-        raw = array.astype("S") if array.dtype.kind in "OU" else array
-        digest.update(f"{name} {array.shape} {raw.dtype.str} ".encode())
-        digest.update(np.ascontiguousarray(raw).tobytes())
+        texts = array.dtype.kind in "OUS"
+        digest.update(f"{name} {array.shape} {'text' if texts else array.dtype.str} ".encode())
+        raw = json.dumps([str(t) for t in array.ravel()]).encode() if texts else array.tobytes()
+        digest.update(raw)
 
     def visit(group: Any, where: str) -> None:
         for name in sorted(group.attrs):
