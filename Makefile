@@ -1,4 +1,4 @@
-# Every target but gpu and clean first sets up .venv, again when what it is made of has changed.
+# Every target but test-norse, gpu and clean first sets up .venv, again when what it is made of has changed.
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python

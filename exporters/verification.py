@@ -1,15 +1,16 @@
-"""``verify``: reads a file back, replays it by an independent runner, and certifies what it found.
+"""``verify``: reads a file back, compares what it holds, replays it, and certifies what it found.
 
-==========  =======================================  ============================================
-format      replayed by                              compared with
-==========  =======================================  ============================================
-.h5         ``Runner`` (NumPy), float64 and float32,  the pure-torch definitions of the network
-            without delays and with one a layer      that ``load`` reads
-.nir        ``NirRunner`` (NumPy), which knows NIR's  the definitions of the network that
-            primitives alone                         ``read_nir`` reads, and of ``network``
-.net        ``Netx`` (NumPy, integers), and Lava      each other; ``network`` for what rounding cost
-            itself where LAVA_PYTHON names one
-==========  =======================================  ============================================
+With ``network``, from which the file was written, the content is compared number by number: of an
+.h5 with the description of the network, of a .nir with the graph that it gives anew, of a .net with
+the network lowered anew. What the file holds is then replayed:
+
+======  ================================================  ====================================
+.h5     ``Runner`` (NumPy), float64 and float32,          the pure-torch definitions
+        without delays and with one a layer
+.nir    ``NirRunner`` (NumPy), which knows NIR's          the pure-torch definitions
+        primitives alone
+.net    Lava itself, where LAVA_PYTHON names one          ``Netx`` (NumPy), Lava's arithmetic
+======  ================================================  ====================================
 """
 
 from __future__ import annotations
