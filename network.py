@@ -79,6 +79,7 @@ class SignGDNeuron(Function):
     scale: float | Tensor = 1.0
     resting: float | Tensor = 0.0
     momentum: float = 0.0
+    members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
 
     @property
     def parameters(self) -> SignGDParameters:
@@ -89,6 +90,7 @@ class SignGDNeuron(Function):
             self.resting,
             self.arguments,
             self.momentum,
+            self.members,
         )
 
 
@@ -98,12 +100,25 @@ class GroupNeuron(Function):
 
     kind = "group"
     members: int
-    v_threshold: float
-    initial_charge: float = 0.5
+    v_threshold: float | Tensor
+    initial_charge: float | Tensor = 0.5
+    signed: bool = False
 
     @property
     def parameters(self) -> GroupNeuronParameters:
-        return GroupNeuronParameters(self.members, self.v_threshold, self.initial_charge)
+        return GroupNeuronParameters(
+            self.members, self.v_threshold, self.initial_charge, self.signed
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Growth(Function):
+    """The growth of a function that selects, such as max pooling, of what group neurons sent.
+
+    Its output is per step; see ``neurons/growth.py``.
+    """
+
+    kind = "growth"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -148,12 +163,13 @@ NODES: dict[str, type[Node]] = {
         Function,
         SignGDNeuron,
         GroupNeuron,
+        Growth,
         SubgradientNeuron,
         Encoder,
         Average,
     )
 }
-NEURON_NODES = (SignGDNeuron, GroupNeuron, SubgradientNeuron)
+NEURON_NODES = (SignGDNeuron, GroupNeuron, Growth, SubgradientNeuron)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Five small networks, [B, 1, size, size] to 10 logits, size 8 or 28, in plain torch.
+"""Six small networks, [B, 1, size, size] to 10 logits, size 8 or 28, in plain torch.
 
 They are written in the different ways that networks are found in: modules and functionals,
 channels first and last, parameters used in plain arithmetic. Each has fewer than 95,000
@@ -242,12 +242,47 @@ class ResMlp(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
+class ViT(nn.Module):
+    """Patches (4 x 4 of 28, 2 x 2 of 8), a class token and three pre-norm transformer blocks of
+    torch's own (Dosovitskiy et al., 2021)."""
+
+    def __init__(self, size: int, channels: int = 48, heads: int = 4, depth: int = 3) -> None:
+        super().__init__()
+        patch = _patch(size)
+        self.stem = nn.Conv2d(1, channels, patch, stride=patch)
+        tokens = 1 + (size // patch) ** 2
+        self.class_token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, channels))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                channels,
+                heads,
+                3 * channels,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)  # [B, tokens, channels]
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg": vgg,
     "resnet": ResNet,
     "convnext": ConvNeXt,
     "mixer": Mixer,
     "resmlp": ResMlp,
+    "vit": ViT,
 }
 QCFS_NETWORKS = ("vgg", "resnet")
 

@@ -9,62 +9,132 @@ The members' potentials are always equal, so one membrane is exact; m = 1 is the
 integrate-and-fire neuron with soft reset. With a constant input the mean output of T steps is
 the QCFS activation of L = m T levels; with T = 1 this holds for every input.
 
-Source: Lv et al., ICASSP 2024 (arXiv:2402.19061). At a tie, h = k theta, member k fires.
+A *signed* group neuron may take spikes back: where h is negative it fires up to m negative ones, but
+never more than it has sent, N:
+
+.. math::
+    n[t] = \operatorname{clamp}(\lfloor h[t] / \theta \rfloor, -\min(m, N[t-1]), m), \qquad
+    N[t] = N[t-1] + n[t], \qquad N[0] = 0
+
+which undoes what an input that came too early or unevenly made it send. Without negative input the
+two are the same. v_th and v[0] may be tensors, one for each channel.
+
+Sources: Lv et al., ICASSP 2024 (arXiv:2402.19061); the signed form is ours, with the memory of Wang
+et al., IJCAI 2022 (signed neurons with memory). At a tie, h = k theta, member k fires.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .signgd import spread
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class GroupNeuronParameters:
     """m members; member k fires at ``k * v_threshold / members``.
 
-    ``initial_charge`` is v[0] as a fraction of theta; 1/2 rounds to the nearest level.
+    ``v_threshold``, the largest output of one step, and ``initial_charge``, v[0] as a fraction of
+    theta (1/2 rounds to the nearest level), are numbers or tensors that broadcast against v.
     """
 
     members: int
-    v_threshold: float = 1.0  # the largest output of one step
-    initial_charge: float = 0.5
+    v_threshold: float | Tensor = 1.0
+    initial_charge: float | Tensor = 0.5
+    signed: bool = False
+    check: InitVar[bool] = True  # reads the threshold, which makes a GPU wait
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         if self.members < 1 or int(self.members) != self.members:
             raise ValueError(
                 f"GroupNeuronParameters: members counts neurons, so it is an integer >= 1, "
                 f"but it is {self.members!r}."
             )
-        if not 0 < self.v_threshold < float("inf"):
+        if not isinstance(self.v_threshold, Tensor):
+            fits, shown = 0 < self.v_threshold < float("inf"), repr(self.v_threshold)
+        elif check and not torch.compiler.is_compiling():
+            fits = bool(((self.v_threshold > 0) & self.v_threshold.isfinite()).all())
+            shown = f"between {float(self.v_threshold.min())} and {float(self.v_threshold.max())}"
+        else:
+            return
+        if not fits:
             raise ValueError(
                 f"GroupNeuronParameters: v_threshold is the largest output of one step, so it is "
-                f"positive and finite, but it is {self.v_threshold!r}."
+                f"positive and finite, but it is {shown}."
             )
 
     @property
-    def theta(self) -> float:
+    def theta(self) -> float | Tensor:
         return self.v_threshold / self.members
 
     @property
-    def v_initial(self) -> float:
+    def v_initial(self) -> float | Tensor:
         return self.initial_charge * self.theta
 
     def thresholds(self, like: Tensor) -> Tensor:
-        """``k * theta`` for k = 1..m, [m]. Every backend compares against these numbers."""
+        """``k * theta`` for k = 1..m, [m], or [m, *theta.shape]. All backends compare with these."""
         k = torch.arange(1, self.members + 1, device=like.device, dtype=like.dtype)
-        return k * self.theta
+        if not isinstance(self.theta, Tensor):
+            return k * self.theta
+        theta = self.theta.to(device=like.device, dtype=like.dtype)
+        return k.view(-1, *[1] * theta.dim()) * theta
+
+
+class SignedGroupState(NamedTuple):
+    """``v`` [B, ...] the potential, ``sent`` [B, ...] N, the spikes sent so far, a whole number."""
+
+    v: Tensor
+    sent: Tensor
+
+
+def group_initial_v(like: Tensor, p: GroupNeuronParameters) -> Tensor:
+    """v[0], with the shape, device and type of ``like``, an input of one step."""
+    v = torch.as_tensor(p.v_initial, dtype=like.dtype, device=like.device)
+    return spread(v, like.shape, "initial_charge").clone()
 
 
 def group_step(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tensor]:
     """One step: membrane current x and potential v, both [B, ...], to (output, new v)."""
-    h = v + x
-    # counted by comparison: floor(h / theta) rounds to another count on the thresholds
-    n = torch.bucketize(h.contiguous(), p.thresholds(h), right=True)
-    out = n.to(h.dtype) * p.theta
+    n, h = _count(x, v, p)
+    out = n.to(h.dtype) * _theta(h, p)
     return out, h - out
+
+
+def signed_group_step(
+    x: Tensor, state: SignedGroupState, p: GroupNeuronParameters
+) -> tuple[Tensor, SignedGroupState]:
+    """One step of signed neurons: membrane current x [B, ...] to (output, state)."""
+    n, h = _count(x, state.v, p)
+    # h < -(k - 1) theta for k = 1..m: what floor counts below zero
+    below = 0 - h
+    back = (below > 0).to(h.dtype)
+    for threshold in p.thresholds(h)[:-1]:
+        back += below > threshold
+    n = n.to(h.dtype) - torch.minimum(back, state.sent)
+    out = n * _theta(h, p)
+    return out, SignedGroupState(h - out, state.sent + n)
+
+
+def _count(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tensor]:
+    """How many members fire, and h."""
+    h = v + x
+    thresholds = p.thresholds(h)
+    # counted by comparison: floor(h / theta) rounds to another count on the thresholds
+    if thresholds.dim() == 1:
+        return torch.bucketize(h.contiguous(), thresholds, right=True), h
+    n = torch.zeros_like(h)
+    for threshold in thresholds:
+        n += h >= threshold
+    return n, h
+
+
+def _theta(h: Tensor, p: GroupNeuronParameters) -> float | Tensor:
+    return p.theta.to(h) if isinstance(p.theta, Tensor) else p.theta
 
 
 def group_surrogate_step(
@@ -78,8 +148,12 @@ def group_surrogate_step(
 
     ``detach_reset`` keeps the gradient from passing through what a spike takes off v.
     """
+    if p.signed:
+        raise ValueError("group_surrogate_step: signed group neurons have no gradient.")
     h = v + x
+    thresholds = p.thresholds(h)
+    rank = h.dim() - (thresholds.dim() - 1)
     # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
-    above = h - p.thresholds(h).view(-1, *[1] * h.dim())
-    out = surrogate(above).sum(0) * p.theta
+    above = h - thresholds.view(-1, *[1] * rank, *thresholds.shape[1:])
+    out = surrogate(above).sum(0) * _theta(h, p)
     return out, h - (out.detach() if detach_reset else out)

@@ -29,7 +29,14 @@ from ..errors import BackendUnavailable, InputError
 from .group import GroupNeuronParameters, group_step, group_surrogate_step
 from .kernels import launch, operators
 from .nonlinearities import FunctionInC
-from .signgd import SignGDParameters, SignGDState, signgd_step, signgd_surrogate_step
+from .signgd import (
+    SignGDParameters,
+    SignGDState,
+    levels,
+    signgd_step,
+    signgd_surrogate_step,
+    step_size,
+)
 from .surrogate import Surrogate
 
 BACKENDS = ("auto", "cpu", "cupy", "torch")
@@ -171,6 +178,8 @@ def _against(dtype: torch.dtype) -> str:
 def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
     if p.momentum:
         return "the kernels have no momentum."
+    if p.members > 1:
+        return "the kernels fire one sign a step."
     if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
         return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
     wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
@@ -180,6 +189,8 @@ def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
 
 
 def _group_against(dtype: torch.dtype, p: GroupNeuronParameters) -> str:
+    if p.signed or isinstance(p.v_threshold, Tensor):
+        return "the kernels have no signed neurons and no thresholds by channel."
     if p.members > 2**15 or p.theta < SMALLEST_THETA:
         return "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
     return _against(dtype)
@@ -351,14 +362,14 @@ def _signgd_by_definition(
         if surrogate is None:
             with torch.no_grad():
                 fires, state = signgd_step(arguments, state, p)
-            sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
+            sigma = levels(fires, p.members, state.v.dtype)
         else:
             sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
         y.append(_passed(sigma, state, p, output).to(dtype))
         if keep_v:
             v_seq.append(state.v)
         if keep_spikes:
-            spike_seq.append(sigma > 0)
+            spike_seq.append(bits(sigma, p.members))
     return SignGDSequence(
         torch.stack(y),
         state,
@@ -375,11 +386,14 @@ def _passed(sigma: Tensor, after: SignGDState, p: SignGDParameters, output: str)
     if output == "sigma":
         return sigma
     if output == "fires":
-        return (sigma > 0).to(sigma.dtype)
-    size = torch.as_tensor(
-        p.schedule(after.t) * p.scale, dtype=after.v.dtype, device=after.v.device
-    )
+        return bits(sigma, p.members).to(sigma.dtype)
+    size = step_size(after.v, after.t, p) * 2.0 ** (1 - p.members)
     return -size * (sigma if after.buffer is None else after.buffer)
+
+
+def bits(level: Tensor, members: int) -> Tensor:
+    """The fires of ``signgd_step`` that these ``levels`` are of: bool, or uint8 for several."""
+    return level > 0 if members == 1 else ((level.detach() + (2**members - 1)) / 2).to(torch.uint8)
 
 
 def _signgd_by_kernel(

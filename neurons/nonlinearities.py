@@ -45,6 +45,7 @@ class Nonlinearity:
     words that a parameter may be, the default first, which replace its name in braces.
 
     ``any_leading`` says that f takes its arguments with any dimensions in front, such as time.
+    ``selects`` says that an output is one of the inputs, so that f(a x) = a f(x) for a > 0.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Nonlinearity:
     fires_at_tie: bool = True
     elementwise: bool = True
     any_leading: bool = False
+    selects: bool = False
     code: str = ""
     parameters: Mapping[str, float | tuple[str, ...] | None] = field(
         default_factory=dict, hash=False
@@ -272,8 +274,22 @@ _ROWS = [
     Nonlinearity(
         "reciprocal", reciprocal, code="1.0f / at_least(x, floor)", parameters={"floor": -inf}
     ),
-    Nonlinearity("maximum", torch.maximum, arity=2, fires_at_tie=False, code="maximum(x, y)"),
-    Nonlinearity("minimum", torch.minimum, arity=2, fires_at_tie=False, code="minimum(x, y)"),
+    Nonlinearity(
+        "maximum",
+        torch.maximum,
+        arity=2,
+        fires_at_tie=False,
+        selects=True,
+        code="maximum(x, y)",
+    ),
+    Nonlinearity(
+        "minimum",
+        torch.minimum,
+        arity=2,
+        fires_at_tie=False,
+        selects=True,
+        code="minimum(x, y)",
+    ),
     Nonlinearity("mul", torch.mul, arity=2, code="x * y"),
     Nonlinearity(
         "div",
@@ -291,10 +307,21 @@ _ROWS = [
         code="x / sqrtf(at_least(y, floor))",
         parameters={"floor": -inf},
     ),
-    Nonlinearity("max", maximum_of, arity=None, fires_at_tie=False),
-    Nonlinearity("max_pool", max_pool, fires_at_tie=False, elementwise=False, any_leading=True),
-    Nonlinearity("adaptive_max_pool", adaptive_max_pool, fires_at_tie=False, elementwise=False),
-    Nonlinearity("amax", amax, fires_at_tie=False, elementwise=False),  # dim, keepdim
+    Nonlinearity("max", maximum_of, arity=None, fires_at_tie=False, selects=True),
+    Nonlinearity(
+        "max_pool",
+        max_pool,
+        fires_at_tie=False,
+        elementwise=False,
+        any_leading=True,
+        selects=True,
+    ),
+    Nonlinearity(
+        "adaptive_max_pool", adaptive_max_pool, fires_at_tie=False, elementwise=False, selects=True
+    ),
+    Nonlinearity(  # dim, keepdim
+        "amax", amax, fires_at_tie=False, elementwise=False, selects=True
+    ),
 ]
 NONLINEARITIES: dict[str, Nonlinearity] = {row.name: row for row in _ROWS}
 

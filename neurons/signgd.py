@@ -11,8 +11,23 @@ whether v = f(x) fires. With x(0) = W v_in(0) + b the identity x(t) = W v_in(t) 
 gives two views of the same neuron: in the decoded view a step is handed x(t) itself, in the spike
 view it is handed the weighted spikes and integrates x.
 
+A *group* of m members fires m signs in one step, against the same f(x), with binary-weighted sizes:
+
+.. math::
+    \sigma_k(t) &= +1 \text{ where } v_{k-1} \ge f(x(t)), \text{ else } -1, \qquad k = 1 \dots m \\
+    v_k &= v_{k-1} - \eta(t)\, s\, 2^{1-k} \sigma_k(t), \qquad v_0 = v(t-1), \; v(t) = v_m
+
+m = 1 is the neuron of the paper. The m signs of a step are the digits of an odd integer
+:math:`d = \sum_k 2^{m-k} \sigma_k`, :math:`|d| < 2^m`, in the signed-digit code without zeros, and
+v moves by :math:`-\eta(t) s 2^{1-m} d`. So a group with x held is m plain steps of sizes
+:math:`\eta, \eta/2, \dots`, and it tracks as they do: a target within :math:`2 \eta(t) s` of v is
+held within :math:`\eta(t) s 2^{1-m}` after the step, and a constant target within reach is held
+within that for ever if :math:`\eta(t+1) \ge 2^{-m} \eta(t)` (for m = 1 the tracking lemma of plain
+neurons).
+
 Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), Definition of signGD-based neuronal dynamics; the
-optional momentum is that of SGD, as in the published code.
+optional momentum is that of SGD, as in the published code. Groups are ours: they unite it with the
+group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 """
 
 from __future__ import annotations
@@ -29,14 +44,18 @@ from .nonlinearities import FunctionInC, Nonlinearity
 from .schedules import Schedule, name_schedule
 
 
+MOST_MEMBERS = 8  # the signs of one step fit a byte
+
+
 @dataclass(frozen=True, eq=False)
 class SignGDParameters:
     """One neuron population.
 
     ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the
-    neuron reaches ``resting`` ± scale * (sum of the schedule). ``arguments`` are the parameters of
-    the function, such as ``{"negative_slope": 0.1}``. ``check`` reads the scale, which makes a GPU
-    wait.
+    neuron reaches ``resting`` ± scale * (sum of the schedule) * (2 - 2 ** (1 - members)).
+    ``arguments`` are the parameters of the function, such as ``{"negative_slope": 0.1}``.
+    ``members``, m, counts the signs of one step, at most 8. ``check`` reads the scale, which makes
+    a GPU wait.
     """
 
     function: Nonlinearity
@@ -45,6 +64,7 @@ class SignGDParameters:
     resting: float | Tensor = 0.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     momentum: float = 0.0
+    members: int = 1
     check: InitVar[bool] = True
     schedule_name: str = field(init=False, repr=False)  # what the kernels are given for both
     in_c: FunctionInC | None = field(init=False, repr=False)
@@ -62,6 +82,15 @@ class SignGDParameters:
         if not 0 <= self.momentum < 1:
             raise ValueError(
                 f"SignGDParameters: momentum is in [0, 1), but it is {self.momentum!r}."
+            )
+        if self.members not in range(1, MOST_MEMBERS + 1) or isinstance(self.members, bool):
+            raise ValueError(
+                f"SignGDParameters: members counts the signs of one step, so it is an integer from "
+                f"1 to {MOST_MEMBERS}, but it is {self.members!r}."
+            )
+        if self.momentum and self.members > 1:
+            raise ValueError(
+                "SignGDParameters: momentum is that of single signs; set it to 0, or members to 1."
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,9 +145,8 @@ def _same_shape(after: Tensor, before: Tensor) -> Tensor:
 
 
 def signgd_fires(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
-    """Where the spike is +1: v is not below f(x), bool [B, ...]."""
-    target = _target(x, v, p)
-    return v >= target if p.function.fires_at_tie else v > target
+    """Where the (first) spike is +1: v is not below f(x), bool [B, ...]."""
+    return _above(v, _target(x, v, p), p)
 
 
 def _target(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
@@ -136,17 +164,45 @@ def _target(x: tuple[Tensor, ...], v: Tensor, p: SignGDParameters) -> Tensor:
 def signgd_step(
     x: tuple[Tensor, ...], state: SignGDState, p: SignGDParameters
 ) -> tuple[Tensor, SignGDState]:
-    """The definition, decoded view: arguments of f [B, ...] to (fires bool [B, ...], state)."""
+    """The definition, decoded view: arguments of f [B, ...] to (fires [B, ...], state).
+
+    ``fires`` is bool, or with several members uint8: the bits of a number, the first member's the
+    highest, 1 where its sign is +1.
+    """
     t = state.t + 1
-    fires = signgd_fires(x, state.v, p)
-    size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
-    sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
-    if p.momentum == 0.0:
+    target = _target(x, state.v, p)
+    size = step_size(state.v, t, p)
+    if p.momentum:
+        fires = _above(state.v, target, p)
+        sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
+        buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
+        return fires, SignGDState(_same_shape(state.v - size * buffer, state.v), t, buffer)
+    v, code = state.v, None
+    for k in range(p.members):
+        fires = _above(v, target, p)
+        sigma = fires.to(v.dtype).mul_(2).sub_(1)
         # sigma is 1 or -1, so the product is exact and v - size or v + size is rounded once
-        v = torch.addcmul(state.v, sigma, size, value=-1)
-        return fires, SignGDState(_same_shape(v, state.v), t)
-    buffer = sigma if state.buffer is None else p.momentum * state.buffer + sigma
-    return fires, SignGDState(_same_shape(state.v - size * buffer, state.v), t, buffer)
+        v = torch.addcmul(v, sigma, size * 2.0**-k, value=-1)
+        code = fires if p.members == 1 else (2 * code if code is not None else 0) + fires.byte()
+    assert code is not None
+    return code, SignGDState(_same_shape(v, state.v), t)
+
+
+def step_size(v: Tensor, t: int, p: SignGDParameters) -> Tensor:
+    """eta(t) s, the first member's, in the type of v."""
+    return torch.as_tensor(p.schedule(t) * p.scale, dtype=v.dtype, device=v.device)
+
+
+def _above(v: Tensor, target: Tensor, p: SignGDParameters) -> Tensor:
+    return v >= target if p.function.fires_at_tie else v > target
+
+
+def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
+    """d = sum of 2 ** (m - k) sigma_k, odd and at most 2 ** m - 1, of what ``signgd_step`` fired.
+
+    With one member sigma itself.
+    """
+    return fires.to(dtype).mul_(2).sub_(2**members - 1)
 
 
 def signgd_surrogate_step(
@@ -157,19 +213,22 @@ def signgd_surrogate_step(
 ) -> tuple[Tensor, SignGDState]:
     """``signgd_step``, the same to the bit, with sigma's gradient in v - f(x).
 
-    Returns (sigma, state). ``surrogate`` is a step function with a gradient of its own, of which
-    the gradient alone is used. Without momentum.
+    Returns (``levels``, state). ``surrogate`` is a step function with a gradient of its own, of
+    which the gradient alone is used. Without momentum.
     """
     if p.momentum:
         raise ValueError("signgd_surrogate_step: there is no gradient with momentum; set it to 0.")
     t = state.t + 1
     target = _target(x, state.v, p)
-    fires = state.v >= target if p.function.fires_at_tie else state.v > target
-    size = torch.as_tensor(p.schedule(t) * p.scale, dtype=state.v.dtype, device=state.v.device)
-    soft = surrogate(state.v - target)
-    sigma = fires.to(state.v.dtype).mul_(2).sub_(1) + 2 * (soft - soft.detach())
-    v = torch.addcmul(state.v, sigma, size, value=-1)
-    return sigma, SignGDState(_same_shape(v, state.v), t)
+    size = step_size(state.v, t, p)
+    v, level = state.v, torch.zeros_like(state.v)
+    for k in range(p.members):
+        fires = _above(v, target, p)
+        soft = surrogate(v - target)
+        sigma = fires.to(v.dtype).mul_(2).sub_(1) + 2 * (soft - soft.detach())
+        v = torch.addcmul(v, sigma, size * 2.0**-k, value=-1)
+        level = sigma if p.members == 1 else 2 * level + sigma
+    return level, SignGDState(_same_shape(v, state.v), t)
 
 
 def signgd_decoded_step(
@@ -190,15 +249,21 @@ def signgd_spike_step(
 
 
 def weighted_spike(fires: Tensor, after: SignGDState, p: SignGDParameters) -> Tensor:
-    """-eta(t) s sigma(t): the spike of the step that led to ``after``, as a synapse delivers it."""
-    size = torch.as_tensor(
-        p.schedule(after.t) * p.scale, dtype=after.v.dtype, device=after.v.device
-    )
+    """-eta(t) s 2 ** (1 - m) d, for one member -eta(t) s sigma(t): the spikes of the step that led
+    to ``after``, as a synapse delivers them."""
+    size = step_size(after.v, after.t, p)
     if after.buffer is not None:
         return -size * after.buffer
-    return torch.where(fires, -size, size)
+    if p.members == 1:
+        return torch.where(fires, -size, size)
+    return -(size * 2.0 ** (1 - p.members)) * levels(fires, p.members, after.v.dtype)
 
 
-def from_binary(s: Tensor, offset: Tensor | float, eta: float) -> Tensor:
-    """Current I = W s of binary spikes to the increment -eta (2 I - offset), offset = W 1."""
-    return -eta * (2 * s - offset)
+def from_binary(s: Tensor, offset: Tensor | float, eta: float, members: int = 1) -> Tensor:
+    """Current I = W s of binary spikes, or of numbers of ``members`` bits, to an increment.
+
+    -eta 2 ** (1 - m) (2 I - (2 ** m - 1) offset), offset = W 1.
+    """
+    if members == 1:
+        return -eta * (2 * s - offset)
+    return -eta * 2.0 ** (1 - members) * (2 * s - (2**members - 1) * offset)
