@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
+    from .anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
     from .converters import (
         NEURONS,
         CheckReport,
         LevelsWarning,
         SaturationWarning,
+        Tuning,
         check,
         convert,
+        search,
+        tune,
     )
     from .errors import (
         BackendUnavailable,
@@ -39,7 +43,14 @@ if TYPE_CHECKING:
     )
     from .neurons.signgd import SignGDParameters
     from .neurons.surrogate import Surrogate
-    from .plugins.spikingjelly import Encode, GroupNode, Readout, SignGDNode, SubgradientNode
+    from .plugins.spikingjelly import (
+        Encode,
+        GroupNode,
+        GrowthNode,
+        Readout,
+        SignGDNode,
+        SubgradientNode,
+    )
     from .running import Evaluation, build, evaluate, run
 
 __version__ = "0.1.0"
@@ -56,10 +67,13 @@ __all__ = [
     "ConstantSchedule",
     "Encode",
     "Evaluation",
+    "Exit",
+    "ExitRule",
     "ExponentialSchedule",
     "FormatError",
     "GroupNeuronParameters",
     "GroupNode",
+    "GrowthNode",
     "InputError",
     "InverseSchedule",
     "LevelsWarning",
@@ -71,15 +85,19 @@ __all__ = [
     "SignGDNode",
     "SignGDParameters",
     "SpikingNetwork",
+    "Step",
     "SubgradientNode",
     "Surrogate",
+    "Tuning",
     "UnsupportedOperation",
     "analysis",
     "backends",
     "build",
+    "calibrate_exit",
     "check",
     "convert",
     "converters",
+    "early_exit",
     "evaluate",
     "export",
     "exporters",
@@ -88,6 +106,9 @@ __all__ = [
     "plugins",
     "run",
     "save",
+    "search",
+    "stream",
+    "tune",
     "verify",
 ]
 
@@ -95,10 +116,19 @@ _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
 
 # name -> the module it comes from; test_package.py holds this against the imports above
 _HOME = {
+    "Exit": "anytime",
+    "ExitRule": "anytime",
+    "Step": "anytime",
+    "calibrate_exit": "anytime",
+    "early_exit": "anytime",
+    "stream": "anytime",
     "NEURONS": "converters",
     "CheckReport": "converters",
     "LevelsWarning": "converters",
     "SaturationWarning": "converters",
+    "Tuning": "converters",
+    "search": "converters",
+    "tune": "converters",
     "check": "converters",
     "convert": "converters",
     "BackendUnavailable": "errors",
@@ -127,6 +157,7 @@ _HOME = {
     "Surrogate": "neurons.surrogate",
     "Encode": "plugins.spikingjelly",
     "GroupNode": "plugins.spikingjelly",
+    "GrowthNode": "plugins.spikingjelly",
     "Readout": "plugins.spikingjelly",
     "SignGDNode": "plugins.spikingjelly",
     "SubgradientNode": "plugins.spikingjelly",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -229,13 +230,12 @@ class SpikingNetwork:
 
     def count(self, batch: int = 1) -> dict[str, int]:
         """How many neurons each spiking node holds for one input."""
-        counts = {}
-        for node in self.neurons:
-            total = 1
-            for size in node.shape:
-                total *= size if isinstance(size, int) else int(size.split("*")[0])
-            counts[node.name] = total * batch
-        return counts
+        return {node.name: values_of(node.shape) * batch for node in self.neurons}
+
+    def kept(self, batch: int = 1) -> dict[str, int]:
+        """The functions that do not spike, and how many values each computes at every step."""
+        seen = [node for node in self.nodes if type(node) is Function]
+        return {node.name: values_of(node.shape) * batch for node in seen}
 
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)
@@ -245,11 +245,18 @@ class SpikingNetwork:
         for node in self.neurons:
             kinds[node.kind] = kinds.get(node.kind, 0) + 1
         layers = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none"
+        kept = self.kept()
+        values = f"{len(kept)} not spiking, {sum(kept.values())} values a step; " if kept else ""
         return (
             f"SpikingNetwork({len(self.nodes)} nodes; neuron layers: {layers}; "
-            f"{sum(self.count().values())} neurons for one input; "
+            f"{sum(self.count().values())} neurons for one input; {values}"
             f"time_steps={self.time_steps})"
         )
+
+
+def values_of(shape: tuple[Size, ...]) -> int:
+    """How many values there are for one input."""
+    return prod(s if isinstance(s, int) else int(s.split("*")[0]) for s in shape)
 
 
 def leaves(structure: Any) -> list[str]:

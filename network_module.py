@@ -9,7 +9,7 @@ Rate-coded networks (group neurons) pass the outputs of one step, and are averag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from .network import (
     Encoder,
     Function,
     GroupNeuron,
+    Growth,
     Input,
     Linear,
     Node,
@@ -134,6 +135,7 @@ class NetworkModule(nn.Module):
     """
 
     mode = "snn"
+    on_fire: Callable[[Node, Tensor], None] | None = None  # told what each neuron made, [T, ...]
 
     def __init__(
         self,
@@ -332,7 +334,10 @@ class NetworkModule(nn.Module):
             arguments = [walk.x if held else walk.x.expand(walk.steps, *walk.x.shape)]  # type: ignore[arg-type]
         else:
             arguments = [self._in_time(signal, walk.steps) for signal in inputs]
-        return self.fire(node, arguments, walk), walk.steps is not None
+        y = self.fire(node, arguments, walk)
+        if self.on_fire is not None:
+            self.on_fire(node, y)
+        return y, walk.steps is not None
 
     def _input(self, walk: Walk) -> Signal:
         if self.spikes == "decoded":
@@ -439,7 +444,7 @@ def _check_spike_view(network: SpikingNetwork) -> None:
     rate = [
         node.name
         for node in network.nodes
-        if isinstance(node, (GroupNeuron, SubgradientNeuron, Average))
+        if isinstance(node, (GroupNeuron, Growth, SubgradientNeuron, Average))
         or (type(node) is Function)
         or (isinstance(node, Encoder) and node.coding == "poisson")
     ]

@@ -89,20 +89,7 @@ def run(
     last = max(steps)
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
-    if not isinstance(snn, NetworkModule):
-        raise InputError(
-            f"run takes the module that build(network) returns, not {type(snn).__name__}."
-        )
-    if snn.mode != "snn":
-        raise InputError(
-            f'run simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
-            "module.ann(x) for the source network."
-        )
-    x = snn.check_input(x, leading=int(sequence))
-    if not bool(x.isfinite().all()):
-        raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
-    if sequence and x.shape[0] < last:
-        raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
+    x = check_run("run", snn, x, last, sequence)
     if chunk is None:
         batch = x.shape[1] if sequence else x.shape[0]
         chunk = default_chunk(snn.network, batch, x.device.type)
@@ -125,6 +112,25 @@ def run(
     finally:
         snn.reset()
     return {t: found[t] for t in steps}
+
+
+def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: bool) -> Tensor:
+    """x as the network takes it for ``last`` steps; raises InputError, naming the function."""
+    if not isinstance(snn, NetworkModule):
+        raise InputError(
+            f"{name} takes the module that build(network) returns, not {type(snn).__name__}."
+        )
+    if snn.mode != "snn":
+        raise InputError(
+            f'{name} simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
+            "module.ann(x) for the source network."
+        )
+    x = snn.check_input(x, leading=int(sequence))
+    if not bool(x.isfinite().all()):
+        raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+    if sequence and x.shape[0] < last:
+        raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
+    return x
 
 
 def _at(values: Tensor, step: int) -> Tensor:

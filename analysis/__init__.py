@@ -1,5 +1,6 @@
-"""Pictures of what was measured."""
+"""What was measured: pictures of it, and what it costs."""
 
+from .cost import Operations, count_operations
 from .plots import plot_accuracy
 
-__all__ = ["plot_accuracy"]
+__all__ = ["Operations", "count_operations", "plot_accuracy"]

@@ -74,6 +74,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
         {"input_coding": "poisson"},
         4,
     ),
+    "signGD, 3 signs in a step, MLP of GELU": (lambda: mlp(nn.GELU), {"members": 3}, 2),
     "group m = 4, MLP": (lambda: mlp(qcfs), GROUP, 1),
     "group m = 4, vgg with average pooling": (example("vgg", 4), GROUP, 1),
     "group m = 4, resnet": (example("resnet", 4), GROUP, 1),
@@ -81,6 +82,17 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "IF (m = 1), MLP": (lambda: mlp(qcfs), GROUP, 4),
     "IF (m = 1), vgg with average pooling": (example("vgg", 4), GROUP, 4),
     "IF (m = 1), resnet": (example("resnet", 4), GROUP, 4),
+    "group m = 4, thresholds by channel, MLP of ReLU": (
+        lambda: mlp(nn.ReLU),
+        {**GROUP, "members": 4, "signed": False},
+        2,
+    ),
+    "group m = 4, signed, MLP of ReLU": (
+        lambda: mlp(nn.ReLU),
+        {**GROUP, "members": 4, "signed": True},
+        2,
+    ),
+    "group m = 4, vgg with max pooling": (example("vgg"), {**GROUP, "members": 4}, 2),
     "subgradient, MLP of ReLU": (lambda: mlp(nn.ReLU), {"method": "subgradient"}, 4),
     "group and signGD mixed": (
         lambda: mlp(qcfs),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from spikingjelly_signgd.neurons import (
     ConstantSchedule,
     ExponentialSchedule,
     GroupNeuronParameters,
+    GrowthState,
     SignGDParameters,
     SignGDState,
     Surrogate,
+    group_initial_v,
     group_multi_step,
+    growth_multi_step,
     running_sum,
     signgd_multi_step,
 )
@@ -95,6 +99,10 @@ class Place:
         if isinstance(value, SignGDParameters):
             given = {name: self.to(argument) for name, argument in value.arguments.items()}
             return replace(value, scale=self.to(value.scale), arguments=given)
+        if isinstance(value, GroupNeuronParameters):
+            return replace(value, v_threshold=self.to(value.v_threshold))
+        if isinstance(value, GrowthState):
+            return GrowthState(self.to(value.totals), value.last.to(self.device))
         if isinstance(value, (list, tuple)):
             return type(value)(self.to(part) for part in value)
         return value
@@ -109,8 +117,11 @@ class Place:
         )
 
     def group(self, x_seq: Tensor, v: Tensor, p: GroupNeuronParameters, **options: Any) -> Any:
+        options = {name: self.to(value) for name, value in options.items()}
         return _home(
-            group_multi_step(self.to(x_seq), self.to(v), p, backend=self.backend, **options)
+            group_multi_step(
+                self.to(x_seq), self.to(v), self.to(p), backend=self.backend, **options
+            )
         )
 
     @property
@@ -258,6 +269,26 @@ def outputs_of_signgd(place: Place) -> None:
                 assert_same(got, expected, f"{output} {dtype}")
 
 
+def several_signs(members: int, place: Place) -> None:
+    shape = (3, 5, 67)
+    for name, given in (EXACT[1], EXACT[4], EXACT[15]):
+        row = NONLINEARITIES[name]
+        for ties in (False, True):
+            schedule = ConstantSchedule(0.125 * 2 ** (members - 1)) if ties else SCHEDULE
+            state = SignGDState(drawn(shape, ties), 3)
+            for scale in (0.75 if not ties else 1.0, 2.0 ** torch.randint(-1, 2, (5, 1))):
+                p = SignGDParameters(row, schedule, scale, 0.0, given, members=members)
+                for output in ("decoded", "signed", "sigma", "fires"):
+                    x_seq = [drawn((STEPS, *shape), ties) / 2 for _ in range(row.arity or 1)]
+                    options: dict[str, Any] = {"output": output, "dtype": torch.float32}
+                    if output != "decoded":
+                        options |= {"keep_v": True, "keep_spikes": True, "dtype": torch.bfloat16}
+                        options["x"] = tuple(drawn(shape, ties) for _ in x_seq)
+                    got = place.signgd(x_seq, state, p, **options)
+                    expected = signgd_multi_step(x_seq, state, p, backend="torch", **options)
+                    assert_same(got, expected, f"{name} {output}, ties {ties}")
+
+
 def inputs_of_every_type(place: Place) -> None:
     """Halves are read exactly and written rounded to nearest even, subnormal and infinite ones too.
 
@@ -334,7 +365,7 @@ def group(members: int, place: Place) -> None:
     for v_threshold in (1.0, 0.37):
         p = GroupNeuronParameters(members, v_threshold)
         for shape in SHAPES:
-            v = torch.full(shape, p.v_initial)
+            v = group_initial_v(torch.empty(shape), p)
             lattice = torch.randint(-2 * members, 3 * members + 1, (STEPS, *shape)) * (p.theta / 2)
             for x in (
                 torch.randn(STEPS, *shape) * v_threshold,
@@ -345,6 +376,37 @@ def group(members: int, place: Place) -> None:
                     got = place.group(x, v, p, **options)
                     expected = group_multi_step(x, v, p, backend="torch", **options)
                     assert_same(got, expected, f"v_threshold {v_threshold} {list(shape)} {options}")
+
+
+def forms_of_group(members: int, place: Place) -> None:
+    """Thresholds and charges by channel, and signed neurons, which start with some spikes sent."""
+    for shape, signed, by_channel in product(SHAPES, (False, True), (False, True)):
+        thresholds, charges = torch.rand(2, *shape[-1:]) + 0.1
+        p = GroupNeuronParameters(members, 1.37, 0.5, signed)
+        if by_channel:
+            p = GroupNeuronParameters(members, thresholds, charges, signed)
+        lattice = torch.randint(-3 * members, 3 * members + 1, (STEPS, *shape)) * (p.theta / 2)
+        both = around(p, (STEPS, *shape)) * (torch.randint(0, 2, (STEPS, *shape)) * 2 - 1)
+        for x in (torch.randn(STEPS, *shape) * 1.5, lattice, both):
+            v = group_initial_v(x[0], p) if x is not lattice else torch.zeros(shape)
+            given: dict[str, Any] = {"sent": torch.randint(0, 4, shape).float()} if signed else {}
+            for options in ({}, {"keep_v": True}, {"counts": True, "dtype": torch.float16}):
+                got = place.group(x, v, p, **given, **options)
+                expected = group_multi_step(x, v, p, backend="torch", **given, **options)
+                assert_same(got, expected, f"signed {signed}, by channel {by_channel} {options}")
+
+
+def growths(place: Place) -> None:
+    """The growth of a maximum, of inputs of which now one, now the other leads."""
+    row, start = NONLINEARITIES["maximum"], drawn((2, 5, 67), False)
+    state = GrowthState(tuple(start), torch.maximum(*start))
+    for dtype in FLOATS:
+        x_seq = drawn((2, STEPS, 5, 67), False).to(dtype)
+        got = growth_multi_step(
+            place.to(list(x_seq)), place.to(state), row, backend=place.backend, keep_last=True
+        )
+        expected = growth_multi_step(list(x_seq), state, row, backend="torch", keep_last=True)
+        assert_same(_home(got), expected, f"{dtype}")
 
 
 def around(p: GroupNeuronParameters, shape: tuple[int, ...]) -> Tensor:
@@ -360,7 +422,7 @@ def around(p: GroupNeuronParameters, shape: tuple[int, ...]) -> Tensor:
 
 def types_of_group(place: Place) -> None:
     p = GroupNeuronParameters(5, 1.7)
-    v = torch.full((3, 5, 67), p.v_initial)
+    v = group_initial_v(torch.empty(3, 5, 67), p)
     for dtype in FLOATS:
         x = (torch.randn(STEPS, 3, 5, 67) * 2).to(dtype)
         for counts, outputs in ((False, FLOATS), (True, (torch.float32, torch.int8))):
@@ -393,7 +455,7 @@ def gradient_of_group(kind: str, place: Place) -> None:
         run = partial(group_multi_step, p=p, surrogate=Surrogate(kind, 2.0), detach_reset=detach)
         for dtype in FLOATS:
             x = torch.randn(STEPS, 5, 67).to(dtype)
-            given = [x, torch.full((5, 67), p.v_initial)]
+            given = [x, group_initial_v(torch.empty(5, 67), p)]
             got = gradients_of(partial(run, backend=place.backend), given, place)
             expected = gradients_of(partial(run, backend="torch"), given, None)
             leeway = GRADIENT if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
@@ -560,7 +622,10 @@ CHECKS: dict[str, Callable[[Place], None]] = {
     "layouts": layouts,
     "long sequences": long_sequences,
     "running sums": sums,
+    **{f"signs m = {m}": partial(several_signs, m) for m in (2, 3, 8)},
     **{f"group m = {m}": partial(group, m) for m in (1, 3, 8, 255)},
+    **{f"forms of group m = {m}": partial(forms_of_group, m) for m in (1, 3, 8)},
+    "growth": growths,
     "types of group": types_of_group,
     **{f"gradient of group, {kind}": partial(gradient_of_group, kind) for kind in KINDS},
     **{f"gradient of signGD, {kind}": partial(gradient_of_signgd, kind) for kind in KINDS},

@@ -132,10 +132,10 @@ def _collect(
         pick = torch.randint(by_channel.shape[1], (SAMPLES,), generator=generator)
         by_channel = by_channel[:, pick.to(by_channel.device)]
     found["parts"].append(by_channel.abs())
-    found["shape"] = _channel_shape(node)
+    found["shape"] = channel_shape(node)
 
 
-def _channel_shape(node: Function) -> tuple[int, ...]:
+def channel_shape(node: Function) -> tuple[int, ...]:
     """Broadcasts a value for each channel against the function's output."""
     if node.channel is None:
         return ()

@@ -32,15 +32,37 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards every submodule has its own mode and attributes back.
 
     A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
+    The fused attention that torch takes in eval mode, one opaque operation, is off meanwhile.
     """
     before = [(module, _attributes(module)) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+
+
+@contextmanager
+def _masks_unread() -> Iterator[None]:
+    """nn.TransformerEncoder not looking whether its mask is the causal one.
+
+    It is only a hint to fused attention, and torch.export cannot follow a look at values.
+    """
+    transformer: Any = torch.nn.modules.transformer
+    detect = getattr(transformer, "_detect_is_causal_mask", None)
+    if detect is None:
+        yield
+        return
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -68,7 +90,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
         sample = torch.cat([sample, sample])
     dynamic = ({0: torch.export.Dim("batch")},)
     try:
-        with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
+        with eval_mode(model), _masks_unread(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sample = sample.clone()
             program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
@@ -167,7 +189,7 @@ def _mend(model: nn.Module, error: Exception) -> str:
     if "Constraints violated" in text or "pecializ" in text:
         hint = (
             "The model fixes the batch size, so it cannot be captured for any batch. Write "
-            "x.shape[0] (or -1) where it has a number."
+            "x.shape[0] (or -1) where it has a number or len(x)."
         )
     elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         hint = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, InputError, SignGDError, UnsupportedOperation
-from ..network import Function, SpikingNetwork
+from ..network import Function, SignGDNeuron, SpikingNetwork
 from ..network_module import NetworkModule
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
+from ..neurons.signgd import MOST_MEMBERS
+from . import thresholds, tuning
 from .calibration import Calibration, batches_of, statistics
 from .capture import capture, eval_mode
-from .lowering import Coverage, Lowering, Options
+from .lowering import Coverage, Functions, Lowering, Options, forms
 from .passes import fuse_batch_norm, remove_unused
 from .planning import CODINGS, METHODS, SCALES, Plan, belongs, plan
 from .rules import NEURONS, Entry, Operation
@@ -28,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "input_coding": "real",
         "scale": "published",
         "gelu": "sigmoid",
-        "max_pool": "chain",
+        "functions": forms("local"),
         "guard": False,
         "resting": "zero",
         "input_scale": 1.0,
@@ -38,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "input_coding": "exact",
         "scale": "channel",
         "gelu": "source",
-        "max_pool": "window",
+        "functions": forms("whole"),
         "guard": True,
         "resting": "zero",
         "input_scale": None,
@@ -89,15 +91,20 @@ def describe(row: Coverage) -> str:
 
 
 def check(
-    model: nn.Module, sample: Tensor, *, neurons: Mapping[Operation, Entry] = NEURONS
+    model: nn.Module,
+    sample: Tensor,
+    *,
+    neurons: Mapping[Operation, Entry] = NEURONS,
+    functions: Functions = "whole",
 ) -> CheckReport:
     """What each operation of ``model`` becomes, all unsupported ones included.
 
-    ``sample`` is a batch [B, ...] like those the model sees. Raises CaptureError where
+    ``sample`` is a batch [B, ...] like those the model sees; ``neurons`` and ``functions`` are
+    those of ``convert``. Raises CaptureError where
     ``torch.export`` cannot follow the model at all.
     """
     (x,) = batches_of([sample])
-    lowering = Lowering(capture(model, x), neurons, Options())
+    lowering = Lowering(capture(model, x), neurons, Options(forms(functions)))
     return CheckReport(type(model).__name__, tuple(lowering.coverage))
 
 
@@ -114,7 +121,11 @@ def convert(
     scale: str | None = None,
     resting: str | None = None,
     momentum: float = 0.0,
-    members: int | None = None,
+    members: int | Mapping[str, int] | None = None,
+    signed: bool | None = None,
+    keep: Sequence[str] = (),
+    functions: Functions | None = None,
+    tune: bool | None = None,
     neurons: Mapping[Operation, Entry] = NEURONS,
     max_batches: int | None = 32,
     seed: int = 0,
@@ -135,7 +146,7 @@ def convert(
         T that the network is planned for: the default schedule and the members follow it.
     preset
         "paper" computes what the published implementation does (learning rate 0.15, decay 0.95,
-        real-valued input, ReLU scaled by its maximum, sigmoid GELU, chained max pooling). Every
+        real-valued input, ReLU scaled by its maximum, sigmoid GELU, local functions). Every
         other argument that is given overrides it.
     schedule
         Step sizes in units of each neuron's scale, one schedule for all neurons. The default
@@ -146,13 +157,34 @@ def convert(
     input_scale
         Amplitude of coded inputs; by default the largest absolute input of the calibration.
     scale
-        "channel" or "tensor": the 99.95 % quantile of the calibration; "published"; "unit".
+        "channel" or "tensor": the 99.95 % quantile of the calibration, for group neurons of a ReLU
+        the thresholds of the least error (``converters/thresholds.py``); "published"; "unit".
     resting
         v(0): "zero" or the calibration's "mean".
     momentum
         Of the step rule, for signGD neurons and their coding.
     members
-        m of the group neurons; by default m T = L.
+        m of signGD neurons, the signs of one step, 1 to 8, by default 1; and of group neurons, by
+        default m T = L, with L = 8 for a ReLU that was trained without levels. Also a dict from
+        module paths to m; the entry "" is the default of the others.
+    signed
+        Whether group neurons may take spikes back (``neurons/group.py``). By default those of a
+        ReLU do where T > 1, those of a QCFS activation do not.
+    keep
+        Module paths whose nonlinearities stay real-valued, computed at every step of what has been
+        decoded; ``network.kept()`` says what they cost.
+    functions
+        "whole": one neuron for an output of max pooling, a norm, softmax, a matrix product of two
+        values or attention; "local": their published decompositions into neurons of one and two
+        arguments; or a dict from "max_pool", "norm", "softmax", "matmul" and "attention" to these.
+        By default "whole" ("local" with ``preset="paper"``). ``converters.compare_functions``
+        measures both.
+    tune
+        Whether step sizes, scales and resting values of signGD neurons are learned on the
+        calibration data (``converters.tune``), up to half a minute for the example networks. By
+        default they are where nothing speaks against it: at least 64 samples, m T below 128, and
+        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given.
+        ``provenance["tuning"]`` says what was done, or why nothing.
     neurons
         Which operation is which neuron; the caller's entries win (``NEURONS | {...}``).
 
@@ -167,6 +199,8 @@ def convert(
         method = method[""]
     _check_choices(method, preset, input_coding, scale, resting)
     _check_numbers(schedule, time_steps, members, input_scale)
+    _check_range("signed", signed, signed in (None, True, False), "True, False or None")
+    keep = _check_keep(keep)
     _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
     _check_range("max_batches", max_batches, max_batches is None or max_batches >= 1, "at least 1")
     _check_range("seed", seed, isinstance(seed, int), "an integer")
@@ -179,10 +213,22 @@ def convert(
         "resting": resting,
     }
     chosen.update({name: value for name, value in given.items() if value is not None})
+    _check_used(
+        method,
+        chosen["input_coding"],
+        schedule=schedule is not None,
+        momentum=momentum != 0,
+        resting=resting == "mean",
+        members=members is not None,
+        signed=signed is not None,
+    )
     batches = batches_of(calibration, max_batches)
-    options = Options(max_pool=chosen.pop("max_pool"), guard=chosen["guard"])
+    chosen_forms = forms({} if functions is None else functions, chosen.pop("functions"))
+    options = Options(chosen_forms, guard=chosen["guard"])
     source = source_network(model, batches[0], neurons, options, time_steps)
-    _check_paths(method, source)
+    _check_paths("method", method, source)
+    _check_paths("members", members, source)
+    _check_paths("keep", dict.fromkeys(keep), source)
     check_against(source, model, batches[0])
     found = statistics(source, batches, seed)
     if schedule is None and method == "subgradient":
@@ -197,27 +243,62 @@ def convert(
             time_steps=time_steps,
             momentum=momentum,
             members=members,
+            signed=signed,
+            keep=keep,
             seed=seed,
             **chosen,
         ),
     )
+    _check_members(planned)
     kept = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")
+    if chosen["scale"] in ("channel", "tensor"):
+        planned = thresholds.fit(planned, found, batches, seed)
+    as_given = {"schedule": schedule, "scale": scale, "resting": resting, "preset": preset}
+    planned = _tuned(planned, batches, tune, [k for k, v in as_given.items() if v], seed)
     return planned.replace(
         statistics={
             name: {k: v for k, v in values.items() if k in kept} for name, values in found.items()
         },
         provenance={
+            **planned.provenance,
             "model": type(model).__name__,
             "method": method if isinstance(method, str) else dict(method),
             "preset": preset or "default",
             "input_coding": chosen["input_coding"],
             "scale": chosen["scale"],
+            "functions": chosen_forms,
             "schedule": chosen["schedule"].to_dict() if chosen["schedule"] else "default",
             "seed": seed,
             "calibration_samples": sum(len(x) for x in batches),
             "torch": torch.__version__.split("+")[0],
         },
     )
+
+
+def _tuned(
+    network: SpikingNetwork,
+    batches: list[Tensor],
+    wanted: bool | None,
+    given: list[str],
+    seed: int,
+) -> SpikingNetwork:
+    """Tuned where it is wanted, or may be and nothing speaks against it."""
+    if wanted is False:
+        return network
+    reason = tuning.against(network, sum(len(x) for x in batches))
+    if not reason and wanted is None:
+        most = max(n.members for n in network.neurons if isinstance(n, SignGDNeuron))
+        if given:
+            reason = f"{' and '.join(given)} was given, which tuning would change."
+        elif most * network.time_steps >= tuning.LONGEST:
+            reason = (
+                f"m T is {tuning.LONGEST} or more, where the default is close; tune=True tunes."
+            )
+    if not reason:
+        return tuning.tune(network, batches, max_batches=None, seed=seed)
+    if wanted:
+        raise InputError(f"tune=True: {reason}")
+    return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})
 
 
 def check_time_steps(time_steps: Any) -> None:
@@ -259,10 +340,45 @@ def _check_numbers(schedule: Any, time_steps: int, members: Any, input_scale: fl
             schedule(time_steps)
     except ValueError as error:
         raise InputError(f"the schedule ends before time_steps = {time_steps}: {error}") from error
-    if members is not None and (not isinstance(members, int) or members is True or members < 1):
-        raise InputError(f"members is an integer of at least 1, but it is {members!r}.")
+    for m in members.values() if isinstance(members, Mapping) else (members,):
+        if m is not None and (not isinstance(m, int) or m is True or m < 1):
+            raise InputError(
+                "members is an integer of at least 1, or a dict from module paths to such, but it "
+                f"is {members!r}."
+            )
     if input_scale is not None and not 0 < input_scale < math.inf:
         raise InputError(f"input_scale is positive and finite, but it is {input_scale!r}.")
+
+
+def _check_members(network: SpikingNetwork) -> None:
+    for node in network.neurons:
+        if isinstance(node, SignGDNeuron) and node.members > MOST_MEMBERS:
+            raise InputError(
+                f"signGD neurons fire at most {MOST_MEMBERS} signs a step, but members is "
+                f"{node.members} at '{node.name}'."
+            )
+
+
+def _check_used(method: str | Mapping[str, str], input_coding: str, **given: bool) -> None:
+    """An argument that no neuron of the chosen methods reads is a misunderstanding."""
+    methods = {method} if isinstance(method, str) else {"signgd", *method.values()}
+    if not isinstance(method, str) and "" in method:
+        methods = set(method.values())
+    stepped = {"input"} if input_coding in ("real", "spike") else set()
+    readers = {
+        "schedule": {"signgd", "subgradient"} | stepped,
+        "momentum": {"signgd"} | stepped,
+        "resting": {"signgd"},
+        "members": {"signgd", "group"},
+        "signed": {"group"},
+    }
+    for name, is_given in given.items():
+        if is_given and not readers[name] & (methods | stepped):
+            raise InputError(
+                f"{name} has no meaning for method={method!r} with input_coding="
+                f"{input_coding!r}; it is read by "
+                f"{' and '.join(sorted(readers[name] - stepped))} neurons. Leave it out."
+            )
 
 
 def _check_range(name: str, value: Any, fits: bool, range_: str) -> None:
@@ -270,14 +386,22 @@ def _check_range(name: str, value: Any, fits: bool, range_: str) -> None:
         raise InputError(f"{name} is {range_}, but it is {value!r}.")
 
 
-def _check_paths(method: str | Mapping[str, str], source: SpikingNetwork) -> None:
-    """A path in ``method`` that no neuron has is a misspelt one."""
+def _check_keep(keep: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(keep, str) or not all(isinstance(path, str) and path for path in keep):
+        raise InputError(f"keep is a list of module paths, such as ['head'], but it is {keep!r}.")
+    return tuple(keep)
+
+
+def _check_paths(argument: str, paths: Any, source: SpikingNetwork) -> None:
+    """A path in a dict of paths that nothing in the network has is a misspelt one."""
     functions = [node for node in source.nodes if isinstance(node, Function)]
     names = [node.name for node in functions]
-    for path in () if isinstance(method, str) else method:
-        if path and not any(belongs(node, path) for node in functions):
+    # what is linear is kept as it is in any case
+    known = source.nodes if argument == "keep" else functions
+    for path in paths if isinstance(paths, Mapping) else ():
+        if path and not any(belongs(node, path) for node in known):
             raise InputError(
-                f"method has an entry for {path!r}, but the neurons are: {', '.join(names)}."
+                f"{argument} has an entry for {path!r}, but the neurons are: {', '.join(names)}."
             )
 
 

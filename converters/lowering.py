@@ -2,8 +2,12 @@
 
 Every operation ends as linear, neuron, constant or unsupported; nothing is taken for linear
 because nobody looked. ``HANDLERS`` holds one function for each linear or compound operation,
-``rules.NEURONS`` the nonlinearities. A compound operation is rewritten into linear parts and
-neuron functions: LayerNorm becomes mean, difference, square, mean, x / sqrt(y).
+``rules.NEURONS`` the nonlinearities. A compound operation becomes linear parts and neuron
+functions, as ``Options.functions`` says: LayerNorm one neuron for an output and an affine
+operation, or mean, difference, square, mean, x / sqrt(y).
+
+Minus infinity, with which masks are written, never becomes a value: ``Masked`` carries the mask to
+the softmax that it is meant for.
 """
 
 from __future__ import annotations
@@ -11,18 +15,20 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..errors import CaptureError
+from ..errors import CaptureError, InputError
 from ..network import Constant, Function, Input, Linear, Node
 from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
-from ..operations import Size, follows_batch
+from ..operations import Size, follows_batch, resolve
 from .capture import Captured, size_of
+from .constants import BatchConstant, Masked, batch_constant, for_batch
+from .passes import remove_unused
 from .rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
 
 
@@ -30,7 +36,9 @@ class Name(str):
     """A node's name, told apart from the strings among an operation's arguments."""
 
 
-Value = Any  # Name: a node's;  Tensor: a constant; list: of values; else a Python number
+# Name: a node's;  Masked: a node's with -inf in places;  Tensor, BatchConstant: a constant;
+# list: of values; else a Python number
+Value = Any
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,48 @@ class Coverage:
     mend: str = ""
 
 
+COMPOUND = ("max_pool", "norm", "softmax", "matmul", "attention")
+FORMS = ("whole", "local")
+Functions = str | Mapping[str, str]
+
+
+def forms(functions: Functions, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``functions`` for each compound operation; a mapping changes ``base``, by default "whole".
+
+    Raises InputError for other names.
+    """
+    if isinstance(functions, str):
+        functions = dict.fromkeys(COMPOUND, functions)
+    if not isinstance(functions, Mapping):
+        raise InputError(
+            f"functions is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
+            f"these, but it is {functions!r}."
+        )
+    for name, form in functions.items():
+        if name not in COMPOUND:
+            raise InputError(
+                f"functions has an entry for {name!r}; known are {', '.join(COMPOUND)}."
+            )
+        if form not in FORMS:
+            raise InputError(f"functions is one of {', '.join(FORMS)}, but it is {form!r}.")
+    return {**dict.fromkeys(COMPOUND, "whole"), **(base or {}), **functions}
+
+
 @dataclass(frozen=True)
 class Options:
-    """``max_pool`` "window": one neuron for a window; "chain": two-argument maxima, as published.
+    """``functions`` "whole": one neuron for an output of max pooling, a norm, softmax, a product of
+    two values, and attention (softmax and both products at once, where these are whole too).
 
-    ``guard`` keeps x / sqrt(y) finite while a decoded y is below the norm's eps.
+    "local": the published decompositions into neurons of one and two arguments. A mapping chooses
+    for each of ``COMPOUND``. ``guard`` keeps x / sqrt(y) finite while a decoded y is below the
+    norm's eps, and exp(x - max) below 1.
     """
 
-    max_pool: str = "window"
+    functions: Functions = "whole"
     guard: bool = True
+
+    def whole(self, compound: str) -> bool:
+        return forms(self.functions)[compound] == "whole"
 
 
 class Lowering:
@@ -69,12 +110,15 @@ class Lowering:
         self._neurons = neurons
         self._by_name: dict[str, Node] = {}
         self._channel: dict[str, int | None] = {}
+        self._made: dict[int, list[Function]] = {}  # a row of the report to its functions
+        self.absorbed: set[str] = set()  # functions that attention computes in their place
         self._env: dict[fx.Node, Value] = {}
         self.here: fx.Node
         self._batch: Any = None
         for node in captured.graph.nodes:
             self._visit(node)
-        self.outputs = _map_structure(captured.outputs, lambda n: self.name_of(self._env[n]))
+        self.outputs = _map_structure(captured.outputs, self._output)
+        self._report_absorbed()
 
     # -- walking ------------------------------------------------------------------------------
 
@@ -92,6 +136,15 @@ class Lowering:
             elif isinstance(node.target, OpOverload) and "sym_" not in node.target.name():
                 self._lower(node, node.target)
 
+    def _output(self, node: fx.Node) -> str:
+        self.here = node
+        try:
+            return self.name_of(self._env[node])
+        except NotConvertible as problem:
+            why, _, mend = str(problem).partition("; ")
+            self._report("unsupported", why, mend)
+            return str(self._placeholder(node))
+
     def _item(self, node: fx.Node) -> Value:
         source, index = node.args
         values = self._env.get(source)  # type: ignore[arg-type]
@@ -108,22 +161,9 @@ class Lowering:
 
     def _lower(self, node: fx.Node, target: OpOverload) -> None:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._env.get(n, n))
-        handler = HANDLERS.get(target) or HANDLERS.get(target.overloadpacket)
-        rule = find_rule(target, self._neurons)
         before = len(self.nodes)
         try:
-            if not _has_node((args, kwargs)) and not self._batch_sized(node):
-                value = self._fold(target, args, kwargs)
-            elif target.overloadpacket in ASSERTIONS:
-                value = None
-            elif target.overloadpacket in IDENTITY:
-                value = self._identity(args[0])
-            elif rule is not None:
-                value = self._neuron(rule, args, kwargs)
-            elif handler is not None:
-                value = handler(self, *args, **kwargs)
-            else:
-                raise NotConvertible(_no_neuron(target))
+            value = self._value(node, target, args, kwargs)
         except (NotConvertible, CaptureError) as problem:
             why, _, mend = str(problem).partition("; ")
             self._report("unsupported", why, mend)
@@ -132,20 +172,86 @@ class Lowering:
             self._classify(self.nodes[before:], value)
         self._env[node] = value
 
+    def _value(self, node: fx.Node, target: OpOverload, args: Any, kwargs: Any) -> Value:
+        packet = target.overloadpacket
+        if packet in ASSERTIONS:
+            return None
+        if not _has_node((args, kwargs)):
+            return self._fold(target, args, kwargs)
+        if packet in BROADCASTING:
+            args, kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
+                (args, kwargs), _one_for_all_samples
+            )
+        if _holds(Masked, (args, kwargs)):
+            return self._masked(target, args, kwargs)
+        return self._run(target, args, kwargs)
+
+    def _run(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
+        handler = HANDLERS.get(target) or HANDLERS.get(target.overloadpacket)
+        rule = find_rule(target, self._neurons)
+        if target.overloadpacket in IDENTITY:
+            return self._identity(args[0])
+        if rule is not None:
+            return self._neuron(rule, args, kwargs)
+        if handler is not None:
+            return handler(self, *args, **kwargs)
+        raise NotConvertible(_no_neuron(target))
+
+    def _masked(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
+        """An operation on values of which some are -inf."""
+        packet = target.overloadpacket
+        if packet in TAKES_MASKED:
+            return self._run(target, args, kwargs)
+        if packet not in MOVES:
+            raise NotConvertible(
+                f"values of -inf reach {target}; mask the logits right before their softmax, or "
+                "fill with a finite number"
+            )
+        finite = fx.node.map_aggregate(
+            (args, kwargs), lambda a: a.value if isinstance(a, Masked) else a
+        )
+        mask = self._for_batches(target, args, kwargs)
+        return Masked(self.name_of(self._run(target, *finite)), mask)  # type: ignore[misc]
+
+    def masked(self, value: Value, *masks: Value) -> Value:
+        """``value`` with -inf where one of the masks, which broadcast to its shape, is True."""
+        if isinstance(value, Masked):
+            value, masks = value.value, (*masks, value.mask)
+        found = [mask for mask in masks if mask is not None]
+        if not found:
+            return value
+        shape = self.shape_of(value)
+        one, two = (
+            torch.stack([for_batch(m, n).expand(resolve(shape, n)) for m in found]).any(0)
+            for n in (1, 2)
+        )
+        return Masked(self.name_of(value), batch_constant(one, two, self.here.target))
+
     def _classify(self, made: Sequence[Node], value: Value) -> None:
-        functions = [n.function.name for n in made if isinstance(n, Function)]
+        functions = [n for n in made if isinstance(n, Function)]
         if functions:
-            self._report("neuron", ", ".join(functions))
-        elif isinstance(value, Tensor) or value is None:
+            self._made[len(self.coverage)] = functions
+            self._report("neuron", _listed(functions))
+        elif value is None or isinstance(value, (Tensor, BatchConstant)):
             self._report("constant")
         else:
             ops = [n.op for n in made if isinstance(n, Linear)]
             self._report("linear", ", ".join(ops) or "identity")
 
+    def _report_absorbed(self) -> None:
+        used = {node.name for node in remove_unused(tuple(self.nodes), self.outputs)}
+        for row, functions in self._made.items():
+            left = [n for n in functions if n.name in used or n.name not in self.absorbed]
+            detail = _listed(left) or "part of attention"
+            self.coverage[row] = replace(self.coverage[row], detail=detail)
+
     def _report(self, becomes: str, detail: str = "", mend: str = "") -> None:
         path, module = module_of(self.here)
         operation = str(self.here.target)
         self.coverage.append(Coverage(path, operation, module, becomes, detail, mend))
+
+    def placeholder(self) -> Value:
+        return self._placeholder(self.here)
 
     def _placeholder(self, node: fx.Node) -> Value:
         """Stands for the result of an unsupported operation, so that the walk finds them all."""
@@ -154,18 +260,34 @@ class Lowering:
             return [self._emit(Input(name=self._unique("unsupported"))) for _ in value]
         return self._emit(Input(name=self._unique("unsupported"), shape=self.shape(node, False)))
 
-    def _batch_sized(self, node: fx.Node) -> bool:
-        value = node.meta.get("val")
-        return isinstance(value, Tensor) and any(not isinstance(s, int) for s in value.shape)
-
     def _fold(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise NotConvertible(
                 f"{target} draws random numbers; compute them outside the model, or switch the "
                 "randomness off in eval mode"
             )
-        value = target(*args, **kwargs)
-        return list(value) if isinstance(value, (list, tuple)) else value
+        return self._for_batches(target, args, kwargs)
+
+    def _for_batches(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
+        """Of constants a constant, computed for one sample and for two where that matters."""
+        if not _holds((BatchConstant, Masked, fx.Node), (args, kwargs)):
+            value = target(*args, **kwargs)
+            return list(value) if isinstance(value, (list, tuple)) else value
+
+        def compute(samples: int) -> Any:
+            def given(value: Any) -> Any:
+                if isinstance(value, fx.Node):
+                    size = value.meta["val"]
+                    return int(size.node.expr.subs(self._batch, samples))
+                return for_batch(value, samples)
+
+            here_args, here_kwargs = fx.node.map_aggregate((args, kwargs), given)  # type: ignore[misc]
+            return target(*here_args, **here_kwargs)
+
+        one, two = compute(1), compute(2)
+        if isinstance(one, (list, tuple)):
+            return [batch_constant(a, b, target) for a, b in zip(one, two, strict=True)]
+        return batch_constant(one, two, target)
 
     def _identity(self, value: Value) -> Value:
         result = self.here.meta["val"]
@@ -198,6 +320,10 @@ class Lowering:
     def shape_of(self, value: Value) -> tuple[Size, ...]:
         if isinstance(value, Tensor):
             return tuple(value.shape)
+        if isinstance(value, BatchConstant):
+            return value.sizes
+        if isinstance(value, Masked):
+            value = value.value
         return self._by_name[value].shape if isinstance(value, str) else ()
 
     @property
@@ -208,6 +334,9 @@ class Lowering:
         half = dtype in (torch.float16, torch.bfloat16)
         return dtype if dtype.is_floating_point and not half else torch.get_default_dtype()
 
+    def node_of(self, name: str) -> Node:
+        return self._by_name[name]
+
     def channel_of(self, value: Value) -> int | None:
         return self._channel.get(value) if isinstance(value, str) else None
 
@@ -215,16 +344,36 @@ class Lowering:
         """The node that holds a value; a constant becomes one."""
         if isinstance(value, str):
             return value
+        if isinstance(value, Masked):
+            raise NotConvertible(
+                f"values of -inf reach {self.here.target}; mask the logits right before their "
+                "softmax, or fill with a finite number"
+            )
         if isinstance(value, fx.Node):
             raise NotConvertible(
                 "a size that follows the batch is used as a number; compute it outside the model"
             )
         if isinstance(value, (int, float)):
             value = torch.tensor(float(value), dtype=self.dtype)
+        if isinstance(value, BatchConstant):
+            return self._spread_over_batch(value)
         if not value.is_floating_point():
             value = value.to(self.dtype)
+        if not bool(value.isfinite().all()):
+            raise NotConvertible(
+                f"a constant of {self.here.target} holds NaN or infinity; fill with a finite "
+                "number, -inf is understood in the mask of a softmax alone"
+            )
         name = self._unique("constant")
         return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
+
+    def _spread_over_batch(self, value: BatchConstant) -> str:
+        shape = value.sizes
+        if value.tensor is not None:
+            return self.linear("expand", [_compressed(value.tensor)], shape, shape=list(shape))
+        split = value.split_sizes(shape)
+        spread = self.linear("expand", [value.split], split, shape=list(split))
+        return self.linear("reshape", [spread], shape, shape=list(shape))
 
     def linear(
         self,
@@ -397,7 +546,7 @@ class Lowering:
                 f"{self.here.target} has arguments that its rule does not take ({error}); give "
                 "a converters.Rule whose `arguments` reads them"
             ) from error
-        if row.name == "max_pool" and self.options.max_pool == "chain":
+        if row.name == "max_pool" and not self.options.whole("max_pool"):
             return self.result(_max_chain(self, inputs[0], **arguments))
         if row.name == "amax":
             arguments["dim"] = _reduced(arguments["dim"], len(self.shape_of(inputs[0])))
@@ -418,9 +567,9 @@ _LEAF_NAMES = {
     **{f"adaptive_max_pool{n}d": ("adaptive_max_pool",) for n in (1, 2, 3)},
     "_prelu_kernel": ("prelu",),
     "hardtanh": ("clamp",),
-    "layer_norm": ("divide_by_sqrt",),
-    "group_norm": ("divide_by_sqrt",),
-    "rms_norm": ("divide_by_sqrt",),
+    "layer_norm": ("divide_by_sqrt", "layer_norm"),
+    "group_norm": ("divide_by_sqrt", "layer_norm"),
+    "rms_norm": ("divide_by_sqrt", "rms_norm"),
     "view": ("reshape",),
 }
 
@@ -443,12 +592,32 @@ def module_of(node: fx.Node) -> tuple[str, str]:
     return path, name
 
 
-def _has_node(tree: Any) -> bool:
+def _holds(kind: Any, tree: Any) -> bool:
     if isinstance(tree, Mapping):
-        return any(_has_node(v) for v in tree.values())
+        return any(_holds(kind, v) for v in tree.values())
     if isinstance(tree, (list, tuple)):
-        return any(_has_node(v) for v in tree)
-    return isinstance(tree, Name)
+        return any(_holds(kind, v) for v in tree)
+    return isinstance(tree, kind)
+
+
+def _has_node(tree: Any) -> bool:
+    return _holds((Name, Masked), tree)
+
+
+def _one_for_all_samples(value: Any) -> Any:
+    """A constant of every sample as a tensor that broadcasts to them."""
+    tensor = value.tensor if isinstance(value, BatchConstant) else None
+    return value if tensor is None else tensor
+
+
+def _compressed(value: Tensor) -> Tensor:
+    """Size 1 along every dimension in which the values do not differ."""
+    for dim, size in enumerate(value.shape):
+        if size > 1:
+            first = value.narrow(dim, 0, 1)
+            if torch.equal(first.expand_as(value), value):
+                value = first
+    return value.clone()
 
 
 def _map_structure(structure: Any, function: Callable[[fx.Node], str]) -> Any:
@@ -457,6 +626,10 @@ def _map_structure(structure: Any, function: Callable[[fx.Node], str]) -> Any:
     if isinstance(structure, dict):
         return {k: _map_structure(v, function) for k, v in structure.items()}
     return type(structure)(_map_structure(v, function) for v in structure)
+
+
+def _listed(functions: Sequence[Function]) -> str:
+    return ", ".join(node.function.name for node in functions)
 
 
 def _reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -472,14 +645,15 @@ def broadcast(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
 
 
 def _no_neuron(target: Any) -> str:
+    comparison = (
+        "a mask or a choice that is computed from the input has no spiking form; compute it from "
+        "constants or buffers (a causal mask, a padding mask that is a buffer), or add it to the "
+        "logits as a number"
+    )
     known = {
-        "softmax": "attention and softmax are not converted by this version",
-        "_softmax": "attention and softmax are not converted by this version",
-        "log_softmax": "leave log_softmax to the loss and convert the logits",
-        "_log_softmax": "leave log_softmax to the loss and convert the logits",
-        "scaled_dot_product_attention": "attention is not converted by this version",
         "bernoulli": "switch the randomness off in eval mode",
         "argmax": "return the logits and take the argmax of the decoded output",
+        **dict.fromkeys(COMPARISONS, comparison),
     }
     name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
     mend = known.get(
@@ -509,6 +683,10 @@ def _names(*names: str) -> list[Any]:
     return [getattr(aten, name) for name in names if hasattr(aten, name)]
 
 
+COMPARISONS = (
+    *("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "logical_not", "logical_and"),
+    *("logical_or", "bitwise_not", "bitwise_and", "bitwise_or"),
+)
 ASSERTIONS = set(
     _names("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
 )
@@ -524,6 +702,21 @@ IDENTITY = set(
         "to",
         "type_as",
     )
+)
+
+
+MOVES = IDENTITY | set(  # change places, not values
+    _names("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+    + _names("expand", "expand_as", "permute", "transpose", "t", "slice", "select", "repeat")
+    + _names("flip", "roll", "index_select", "dropout")
+)
+TAKES_MASKED = set(
+    _names("add", "sub", "mul", "div", "true_divide", "where", "masked_fill")
+    + _names("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax")
+)
+BROADCASTING = TAKES_MASKED | set(
+    _names("rsub", "addcmul", "maximum", "minimum", "matmul", "mm", "bmm", "baddbmm")
+    + _names("scaled_dot_product_attention")
 )
 
 
@@ -618,6 +811,8 @@ def _linear(low: Lowering, x: Value, weight: Value, bias: Value = None) -> Value
 
 @handles(aten.matmul, aten.mm, aten.bmm)
 def _matmul(low: Lowering, x: Value, y: Value) -> Value:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x @ y
     if isinstance(y, Tensor):
         channel = -1 if y.dim() > 1 else None
         shape = _matmul_shape(low.shape_of(x), tuple(y.shape))
@@ -626,16 +821,32 @@ def _matmul(low: Lowering, x: Value, y: Value) -> Value:
         channel = -2 if len(low.shape_of(y)) > 1 else None
         shape = _matmul_shape(tuple(x.shape), low.shape_of(y))
         return low.linear("matmul", [y], shape, channel, {"weight": x}, side="left")
-    # every product of scalars is a neuron, their sum is linear
     a, b = low.shape_of(x), low.shape_of(y)
     if len(a) < 2 or len(b) < 2:
         raise NotConvertible(
             "a matrix product of a vector that depends on the input; add a dimension of size 1"
         )
+    if follows_batch(a[-1]) or follows_batch(b[-2]):
+        raise NotConvertible("a matrix product that sums over the batch mixes samples; use means")
+    out = _whole_attention(low, x, y)
+    if out is not None:
+        return out
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
+    x, y = low.reshape(x, a), low.reshape(y, b)
+    if low.options.whole("matmul"):
+        shape = _matmul_shape(a, b)
+        return low.function("matmul", [x, y], shape, _head(shape))
+    # every product of scalars is a neuron, their sum is linear
     left = low.reshape(x, (*a, 1))
     right = low.reshape(y, (*b[:-2], 1, *b[-2:]))
     shape = broadcast((*a, 1), (*b[:-2], 1, *b[-2:]))
     return low.reduce("sum", low.function("mul", [left, right], shape), [-2], False)
+
+
+def _head(shape: Sequence[Size]) -> int:
+    """The channel of [B, heads, rows, columns]: the heads; of other products the columns."""
+    return -3 if len(shape) > 3 and not follows_batch(shape[-3]) and shape[-3] != 1 else -1
 
 
 def _matmul_shape(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
@@ -653,12 +864,23 @@ def _addmm(
     return _add(low, product, bias, alpha=beta)
 
 
+@handles(*_names("baddbmm"))
+def _baddbmm(
+    low: Lowering, start: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1
+) -> Value:
+    return _addmm(low, start, x, y, beta, alpha)
+
+
 @handles(aten.einsum)
 def _einsum(low: Lowering, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
+    operands = [_one_for_all_samples(value) for value in operands]
     fixed = [isinstance(value, Tensor) for value in operands]
+    if len(operands) == 2 and not any(fixed):
+        return _einsum_of_two(low, equation, operands[0], operands[1])
     if len(operands) != 2 or sum(fixed) != 1:
         raise NotConvertible(
-            f"einsum '{equation}' of values that all depend on the input; write it with @"
+            f"einsum '{equation}' of values that all depend on the input; write it as products of "
+            "two"
         )
     position = fixed.index(False)
     return low.linear(
@@ -672,9 +894,56 @@ def _einsum(low: Lowering, equation: str, operands: Sequence[Value], path: Any =
     )
 
 
+def _einsum_of_two(low: Lowering, equation: str, x: Value, y: Value) -> Value:
+    """As one matrix product: what both have and the result keeps leads, what it lacks is summed."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    a, comma, b = terms.partition(",")
+    if not arrow or "." in equation or any(len(set(t)) < len(t) for t in (a, b, out)):
+        raise NotConvertible(
+            f"einsum '{equation}' of two values that depend on the input; write each index once "
+            "in every term, the result after ->, without an ellipsis, or use @"
+        )
+    x, a = _summed(low, x, a, b + out)
+    y, b = _summed(low, y, b, a + out)
+    sizes = dict(zip(a + b, low.shape_of(x) + low.shape_of(y), strict=True))
+    lead = [c for c in out if c in a and c in b]
+    inner = [c for c in a if c in b and c not in out]
+    rows, columns = [c for c in out if c not in b], [c for c in out if c not in a]
+
+    def as_matrices(value: Value, term: str, first: list[str], second: list[str]) -> Value:
+        value = low.permute(value, [term.index(c) for c in (*lead, *first, *second)])
+        merged = [_product([sizes[c] for c in group], equation) for group in (first, second)]
+        return low.reshape(value, (*(sizes[c] for c in lead), *merged))
+
+    product = _matmul(low, as_matrices(x, a, rows, inner), as_matrices(y, b, inner, columns))
+    order = (*lead, *rows, *columns)
+    product = low.reshape(product, [sizes[c] for c in order])
+    return low.permute(product, [order.index(c) for c in out])
+
+
+def _summed(low: Lowering, x: Value, term: str, others: str) -> tuple[Value, str]:
+    """Without the indices that nothing else has."""
+    x = low.name_of(x)
+    dims = [d for d, c in enumerate(term) if c not in others]
+    if not dims:
+        return x, term
+    return low.reduce("sum", x, dims, False), "".join(c for c in term if c in others)
+
+
+def _product(sizes: Sequence[Size], equation: str) -> Size:
+    if sum(map(follows_batch, sizes)) > 1:
+        raise NotConvertible(f"einsum '{equation}' has a product of samples with samples; use @")
+    number = math.prod(map(_count, sizes))
+    return f"{number}*batch" if any(map(follows_batch, sizes)) else number
+
+
 def _as_channels(tensor: Tensor, rank: int) -> Tensor:
     """[C] to [C, 1, ...], which broadcasts against [B, C, ...] of that rank."""
     return tensor.reshape(-1, *[1] * (rank - 2))
+
+
+def _by_channel(tensor: Tensor | None, rank: int) -> Tensor | None:
+    return None if tensor is None else _as_channels(tensor, rank)
 
 
 @handles(aten._native_batch_norm_legit_no_training)
@@ -725,6 +994,14 @@ def _normalise(low: Lowering, center: Value, variance: Value, eps: float) -> str
     )
 
 
+def _whole_norm(low: Lowering, row: str, x: Value, dims: int, eps: float) -> Value:
+    shape = low.shape_of(x)
+    if any(map(follows_batch, shape[-dims:])):
+        raise NotConvertible("a norm over the batch mixes samples; use batch norm")
+    channel = low.channel_of(x) or -1
+    return low.function(row, [x], shape, channel, dims=dims, eps=float(eps))
+
+
 def _scale_and_shift(low: Lowering, x: Value, weight: Value, bias: Value) -> Value:
     return x if weight is None and bias is None else low.affine(x, weight, bias)
 
@@ -740,6 +1017,9 @@ def _layer_norm(
     cudnn: bool = False,
 ) -> Value:
     dims = list(range(-len(normalized_shape), 0))
+    if low.options.whole("norm"):
+        out = _whole_norm(low, "layer_norm", x, len(dims), eps)
+        return low.result(_scale_and_shift(low, out, weight, bias))
     center = low.linear(
         "add",
         [x, low.reduce("mean", x, dims, True)],
@@ -763,6 +1043,9 @@ def _rms_norm(
 ) -> Value:
     dims = list(range(-len(normalized_shape), 0))
     eps = torch.finfo(torch.float32).eps if eps is None else eps
+    if low.options.whole("norm"):
+        out = _whole_norm(low, "rms_norm", x, len(dims), eps)
+        return low.result(_scale_and_shift(low, out, weight, None))
     square = low.function("square", [x], low.shape_of(x), low.channel_of(x))
     z = _normalise(low, x, low.reduce("mean", square, dims, True), eps)
     out = _scale_and_shift(low, z, weight, None)
@@ -784,6 +1067,11 @@ def _group_norm(
     inner = math.prod(shape[2:])  # type: ignore[arg-type]
     channels = _fixed(channels)
     grouped = (shape[0], groups, channels // groups * inner)
+    if low.options.whole("norm"):
+        flat = low.reshape(x, grouped)
+        z = low.function("layer_norm", [flat], grouped, -2, dims=1, eps=float(eps))
+        z = low.reshape(z, shape)
+        return _scale_and_shift(low, z, *(_by_channel(t, rank) for t in (weight, bias)))
     spread = (shape[0], groups, channels // groups, 1)
     by_channel = (shape[0], channels, *[1] * (rank - 2))
 
@@ -797,12 +1085,7 @@ def _group_norm(
     center = low.linear("add", [x, group_mean(x)], shape, 1 - rank, coefficients=[1.0, -1.0])
     square = low.function("square", [center], shape, 1 - rank)
     z = _normalise(low, center, group_mean(square), eps)
-    return _scale_and_shift(
-        low,
-        z,
-        None if weight is None else _as_channels(weight, rank),
-        None if bias is None else _as_channels(bias, rank),
-    )
+    return _scale_and_shift(low, z, *(_by_channel(t, rank) for t in (weight, bias)))
 
 
 @handles(aten.native_group_norm)
@@ -897,14 +1180,53 @@ def _sum_channel(low: Lowering, x: Value, y: Value) -> int | None:
 
 @handles(aten.add)
 def _add(low: Lowering, x: Value, y: Value, alpha: float = 1) -> Value:
+    """x + alpha y; where a constant of them is -inf the sum is masked."""
+    if alpha != 1 and (_number(y) or isinstance(y, (Tensor, BatchConstant))):
+        y, alpha = _times(y, alpha), 1
+    if isinstance(y, Masked) and alpha <= 0:
+        raise NotConvertible(f"{low.here.target} takes -inf away; add masks to the logits")
+    (x, mask), (y, other) = _finite(low, x), _finite(low, y)
+    return low.masked(_sum_of(low, x, y, alpha), mask, other)
+
+
+def _sum_of(low: Lowering, x: Value, y: Value, alpha: float) -> Value:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x + alpha * y
     if _number(y) or isinstance(y, Tensor):
-        return low.affine(x, bias=y * alpha if alpha != 1 else y)
+        return low.affine(x, bias=y)
     if _number(x) or isinstance(x, Tensor):
         return low.affine(y, None if alpha == 1 else float(alpha), x)
     shape = broadcast(low.shape_of(x), low.shape_of(y))
     return low.linear(
         "add", [x, y], shape, _sum_channel(low, x, y), coefficients=[1.0, float(alpha)]
     )
+
+
+def _times(value: Value, factor: float) -> Value:
+    if isinstance(value, BatchConstant):
+        return replace(value, one=value.one * factor, two=value.two * factor)
+    return value * factor
+
+
+def _finite(low: Lowering, value: Value) -> tuple[Value, Value]:
+    """A value without its -inf, and where they are (None: nowhere)."""
+    if isinstance(value, Masked):
+        return value.value, value.mask
+    if isinstance(value, BatchConstant):
+        parts = [_finite(low, v) for v in (value.one, value.two)]
+        (one, mask), (two, other) = parts
+        if mask is None:
+            return value, None
+        return replace(value, one=one, two=two), replace(value, one=mask, two=other)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value, None
+    mask = value == -math.inf
+    finite = value.masked_fill(mask, 0.0)
+    if not bool(finite.isfinite().all()):
+        raise NotConvertible(
+            f"a constant of {low.here.target} holds NaN or +inf; only -inf is understood, in masks"
+        )
+    return (finite, mask) if bool(mask.any()) else (value, None)
 
 
 @handles(aten.sub)
@@ -922,8 +1244,23 @@ def _neg(low: Lowering, x: Value) -> Value:
     return low.affine(x, -1.0)
 
 
+def _positive(low: Lowering, factor: Value) -> Value:
+    if _number(factor) and factor > 0:
+        return factor
+    if isinstance(factor, Tensor) and bool((factor > 0).all()):
+        return factor
+    raise NotConvertible(
+        f"{low.here.target} of values of -inf; scale the logits, by a positive constant, before "
+        "they are masked"
+    )
+
+
 @handles(aten.mul)
 def _mul(low: Lowering, x: Value, y: Value) -> Value:
+    if isinstance(x, Masked):
+        return low.masked(_mul(low, x.value, _positive(low, y)), x.mask)
+    if isinstance(y, Masked):
+        return _mul(low, y, x)
     if _number(y) or isinstance(y, Tensor):
         return low.affine(x, y)
     if _number(x) or isinstance(x, Tensor):
@@ -943,6 +1280,10 @@ def _addcmul(low: Lowering, x: Value, first: Value, second: Value, value: float 
 
 @handles(aten.div.Tensor, aten.div.Scalar, aten.true_divide)
 def _div(low: Lowering, x: Value, y: Value) -> Value:
+    if isinstance(x, Masked):
+        return low.masked(_div(low, x.value, _positive(low, y)), x.mask)
+    if isinstance(y, Masked):
+        raise NotConvertible(f"{low.here.target} by values of -inf; mask after the division")
     if isinstance(y, (int, float, Tensor)):
         return low.affine(x, 1.0 / y)
     if isinstance(x, (int, float)):
@@ -1096,13 +1437,15 @@ def _count(size: Size) -> int:
     return size if isinstance(size, int) else int(size.split("*")[0])
 
 
-@handles(aten.full, aten.zeros, aten.ones, aten.full_like, aten.zeros_like, aten.ones_like)
-def _full(low: Lowering, *args: Any, **kwargs: Any) -> Value:
-    name = str(low.here.target.overloadpacket)  # type: ignore[union-attr]
-    fill = 1.0 if "ones" in name else (float(args[1]) if "full" in name else 0.0)
-    shape = low.shape()
-    value = torch.full([], fill, dtype=low.dtype)
-    return low.linear("expand", [value], shape, shape=list(shape))
+@handles(aten.full_like, aten.zeros_like, aten.ones_like)
+@handles(*_names("new_full", "new_zeros", "new_ones"))
+def _full(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A constant of the shape of a value."""
+    name = str(low.here.target.overloadpacket).split(".")[-1]  # type: ignore[union-attr]
+    fill = args[-1] if "full" in name else float("ones" in name)
+    dtype, shape = low.here.meta["val"].dtype, low.shape()
+    one, two = (torch.full(resolve(shape, n), fill, dtype=dtype) for n in (1, 2))
+    return batch_constant(one, two, low.here.target)
 
 
 @handles(aten.permute)
@@ -1374,3 +1717,267 @@ def _max_chain(
             best = low.function("maximum", [best, other], low.shape_of(best), low.channel_of(x))
         x = best
     return x
+
+
+# -- masks, softmax, attention ----------------------------------------------------------------
+
+
+@handles(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+def _where(low: Lowering, condition: Value, x: Value, y: Value) -> Value:
+    """x where a constant condition is True, y elsewhere: linear; -inf in one of them masks."""
+    if isinstance(condition, str):
+        if condition.startswith("unsupported"):  # already reported
+            return low.placeholder()
+        raise NotConvertible(
+            f"the condition of {low.here.target} is computed from the input; only a constant one "
+            "is linear"
+        )
+    chosen, otherwise = condition, _not(condition)
+    total: Value = None
+    masks = []
+    for value, taken in ((x, chosen), (y, otherwise)):
+        if _number(value):
+            value = torch.tensor(float(value), dtype=low.dtype)
+        value, mask = _finite(low, value)
+        if mask is not None:
+            masks.append((mask, taken))
+        if isinstance(value, Tensor) and not bool(value.any()):
+            continue
+        part = _taken(low, value, taken, filled=bool(masks))
+        total = part if total is None else _sum_of(low, total, part, 1)
+    if isinstance(total, Tensor):  # the other was -inf or 0 where it is chosen
+        raise NotConvertible(f"{low.here.target} does not depend on the input; make it a buffer")
+    shape = low.shape()
+    if low.shape_of(total) != shape:
+        total = low.linear("expand", [total], shape, shape=list(shape))
+    both = [_both(low, mask, taken, shape) for mask, taken in masks]
+    return low.masked(total, *both)
+
+
+def _taken(low: Lowering, value: Value, taken: Value, filled: bool) -> Value:
+    """A value times where it is taken."""
+    if isinstance(value, Tensor) and isinstance(taken, Tensor):
+        return value * taken
+    if filled and isinstance(value, str):  # elsewhere it is masked
+        return value
+    if not isinstance(taken, Tensor):
+        raise NotConvertible(
+            f"a mask of {low.here.target} differs along a dimension that holds samples too; give "
+            "the heads a dimension of their own"
+        )
+    return low.affine(value, taken.to(low.dtype))
+
+
+def _not(mask: Value) -> Value:
+    if isinstance(mask, BatchConstant):
+        return replace(mask, one=~mask.one.bool(), two=~mask.two.bool())
+    return ~mask.bool()
+
+
+def _both(low: Lowering, mask: Value, other: Value, shape: Sequence[Size]) -> Value:
+    one, two = (
+        for_batch(mask, n).bool().expand(resolve(shape, n)) & for_batch(other, n).bool()
+        for n in (1, 2)
+    )
+    return batch_constant(one, two, low.here.target)
+
+
+@handles(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def _masked_fill(low: Lowering, x: Value, mask: Value, value: Value) -> Value:
+    return _where(low, mask, value, x)
+
+
+@handles(aten.softmax.int, aten._softmax)
+def _softmax(low: Lowering, x: Value, dim: int, *dtype: Any) -> Value:
+    return _softmax_over(low, x, dim)
+
+
+@handles(*_names("_safe_softmax"))
+def _safe_softmax(low: Lowering, x: Value, dim: int, *dtype: Any) -> Value:
+    return _softmax_over(low, x, dim, empty_rows=True)
+
+
+def _softmax_over(low: Lowering, x: Value, dim: int, empty_rows: bool = False) -> Value:
+    """Masked weights are exactly 0: their neurons, which end near 0, are multiplied by 0."""
+    if isinstance(x, Tensor):
+        return torch.softmax(x, dim)
+    mask = x.mask if isinstance(x, Masked) else None
+    x = x.value if isinstance(x, Masked) else x
+    shape = low.shape_of(x)
+    dim = dim % len(shape) - len(shape)
+    if follows_batch(shape[dim]):
+        raise NotConvertible("a softmax over the batch mixes samples; take it of each sample")
+    if isinstance(mask, BatchConstant) and mask.tensor is None:  # of samples and heads together
+        split = mask.split_sizes(shape)
+        if dim + len(shape) <= mask.dim:
+            dim -= 1
+        out = _softmax_of(low, low.reshape(x, split), dim, mask.split, empty_rows)
+        return low.reshape(out, shape)
+    tensor = mask.tensor if isinstance(mask, BatchConstant) else mask
+    return _softmax_of(low, x, dim, tensor, empty_rows)
+
+
+def _softmax_of(low: Lowering, x: Value, dim: int, mask: Tensor | None, empty_rows: bool) -> Value:
+    keep = empty = None
+    if mask is not None and bool(mask.any()):
+        mask = _compressed(mask)
+        keep, empty = (~mask).to(low.dtype), mask.all(dim, keepdim=True)
+        if bool(empty.any()) and not empty_rows:
+            raise NotConvertible(
+                f"a row of the mask of {low.here.target} is -inf everywhere, where softmax is NaN; "
+                "let every row keep one position"
+            )
+    shape = low.shape_of(x)
+    channel = low.channel_of(x) if low.channel_of(x) is not None else _head(shape)
+    if low.options.whole("softmax"):
+        masked = {} if keep is None else {"keep": keep}
+        out = low.function("softmax", [x], shape, channel, dim=dim, **masked)
+        return out if keep is None else low.affine(out, keep)
+    one, taken = _exponentials(low, x, dim, keep, empty)
+    total = low.reduce("sum", taken, [dim], True)
+    out = low.function("div", [taken, total], shape, channel)
+    return out if keep is None else low.affine(out, keep)
+
+
+BELOW_ALL_LOGITS = -1e30
+
+
+def _exponentials(
+    low: Lowering, x: Value, dim: int, keep: Tensor | None, empty: Tensor | None
+) -> tuple[Value, Value]:
+    """(x - max(x), its exponentials): none is above 1, and one is 1, whatever the logits are."""
+    if keep is not None and empty is not None:
+        keep = torch.where(empty, torch.ones_like(keep), keep)  # zeroed at the end
+        x = low.affine(x, keep, (1 - keep) * BELOW_ALL_LOGITS)
+    shape = low.shape_of(x)
+    position = dim % len(shape)
+    row = (*shape[:position], 1, *shape[position + 1 :])
+    channel = low.channel_of(x) if low.channel_of(x) is not None else _head(shape)
+    largest = low.function(
+        "amax", [x], row, None if channel == dim else channel, dim=(dim,), keepdim=True
+    )
+    shifted = low.linear("add", [x, largest], shape, channel, coefficients=[1.0, -1.0])
+    ceiling = {"ceiling": 0.0} if low.options.guard else {}
+    weights = low.function("exp", [shifted], shape, channel, **ceiling)
+    return shifted, weights if keep is None else low.affine(weights, keep)
+
+
+@handles(aten.log_softmax.int, aten._log_softmax)
+def _log_softmax(low: Lowering, x: Value, dim: int, *dtype: Any) -> Value:
+    if isinstance(x, Masked):
+        raise NotConvertible(f"{low.here.target} of values of -inf is -inf; leave out the mask")
+    shape = low.shape_of(x)
+    dim = dim % len(shape) - len(shape)
+    if follows_batch(shape[dim]):
+        raise NotConvertible("a softmax over the batch mixes samples; take it of each sample")
+    if low.options.whole("softmax"):
+        return low.function("log_softmax", [x], shape, low.channel_of(x), dim=dim)
+    shifted, weights = _exponentials(low, x, dim, None, None)
+    total = low.reduce("sum", weights, [dim], True)
+    floor = {"floor": 0.5} if low.options.guard else {}  # it is 1 or more
+    logarithm = low.function("log", [total], low.shape_of(total), low.channel_of(total), **floor)
+    return low.linear(
+        "add", [shifted, logarithm], shape, low.channel_of(x), coefficients=[1.0, -1.0]
+    )
+
+
+@handles(*_names("scaled_dot_product_attention"))
+def _attention(
+    low: Lowering,
+    q: Value,
+    k: Value,
+    v: Value,
+    attn_mask: Value = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    if dropout_p > 0:
+        raise NotConvertible(
+            "attention with dropout that stays active in eval mode makes the source network "
+            "random; pass dropout_p=self.p if self.training else 0.0"
+        )
+    if enable_gqa:
+        heads = _fixed(low.shape_of(q)[-3])
+        k, v = _for_heads(low, k, heads), _for_heads(low, v, heads)
+    scale = 1.0 / math.sqrt(_fixed(low.shape_of(q)[-1])) if scale is None else float(scale)
+    scores = _matmul(low, _mul(low, q, scale), _swapped(low, k))
+    if is_causal:
+        rows, columns = low.shape_of(scores)[-2:]
+        attn_mask = torch.ones(_fixed(rows), _fixed(columns), dtype=torch.bool).tril()
+    if isinstance(attn_mask, (Tensor, BatchConstant)):
+        if for_batch(attn_mask, 1).dtype == torch.bool:
+            scores = low.masked(low.name_of(scores), _not(attn_mask))
+        else:
+            scores = _add(low, scores, attn_mask)
+    elif attn_mask is not None:
+        scores = _add(low, scores, attn_mask)
+    weights = _softmax_over(low, scores, -1, empty_rows=True)
+    return _matmul(low, weights, v)
+
+
+def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
+    """The product of softmax(scale q k + bias) with v, as one function of the three.
+
+    The neurons for the logits and for the weights stay where others use them, and are removed with
+    all that is unused where not.
+    """
+    if not low.options.whole("attention") or not isinstance(weights, str):
+        return None
+    softmax = low.node_of(weights)
+    if isinstance(softmax, Linear) and softmax.op == "affine":  # zeros where it is masked
+        masked = low.node_of(softmax.inputs[0])
+        keep = masked.arguments.get("keep") if isinstance(masked, Function) else None
+        if keep is None or set(softmax.tensors) != {"weight"}:
+            return None
+        if not torch.equal(softmax.tensors["weight"], keep) or masked.shape != softmax.shape:
+            return None
+        softmax = masked
+    if not _is(softmax, "softmax") or softmax.arguments["dim"] != -1:
+        return None
+    scale, bias = 1.0, None
+    logits = low.node_of(softmax.inputs[0])
+    while isinstance(logits, Linear) and logits.op == "affine":
+        factor, shift = logits.tensors.get("weight"), logits.tensors.get("bias")
+        before = low.node_of(logits.inputs[0])
+        if before.shape != logits.shape or (factor is not None and factor.numel() != 1):
+            return None
+        if shift is not None:
+            bias = scale * shift if bias is None else bias + scale * shift
+        scale, logits = scale * (1.0 if factor is None else float(factor)), before
+    v_shape, rank = low.shape_of(v), len(logits.shape)
+    if not _is(logits, "matmul") or len(v_shape) > rank:
+        return None
+    low.absorbed |= {logits.name, softmax.name}
+    v = low.reshape(v, (1,) * (rank - len(v_shape)) + v_shape)
+    shape = _matmul_shape(softmax.shape, low.shape_of(v))
+    arguments = {"bias": bias, "keep": softmax.arguments.get("keep")}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    inputs = [*map(Name, logits.inputs), v]
+    return low.function("attention", inputs, shape, _head(shape), scale=scale, **given)
+
+
+def _is(node: Node, row: str) -> TypeGuard[Function]:
+    return isinstance(node, Function) and node.function is NONLINEARITIES[row]
+
+
+def _swapped(low: Lowering, x: Value) -> Value:
+    if isinstance(x, Tensor):
+        return x.transpose(-1, -2)
+    rank = len(low.shape_of(x))
+    return low.permute(low.name_of(x), [*range(rank - 2), rank - 1, rank - 2])
+
+
+def _for_heads(low: Lowering, x: Value, heads: int) -> Value:
+    """[..., few, S, D] to [..., heads, S, D]: each head of keys serves several of queries."""
+    shape = low.shape_of(x)
+    few = _fixed(shape[-3])
+    if few == heads:
+        return x
+    x = low.name_of(x)
+    split = (*shape[:-2], 1, *shape[-2:])
+    spread = (*shape[:-2], heads // few, *shape[-2:])
+    each = low.linear("expand", [low.reshape(x, split)], spread, shape=list(spread))
+    return low.reshape(each, (*shape[:-3], heads, *shape[-2:]))

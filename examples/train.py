@@ -46,7 +46,7 @@ def recipe(name: str, data: str, qcfs: int | None) -> Recipe:
         rate /= 2
     if data == "digits":
         return Recipe(60 if qcfs is None else 40, rate, 0.05, 32, shift=1, flip=False)
-    epochs = 6 if qcfs is not None else 14 if convolutional else 20 if name == "vit" else 16
+    epochs = 6 if qcfs is not None else 14 if convolutional else 10 if name == "vit" else 16
     return Recipe(epochs, rate, 0.05, 128, shift=2, flip=True)
 
 

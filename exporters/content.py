@@ -17,8 +17,12 @@ from ..errors import FormatError
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = (1, 1)
+VERSION = (1, 2)
 LARGEST_MEMBERS = 2**16
+SMALLEST_THETA = 2.0**-100  # of thresholds in a tensor
+MOST_SIGNS = 8  # of a signGD neuron in one step
+# fields of 1.2, and what they are in older files
+DEFAULTS: dict[str, dict[str, Any]] = {"signgd": {"members": 1}, "group": {"signed": False}}
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def _row(value: Any) -> bool:
         and _text(value.get("name"))
         and (value.get("arity") is None or _natural(value["arity"]))
         and all(_flag(value.get(flag)) for flag in ("fires_at_tie", "elementwise", "own"))
+        and _flag(value.get("selects", False))  # came with 1.2
     )
 
 
@@ -151,15 +156,21 @@ SCHEDULES: dict[str, dict[str, Check]] = {
     "exponential": {"initial": _positive, "decay": _positive},
     "inverse": {"initial": _positive, "delay": lambda v: _number(v) and v >= 0},
     "constant": {"initial": _positive},
-    "list": {"values": lambda v: isinstance(v, (list, tuple)) and all(map(_positive, v))},
+    "list": {
+        "values": lambda v: isinstance(v, (list, tuple)) and all(map(_positive, v)),
+        "tail": _positive,
+    },
 }
+MAY_BE_ABSENT = {"tail"}  # of a schedule
 
 
 def _schedule(value: Any) -> bool:
     if not isinstance(value, Mapping) or value.get("kind") not in SCHEDULES:
         return False
     checks = SCHEDULES[value["kind"]]
-    return set(value) == {"kind", *checks} and all(c(value[k]) for k, c in checks.items())
+    missing, given = set(checks) - set(value), set(value) - {"kind"}
+    fits = missing <= MAY_BE_ABSENT and given <= set(checks)
+    return fits and all(checks[key](value[key]) for key in given)
 
 
 def _momentum(value: Any) -> bool:
@@ -185,14 +196,17 @@ FIELDS: dict[str, dict[str, Check]] = {
         "scale": _scale,
         "resting": _number_or_array,
         "momentum": _momentum,
+        "members": lambda v: _natural(v) and 1 <= v <= MOST_SIGNS,
     },
     "group": {
         **_NODE,
         **_FUNCTION,
         "members": lambda v: _natural(v) and 1 <= v <= LARGEST_MEMBERS,
-        "v_threshold": _positive,
-        "initial_charge": _number,
+        "v_threshold": _scale,
+        "initial_charge": _number_or_array,
+        "signed": _flag,
     },
+    "growth": {**_NODE, **_FUNCTION},
     "subgradient": {**_NODE, **_FUNCTION, "schedule": _schedule, "scale": _scale},
     "encoder": {
         **_NODE,
@@ -328,14 +342,53 @@ def _check_node(node: Record, before: set[str]) -> None:
                 f"{where} takes {name!r}, which no node before it is called; nodes are in "
                 "topological order, without cycles."
             )
-    arity = node["function"]["arity"] if node.kind in ("function", "signgd") else None
-    arity = ARITY.get(node.kind, arity)
+    own = node.kind in ("function", "signgd", "growth")
+    arity = node["function"]["arity"] if own else ARITY.get(node.kind)
     if arity is not None and arity != len(node["inputs"]):
         raise FormatError(f"{where} has {len(node['inputs'])} inputs; it takes {arity}.")
     if node.kind == "encoder" and node["coding"] == "real" and node["schedule"] is None:
         raise FormatError(f"{where}: real-valued coding has a schedule, but it is missing.")
     if node.kind == "linear":
         _check_operation(node, where)
+    if node.kind == "signgd" and node["members"] > 1 and node["momentum"]:
+        raise FormatError(
+            f"{where}: members = {node['members']} and momentum = {node['momentum']} exclude each "
+            "other; set one of them to 1 or 0."
+        )
+    if node.kind == "group":
+        for name in ("v_threshold", "initial_charge"):
+            _check_broadcast(where, name, node[name], node["shape"])
+        least = node["members"] * SMALLEST_THETA
+        if is_array(node["v_threshold"]) and bool((node["v_threshold"] < least).any()):
+            raise FormatError(
+                f"{where}: v_threshold has values below members * 2 ** -100; rescale the layer."
+            )
+    if node.kind == "growth" and not node["function"].get("selects", False):
+        raise FormatError(
+            f"{where}: function = {node['function']['name']!r} does not select one of its inputs, "
+            "as max pooling does, so its growth is no sum of spikes; make it a group neuron."
+        )
+
+
+def needs(node: Record) -> tuple[int, int] | None:
+    """The format version that a reader of this node has to know, None for the first."""
+    new = any(node[name] != value for name, value in DEFAULTS.get(node.kind, {}).items())
+    new = new or "tail" in (node.fields.get("schedule") or {})
+    if node.kind == "group":
+        new = new or is_array(node["v_threshold"]) or is_array(node["initial_charge"])
+    return (1, 2) if new else None
+
+
+def _check_broadcast(where: str, name: str, value: Any, shape: Any) -> None:
+    if not is_array(value):
+        return
+    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
+    wrong = any(n != 1 and isinstance(size, int) and n != size for n, size in pairs)
+    if wrong or value.ndim > len(shape):
+        raise FormatError(
+            f"{where}: {name} is {list(value.shape)} and does not broadcast to its neurons, "
+            f"{list(shape)}; for channels of images it is [C, 1, 1]."
+        )
 
 
 def _check_finite(where: str, name: str, value: Any) -> None:

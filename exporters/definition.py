@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..network import (
+    NEURON_NODES,
     Average,
     Encoder,
     GroupNeuron,
+    Growth,
     Node,
     SignGDNeuron,
     SpikingNetwork,
@@ -25,7 +27,14 @@ from ..neurons.coding import (
     RealCodingParameters,
     poisson_step,
 )
-from ..neurons.group import group_step
+from ..neurons.group import (
+    GroupNeuronParameters,
+    SignedGroupState,
+    group_initial_v,
+    group_step,
+    signed_group_step,
+)
+from ..neurons.growth import growth_initial_state, growth_step
 from ..neurons.protocol import encode_step, like, running_mean
 from ..neurons.signgd import (
     SignGDParameters,
@@ -43,8 +52,8 @@ class _Tensors(nn.Module):
 
     def __init__(self, node: Node) -> None:
         super().__init__()
-        fields = {"scale": getattr(node, "scale", 1.0), "resting": getattr(node, "resting", 0.0)}
-        for name, value in fields.items():
+        for name in ("scale", "resting", "v_threshold", "initial_charge"):
+            value = getattr(node, name, None)
             if isinstance(value, Tensor):
                 self.register_buffer(name, value.clone())
             else:
@@ -52,16 +61,18 @@ class _Tensors(nn.Module):
 
 
 class DefinitionNetwork(NetworkModule):
-    """Runs one step at a time; ``fired`` is what each neuron did in the last one.
+    """Runs one step at a time; ``fired`` is what each neuron did in the last one, [B, ...].
 
-    bool [B, ...] where sigma or s is 1, int64 counts of members for group neurons.
+    bool where sigma or s is 1; of several signs in a step the uint8 that ``signgd_step`` returns,
+    whose bits they are; int64 counts of members for group neurons, negative where spikes are taken
+    back; the output itself for growth, which is a difference of sums and no count.
     """
 
     def __init__(self, network: SpikingNetwork, spikes: str = "decoded") -> None:
         neurons = {
             node.name: _Tensors(node)
             for node in network.nodes
-            if isinstance(node, (SignGDNeuron, GroupNeuron, SubgradientNeuron, Encoder, Average))
+            if isinstance(node, (*NEURON_NODES, Encoder, Average))
         }
         super().__init__(network, neurons, spikes)
         self.fired: dict[str, Tensor] = {}
@@ -80,6 +91,7 @@ class DefinitionNetwork(NetworkModule):
         steps = {
             SignGDNeuron: self._signgd,
             GroupNeuron: self._group,
+            Growth: self._growth,
             SubgradientNeuron: self._subgradient,
             Encoder: self._encoder,
             Average: self._average,
@@ -93,7 +105,13 @@ class DefinitionNetwork(NetworkModule):
         function: Any = self.functions[key(node.name)]
         arguments = {**function.arguments, **dict(function.named_buffers())}
         return SignGDParameters(
-            node.function, node.schedule, held.scale, held.resting, arguments, node.momentum
+            node.function,
+            node.schedule,
+            held.scale,
+            held.resting,
+            arguments,
+            node.momentum,
+            node.members,
         )
 
     def _signgd(self, node: Any, inputs: list[Tensor], state: Any) -> tuple[Tensor, Any]:
@@ -110,11 +128,21 @@ class DefinitionNetwork(NetworkModule):
         return y, (SignGDState(*after), integrated)
 
     def _group(self, node: Any, inputs: list[Tensor], state: Any) -> tuple[Tensor, Any]:
-        p = node.parameters
-        v = torch.full_like(inputs[0], p.v_initial) if state is None else state
-        out, v = group_step(inputs[0], v, p)
+        (x,) = inputs
+        held: Any = self.neuron(node.name)
+        p = GroupNeuronParameters(node.members, held.v_threshold, held.initial_charge, node.signed)
+        if state is None:
+            state = group_initial_v(x, p)
+            state = SignedGroupState(state, torch.zeros_like(x)) if p.signed else state
+        out, state = signed_group_step(x, state, p) if p.signed else group_step(x, state, p)
         self.fired[node.name] = (out / p.theta).round().long()
-        return out, v
+        return out, state
+
+    def _growth(self, node: Any, inputs: list[Tensor], state: Any) -> tuple[Tensor, Any]:
+        x, f = tuple(inputs), self.functions[key(node.name)]
+        out, state = growth_step(x, growth_initial_state(x, f) if state is None else state, f)
+        self.fired[node.name] = out
+        return out, state
 
     def _subgradient(self, node: Any, inputs: list[Tensor], state: Any) -> tuple[Tensor, Any]:
         held: Any = self.neuron(node.name)
@@ -141,7 +169,8 @@ class DefinitionNetwork(NetworkModule):
 
 @dataclass(frozen=True, eq=False)
 class DefinitionRun:
-    """``spikes`` of each neuron [T, B, ...]; ``outputs`` after the last step, as the network's."""
+    """``spikes``: what each neuron ``fired``, [T, B, ...]; ``outputs`` after the last step, as the
+    network's."""
 
     spikes: Mapping[str, Tensor]
     outputs: Any

@@ -90,6 +90,7 @@ def _plain(node: Node, name: str) -> Any:
             "arity": value.arity,
             "fires_at_tie": value.fires_at_tie,
             "elementwise": value.elementwise,
+            "selects": value.selects,
             "own": value != NONLINEARITIES.get(value.name),
         }
     if isinstance(value, Mapping):
@@ -165,7 +166,8 @@ def _row(data: Mapping[str, Any], functions: Mapping[str, Function], where: str)
             f"'{where}' uses the nonlinearity {name!r}, which is not one of this package's; pass "
             f"load(path, functions={{{name!r}: your_function}})."
         )
-    flags = {key: data[key] for key in ("arity", "fires_at_tie", "elementwise")}
+    known = ("arity", "fires_at_tie", "elementwise", "selects")  # the last came with 1.2
+    flags = {key: data[key] for key in known if key in data}
     if not isinstance(found, Nonlinearity):
         return Nonlinearity(name, found, **flags)
     other = {key: getattr(found, key) for key in flags}

@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendUnavailable, FormatError
-from .content import FIELDS, VERSION, Content, Record, check, input_coding, is_array
+from .content import (
+    DEFAULTS,
+    FIELDS,
+    VERSION,
+    Content,
+    Record,
+    check,
+    input_coding,
+    is_array,
+    needs,
+)
 from .files import write_whole
 
 if TYPE_CHECKING:
@@ -33,11 +43,14 @@ LARGEST_RATIO = 1100  # of deflate; what claims to hold more than that is not a 
 SEAL_BYTES = 512
 SEAL = b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+READ = ("1.2",)  # what may stand behind the kind of a node
 UNCHECKED = ("checksum", "certificate")  # attributes of the root that say something of the rest
 
 SPIKES = (
     "signgd: sigma in {-1, +1}, a receiver adds -eta(t) scale sigma times its weights to what it "
-    "has integrated; group: a count n in 0..members, worth n v_threshold / members at its step; "
+    "has integrated, with m members eta(t) scale 2 ** (1 - m) d for the odd d of its m signs; "
+    "group: a count n in 0..members, worth n v_threshold / members at its step, or in "
+    "-members..members if it is signed; growth: what f of the sums of its inputs has grown by; "
     "subgradient: s in {0, 1}, decoded by the schedule as v(t)"
 )
 DELAY = (
@@ -85,7 +98,7 @@ def write(content: Content, path: str | os.PathLike[str]) -> str:
 
 def _write(file: h5py.File, content: Content) -> None:
     file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = ".".join(map(str, VERSION))
+    file.attrs["format_version"] = _dotted(VERSION)
     file.attrs["time_steps"] = content.time_steps
     file.attrs["spikes"] = SPIKES
     file.attrs["delay"] = DELAY
@@ -96,7 +109,8 @@ def _write(file: h5py.File, content: Content) -> None:
         _put(file, "class_names", json.dumps(list(content.class_names)))
     for i, node in enumerate(content.nodes):
         group = file.create_group(f"nodes/{i:05}")
-        group.attrs["kind"] = node.kind
+        since = needs(node)  # releases before it would ignore the fields that they do not know
+        group.attrs["kind"] = node.kind if since is None else f"{node.kind} {_dotted(since)}"
         for name, value in node.fields.items():
             _write_field(group, node.name, name, value)
     for i, (name, values) in enumerate(content.statistics.items()):
@@ -341,6 +355,10 @@ def read(path: str | os.PathLike[str]) -> Content:
     return content
 
 
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
 def _version(file: h5py.File) -> tuple[int, int]:
     if file.attrs.get("format") != FORMAT:
         raise FormatError("this is an HDF5 file, but not a spiking-network description.")
@@ -366,7 +384,7 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
             "call exporters.hdf5.seal(path)."
         )
     return Content(
-        nodes=tuple(_read_node(item) for item in root.items["nodes"].items.values()),
+        nodes=tuple(_read_node(item, version) for item in root.items["nodes"].items.values()),
         outputs=_untag(root.json("outputs")),
         time_steps=int(root.attributes["time_steps"]),
         statistics={
@@ -383,15 +401,18 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
     )
 
 
-def _read_node(item: _Item) -> Record:
-    kind = item.attributes["kind"]
-    if kind not in FIELDS:
+def _read_node(item: _Item, version: tuple[int, int]) -> Record:
+    written = item.attributes["kind"]
+    kind, _, since = written.partition(" ")
+    if kind not in FIELDS or since not in ("", *READ):
         raise FormatError(
-            f"node {item.path} is of kind {kind!r}; known: {', '.join(FIELDS)}. It was written by "
-            "a newer release."
+            f"node {item.path} is of kind {written!r}; known: {', '.join(FIELDS)}, and of these "
+            f"what came with {', '.join(READ)}. It was written by a newer release; install one."
         )
     present = [name for name in FIELDS[kind] if name in item.items or item.has(name)]
-    return Record(kind, {name: _read_field(item, name) for name in present})
+    fields = {name: _read_field(item, name) for name in present}
+    before = DEFAULTS.get(kind, {}) if version < (1, 2) else {}
+    return Record(kind, {**before, **fields})
 
 
 def _read_field(item: _Item, name: str) -> Any:

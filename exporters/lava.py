@@ -40,6 +40,7 @@ from .lava_lowering import (
     AffineMap,
     IntegerLayer,
     affine_maps,
+    by_neuron,
     check_output,
     float_outputs,
     integer_counts,
@@ -82,7 +83,7 @@ class LayerReport:
     neurons: int  # rows in the file: members and relays
     members: int
     theta: int
-    scale: float
+    scale: float | tuple[float, ...]  # of each value where thresholds differ
     weight_error: float
     bias_error: float
     rounded_to_zero: float
@@ -293,7 +294,12 @@ def _check_profile(maps: Sequence[AffineMap], profile: str) -> None:
     for m in maps:
         if not isinstance(m.neuron, GroupNeuron):
             continue
-        members, charge = m.neuron.members, m.neuron.initial_charge
+        members, charge = m.neuron.members, by_neuron(m.neuron, m.neuron.initial_charge)
+        if m.neuron.signed:
+            raise FormatError(
+                f"'{m.name}' is signed, but Lava's integrate-and-fire neurons take no spike back; "
+                "set signed=False, or save the network as a description (.h5)."
+            )
         if profile.startswith("if-") and members != 1:
             raise FormatError(
                 f"'{m.name}' has {members} members, but the profile {profile!r} is for "
@@ -305,10 +311,11 @@ def _check_profile(maps: Sequence[AffineMap], profile: str) -> None:
                 f"'{m.name}' has {members} members, more than a spike of {MESSAGE_BITS} bits "
                 'counts; use fewer members, or profile="group".'
             )
-        if not 0 <= charge < 1:
+        if not ((charge >= 0) & (charge < 1)).all():
+            outside = charge[(charge < 0) | (charge >= 1)]
             raise FormatError(
-                f"'{m.name}' begins with {charge} of a threshold on its membrane; the files hold "
-                "0 <= initial_charge < 1. Use the 0.5 that convert sets."
+                f"'{m.name}' begins with {outside[0]} of a threshold on its membrane; the files "
+                "hold 0 <= initial_charge < 1. Use the 0.5 that convert sets."
             )
 
 
@@ -387,14 +394,14 @@ def _expand(
         last = i + 1 == len(layers)
         constants[i] = max(_lines(layer.bias), 0 if last or not constants[i + 1] else fires)
         if starts and not layer.readout:
-            lines = _lines(np.array([layer.charge]))
+            lines = _lines(layer.charge)
             firsts[i] = max(lines, fires if firsts[i + 1] else 0)
     coding = replace(coding, constants=constants[0], starts=firsts[0])
     expanded = []
     copies = 1  # of each value in the layer before
     for i, layer in enumerate(layers):
         weight = np.repeat(layer.weight, copies, axis=1)
-        charge = np.full(len(layer.weight), layer.charge if firsts[i] else 0)
+        charge = layer.charge if firsts[i] else np.zeros_like(layer.charge)
         blocks = [weight, _split(layer.bias, constants[i]), _split(charge, firsts[i])]
         block = np.concatenate(blocks, axis=1)
         members = 1 if graded else layer.members
@@ -428,8 +435,8 @@ def _with_neurons(layer: IntegerLayer, weight: Integers, members: int, profile: 
     bias = np.zeros(rows, dtype=np.int64)
     rec, counts = None, None
     if profile != "if-hard":
-        first = layer.charge - layer.theta * np.arange(members)
-        bias[: groups * members] = np.tile(first, groups)
+        first = layer.charge[:, None] - layer.theta * np.arange(members)
+        bias[: groups * members] = first.ravel()
     if profile == "group-graded":
         counts = np.ones(rows, dtype=np.int64)
         counts[:groups] = layer.members
@@ -527,7 +534,7 @@ def _about(layer: IntegerLayer, expanded: NetxLayer) -> dict[str, Any]:
         "groups": expanded.groups,
         "relays": len(expanded.weight) - expanded.groups * expanded.members,
         "theta": layer.theta,
-        "scale": layer.scale,
+        "scale": layer.scale if isinstance(layer.scale, float) else layer.scale.tolist(),
         "group_members": layer.members,
     }
 
@@ -542,7 +549,7 @@ def _layer_report(
         len(expanded.weight),
         layer.members,
         layer.theta,
-        layer.scale,
+        layer.scale if isinstance(layer.scale, float) else tuple(layer.scale.tolist()),
         _relative(layer.weight, layer.wanted),
         _relative(layer.bias, layer.wanted_bias),
         float((layer.weight[nonzero] == 0).mean()) if nonzero.any() else 0.0,

@@ -8,6 +8,8 @@ quantum theta = v_threshold / m a layer is
 
 with n_before the number of members that fired. Times an integer V, and rounded, that is what
 Lava computes: W becomes multiples of 2 ** (9 - weight_bits) within +-254, V and b even, V <= 254.
+Thresholds that differ from channel to channel are so in the weights: W is that of the operations
+times theta_before (by column) over theta (by row).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..network import (
     Encoder,
     Function,
     GroupNeuron,
+    Growth,
     Input,
     Linear,
     Node,
@@ -67,7 +70,8 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer:
-    """A layer in integers. ``scale``: weight units for 1.0 of a membrane, or of the output.
+    """A layer in integers. ``scale``: weight units for 1.0 of a membrane, or of the output; [out]
+    where the thresholds of the layer differ.
 
     ``theta`` and ``charge`` are 0 for the read-out.
     """
@@ -77,8 +81,8 @@ class IntegerLayer:
     bias: Integers  # [out]; what every step adds
     members: int
     theta: int
-    charge: int
-    scale: float
+    charge: Integers  # [out]
+    scale: float | Floats
     wanted: Floats  # the weights before rounding, in the same units
     wanted_bias: Floats
 
@@ -194,7 +198,7 @@ def _refusal(node: Node, neurons: type[Node]) -> str:
         return f"{where} is a group neuron among signGD neurons; convert by one method."
     if isinstance(node, Function):
         name = node.function.name
-        if name == "max_pool" or name == "amax":
+        if isinstance(node, Growth) or name == "max_pool" or name == "amax":
             mend = "train with average pooling, which is folded into the weights"
         elif isinstance(node, SignGDNeuron) and node.function.arity == 1:
             mend = (
@@ -203,7 +207,8 @@ def _refusal(node: Node, neurons: type[Node]) -> str:
             )
         else:
             mend = "save the network as a description (.h5), or train without this operation"
-        kind = "a signGD neuron of" if isinstance(node, SignGDNeuron) else "the function"
+        kinds = {SignGDNeuron: "a signGD neuron of", Growth: "the growth of"}
+        kind = kinds.get(type(node), "the function")
         return (
             f"{where} is {kind} {name}, but Lava's own neurons compute integrate-and-fire alone; "
             f"{mend}."
@@ -283,7 +288,7 @@ def quantise(
     columns = np.concatenate([first.weight * worth for worth in planes], axis=1)
     shifted = first.bias + first.weight.sum(1) * low
     layers: list[IntegerLayer] = []
-    incoming = 1.0  # what one spike of the layer before is worth
+    incoming = np.ones(1)  # what one spike of the layer before is worth
     for i, m in enumerate(maps):
         weight, bias = (columns, shifted) if i == 0 else (m.weight * incoming, m.bias)
         if not weight.any():
@@ -296,8 +301,15 @@ def quantise(
         else:
             assert isinstance(m.neuron, GroupNeuron)
             layers.append(_neurons(m.neuron, weight, bias, weight_bits, largest_theta, fits))
-            incoming = m.neuron.parameters.theta
+            incoming = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
     return layers
+
+
+def by_neuron(neuron: GroupNeuron, value: float | Tensor) -> Floats:
+    """A parameter of each neuron, [N]."""
+    wide = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    out: Floats = wide.expand((1, *neuron.shape[1:])).reshape(-1).numpy()  # type: ignore[arg-type]
+    return out
 
 
 def _rounded(weight: Floats, weight_bits: int) -> Integers:
@@ -319,8 +331,9 @@ def _neurons(
     largest_theta: int,
     fits: Callable[[IntegerLayer], bool],
 ) -> IntegerLayer:
-    p = neuron.parameters
-    relative, relative_bias = weight / p.theta, bias / p.theta
+    thetas = by_neuron(neuron, neuron.v_threshold) / neuron.members
+    charges = by_neuron(neuron, neuron.initial_charge)
+    relative, relative_bias = weight / thetas[:, None], bias / thetas
     largest = float(np.abs(relative).max())
     top = largest_theta
     added = float(np.abs(relative_bias).max())
@@ -333,8 +346,8 @@ def _neurons(
     for theta in range(top - top % 2, max(SMALLEST_V, top // 2) - 2, -2)[:TRIED]:
         if theta & (theta - 1) == 0:
             continue  # Lava would use -255 for the feedback of a power of two
-        charge = round(p.initial_charge * theta)
-        if max(charge, (p.members - 1) * theta - charge) > LARGEST_BIAS:
+        charge = np.rint(charges * theta).astype(np.int64)
+        if max(charge.max(), (neuron.members - 1) * theta - charge.min()) > LARGEST_BIAS:
             continue
         wanted, wanted_bias = relative * theta, relative_bias * theta
         rounded = _rounded(wanted, weight_bits)
@@ -345,10 +358,10 @@ def _neurons(
             neuron.name,
             rounded,
             _rounded(wanted_bias, 8),
-            p.members,
+            neuron.members,
             theta,
             charge,
-            theta / p.theta,
+            theta / thetas if isinstance(neuron.v_threshold, Tensor) else theta / float(thetas[0]),
             wanted,
             wanted_bias,
         )
@@ -358,7 +371,7 @@ def _neurons(
         raise FormatError(
             f"'{neuron.name}': no integer threshold between {SMALLEST_V} and {largest_theta} "
             f"leaves its weights within +-{_largest(weight_bits)}: one spike adds up to "
-            f"{largest:.3g} thresholds (v_threshold / members), and {p.members} members need "
+            f"{largest:.3g} thresholds (v_threshold / members), and {neuron.members} members need "
             f"initial charges within {LARGEST_BIAS}. Use fewer members, a larger v_threshold "
             "(clip the outlying weights), or more weight_bits."
         )
@@ -375,7 +388,8 @@ def _readout(
     scale = _largest(weight_bits) / float(np.abs(weight).max())
     rounded = _rounded(weight * scale, weight_bits)
     added = _rounded(bias * scale, 8)
-    layer = IntegerLayer(name, rounded, added, 1, 0, 0, scale, weight * scale, bias * scale)
+    none = np.zeros(len(weight), np.int64)
+    layer = IntegerLayer(name, rounded, added, 1, 0, none, scale, weight * scale, bias * scale)
     if not fits(layer):
         raise FormatError(
             f"'{name}': Lava would not compute with the read-out's weights as they are (range "
@@ -415,7 +429,8 @@ def float_outputs(maps: Sequence[AffineMap], x: Floats, time_steps: int) -> Floa
     v = [np.zeros((batch, len(m.weight))) for m in maps]
     for m, potential in zip(maps, v, strict=True):
         if isinstance(m.neuron, GroupNeuron):
-            potential += m.neuron.parameters.v_initial
+            theta = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
+            potential += by_neuron(m.neuron, m.neuron.initial_charge) * theta
     first = x @ maps[0].weight.T
     for _ in range(time_steps):
         value: Any = None
@@ -426,8 +441,7 @@ def float_outputs(maps: Sequence[AffineMap], x: Floats, time_steps: int) -> Floa
                 v[i] = h
                 break
             assert isinstance(m.neuron, GroupNeuron)
-            p = m.neuron.parameters
-            levels = np.arange(1, p.members + 1) * p.theta
-            value = np.searchsorted(levels, h, side="right") * p.theta
+            theta = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
+            value = sum((h >= k * theta for k in range(1, m.neuron.members + 1)), 0 * h) * theta
             v[i] = h - value
     return v[-1] / time_steps

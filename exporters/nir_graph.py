@@ -14,6 +14,19 @@ number of the file's type below :math:`k\theta - v(0)`. ``scale_inhibit`` is
 
 A feedback edge carries the value of the step before: subtracting at the end of a step and at the
 beginning of the next are the same.
+
+A signed group neuron may take back what it has sent, N. With r = #{members above} - #{members
+below} of one step, :math:`N \leftarrow \max(N + r, 0)` and n is the growth of N, which a second
+integrator counts::
+
+    integrator -> mirror (-1) -> negative_001 .. negative_m -> negative_sum (-1) --+
+    integrator -> member_001 .. member_m ------------------------------------------+-> number
+    number -> number_mirror (-1) -> number_under_001 .. number_under_m (where N + r <= -k)
+                                                 +-----------> number, in the next step
+    members, negative_sum, number_under -> scale_inhibit, scale_output
+
+The integrator ``number`` holds N + r; what was too much below zero arrives one step later, before
+it is needed. All of these are whole numbers, so nothing rounds.
 """
 
 from __future__ import annotations
@@ -22,12 +35,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import FormatError
 from ..network import (
@@ -36,6 +50,7 @@ from ..network import (
     Encoder,
     Function,
     GroupNeuron,
+    Growth,
     Input,
     Linear,
     Node,
@@ -92,22 +107,52 @@ class _Value:
     amplitude: float = 1.0
 
 
-def group_thresholds(parameters: GroupNeuronParameters, dtype: Any) -> list[Any]:
-    """For each member the number of ``dtype`` that u exceeds exactly where the member fires, [m].
+def group_thresholds(parameters: GroupNeuronParameters, dtype: Any) -> Array:
+    """For each member the number of ``dtype`` that u exceeds exactly where the member fires.
 
-    k theta and v(0) are rounded to ``dtype`` as the definition rounds them; their difference is
-    not, and the result is the largest number below it.
+    [m], or [m, ...] with the dimensions of thresholds and charges that are tensors. k theta and
+    v(0) are rounded to ``dtype`` as the definition rounds them; their difference is not, and the
+    result is the largest number below it.
     """
-    kind = np.dtype(dtype).type
-    theta, start = kind(parameters.theta), Fraction(float(kind(parameters.v_initial)))
-    thresholds = []
-    for k in range(1, parameters.members + 1):
-        bound = Fraction(float(kind(k) * theta)) - start
-        nearest = kind(float(bound))
-        if Fraction(float(nearest)) >= bound:
-            nearest = np.nextafter(nearest, kind(-np.inf))
-        thresholds.append(nearest)
-    return thresholds
+    levels, start = _levels(parameters, dtype)
+    nearest, rest = _exact_sum(levels, -start)
+    return np.where(rest <= 0, np.nextafter(nearest, nearest.dtype.type(-np.inf)), nearest)
+
+
+def negative_thresholds(parameters: GroupNeuronParameters, dtype: Any) -> Array:
+    """Likewise what -u exceeds where h is below 0, -theta, ..: the largest number up to it."""
+    levels, start = _levels(parameters, dtype)
+    levels = np.concatenate([np.zeros_like(levels[:1]), levels[:-1]])
+    nearest, rest = _exact_sum(levels, start)
+    return np.where(rest < 0, np.nextafter(nearest, nearest.dtype.type(-np.inf)), nearest)
+
+
+def in_type(p: GroupNeuronParameters, dtype: Any) -> GroupNeuronParameters:
+    """The parameters with their tensors in ``dtype``: theta is rounded in the network's type."""
+    like = torch.from_numpy(np.empty(0, dtype))
+    v_threshold, charge = (
+        v.detach().cpu().to(like.dtype) if isinstance(v, torch.Tensor) else v
+        for v in (p.v_threshold, p.initial_charge)
+    )
+    # what is not finite in it is refused by its name
+    return GroupNeuronParameters(p.members, v_threshold, charge, p.signed, check=False)
+
+
+def _levels(parameters: GroupNeuronParameters, dtype: Any) -> tuple[Array, Array]:
+    """k theta, [m, ...], and v(0), of equal dimensions but for m."""
+    like = torch.from_numpy(np.empty(0, dtype))
+    p = in_type(parameters, dtype)
+    levels, start = p.thresholds(like), torch.as_tensor(p.v_initial, dtype=like.dtype)
+    rank = max(levels.dim() - 1, start.dim())
+    levels = levels.reshape(len(levels), *[1] * (rank + 1 - levels.dim()), *levels.shape[1:])
+    return levels.numpy(), start.numpy()
+
+
+def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b to the nearest number, and what is left to the exact sum (Knuth's two-sum)."""
+    nearest = np.asarray(a + b)
+    part = nearest - a
+    return nearest, (a - (nearest - part)) + (b - part)
 
 
 def group_subgraph(
@@ -119,19 +164,39 @@ def group_subgraph(
     that go by position deliver the feedback one step later only so. The feedback edge stands before
     the input's, so that a reader that adds up in the order of edges rounds as the definition does.
     """
-    kind = np.dtype(dtype).type
-    theta = kind(parameters.theta)
+    count = range(1, parameters.members + 1)
     digits = max(3, len(str(parameters.members)))
-    members = [f"member_{k:0{digits}}" for k in range(1, parameters.members + 1)]
-    nodes = {"input": nir.Input(np.array(shape)), "integrator": nir.I(np.ones(shape, dtype))}
+
+    def full(value: Any) -> Array:
+        return np.full(shape, value, dtype)
+
+    theta = np.asarray(in_type(parameters, dtype).theta, dtype)
+    members = [f"member_{k:0{digits}}" for k in count]
+    nodes = {"input": nir.Input(np.array(shape)), "integrator": nir.I(full(1))}
     for name, threshold in zip(members, group_thresholds(parameters, dtype), strict=True):
-        nodes[name] = nir.Threshold(np.full(shape, threshold, dtype))
-    nodes["output"] = nir.Output(np.array(shape))
-    nodes["scale_inhibit"] = nir.Scale(np.full(shape, -theta, dtype))
-    nodes["scale_output"] = nir.Scale(np.full(shape, theta, dtype))
+        nodes[name] = nir.Threshold(full(threshold))
     edges = [("scale_inhibit", "integrator"), ("input", "integrator"), ("scale_output", "output")]
-    for name in members:
-        edges += [("integrator", name), (name, "scale_inhibit"), (name, "scale_output")]
+    edges += [("integrator", name) for name in members]
+    counted = members
+    if parameters.signed:
+        negatives = [f"negative_{k:0{digits}}" for k in count]
+        unders = [f"number_under_{k:0{digits}}" for k in count]
+        nodes["mirror"] = nir.Scale(full(-1))
+        for name, threshold in zip(negatives, negative_thresholds(parameters, dtype), strict=True):
+            nodes[name] = nir.Threshold(full(threshold))
+        nodes["negative_sum"] = nir.Scale(full(-1))
+        nodes["number"], nodes["number_mirror"] = nir.I(full(1)), nir.Scale(full(-1))
+        for k, name in zip(count, unders, strict=True):
+            nodes[name] = nir.Threshold(full(k - 0.5))
+        edges += [("integrator", "mirror"), *(("mirror", name) for name in negatives)]
+        edges += [(name, "negative_sum") for name in negatives]
+        edges += [(name, "number") for name in (*unders, *members, "negative_sum")]
+        edges += [("number", "number_mirror"), *(("number_mirror", name) for name in unders)]
+        counted = [*members, "negative_sum", *unders]
+    nodes["output"] = nir.Output(np.array(shape))
+    nodes["scale_inhibit"], nodes["scale_output"] = nir.Scale(full(-theta)), nir.Scale(full(theta))
+    for name in counted:
+        edges += [(name, "scale_inhibit"), (name, "scale_output")]
     return nir.NIRGraph(nodes, edges, metadata=metadata)
 
 
@@ -225,11 +290,14 @@ class GraphWriter:
     def group(self, node: GroupNeuron, x: _Value) -> _Value:
         if self.mode == "platform":
             return self.integrate_and_fire(node, x)
-        p = node.parameters
+        p = in_type(parameters_of(node, x.shape), self.dtype)
         for value in (p.theta, p.v_threshold):
             check_positive(value, self.dtype)
-        metadata = self.described(node) | {"members": p.members, "v_threshold": p.v_threshold}
-        metadata |= {"initial_charge": p.initial_charge}
+        metadata = self.described(node) | {"members": p.members, "signed": int(p.signed)}
+        metadata |= {
+            "v_threshold": packed(p.v_threshold),
+            "initial_charge": packed(p.initial_charge),
+        }
         graph = group_subgraph(self.nir, x.shape, p, self.dtype, metadata)
         return self.add(node.name, graph, x, x.shape)
 
@@ -239,14 +307,22 @@ class GraphWriter:
                 f"it has {node.members} members, and a nir.IF is one. Convert with members=1 (and "
                 'as many time steps as the activation has levels), or write mode="exact".'
             )
+        if node.signed:
+            raise _Refused(
+                "it is signed, and a nir.IF fires no negative spikes. Set signed=False, or write "
+                'mode="exact".'
+            )
+        p = parameters_of(node, x.shape)
         # spikes that reach the membrane with an amplitude: in units of it
-        threshold = node.v_threshold / x.amplitude
+        threshold, v_initial = p.v_threshold / x.amplitude, p.v_initial / x.amplitude
         check_positive(threshold, self.dtype)
         full = full_of(x.shape)
-        v_initial = node.parameters.v_initial / x.amplitude
-        meant = {"reset": "subtract", "v_init": v_initial, "amplitude": node.v_threshold}
-        meant["dt"] = self.dt
-        values = {"v_threshold": full(threshold), "v_reset": full(0.0)}
+        meant: dict[str, Any] = {"reset": "subtract", "dt": self.dt}
+        meant |= {"v_init": packed(v_initial), "amplitude": packed(p.v_threshold)}
+        values = {
+            "v_threshold": full(broadcast("v_threshold", threshold, x.shape)),
+            "v_reset": full(0.0),
+        }
         if self.dialect == "lif":
             made = self.nir.LIF(
                 tau=full(LIF_TAU), r=full(LIF_TAU / LIF_DT), v_leak=full(0.0), **values
@@ -255,12 +331,14 @@ class GraphWriter:
             made = self.nir.IF(r=full(1.0), **values)
         made.metadata = self.described(node) | meant
         self.lose("the reset subtracts the threshold; NIR's sets v_reset", node.name)
-        if v_initial != 0:
+        if np.any(np.asarray(v_initial) != 0):
             self.lose("the initial potential v_init; NIR's neurons start at rest", node.name)
         self.lose("at v = v_threshold the neuron fires; NIR's fires above it", node.name)
         spikes = self.add(node.name, made, x, x.shape)
         self.meant[spikes.sources[0]] = meant
-        return replace(spikes, amplitude=node.v_threshold)
+        if not isinstance(p.v_threshold, Tensor):
+            return replace(spikes, amplitude=p.v_threshold)
+        return self.each_channel(f"{node.name}.amplitude", spikes, p.v_threshold)
 
     def described(self, node: Node) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""
@@ -315,6 +393,17 @@ class GraphWriter:
         kernel = matrix.reshape(*matrix.shape, *[1] * spatial)
         geometry: Any = ([1] * spatial, [0] * spatial, [1] * spatial)
         return self.conv(name, x, kernel, bias, *geometry)
+
+    def each_channel(self, name: str, x: _Value, amplitude: Tensor) -> _Value:
+        """Spikes of neurons of different amplitudes, in the network's units."""
+        flat = broadcast("v_threshold", amplitude, x.shape).reshape(x.shape[0], -1)
+        if (flat != flat[:, :1]).any():
+            raise _Refused(
+                "its thresholds differ within a channel, and no NIR node that platforms read "
+                'scales so. Use one for each channel, or write mode="exact".'
+            )
+        weight = flat[:, 0].astype(np.float64)
+        return self.per_channel(name, x, weight, 0 * weight)
 
     def affine(self, name: str, x: _Value, weight: Array, bias: Array | None) -> _Value:
         rows = len(weight)
@@ -715,16 +804,63 @@ def bias_of(node: Linear) -> Array | None:
     return numpy(node.tensors["bias"]) if "bias" in node.tensors else None
 
 
-def check_positive(value: float, dtype: Any) -> None:
+def check_positive(value: float | Tensor, dtype: Any) -> None:
     with np.errstate(all="ignore"):
-        written = float(np.dtype(dtype).type(value))
-    if not 0 < written < np.inf:
+        written = np.asarray(value).astype(dtype)
+    fits = (written > 0) & np.isfinite(written)
+    if not fits.all():
+        worst = np.asarray(value)[~fits].ravel()[0]
         raise _Refused(
-            f"its threshold {value!r} is not a positive {dtype}. Rescale the layer's weights."
+            f"its threshold {float(worst)!r} is not a positive {dtype}. Rescale the layer's "
+            "weights."
         )
 
 
-def full_of(shape: Sequence[int]) -> Callable[[float], Array]:
+def parameters_of(node: GroupNeuron, shape: tuple[int, ...]) -> GroupNeuronParameters:
+    """The neuron's, whose tensors broadcast to ``shape``, without the batch's dimension."""
+
+    def inner(name: str) -> Any:
+        value = getattr(node, name)
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = value[0] if value.dim() == len(shape) + 1 and len(value) == 1 else value
+            broadcast(name, value, shape)
+        return value
+
+    return GroupNeuronParameters(
+        node.members, inner("v_threshold"), inner("initial_charge"), node.signed, check=False
+    )
+
+
+def broadcast(name: str, value: float | Tensor, shape: tuple[int, ...]) -> Array:
+    array = np.asarray(value)
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise _Refused(
+            f"{name} is {list(array.shape)}, which does not broadcast to its neurons, "
+            f"{list(shape)}; for channels of images it is [C, 1, 1]."
+        ) from None
+
+
+def packed(value: float | Tensor) -> float | str:
+    """A number, or a tensor as JSON: metadata are numbers and text."""
+    if not isinstance(value, Tensor):
+        return value
+    return json.dumps({"shape": list(value.shape), "values": value.double().ravel().tolist()})
+
+
+def unpacked(value: Any) -> float | Tensor:
+    """What ``packed`` made; ValueError, TypeError or KeyError for what it did not."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str):
+        return float(value)
+    data = json.loads(value)
+    return torch.tensor(data["values"], dtype=torch.float64).reshape(data["shape"])
+
+
+def full_of(shape: Sequence[int]) -> Callable[[float | Array], Array]:
     return lambda value: np.full(shape, value, np.float32)
 
 
@@ -738,6 +874,11 @@ def operation(node: Node) -> str:
 
 
 def why_not(node: Node) -> str:
+    if isinstance(node, Growth):
+        return (
+            "it grows with the largest of sums of spikes, and NIR has no primitive for a maximum. "
+            "Train with average pooling, or save the network as HDF5."
+        )
     if isinstance(node, SignGDNeuron):
         return (
             "a signGD neuron needs step sizes that change with time, and products or functions "

@@ -11,6 +11,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from ..neurons.group import GroupNeuronParameters
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..operations import apply
 from .files import check_seal
-from .nir_graph import Array, group_thresholds, untagged
+from .nir_graph import (
+    Array,
+    group_thresholds,
+    in_type,
+    negative_thresholds,
+    unpacked,
+    untagged,
+)
 
 DEEPEST = 32  # groups of HDF5 within groups, two for each graph
 MOST_NODES = 100_000
@@ -268,6 +276,8 @@ class _Reader:
             function = NONLINEARITIES["qcfs"]
             levels = p.members * self.time_steps
             arguments = {"v_threshold": p.v_threshold, "levels": levels}
+            if isinstance(p.v_threshold, Tensor):  # qcfs has one for all
+                function, arguments = NONLINEARITIES["relu"], {}
         channel = _json(data, "channel", None)
         node = GroupNeuron(
             name=self.named(key, graph),
@@ -280,6 +290,7 @@ class _Reader:
             members=p.members,
             v_threshold=p.v_threshold,
             initial_charge=p.initial_charge,
+            signed=p.signed,
         )
         self.emit(key, node, shape)
 
@@ -332,9 +343,67 @@ def group_parameters(where: str, graph: Any) -> tuple[GroupNeuronParameters, tup
 
     Raises FormatError where the graph is another, which it says.
     """
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for name, node in graph.nodes.items():
-        kinds[type(node).__name__].append(name)
+    parts = _signed_parts(graph) or _parts(where, graph)
+    nodes = graph.nodes
+    shape = _shape(nodes[parts.integrator].r.shape, where)
+    arrays = {
+        name: value
+        for name, node in nodes.items()
+        for key in ("r", "scale", "threshold")
+        if (value := getattr(node, key, None)) is not None
+    }
+    if any(tuple(a.shape) != shape for a in arrays.values()):
+        raise _not_a_group(where, "its arrays differ in shape")
+    if not all(np.isfinite(a).all() for a in arrays.values()):
+        raise FormatError(f"'{where}': its arrays are not finite. Write the file again.")
+    theta = arrays[parts.send]
+    if any((arrays[name] != 1).any() for name in parts.integrators) or not (theta > 0).all():
+        raise _not_a_group(where, "r is not 1, or its output scale is not positive")
+    if (arrays[parts.inhibit] != -theta).any():
+        raise _not_a_group(where, "what it sends and what it takes off the potential differ")
+    found = np.sort(np.stack([arrays[name] for name in parts.members]), 0)
+    below = None
+    if parts.negatives:
+        below = np.sort(np.stack([arrays[name] for name in parts.negatives]), 0)
+        unders = np.sort(np.stack([arrays[name] for name in parts.unders]), 0)
+        k = np.arange(1, len(unders) + 1).reshape(-1, *[1] * len(shape))
+        mirrored = all((arrays[name] == -1).all() for name in parts.mirrors)
+        if not mirrored or not ((k - 1 <= unders) & (unders < k)).all():
+            raise _not_a_group(where, "it does not count what it has sent")
+    signed, members, kind = below is not None, len(found), found.dtype
+    for p in _candidates(graph.metadata or {}, theta, found, signed):
+        same = (_spread(group_thresholds(p, kind), found) == found).all()
+        if below is not None:
+            same = same and (_spread(negative_thresholds(p, kind), below) == below).all()
+        if same:
+            return p, shape
+    wide = theta.astype(np.float64)
+    v_threshold, charge = (_plain(v) for v in (wide * members, 1 - found[0] / wide))
+    nearest = in_type(GroupNeuronParameters(members, v_threshold, charge, signed), kind)
+    off = np.abs(_spread(group_thresholds(nearest, kind), found) - found)
+    if below is not None:
+        off = np.maximum(off, np.abs(_spread(negative_thresholds(nearest, kind), below) - below))
+    if (off > 8 * members * theta * np.finfo(kind).eps).any():
+        raise _not_a_group(where, "its thresholds are not a step of theta apart")
+    return nearest, shape
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """The nodes of a group neuron's subgraph by what they do; the second half of signed ones."""
+
+    integrator: str
+    integrators: tuple[str, ...]
+    members: list[str]
+    inhibit: str
+    send: str
+    negatives: list[str] = field(default_factory=list)
+    unders: list[str] = field(default_factory=list)
+    mirrors: tuple[str, ...] = ()
+
+
+def _parts(where: str, graph: Any) -> _Roles:
+    kinds = _kinds(graph)
     counts = {kind: len(names) for kind, names in kinds.items()}
     members = counts.pop("Threshold", 0)
     if members < 1 or counts != {"Input": 1, "I": 1, "Scale": 2, "Output": 1}:
@@ -349,42 +418,88 @@ def group_parameters(where: str, graph: Any) -> tuple[GroupNeuronParameters, tup
         edges |= {(integrator, name), (name, inhibit), (name, send)}
     if set(graph.edges) != edges or len(graph.edges) != len(edges):
         raise _not_a_group(where, "its edges are others")
-    integral = graph.nodes[integrator]
-    shape = _shape(integral.r.shape, where)
-    theta = _uniform(where, "scale_output", graph.nodes[send].scale)
-    if _uniform(where, "r", integral.r) != 1 or not 0 < theta < np.inf:
-        raise _not_a_group(where, "r is not 1, or its output scale is not positive")
-    if _uniform(where, "scale_inhibit", graph.nodes[inhibit].scale) != -theta:
-        raise _not_a_group(where, "what it sends and what it takes off the potential differ")
-    arrays = [graph.nodes[name].threshold for name in names]
-    if any(tuple(a.shape) != shape for a in arrays):
-        raise _not_a_group(where, "its arrays differ in shape")
-    found = sorted(_uniform(where, "threshold", a) for a in arrays)
-    for parameters in _candidates(graph.metadata or {}, theta, found, members):
-        if [float(v) for v in group_thresholds(parameters, arrays[0].dtype)] == found:
-            return parameters, shape
-    nearest = GroupNeuronParameters(members, theta * members, 1 - found[0] / theta)
-    expected = [float(v) for v in group_thresholds(nearest, arrays[0].dtype)]
-    tolerance = 8 * members * theta * float(np.finfo(arrays[0].dtype).eps)
-    if max(abs(a - b) for a, b in zip(expected, found, strict=True)) > tolerance:
-        raise _not_a_group(where, "its thresholds are not a step of theta apart")
-    return nearest, shape
+    return _Roles(integrator, (integrator,), names, inhibit, send)
+
+
+def _signed_parts(graph: Any) -> _Roles | None:
+    """The roles of a signed group neuron, None where the edges are others."""
+    kinds = _kinds(graph)
+    thresholds = len(kinds["Threshold"])
+    counts = {kind: len(names) for kind, names in kinds.items() if kind != "Threshold"}
+    if thresholds % 3 or counts != {"Input": 1, "I": 2, "Scale": 5, "Output": 1}:
+        return None
+    (start,), (out,) = kinds["Input"], kinds["Output"]
+    readers: dict[str, list[str]] = defaultdict(list)
+    for source, target in graph.edges:
+        readers[source].append(target)
+    scales = set(kinds["Scale"])
+    try:
+        (integrator,) = readers[start]
+        (number,) = set(kinds["I"]) - {integrator}
+        (mirror,) = scales & set(readers[integrator])
+        (number_mirror,) = readers[number]
+        (inhibit,) = [name for name in scales if readers[name] == [integrator]]
+        (send,) = [name for name in scales if readers[name] == [out]]
+        (total,) = scales - {mirror, number_mirror, inhibit, send}
+    except ValueError:
+        return None
+    members = [name for name in readers[integrator] if name != mirror]
+    negatives, unders = readers[mirror], readers[number_mirror]
+    edges = {(start, integrator), (inhibit, integrator), (send, out), (number, number_mirror)}
+    edges |= {(integrator, name) for name in (mirror, *members)}
+    edges |= {(mirror, name) for name in negatives} | {(name, total) for name in negatives}
+    edges |= {(number_mirror, name) for name in unders}
+    counted = (*members, total, *unders)
+    edges |= {(name, reader) for name in counted for reader in (inhibit, send, number)}
+    if set(graph.edges) != edges or len(graph.edges) != len(edges):
+        return None
+    if not len(members) == len(negatives) == len(unders):
+        return None
+    mirrors = (mirror, number_mirror, total)
+    return _Roles(
+        integrator, (integrator, number), members, inhibit, send, negatives, unders, mirrors
+    )
+
+
+def _kinds(graph: Any) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, node in graph.nodes.items():
+        kinds[type(node).__name__].append(name)
+    return kinds
 
 
 def _candidates(
-    data: Mapping[str, Any], theta: float, thresholds: list[float], members: int
+    data: Mapping[str, Any], theta: Array, thresholds: Array, signed: bool
 ) -> Iterator[GroupNeuronParameters]:
     """Parameters that may have made these arrays: as the metadata say, else as computed."""
-    charge = 1 - thresholds[0] / theta
-    tries = [(data.get("v_threshold"), data.get("initial_charge"))]
-    tries += [(theta * members, round(charge * 64) / 64), (theta * members, charge)]
+    members = len(thresholds)
+    charge = 1 - thresholds[0].astype(np.float64) / theta
+    tries: list[tuple[Any, Any]] = []
+    try:
+        tries.append((unpacked(data["v_threshold"]), unpacked(data["initial_charge"])))
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        pass
+    wide = theta.astype(np.float64) * members
+    tries += [(_plain(wide), _plain(np.round(charge * 64) / 64)), (_plain(wide), _plain(charge))]
     for v_threshold, initial in tries:
         try:
-            p = GroupNeuronParameters(members, float(v_threshold), float(initial))  # type: ignore[arg-type]
+            p = in_type(GroupNeuronParameters(members, v_threshold, initial, signed), theta.dtype)
+            same = np.isclose(np.broadcast_to(np.asarray(p.theta), theta.shape), theta, rtol=1e-6)
         except (TypeError, ValueError):
             continue
-        if np.isclose(p.theta, theta, rtol=1e-6) and np.isfinite(p.initial_charge):
+        if same.all() and np.isfinite(np.asarray(p.initial_charge)).all():
             yield p
+
+
+def _plain(values: Array) -> float | Tensor:
+    """A number where all are equal."""
+    unique = np.unique(values)
+    return float(unique[0]) if unique.size == 1 else torch.from_numpy(np.array(values))
+
+
+def _spread(made: Array, found: Array) -> Array:
+    """Thresholds [m, ...] with ones in between, so that they broadcast to [m, *shape]."""
+    return made.reshape(len(made), *[1] * (found.ndim - made.ndim), *made.shape[1:])
 
 
 def _not_a_group(where: str, what: str) -> FormatError:
@@ -393,16 +508,6 @@ def _not_a_group(where: str, what: str) -> FormatError:
         "Thresholds that read it, a negative Scale back to it and a positive one to the output. "
         "Run the file with NirRunner(path)."
     )
-
-
-def _uniform(where: str, name: str, array: Array) -> float:
-    values = np.unique(np.asarray(array))
-    if values.size != 1 or not np.isfinite(values).all():
-        raise FormatError(
-            f"'{where}': {name} differs from neuron to neuron or is not finite; the neurons of a "
-            "SpikingNetwork's layer share one threshold. Run the file with NirRunner(path)."
-        )
-    return float(values[0])
 
 
 # -- linear nodes -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from .runner_operations import apply, apply_linear, resolve
 
 __all__ = ["Result", "Runner"]
 
-NEURONS = ("signgd", "group", "subgradient")
+NEURONS = ("signgd", "group", "growth", "subgradient")
 VIEWS = ("spike", "decoded")
 
 
@@ -43,8 +43,10 @@ class Result:
 
     ``outputs``: {T: decoded output after T steps of the network}, in the source network's
     structure. ``spikes``: for each neuron [steps, B, ...], bool where sigma is +1 (signGD) or s is
-    1 (subgradient), counts of the members that fire (group). ``values``, if they were asked for:
-    v(t) of signGD and subgradient neurons, the membrane potential of group neurons, likewise.
+    1 (subgradient); of m > 1 signs in a step a uint8, whose bits they are, the first sign's the
+    highest; counts of the members that fire (group, negative where signed ones take spikes back);
+    the output itself (growth). ``values``, if they were asked for: v(t) of signGD and subgradient
+    neurons, the membrane potential of group neurons, f of the sums so far (growth), likewise.
 
     With ``delay`` the row t of a neuron is its step t - ``lags[name]``; before its first step and
     after its last nothing fires. Outputs are there ``output_lag`` steps later.
@@ -63,9 +65,9 @@ class _State:
     """Of one neuron, encoder or average; ``t`` steps are done."""
 
     v: Array
-    x: list[Array] = field(default_factory=list)  # integrated inputs, spike view
+    x: list[Array] = field(default_factory=list)  # sums of inputs: spike view, growth
     t: int = 0
-    buffer: Array | None = None  # the momentum's memory
+    buffer: Array | None = None  # the momentum's memory, or the spikes a signed group has sent
 
 
 class Runner:
@@ -89,7 +91,7 @@ class Runner:
         self.functions = {
             node.name: find_function(node["function"], functions or {}, node.name)
             for node in self.nodes
-            if node.kind in ("function", "signgd")
+            if node.kind in ("function", "signgd", "growth")
         }
         self.neurons = tuple(node.name for node in self.nodes if node.kind in NEURONS)
         self.output_names = leaves(self.content.outputs)
@@ -203,7 +205,7 @@ class Runner:
 def _has_spike_view(node: Record) -> bool:
     if node.kind == "encoder":
         return bool(node["coding"] == "real")
-    return node.kind not in ("group", "subgradient", "average", "function")
+    return node.kind not in ("group", "growth", "subgradient", "average", "function")
 
 
 def _checked_steps(time_steps: int | Iterable[int]) -> tuple[int, ...]:
@@ -332,7 +334,12 @@ class _Run:
             return self._encoder(node, step), None
         if node.kind == "average":
             return self._average(node, inputs[0]), None
-        neuron = {"signgd": self._signgd, "group": self._group, "subgradient": self._subgradient}
+        neuron = {
+            "signgd": self._signgd,
+            "group": self._group,
+            "growth": self._growth,
+            "subgradient": self._subgradient,
+        }
         return neuron[node.kind](node, inputs)
 
     def _input(self, step: int) -> Array:
@@ -365,6 +372,8 @@ class _Run:
             state.x = [x + increment for x, increment in zip(state.x, inputs, strict=True)]
             inputs = state.x
         target = self._function(node, inputs)
+        if node["members"] > 1:
+            return self._signs(node, state, target)
         fires = state.v >= target if node["function"]["fires_at_tie"] else state.v > target
         sigma = np.where(fires, 1, -1).astype(self.runner.dtype)
         if node["momentum"]:
@@ -376,18 +385,49 @@ class _Run:
         state.v = state.v - change
         return (-change if self.spike_view else state.v), fires
 
+    def _signs(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
+        """Several signs in one step, of sizes halved from one to the next."""
+        m, dtype = node["members"], self.runner.dtype
+        state.t += 1
+        size = self._size(node, state.t)
+        code = np.zeros(target.shape, np.uint8)
+        for k in range(m):
+            fires = state.v >= target if node["function"]["fires_at_tie"] else state.v > target
+            part = np.asarray(size * 2.0**-k, dtype)
+            state.v = state.v - part * np.where(fires, 1, -1).astype(dtype)
+            code = 2 * code + fires.astype(np.uint8)
+        if not self.spike_view:
+            return state.v, code
+        level = (2 * code.astype(np.int64) - (2**m - 1)).astype(dtype)
+        return -np.asarray(size * 2.0 ** (1 - m), dtype) * level, code
+
     def _group(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        (x,) = inputs
         theta = node["v_threshold"] / node["members"]
         if node.name not in self.states:
-            charge = node["initial_charge"] * theta
-            self.states[node.name] = _State(np.full_like(inputs[0], charge))
+            charge = np.asarray(node["initial_charge"] * theta, self.runner.dtype)
+            sent = np.zeros(x.shape, np.int32) if node["signed"] else None
+            self.states[node.name] = _State(np.broadcast_to(charge, x.shape), buffer=sent)
         state = self.states[node.name]
-        thresholds = np.arange(1, node["members"] + 1, dtype=self.runner.dtype) * theta
-        h = state.v + inputs[0]
-        count = np.searchsorted(thresholds, h, side="right").astype(np.int32)
+        theta = np.asarray(theta, self.runner.dtype)
+        h = state.v + x
+        count = _reached(h, theta, node["members"])
+        if state.buffer is not None:
+            back = (h < 0) + _reached(-h, theta, node["members"] - 1, strictly=True)
+            count = count - np.minimum(back, state.buffer)
+            state.buffer = state.buffer + count
         out = count.astype(self.runner.dtype) * theta
         state.v = h - out
         return out, count
+
+    def _growth(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        if node.name not in self.states:
+            nothing = [np.zeros_like(x) for x in inputs]
+            self.states[node.name] = _State(self._function(node, nothing), nothing)
+        state = self.states[node.name]
+        state.x = [total + x for total, x in zip(state.x, inputs, strict=True)]
+        before, state.v = state.v, self._function(node, state.x)
+        return state.v - before, state.v - before
 
     def _subgradient(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
         state = self.states.setdefault(node.name, _State(np.zeros_like(inputs[0])))
@@ -425,6 +465,18 @@ class _Run:
         for name in dict.fromkeys(self.runner.output_names):
             value = self.sent[name][now - (self.output_lag - self.lags[name])]
             self.readouts[name] = self.readouts[name] + value if self.spike_view else value
+
+
+def _reached(h: Array, theta: Array, members: int, strictly: bool = False) -> Array:
+    """How many of theta, 2 theta, ... h has reached, or is above."""
+    levels = np.arange(1, members + 1, dtype=h.dtype)
+    if theta.ndim == 0:  # one threshold for all
+        found = np.searchsorted(levels * theta, h, side="left" if strictly else "right")
+        return found.astype(np.int32)
+    count = np.zeros(h.shape, np.int32)
+    for k in levels:
+        count += h > k * theta if strictly else h >= k * theta
+    return count
 
 
 @contextmanager

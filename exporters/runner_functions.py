@@ -177,6 +177,53 @@ def amax(x: Array, dim: Sequence[int], keepdim: bool = False) -> Array:
     return np.asarray(x.max(tuple(dim) or None, keepdims=keepdim))
 
 
+def exp(x: Array, ceiling: float | None = None) -> Array:
+    return np.exp(clamp(x, None, ceiling))
+
+
+def log(x: Array, floor: float | None = None) -> Array:
+    return np.log(clamp(x, floor))
+
+
+def softmax(x: Array, dim: int, keep: Array | None = None) -> Array:
+    """exp of x less its maximum, over their sum; 0 where ``keep`` is 0."""
+    taken = np.ones_like(x) if keep is None else np.broadcast_to(keep != 0, x.shape).astype(x.dtype)
+    largest = np.max(x, dim, keepdims=True, where=taken != 0, initial=-np.inf)
+    shifted = np.where(taken != 0, x, -np.inf) - np.where(np.isfinite(largest), largest, 0)
+    weights = np.exp(shifted)
+    total = weights.sum(dim, keepdims=True)
+    return np.asarray(weights / np.where(total == 0, x.dtype.type(1), total))
+
+
+def log_softmax(x: Array, dim: int) -> Array:
+    shifted = x - x.max(dim, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(dim, keepdims=True)))
+
+
+def layer_norm(x: Array, dims: int, eps: float) -> Array:
+    axes = tuple(range(-dims, 0))
+    center = x - x.mean(axes, keepdims=True)
+    variance = np.square(center).mean(axes, keepdims=True)
+    return np.asarray(center / np.sqrt(variance + x.dtype.type(eps)))
+
+
+def rms_norm(x: Array, dims: int, eps: float) -> Array:
+    square = np.square(x).mean(tuple(range(-dims, 0)), keepdims=True)
+    return np.asarray(x / np.sqrt(square + x.dtype.type(eps)))
+
+
+def attention(
+    x: Array,
+    y: Array,
+    z: Array,
+    scale: float = 1.0,
+    bias: Array | None = None,
+    keep: Array | None = None,
+) -> Array:
+    logits = np.matmul(x, y) * x.dtype.type(scale)
+    return np.matmul(softmax(logits if bias is None else logits + bias, -1, keep), z)
+
+
 FUNCTIONS: dict[str, Function] = {
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -198,7 +245,8 @@ FUNCTIONS: dict[str, Function] = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
     "abs": np.abs,
-    "exp": np.exp,
+    "exp": exp,
+    "log": log,
     "square": np.square,
     "pow": power,
     "sqrt": sqrt,
@@ -213,6 +261,12 @@ FUNCTIONS: dict[str, Function] = {
     "max_pool": max_pool,
     "adaptive_max_pool": adaptive_max_pool,
     "amax": amax,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "matmul": np.matmul,
+    "attention": attention,
 }
 
 
@@ -241,6 +295,8 @@ def step_size(schedule: Mapping[str, Any], t: int) -> float:
         return float(schedule["initial"])
     assert kind == "list"
     values = schedule["values"]
+    if t > len(values) and values and schedule.get("tail") is not None:
+        return float(values[-1] * schedule["tail"] ** (t - len(values)))
     if t > len(values):
         raise InputError(f"step {t} was asked for, but the schedule has {len(values)} step sizes.")
     return float(values[t - 1])

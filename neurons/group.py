@@ -9,8 +9,8 @@ The members' potentials are always equal, so one membrane is exact; m = 1 is the
 integrate-and-fire neuron with soft reset. With a constant input the mean output of T steps is
 the QCFS activation of L = m T levels; with T = 1 this holds for every input.
 
-A *signed* group neuron may take spikes back: where h is negative it fires up to m negative ones, but
-never more than it has sent, N:
+A *signed* group neuron may take spikes back: where h is negative it fires up to m negative ones,
+but never more than it has sent, N:
 
 .. math::
     n[t] = \operatorname{clamp}(\lfloor h[t] / \theta \rfloor, -\min(m, N[t-1]), m), \qquad
@@ -33,6 +33,8 @@ import torch
 from torch import Tensor
 
 from .signgd import spread
+
+SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +60,16 @@ class GroupNeuronParameters:
         if not isinstance(self.v_threshold, Tensor):
             fits, shown = 0 < self.v_threshold < float("inf"), repr(self.v_threshold)
         elif check and not torch.compiler.is_compiling():
-            fits = bool(((self.v_threshold > 0) & self.v_threshold.isfinite()).all())
-            shown = f"between {float(self.v_threshold.min())} and {float(self.v_threshold.max())}"
+            each = self.v_threshold.detach()
+            # no kernel could look at every value before each call
+            fits = bool(((each / self.members >= SMALLEST_THETA) & each.isfinite()).all())
+            shown = f"between {float(each.min())} and {float(each.max())}"
         else:
             return
         if not fits:
             raise ValueError(
                 f"GroupNeuronParameters: v_threshold is the largest output of one step, so it is "
-                f"positive and finite, but it is {shown}."
+                f"positive (a tensor's from members * 2 ** -100 on) and finite, but it is {shown}."
             )
 
     @property
@@ -77,7 +81,7 @@ class GroupNeuronParameters:
         return self.initial_charge * self.theta
 
     def thresholds(self, like: Tensor) -> Tensor:
-        """``k * theta`` for k = 1..m, [m], or [m, *theta.shape]. All backends compare with these."""
+        """``k * theta`` for k = 1..m, [m], or [m, *theta.shape]. Backends compare with these."""
         k = torch.arange(1, self.members + 1, device=like.device, dtype=like.dtype)
         if not isinstance(self.theta, Tensor):
             return k * self.theta
@@ -95,7 +99,7 @@ class SignedGroupState(NamedTuple):
 def group_initial_v(like: Tensor, p: GroupNeuronParameters) -> Tensor:
     """v[0], with the shape, device and type of ``like``, an input of one step."""
     v = torch.as_tensor(p.v_initial, dtype=like.dtype, device=like.device)
-    return spread(v, like.shape, "initial_charge").clone()
+    return spread(v, like.shape, "initial_charge or v_threshold").clone()
 
 
 def group_step(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,7 @@ def _count(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tens
         return torch.bucketize(h.contiguous(), thresholds, right=True), h
     n = torch.zeros_like(h)
     for threshold in thresholds:
-        n += h >= threshold
+        n += (h < threshold).logical_not()  # as bucketize counts: all members where h is NaN
     return n, h
 
 
@@ -148,12 +152,33 @@ def group_surrogate_step(
 
     ``detach_reset`` keeps the gradient from passing through what a spike takes off v.
     """
-    if p.signed:
-        raise ValueError("group_surrogate_step: signed group neurons have no gradient.")
     h = v + x
+    # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
+    out = surrogate(h - _for_each_member(h, p)).sum(0) * _theta(h, p)
+    return out, h - (out.detach() if detach_reset else out)
+
+
+def signed_group_surrogate_step(
+    x: Tensor,
+    state: SignedGroupState,
+    p: GroupNeuronParameters,
+    surrogate: Callable[[Tensor], Tensor],
+    detach_reset: bool = False,
+) -> tuple[Tensor, SignedGroupState]:
+    """``signed_group_step``, likewise: the negative spike k has a gradient where k were sent."""
+    h = state.v + x
+    thresholds = _for_each_member(h, p)
+    k = torch.arange(p.members, device=h.device).view(-1, *[1] * h.dim())
+    lower = torch.cat([torch.zeros_like(thresholds[:1]), thresholds[:-1]])
+    back = (1 - surrogate(h + lower)) * (state.sent > k)
+    n = surrogate(h - thresholds).sum(0) - back.sum(0)
+    out = n * _theta(h, p)
+    v = h - (out.detach() if detach_reset else out)
+    return out, SignedGroupState(v, state.sent + n.detach())
+
+
+def _for_each_member(h: Tensor, p: GroupNeuronParameters) -> Tensor:
+    """The thresholds, so that they broadcast against h: [m, ...]."""
     thresholds = p.thresholds(h)
     rank = h.dim() - (thresholds.dim() - 1)
-    # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
-    above = h - thresholds.view(-1, *[1] * rank, *thresholds.shape[1:])
-    out = surrogate(above).sum(0) * _theta(h, p)
-    return out, h - (out.detach() if detach_reset else out)
+    return thresholds.view(-1, *[1] * rank, *thresholds.shape[1:])

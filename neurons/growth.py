@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
+
 Function = Callable[..., Tensor]
 
 
@@ -41,3 +43,15 @@ def growth_step(
     totals = tuple(a + b for a, b in zip(state.totals, inputs, strict=True))
     after = function(*totals)
     return after - state.last, GrowthState(totals, after)
+
+
+def selecting(owner: str, function: str | Nonlinearity) -> Nonlinearity:
+    """The row, or a ValueError: of a function that makes new values no growth is a spike's."""
+    row = nonlinearity(function)
+    if not row.selects:
+        names = ", ".join(name for name, each in NONLINEARITIES.items() if each.selects)
+        raise ValueError(
+            f"{owner}: growth is that of a function that selects one of its inputs, {names}, but "
+            f"{row.name!r} does not. Take group neurons for ReLU and QCFS."
+        )
+    return row

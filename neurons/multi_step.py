@@ -19,17 +19,28 @@ Of functions without C code the kernels are handed f(x), computed by torch for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailable, InputError
-from .group import GroupNeuronParameters, group_step, group_surrogate_step
+from .group import (
+    SMALLEST_THETA,
+    GroupNeuronParameters,
+    SignedGroupState,
+    group_step,
+    group_surrogate_step,
+    signed_group_step,
+    signed_group_surrogate_step,
+)
+from .growth import GrowthState, growth_step
 from .kernels import launch, operators
-from .nonlinearities import FunctionInC
+from .nonlinearities import FunctionInC, Nonlinearity
 from .signgd import (
+    MOST_MEMBERS,
     SignGDParameters,
     SignGDState,
     levels,
@@ -43,7 +54,6 @@ BACKENDS = ("auto", "cpu", "cupy", "torch")
 OUTPUTS = ("decoded", "signed", "sigma", "fires")
 DEVICES = {"cpu": "cpu", "cupy": "cuda"}  # of the kernels of each backend
 HALF = (torch.float16, torch.bfloat16)
-SMALLEST_THETA = 2.0**-100  # below, the kernel's reciprocal overflows
 
 
 class Choice(NamedTuple):
@@ -60,15 +70,26 @@ class SignGDSequence(NamedTuple):
     state: SignGDState
     x: tuple[Tensor, ...]
     v_seq: Tensor | None = None  # [T, *]
-    spike_seq: Tensor | None = None  # [T, *] bool: where sigma is 1
+    # [T, *] bool: where sigma is 1; of several members uint8, the bits of their sigmas
+    spike_seq: Tensor | None = None
 
 
 class GroupSequence(NamedTuple):
-    """``y`` [T, *], the potential after it, and v_seq [T, *] if it was asked for."""
+    """``y`` [T, *], the potential after it, v_seq [T, *] if it was asked for, and of signed neurons
+    the spikes sent so far."""
 
     y: Tensor
     v: Tensor
     v_seq: Tensor | None = None
+    sent: Tensor | None = None
+
+
+class GrowthSequence(NamedTuple):
+    """``y`` [T, *], the state after it, and f of the sums after each step if it was asked for."""
+
+    y: Tensor
+    state: GrowthState
+    last_seq: Tensor | None = None  # [T, *]
 
 
 def _constant(function: Callable[..., str]) -> Callable[..., str]:
@@ -127,7 +148,7 @@ def signgd_choice(
 
     ``keeps``: whether v_seq and spikes are kept, which with a surrogate the definition does.
     """
-    against = _signgd_against(like.dtype, p) or _against_gradient(surrogate, keeps, p.scale)
+    against = _signgd_against(like.dtype, p) or _against_signgd_gradient(surrogate, keeps, p)
     return choose(backend, like.device.type, against)
 
 
@@ -165,8 +186,13 @@ def group_choice(
     keeps: bool = False,
 ) -> Choice:
     """As ``signgd_choice``."""
-    against = _group_against(like.dtype, p) or _against_gradient(surrogate, keeps)
+    against = _group_against(like.dtype, p) or _against_group_gradient(surrogate, keeps, p)
     return choose(backend, like.device.type, against)
+
+
+def sum_choice(backend: str, like: Tensor) -> Choice:
+    """What sums up inputs of the type and on the device of ``like``, as ``signgd_choice``."""
+    return choose(backend, like.device.type, _against(like.dtype))
 
 
 def _against(dtype: torch.dtype) -> str:
@@ -178,8 +204,6 @@ def _against(dtype: torch.dtype) -> str:
 def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
     if p.momentum:
         return "the kernels have no momentum."
-    if p.members > 1:
-        return "the kernels fire one sign a step."
     if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
         return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
     wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
@@ -189,9 +213,8 @@ def _signgd_against(dtype: torch.dtype, p: SignGDParameters) -> str:
 
 
 def _group_against(dtype: torch.dtype, p: GroupNeuronParameters) -> str:
-    if p.signed or isinstance(p.v_threshold, Tensor):
-        return "the kernels have no signed neurons and no thresholds by channel."
-    if p.members > 2**15 or p.theta < SMALLEST_THETA:
+    # of a tensor it was seen to when the parameters were made
+    if p.members > 2**15 or not (isinstance(p.theta, Tensor) or p.theta >= SMALLEST_THETA):
         return "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
     return _against(dtype)
 
@@ -205,16 +228,37 @@ def _against_types(states: Sequence[Tensor], output: torch.dtype) -> str:
     return ""
 
 
+def _against_signgd_gradient(
+    surrogate: Callable[[Tensor], Tensor] | None, keeps: bool, p: SignGDParameters
+) -> str:
+    if surrogate is not None and p.members > 1:
+        return "the kernels have no gradient of several signs in a step; use backend='torch'."
+    return _against_gradient(surrogate, keeps, "scale", p.scale)
+
+
+def _against_group_gradient(
+    surrogate: Callable[[Tensor], Tensor] | None, keeps: bool, p: GroupNeuronParameters
+) -> str:
+    if surrogate is not None and p.signed:
+        return "the kernels have no gradient of signed neurons; use backend='torch'."
+    if surrogate is not None and isinstance(p.v_threshold, Tensor):
+        return "the kernels have no gradient beside thresholds by channel; use backend='torch'."
+    return _against_gradient(surrogate, keeps)
+
+
 def _against_gradient(
-    surrogate: Callable[[Tensor], Tensor] | None, keeps: bool, scale: float | Tensor = 1.0
+    surrogate: Callable[[Tensor], Tensor] | None,
+    keeps: bool,
+    name: str = "",
+    value: float | Tensor = 1.0,
 ) -> str:
     if surrogate is None:
         return ""
     if not isinstance(surrogate, Surrogate):
-        name = type(surrogate).__name__
-        return f"the kernels have the gradients of Surrogate, not of {name}; use backend='torch'."
-    if isinstance(scale, Tensor) and scale.requires_grad:
-        return "the kernels have no gradient of the scale; use backend='torch'."
+        kind = type(surrogate).__name__
+        return f"the kernels have the gradients of Surrogate, not of {kind}; use backend='torch'."
+    if isinstance(value, Tensor) and value.requires_grad:
+        return f"the kernels have no gradient of the {name}; use backend='torch'."
     if keeps:
         return (
             "the kernels record no v_seq or spikes beside a gradient; use backend='torch', or do "
@@ -258,8 +302,9 @@ def signgd_multi_step(
     ``x_seq``: for each argument of f its decoded values [T, ...], or with ``x``, the integrated
     inputs so far, the weighted spikes that they integrate. ``output``: "decoded" v(t), "signed"
     -eta(t) scale sigma(t), "sigma" in {-1, 1} or "fires" in {0, 1}, in ``dtype``, by default that
-    of the input. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The state is
-    float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
+    of the input; of m members -eta(t) scale 2^(1-m) d(t), d in {1 - 2^m, 3 - 2^m ... 2^m - 1}, or
+    its code in {0 ... 2^m - 1}. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The
+    state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
     """
     x_seq = _checked(x_seq, state.v, x, p)
     if output not in OUTPUTS:
@@ -267,10 +312,15 @@ def signgd_multi_step(
     if surrogate is not None and output not in OUTPUTS[:2]:
         raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
     dtype = x_seq[0].dtype if dtype is None else dtype
+    if dtype == torch.int8 and p.members == MOST_MEMBERS and output in OUTPUTS[2:]:
+        raise ValueError(
+            f"signgd_multi_step: int8 does not hold what {p.members} signs make of a step; use "
+            "dtype=torch.float16."
+        )
     against = (
         _signgd_against(x_seq[0].dtype, p)
         or _against_types((state.v, *(x or ())), dtype)
-        or _against_gradient(surrogate, keep_spikes or (keep_v and output == "signed"), p.scale)
+        or _against_signgd_gradient(surrogate, keep_spikes or (keep_v and output == "signed"), p)
     )
     choice = choose(backend, x_seq[0].device.type, against)
     if choice.backend == "torch":
@@ -423,6 +473,7 @@ def _signgd_by_kernel(
         found.key,
         list(found.numbers),
         p.function.fires_at_tie,
+        p.members,
         p.schedule_name,
         unit,
         state.t,
@@ -500,6 +551,7 @@ def group_multi_step(
     v: Tensor,
     p: GroupNeuronParameters,
     *,
+    sent: Tensor | None = None,
     counts: bool = False,
     dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -509,16 +561,34 @@ def group_multi_step(
 ) -> GroupSequence:
     """T steps of group neurons; same contract as ``scan(group_step, ...)``.
 
-    x_seq [T, ...] are membrane currents, v [...] the potential. The output is n theta, or n itself
-    with ``counts``, in ``dtype``, by default that of the input; v is float32, float64 for float64
-    inputs. ``surrogate`` gives it a gradient. Raises BackendUnavailable, InputError, ValueError.
+    x_seq [T, ...] are membrane currents, v [...] the potential, and ``sent`` [...] of signed
+    neurons the spikes sent so far (``scan(signed_group_step, ...)``). The output is n theta, or n
+    itself with ``counts``, in ``dtype``, by default that of the input; states are float32, float64
+    for float64 inputs. ``surrogate`` gives it a gradient. Raises BackendUnavailable, InputError,
+    ValueError.
     """
-    _check_types("group_multi_step", [x_seq], [v])
+    if (sent is not None) != p.signed:
+        raise ValueError(
+            "group_multi_step: sent, the spikes sent so far, is the state of signed neurons; "
+            + ("pass it, zeros before the first step." if p.signed else "leave it out.")
+        )
+    states = [v] if sent is None else [v, sent]
+    _check_types("group_multi_step", [x_seq], states)
     if x_seq.dim() == 0 or x_seq.shape[0] == 0 or x_seq.shape[1:] != v.shape:
         raise InputError(
             f"group_multi_step: x_seq is [T, *v.shape] with T >= 1, but x_seq is "
             f"{list(x_seq.shape)} and v is {list(v.shape)}. Reset the neuron before feeding a "
             "batch of another shape."
+        )
+    if any(s.shape != v.shape or s.dtype != v.dtype or s.device != v.device for s in states):
+        raise InputError(
+            f"group_multi_step: sent is as v, which is {v.dtype} {list(v.shape)} on {v.device}. "
+            "Reset the neuron."
+        )
+    if isinstance(p.theta, Tensor) and not _broadcasts(p.theta.shape, v.shape):
+        raise InputError(
+            f"group_multi_step: v_threshold is {list(p.theta.shape)} and does not broadcast to a "
+            f"step of {list(v.shape)}."
         )
     if x_seq.device != v.device:
         raise InputError(
@@ -534,25 +604,36 @@ def group_multi_step(
         )
     against = (
         _group_against(x_seq.dtype, p)
-        or _against_types([v], dtype)
-        or _against_gradient(surrogate, keep_v)
+        or _against_types(states, dtype)
+        or _against_group_gradient(surrogate, keep_v, p)
     )
     if choose(backend, x_seq.device.type, against).backend == "torch":
-        return _group_by_definition(x_seq, v, p, counts, dtype, surrogate, detach_reset, keep_v)
+        state = v if sent is None else SignedGroupState(v, sent)
+        return _group_by_definition(x_seq, state, p, counts, dtype, surrogate, detach_reset, keep_v)
+    theta, thetas = _thetas(p, v)
     if surrogate is not None:
         assert isinstance(surrogate, Surrogate)
         y, v, _ = operators.group_train(
-            x_seq, v, p.members, p.theta, surrogate.kind, surrogate.alpha, detach_reset
+            x_seq, v, p.members, theta, surrogate.kind, surrogate.alpha, detach_reset
         )
         return GroupSequence(y.to(dtype), v)
     with torch.no_grad():
-        y, v, *kept = operators.group(x_seq, v, p.members, p.theta, counts, dtype, keep_v)
-    return GroupSequence(y, v, kept[0] if keep_v else None)
+        y, v, *kept = operators.group(
+            x_seq, v, sent, thetas, p.members, theta, counts, dtype, keep_v
+        )
+    return GroupSequence(y, v, kept[-1] if keep_v else None, kept[0] if p.signed else None)
+
+
+def _thetas(p: GroupNeuronParameters, v: Tensor) -> tuple[float, Tensor | None]:
+    """Theta as a number, or as a tensor that broadcasts against v."""
+    if isinstance(p.theta, Tensor):
+        return 0.0, p.theta.detach().to(device=v.device, dtype=torch.float32)
+    return p.theta, None
 
 
 def _group_by_definition(
     x_seq: Tensor,
-    v: Tensor,
+    state: Tensor | SignedGroupState,
     p: GroupNeuronParameters,
     counts: bool,
     dtype: torch.dtype,
@@ -560,17 +641,21 @@ def _group_by_definition(
     detach_reset: bool,
     keep_v: bool,
 ) -> GroupSequence:
+    step: Callable[..., tuple[Tensor, Any]] = signed_group_step if p.signed else group_step
+    if surrogate is not None:
+        step = signed_group_surrogate_step if p.signed else group_surrogate_step
+        step = partial(step, surrogate=surrogate, detach_reset=detach_reset)
     y, v_seq = [], []
+    v, sent = state if isinstance(state, SignedGroupState) else (state, None)
+    theta = p.theta.to(v) if isinstance(p.theta, Tensor) else p.theta
     for x in x_seq:
-        if surrogate is None:
-            with torch.no_grad():
-                out, v = group_step(x.to(v.dtype), v, p)
-        else:
-            out, v = group_surrogate_step(x.to(v.dtype), v, p, surrogate, detach_reset)
-        y.append((out / p.theta).round().to(dtype) if counts else out.to(dtype))
+        with torch.set_grad_enabled(surrogate is not None and torch.is_grad_enabled()):
+            out, state = step(x.to(v.dtype), state, p)
+        v, sent = state if isinstance(state, SignedGroupState) else (state, None)
+        y.append((out / theta).round().to(dtype) if counts else out.to(dtype))
         if keep_v:
             v_seq.append(v)
-    return GroupSequence(torch.stack(y), v, torch.stack(v_seq) if keep_v else None)
+    return GroupSequence(torch.stack(y), v, torch.stack(v_seq) if keep_v else None, sent)
 
 
 def running_sum(x_seq: Tensor, start: Tensor, backend: str = "auto") -> Tensor:
@@ -585,3 +670,52 @@ def running_sum(x_seq: Tensor, start: Tensor, backend: str = "auto") -> Tensor:
         start = start + x
         sums.append(start)
     return torch.stack(sums)
+
+
+# -- pooling of spikes that count -----------------------------------------------------------------
+
+
+def growth_multi_step(
+    x_seq: Sequence[Tensor],
+    state: GrowthState,
+    function: Nonlinearity,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    keep_last: bool = False,
+) -> GrowthSequence:
+    """T steps of the growth of ``function``; same contract as ``scan(growth_step, ...)``.
+
+    ``x_seq``: [T, ...] for each of its arguments. ``keep_last`` keeps f of the sums after each
+    step. The output is in ``dtype``, by default that of the input; states are float32, float64 for
+    float64 inputs. Raises BackendUnavailable, InputError.
+    """
+    _check_types("growth_multi_step", x_seq, [*state.totals, state.last])
+    shapes, wanted = [x.shape[1:] for x in x_seq], [total.shape for total in state.totals]
+    if shapes != wanted or not x_seq or any(len(x) != len(x_seq[0]) or not len(x) for x in x_seq):
+        raise InputError(
+            f"growth_multi_step: inputs are [T, *totals.shape] with one T >= 1, but they are "
+            f"{[list(x.shape) for x in x_seq]} and the totals {[list(a) for a in wanted]}. Reset "
+            "the neuron before feeding a batch of another shape."
+        )
+    given, dtype = arguments or {}, x_seq[0].dtype if dtype is None else dtype
+    if choose(backend, x_seq[0].device.type, _against_sums(x_seq, state)).backend == "torch":
+        y, seen = [], []
+        for step in zip(*x_seq, strict=True):
+            wide = tuple(a.to(b.dtype) for a, b in zip(step, state.totals, strict=True))
+            out, state = growth_step(wide, state, partial(function, **given))
+            y.append(out.to(dtype))
+            seen.append(state.last)
+        return GrowthSequence(torch.stack(y), state, torch.stack(seen) if keep_last else None)
+    sums = [operators.running_sum(a, b) for a, b in zip(x_seq, state.totals, strict=True)]
+    after = function.over_time(*sums, **given)
+    y_seq = after - torch.cat([state.last.unsqueeze(0), after[:-1]])
+    last = GrowthState(tuple(a[-1].clone() for a in sums), after[-1].clone())
+    return GrowthSequence(y_seq.to(dtype), last, after if keep_last else None)
+
+
+def _against_sums(x_seq: Sequence[Tensor], state: GrowthState) -> str:
+    reasons = [_against(x.dtype) for x in x_seq]
+    reasons.append(_against_types(state.totals, torch.float32))
+    return next((reason for reason in reasons if reason), "")

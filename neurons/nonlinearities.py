@@ -3,7 +3,10 @@
 A row is the function f, the number of its arguments and whether the neuron fires at a tie
 (v = f(x)). Where the published implementation has a mechanism for f, the tie is its own
 (snn_signgd: ReLU, square, exp and mul fire; LeakyReLU, GELU, abs, maximum, div and x / sqrt(y)
-do not). A user adds a function by writing a row, or by handing a callable to the neuron.
+do not). A function of many arguments takes the tie of the mechanism that ends its published
+decomposition: softmax that of div, LayerNorm and RMSNorm that of x / sqrt(y), a matrix product and
+attention that of mul. A user adds a function by writing a row, or by handing a callable to the
+neuron.
 
 With its C expression a row also runs inside the kernels. The expression is over the arguments x, y,
 z and the parameters of ``parameters`` by their names, in float32, and may use what the files
@@ -197,6 +200,63 @@ def amax(x: Tensor, dim: tuple[int, ...], keepdim: bool = False) -> Tensor:
     return torch.amax(x, dim, keepdim)
 
 
+def exp(x: Tensor, ceiling: float | None = None) -> Tensor:
+    """exp of x, or of ``ceiling`` where a decoded x is above it, as x - max(x) may be early on."""
+    return torch.exp(x if ceiling is None else x.clamp(max=ceiling))
+
+
+def log(x: Tensor, floor: float | None = None) -> Tensor:
+    return torch.log(_above(x, floor))
+
+
+def softmax(x: Tensor, dim: int, keep: Tensor | None = None) -> Tensor:
+    """Over ``dim``, counted from the end: one neuron for a weight, which sees all its logits.
+
+    ``keep`` broadcasts against x: 1 where a logit takes part, 0 where it is masked and its weight
+    is 0. A row that is masked whole gives zeros, as torch's scaled_dot_product_attention does.
+    """
+    if keep is None:
+        return torch.softmax(x, dim)
+    masked = keep == 0
+    out = torch.softmax(x.masked_fill(masked, float("-inf")), dim)
+    return out.masked_fill(masked, 0.0)
+
+
+def log_softmax(x: Tensor, dim: int) -> Tensor:
+    return torch.log_softmax(x, dim)
+
+
+def layer_norm(x: Tensor, dims: int, eps: float) -> Tensor:
+    """Over the last ``dims`` dimensions, without weight and bias: one neuron for an output."""
+    return F.layer_norm(x, x.shape[-dims:], eps=eps)
+
+
+def rms_norm(x: Tensor, dims: int, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(list(range(-dims, 0)), True) + eps)
+
+
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """[..., n, k] times [..., k, m] of as many dimensions: one neuron for a scalar of [n, m]."""
+    return torch.matmul(x, y)
+
+
+def attention(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale x y + bias) z, one neuron for an output of attention.
+
+    Queries [..., n, d], transposed keys [..., d, s] and values [..., s, m] of as many dimensions;
+    ``keep`` as ``softmax`` has it.
+    """
+    logits = torch.matmul(x, y) * scale
+    return torch.matmul(softmax(logits if bias is None else logits + bias, -1, keep), z)
+
+
 def qcfs(x: Tensor, v_threshold: float, levels: int) -> Tensor:
     """The quantised clip-floor-shift activation of a network trained for group neurons."""
     out: Tensor = qcfs_operator(x, torch.as_tensor(v_threshold, dtype=x.dtype), levels)
@@ -264,7 +324,8 @@ _ROWS = [
     Nonlinearity("sigmoid", torch.sigmoid, code="sigmoid_of(x)"),
     Nonlinearity("tanh", torch.tanh, code="tanh_of(x)"),
     Nonlinearity("abs", torch.abs, fires_at_tie=False, code="fabsf(x)"),
-    Nonlinearity("exp", torch.exp, code="exp_of(x)"),
+    Nonlinearity("exp", exp, code="exp_of(at_most(x, ceiling))", parameters={"ceiling": inf}),
+    Nonlinearity("log", log),  # floor
     Nonlinearity("square", torch.square, code="x * x"),
     Nonlinearity("pow", power),  # exponent, floor
     Nonlinearity("sqrt", sqrt, code="sqrtf(at_least(x, floor))", parameters={"floor": -inf}),
@@ -321,6 +382,22 @@ _ROWS = [
     ),
     Nonlinearity(  # dim, keepdim
         "amax", amax, fires_at_tie=False, elementwise=False, selects=True
+    ),
+    Nonlinearity(  # dim, keep
+        "softmax", softmax, fires_at_tie=False, elementwise=False, any_leading=True
+    ),
+    Nonlinearity(  # dim
+        "log_softmax", log_softmax, fires_at_tie=False, elementwise=False, any_leading=True
+    ),
+    Nonlinearity(  # dims, eps
+        "layer_norm", layer_norm, fires_at_tie=False, elementwise=False, any_leading=True
+    ),
+    Nonlinearity(  # dims, eps
+        "rms_norm", rms_norm, fires_at_tie=False, elementwise=False, any_leading=True
+    ),
+    Nonlinearity("matmul", matmul, arity=2, elementwise=False, any_leading=True),
+    Nonlinearity(  # scale, bias, keep
+        "attention", attention, arity=3, elementwise=False, any_leading=True
     ),
 ]
 NONLINEARITIES: dict[str, Nonlinearity] = {row.name: row for row in _ROWS}

@@ -10,6 +10,10 @@ rounding in all three:
 "decoded"   v(t)                            x = I; layers keep their bias
 ==========  ==============================  ===================================================
 
+Neurons of m members send -eta(t) scale 2^(1-m) d(t) as "signed" spikes. As "binary" ones they send
+scale s(t) with a number s of m bits, the members' spikes, x -= eta(t) 2^(1-m) (2 I - (2^m - 1)
+offset), with one common m as with one common schedule.
+
 Everything here is pure, [T, ...] to [T, ...]; simulators hold the state.
 """
 
@@ -119,7 +123,7 @@ def signgd_sequence(
     if spikes == "binary":
         inputs = [x_seq.to(state_dtype(inputs)) for x_seq in inputs]
         inputs = [
-            increments(x_seq, state.t, p.schedule, offset)
+            increments(x_seq, state.t, p.schedule, offset, p.members)
             for x_seq, offset in zip(inputs, offsets, strict=True)
         ]
     done = signgd_multi_step(
@@ -139,21 +143,33 @@ def signgd_sequence(
     return done
 
 
-def increments(x_seq: Tensor, t: int, schedule: Schedule, offset: float | Tensor) -> Tensor:
+def increments(
+    x_seq: Tensor, t: int, schedule: Schedule, offset: float | Tensor, members: int = 1
+) -> Tensor:
     """Currents [T, ...] of the binary spikes after step t to increments (``from_binary``)."""
     offset = spread(like(offset, x_seq), x_seq.shape[1:], "offset")
     eta = [schedule(t + k) for k in range(1, x_seq.shape[0] + 1)]
-    return torch.stack([from_binary(i, offset, size) for i, size in zip(x_seq, eta, strict=True)])
+    sizes = zip(x_seq, eta, strict=True)
+    return torch.stack([from_binary(i, offset, size, members) for i, size in sizes])
 
 
 def encode_step(
-    x: Tensor, state: CodingState, p: RealCodingParameters, spikes: str = "signed"
+    x: Tensor,
+    state: CodingState,
+    p: RealCodingParameters,
+    spikes: str = "signed",
+    members: int = 1,
 ) -> tuple[Tensor, CodingState]:
-    """Real-valued coding: sends the increments of v, v itself, or (1 + v - x) / 2 ("binary")."""
+    """Real-valued coding: sends the increments of v, v itself, or (1 + v - x) / 2 ("binary").
+
+    "binary" to neurons of m members (2^m - 1 + 2^(m-1) (v - x)) / 2, of which they make the same.
+    """
     v, after = real_step(x, state, p)
     if spikes == "signed":
         return v - state.v, after
-    return (v if spikes == "decoded" else (1 + (state.v - x)) / 2), after
+    if spikes == "decoded":
+        return v, after
+    return (2**members - 1 + 2 ** (members - 1) * (state.v - x)) / 2, after
 
 
 def readout_sequence(
@@ -163,14 +179,18 @@ def readout_sequence(
     spikes: str,
     schedule: Schedule | None = None,
     offset: float | Tensor = 0.0,
+    members: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """What the last layer makes of steps t + 1, ... [T, ...], decoded, and the last of it."""
+    """What the last layer makes of steps t + 1, ... [T, ...], decoded, and the last of it.
+
+    "binary" needs the senders' ``schedule`` and ``members``.
+    """
     dtype = current.dtype
     if spikes == "decoded":
         return current.clone(), current[-1].to(y.dtype)
     if spikes == "binary":
         assert schedule is not None
-        current = increments(current.to(y.dtype), t, schedule, offset)
+        current = increments(current.to(y.dtype), t, schedule, offset, members)
     y_seq = running_sum(current, y)
     return y_seq.to(dtype), y_seq[-1].clone()
 

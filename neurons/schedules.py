@@ -86,18 +86,32 @@ class ConstantSchedule(_Formula):
 
 @dataclass(frozen=True)
 class ListSchedule(_Formula):
-    """The step sizes one by one; a step beyond the last is an error."""
+    """The step sizes one by one.
+
+    A step beyond the last is an error, or with a ``tail`` that many times the one before.
+    """
 
     kind = "list"
     values: tuple[float, ...]
+    tail: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(float(v) for v in self.values))
         for i, value in enumerate(self.values):
             _check_positive(self, **{f"values[{i}]": value})
+        if self.tail is not None:
+            _check_positive(self, tail=self.tail)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As releases before ``tail`` wrote it where there is none."""
+        tail = {} if self.tail is None else {"tail": self.tail}
+        return {"kind": self.kind, "values": self.values, **tail}
 
     def __call__(self, t: int) -> float:
-        if t > len(self.values):
+        beyond = t - len(self.values)
+        if beyond > 0 and self.values and self.tail is not None:
+            return self.values[-1] * self.tail**beyond
+        if beyond > 0:
             raise ValueError(
                 f"ListSchedule: step {t} was asked for, but the list has {len(self.values)} step "
                 "sizes. Reset the network between inputs, or give a longer list."
@@ -130,8 +144,10 @@ def name_schedule(schedule: Schedule) -> str:
     class is known in this process only.
     """
     if isinstance(schedule, _Formula) and type(schedule) in SCHEDULES.values():
-        sizes = schedule.values if isinstance(schedule, ListSchedule) else vars(schedule).values()
-        return f"{schedule.kind} {[float(value) for value in sizes]}"
+        if isinstance(schedule, ListSchedule):
+            sizes = [float(value) for value in schedule.values]
+            return f"list {sizes if schedule.tail is None else [sizes, float(schedule.tail)]}"
+        return f"{schedule.kind} {[float(value) for value in vars(schedule).values()]}"
     kind = f"{type(schedule).__module__}.{type(schedule).__qualname__}"
     name = f"{kind} {json.dumps(schedule.to_dict(), sort_keys=True)}"
     known = _named.setdefault(name, schedule)
@@ -145,5 +161,7 @@ def named_schedule(name: str) -> Schedule:
     if name not in _named:
         kind, _, values = name.partition(" ")
         arguments = json.loads(values)
-        _named[name] = SCHEDULES[kind](arguments) if kind == "list" else SCHEDULES[kind](*arguments)
+        if kind == "list" and not isinstance(arguments[0], list):
+            arguments = [arguments]
+        _named[name] = SCHEDULES[kind](*arguments)
     return _named[name]

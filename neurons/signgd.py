@@ -43,7 +43,6 @@ from ..errors import InputError
 from .nonlinearities import FunctionInC, Nonlinearity
 from .schedules import Schedule, name_schedule
 
-
 MOST_MEMBERS = 8  # the signs of one step fit a byte
 
 
@@ -202,7 +201,7 @@ def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
 
     With one member sigma itself.
     """
-    return fires.to(dtype).mul_(2).sub_(2**members - 1)
+    return 2 * fires.to(dtype) - (2**members - 1)
 
 
 def signgd_surrogate_step(

@@ -229,7 +229,9 @@ class SignGDNetwork:
             lambda sample: None,
         )
         cut = [steps_of[:, i : i + steps].transpose(0, 2, 1) for i, steps_of in enumerate(found)]
-        return SignGDRun(tuple(part.astype(bool) for part in cut[:-1]), cut[-1])
+        kinds = [bool if _members(m) == 1 else np.uint8 for m in self.maps[:-1]]
+        fired = (part.astype(kind) for part, kind in zip(cut[:-1], kinds, strict=True))
+        return SignGDRun(tuple(fired), cut[-1])
 
     def _processes(
         self, steps: int, period: int
@@ -246,9 +248,11 @@ class SignGDNetwork:
             x = np.zeros(width)
             if before is not None:
                 weight = m.weight * flat(before.neuron, "scale")
-                offset = weight.sum(1)
+                signs = _members(before)  # several are the bits of a spike that carries a number
+                offset = (2**signs - 1) * weight.sum(1)
                 x = m.weight @ resting(before) + m.bias
-                synapses.append(Dense(weights=weight))
+                graded = {"num_message_bits": MESSAGE_BITS} if signs > 1 else {}
+                synapses.append(Dense(weights=weight, **graded))
             common: dict[str, Any] = dict(
                 x=x, received=received, offset=offset, depth=depth, period=period
             )
@@ -257,14 +261,15 @@ class SignGDNetwork:
             else:
                 assert isinstance(m.neuron, SignGDNeuron)
                 schedule = m.neuron.schedule
-                received = np.array([schedule(t) for t in range(1, steps + 1)])
+                step_sizes = np.array([schedule(t) for t in range(1, steps + 1)])
+                received = step_sizes * 2.0 ** (1 - m.neuron.members)
                 layers.append(
                     SignGDNeurons(
                         parameters=_double(m.neuron),
                         like=tuple(map(int, m.neuron.shape[1:])),
                         v=resting(m),
                         scale=flat(m.neuron, "scale"),
-                        step_sizes=received,
+                        step_sizes=step_sizes,
                         **common,
                     )
                 )
@@ -280,11 +285,17 @@ class SignGDNetwork:
 class SignGDRun:
     """``spikes`` of each neuron layer, bool [B, N, T] (True: +1), Lava's latency taken out.
 
-    ``outputs`` [B, classes, T]: the decoded output after each step.
+    Several signs of a step are the bits of a uint8, the first sign's the highest. ``outputs``
+    [B, classes, T]: the decoded output after each step.
     """
 
-    spikes: tuple[NDArray[np.bool_], ...]
+    spikes: tuple[NDArray[np.bool_ | np.uint8], ...]
     outputs: NDArray[np.float64]
+
+
+def _members(m: AffineMap) -> int:
+    assert isinstance(m.neuron, SignGDNeuron)
+    return m.neuron.members
 
 
 def _check_neuron(neuron: Any) -> None:

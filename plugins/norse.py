@@ -18,6 +18,7 @@ from ..network import (
     SubgradientNeuron,
 )
 from ..network import GroupNeuron as GroupNeuronNode
+from ..network import Growth as GrowthNode
 from ..network import SignGDNeuron as SignGDNode
 from ..network_module import NetworkModule, NetworkState, Walk, key
 from .norse_module import Layer
@@ -30,6 +31,10 @@ from .norse_neurons import (
     GroupNeuronCell,
     GroupNeuronParameters,
     GroupNeuronState,
+    Growth,
+    GrowthCell,
+    GrowthParameters,
+    GrowthState,
     PoissonEncode,
     PoissonEncodeCell,
     PoissonEncodeParameters,
@@ -41,6 +46,7 @@ from .norse_neurons import (
     RunningMean,
     RunningMeanCell,
     RunningMeanState,
+    SignedGroupNeuronState,
     SignGD,
     SignGDCell,
     SignGDParameters,
@@ -62,6 +68,10 @@ __all__ = [
     "GroupNeuronCell",
     "GroupNeuronParameters",
     "GroupNeuronState",
+    "Growth",
+    "GrowthCell",
+    "GrowthParameters",
+    "GrowthState",
     "NorseNetwork",
     "PoissonEncode",
     "PoissonEncodeCell",
@@ -78,6 +88,7 @@ __all__ = [
     "SignGDCell",
     "SignGDParameters",
     "SignGDState",
+    "SignedGroupNeuronState",
     "Subgradient",
     "SubgradientCell",
     "SubgradientParameters",
@@ -168,6 +179,7 @@ def make_layer(node: Node, spikes: str = "decoded", kernels: str = "auto") -> La
                 momentum=node.momentum,
                 method="heaviside",
                 backend=kernels,
+                members=node.members,
             )
         )
     if isinstance(node, GroupNeuronNode):
@@ -178,8 +190,11 @@ def make_layer(node: Node, spikes: str = "decoded", kernels: str = "auto") -> La
                 node.initial_charge,
                 method="heaviside",
                 backend=kernels,
+                signed=node.signed,
             )
         )
+    if isinstance(node, GrowthNode):
+        return Growth(GrowthParameters(node.function, node.arguments, kernels))
     if isinstance(node, SubgradientNeuron):
         return Subgradient(SubgradientParameters(node.scale, node.schedule))
     if isinstance(node, Average):

@@ -27,9 +27,10 @@ class Neuron(nn.Module):
     """
 
     Parameters: ClassVar[type[Any]]
-    State: ClassVar[type[Any]]
+    State: ClassVar[type[Any] | tuple[type[Any], ...]]
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
     counts: ClassVar[tuple[str, ...]] = ()  # of p, integers, likewise
+    later: ClassVar[tuple[str, ...]] = ()  # of p, that earlier versions had not, so did not save
     dt: float
 
     # -- what a kind of neuron says -------------------------------------------------------------
@@ -108,7 +109,7 @@ class Neuron(nn.Module):
                 f"{inputs[0].device}. Pass state=None, or move the state's tensors."
             )
         cls.check_state(inputs, state)
-        return cls.State(*(each_tensor(value, lambda s: s.to(dtype)) for value in state))
+        return type(state)(*(each_tensor(value, lambda s: s.to(dtype)) for value in state))
 
     # -- parameters -----------------------------------------------------------------------------
 
@@ -175,9 +176,12 @@ class Neuron(nn.Module):
         for name, now in self._layout._asdict().items():
             if name == "backend":
                 continue
-            if name not in state:
+            if name not in state and name in self.later:
+                saved = self.Parameters._field_defaults[name]
+            elif name not in state:
                 raise FormatError(f"{self._get_name()}: the saved state has no {name!r}.")
-            saved = state[name]
+            else:
+                saved = state[name]
             if saved == _plain(now):
                 continue
             if name in ("function", "spikes") or _has_tensor(_plain(now)) or _has_tensor(saved):

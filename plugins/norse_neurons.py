@@ -20,14 +20,24 @@ plain numbers and text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..neurons import coding, group, signgd, subgradient
-from ..neurons.multi_step import BACKENDS, Choice, group_choice, group_multi_step, signgd_choice
+from ..neurons import coding, group, growth, signgd, subgradient
+from ..neurons.growth import growth_initial_state, selecting
+from ..neurons.multi_step import (
+    BACKENDS,
+    Choice,
+    group_choice,
+    group_multi_step,
+    growth_multi_step,
+    signgd_choice,
+    sum_choice,
+)
 from ..neurons.nonlinearities import Nonlinearity, nonlinearity
 from ..neurons.protocol import (
     at_least_float32,
@@ -106,6 +116,8 @@ class SignGDParameters(NamedTuple):
         method (str): Norse's method for the gradient of a spike in v - f(x)
         alpha (float): Norse's hyper parameter of that gradient
         backend (str): what runs the neurons, "auto", "cpu", "cupy" or "torch"
+        members (int): m, the signs of one step, of sizes eta, eta / 2, ...; at most 8, without
+            momentum, and the same for all neurons of a network with "binary" spikes
     """
 
     function: str | Nonlinearity | Callable[..., Tensor] = "relu"
@@ -120,6 +132,7 @@ class SignGDParameters(NamedTuple):
     method: str = "super"
     alpha: float = 100.0
     backend: str = "auto"
+    members: int = 1
 
 
 class SignGDState(NamedTuple):
@@ -142,6 +155,8 @@ class _SignGD(Neuron):
     Parameters = SignGDParameters
     State = SignGDState
     numbers = ("momentum", "alpha")
+    counts = ("members",)
+    later = ("members",)
 
     @classmethod
     def check_parameters(cls, p: SignGDParameters) -> None:
@@ -162,6 +177,7 @@ class _SignGD(Neuron):
             at_least_float32(p.resting),
             arguments,
             p.momentum,
+            p.members,
             check=check,
         )
 
@@ -235,12 +251,16 @@ class _SignGD(Neuron):
 
 
 def _check_arity(cls: type, inputs: tuple[Tensor, ...], dynamics: signgd.SignGDParameters) -> None:
-    function = dynamics.function
+    _of_arity(cls, inputs, dynamics.function)
+
+
+def _of_arity(cls: type, inputs: tuple[Tensor, ...], function: Nonlinearity) -> Nonlinearity:
     if function.arity not in (None, len(inputs)):
         raise InputError(
             f"{cls.__name__}: {function.name!r} has {function.arity} arguments, but {len(inputs)} "
             "inputs came in. Pass a tuple with one tensor for each."
         )
+    return function
 
 
 def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float | Tensor, ...]:
@@ -284,6 +304,8 @@ def signgd_feed_forward_step(
 
     The output is :math:`-\eta(t)\, s\, \sigma(t)` unless ``p.spikes`` says otherwise, and I(t) what
     a layer without bias makes of such outputs; whether v = f(x) fires is a property of f's row.
+    With ``p.members`` m > 1 m signs follow on each other, of which each halves the step, and
+    :math:`-\eta(t)\, s\, 2^{1-m} d(t)` is sent, d(t) the odd integer that they are the digits of.
     Source: Oh & Lee, ICML 2024 (arXiv:2407.01645).
 
     Parameters:
@@ -339,19 +361,22 @@ class GroupNeuronParameters(NamedTuple):
 
     Parameters:
         members (int): m; member k fires at k v_th / m
-        v_th (float): the largest output of one step
-        initial_charge (float): v(0) as a fraction of v_th / m; 1/2 rounds to the nearest level
+        v_th (float | Tensor): the largest output of one step, broadcasts against v [B, ...]
+        initial_charge (float | Tensor): v(0) as a fraction of v_th / m; 1/2 rounds to the nearest
+            level; broadcasts against v
         method (str): Norse's method for the gradient of a member's spike in h - k v_th / m
         alpha (float): Norse's hyper parameter of that gradient
         backend (str): what runs the neurons, "auto", "cpu", "cupy" or "torch"
+        signed (bool): the neurons may take back, by negative spikes, what they have sent
     """
 
     members: int = 4
-    v_th: float = 1.0
-    initial_charge: float = 0.5
+    v_th: float | Tensor = 1.0
+    initial_charge: float | Tensor = 0.5
     method: str = "super"
     alpha: float = 100.0
     backend: str = "auto"
+    signed: bool = False
 
 
 class GroupNeuronState(NamedTuple):
@@ -364,45 +389,91 @@ class GroupNeuronState(NamedTuple):
     v: Tensor
 
 
+class SignedGroupNeuronState(NamedTuple):
+    """State of signed group neurons.
+
+    Parameters:
+        v (Tensor): membrane potential [B, ...], which all members share
+        sent (Tensor): spikes sent so far [B, ...], the negative ones taken off
+    """
+
+    v: Tensor
+    sent: Tensor
+
+
 class _GroupNeuron(Neuron):
     Parameters = GroupNeuronParameters
-    State = GroupNeuronState
-    numbers = ("v_th", "initial_charge", "alpha")
+    State = (GroupNeuronState, SignedGroupNeuronState)
+    numbers = ("alpha",)
     counts = ("members",)
+    later = ("signed",)
+
+    @classmethod
+    def _normal(cls, p: Any) -> Any:
+        p = super()._normal(p)
+        given = {name: getattr(p, name) for name in ("v_th", "initial_charge")}
+        return p._replace(**{name: _one_number(value) for name, value in given.items()})
 
     @classmethod
     def check_parameters(cls, p: GroupNeuronParameters) -> None:
         surrogate(p.method, p.alpha)
         _check_backend(cls.__name__, p.backend)
-        cls.dynamics(p)
+        cls.dynamics(p, check=True)
 
     @classmethod
-    def dynamics(cls, p: GroupNeuronParameters) -> group.GroupNeuronParameters:
-        return group.GroupNeuronParameters(p.members, p.v_th, p.initial_charge)
+    def dynamics(cls, p: GroupNeuronParameters, check: bool = False) -> group.GroupNeuronParameters:
+        """What the definition takes, made of p's tensors as they are now."""
+        v_th, charge = at_least_float32(p.v_th), at_least_float32(p.initial_charge)
+        return group.GroupNeuronParameters(p.members, v_th, charge, p.signed, check)
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: GroupNeuronParameters) -> GroupNeuronState:
-        return GroupNeuronState(torch.full_like(inputs[0], cls.dynamics(p).v_initial))
+    def start(
+        cls, inputs: tuple[Tensor, ...], p: GroupNeuronParameters
+    ) -> GroupNeuronState | SignedGroupNeuronState:
+        v = group.group_initial_v(inputs[0], cls.dynamics(p))
+        return SignedGroupNeuronState(v, torch.zeros_like(v)) if p.signed else GroupNeuronState(v)
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: GroupNeuronState, p: GroupNeuronParameters
-    ) -> tuple[Tensor, GroupNeuronState]:
+        cls,
+        inputs: tuple[Tensor, ...],
+        state: GroupNeuronState | SignedGroupNeuronState,
+        p: GroupNeuronParameters,
+    ) -> tuple[Tensor, GroupNeuronState | SignedGroupNeuronState]:
         (x_seq,) = _single(cls, inputs)
+        sent = state.sent if isinstance(state, SignedGroupNeuronState) else None
+        if (sent is not None) != p.signed:
+            raise InputError(
+                f"{cls.__name__}: the state is one of neurons that are "
+                f"{'not ' if p.signed else ''}signed. Pass state=None."
+            )
+        trains = _trains(x_seq, state.v, p.v_th, p.initial_charge)
         done = group_multi_step(
             x_seq,
             state.v,
             cls.dynamics(p),
+            sent=sent,
             backend=p.backend,
-            surrogate=surrogate(p.method, p.alpha) if _trains(x_seq, state.v) else None,
+            surrogate=surrogate(p.method, p.alpha) if trains else None,
         )
-        return done.y, GroupNeuronState(done.v)
+        if done.sent is None:
+            return done.y, GroupNeuronState(done.v)
+        return done.y, SignedGroupNeuronState(done.v, done.sent)
 
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the
         definition. Raises BackendUnavailable."""
-        gradient = surrogate(self.p.method, self.p.alpha) if _trains(x) else None
-        return group_choice(self.p.backend, x, self.dynamics(self.p), gradient)
+        p = self.p
+        trains = _trains(x, p.v_th, p.initial_charge)
+        gradient = surrogate(p.method, p.alpha) if trains else None
+        return group_choice(p.backend, x, self.dynamics(p), gradient)
+
+
+def _one_number(value: float | Tensor) -> float | Tensor:
+    """A tensor of one element that is not trained, as Norse's parameters are, as a number."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad or value.is_meta:
+        return value
+    return float(value.item())
 
 
 def _single(cls: type, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -413,10 +484,10 @@ def _single(cls: type, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
 
 def group_neuron_feed_forward_step(
     input_tensor: Tensor,
-    state: GroupNeuronState | None,
+    state: GroupNeuronState | SignedGroupNeuronState | None,
     p: GroupNeuronParameters | None = None,
     dt: float = 0.001,
-) -> tuple[Tensor, GroupNeuronState]:
+) -> tuple[Tensor, GroupNeuronState | SignedGroupNeuronState]:
     r"""One step of group neurons: m integrate-and-fire members that share one potential.
 
     .. math::
@@ -424,13 +495,14 @@ def group_neuron_feed_forward_step(
         n(t) &= \textstyle\sum_{k=1}^{m} \Theta(h(t) - k\theta), \qquad \theta = v_{th} / m \\
         v(t) &= h(t) - n(t)\,\theta
 
-    The output is :math:`n(t)\,\theta`. Unlike Norse's step :math:`\Theta(0) = 1`: at a tie, which
+    The output is :math:`n(t)\,\theta`. With ``p.signed`` n(t) may be negative, down to minus the
+    spikes sent so far. Unlike Norse's step :math:`\Theta(0) = 1`: at a tie, which
     quantised inputs reach, member k fires.
     Source: Lv et al., ICASSP 2024 (arXiv:2402.19061).
 
     Parameters:
         input_tensor (Tensor): membrane current x(t) [B, ...]
-        state (GroupNeuronState): the state, None before the first step
+        state (GroupNeuronState | SignedGroupNeuronState): the state, None before the first step
         p (GroupNeuronParameters): parameters of the neurons, by default those of the class
         dt (float): not used, for compatibility
 
@@ -470,6 +542,94 @@ class GroupNeuron(_GroupNeuron, Layer):
         >>> layer = GroupNeuron(GroupNeuronParameters(members=8))
         >>> spikes, state = layer(torch.randn(32, 8, 64))
     """
+
+
+# -- pooling of spikes that count -----------------------------------------------------------------
+
+
+class GrowthParameters(NamedTuple):
+    """Parametrization of pooling of spikes that count.
+
+    Parameters:
+        function (str | Nonlinearity): a row of ``NONLINEARITIES`` of which an output is one of the
+            inputs, or its name: "max_pool", "amax", "maximum" and others
+        arguments (Mapping): its parameters, such as ``{"kernel_size": 2}``
+        backend (str): what sums up, "auto", "cpu", "cupy" or "torch"
+    """
+
+    function: str | Nonlinearity = "maximum"
+    arguments: Mapping[str, Any] | None = None
+    backend: str = "auto"
+
+
+class GrowthState(NamedTuple):
+    """State of pooling of spikes that count.
+
+    Parameters:
+        last (Tensor): the function of the totals [B, ...], the sum of what was sent
+        totals (tuple[Tensor, ...]): the sum of each input so far [B, ...]
+    """
+
+    last: Tensor
+    totals: tuple[Tensor, ...]
+
+
+class _Growth(Neuron):
+    Parameters = GrowthParameters
+    State = GrowthState
+
+    @classmethod
+    def check_parameters(cls, p: GrowthParameters) -> None:
+        selecting(cls.__name__, p.function)
+        _check_backend(cls.__name__, p.backend)
+
+    @classmethod
+    def start(cls, inputs: tuple[Tensor, ...], p: GrowthParameters) -> GrowthState:
+        row = _of_arity(cls, inputs, nonlinearity(p.function))
+        totals, last = growth_initial_state(inputs, partial(row, **(p.arguments or {})))
+        return GrowthState(last, totals)
+
+    @classmethod
+    def check_state(cls, inputs: tuple[Tensor, ...], state: GrowthState) -> None:
+        for x, total in zip(inputs, state.totals, strict=False):
+            if x.shape != total.shape:
+                raise stale(cls, inputs, total)
+
+    @classmethod
+    def sequence(
+        cls, inputs: tuple[Tensor, ...], state: GrowthState, p: GrowthParameters
+    ) -> tuple[Tensor, GrowthState]:
+        row = _of_arity(cls, inputs, nonlinearity(p.function))
+        if _trains(*inputs, *state):
+            raise InputError(
+                f"{cls.__name__}: the growth of sums has no gradient, and what stands before it "
+                "would not be trained. Run it under torch.no_grad()."
+            )
+        before = growth.GrowthState(state.totals, state.last)
+        done = growth_multi_step(inputs, before, row, p.arguments, backend=p.backend)
+        return done.y, GrowthState(done.state.last, done.state.totals)
+
+    def choice(self, x: Tensor) -> Choice:
+        """What sums up inputs of the type and on the device of x, and why if it is the definition.
+        Raises BackendUnavailable."""
+        return sum_choice(self.p.backend, x)
+
+
+class GrowthCell(_Growth, Cell):
+    """One step [B, ...] of pooling of spikes that count: the growth of f of the inputs' sums.
+
+    Parameters:
+        p (GrowthParameters): what is pooled, and how
+        dt (float): not used, for compatibility
+
+    Example:
+        >>> cell = GrowthCell(GrowthParameters("max_pool", {"kernel_size": 2}))
+        >>> pooled, state = cell(torch.randn(8, 3, 4, 4))
+    """
+
+
+class Growth(_Growth, Layer):
+    """T steps [T, B, ...] of pooling of spikes that count: see ``GrowthCell``."""
 
 
 # -- the rate-coded baseline ----------------------------------------------------------------------
@@ -554,11 +714,13 @@ class EncodeParameters(NamedTuple):
         momentum (float): of the step
         spikes (str): what is sent, "signed" increments of v, "decoded" v, or "binary"
             (1 + v - x) / 2, as published
+        members (int): of the neurons that take "binary" spikes
     """
 
     schedule: Schedule = ExponentialSchedule(0.15, 0.95)
     momentum: float = 0.0
     spikes: str = "signed"
+    members: int = 1
 
 
 class EncodeState(NamedTuple):
@@ -573,6 +735,8 @@ class _Encode(Neuron):
     Parameters = EncodeParameters
     State = EncodeState
     numbers = ("momentum",)
+    counts = ("members",)
+    later = ("members",)
 
     @classmethod
     def check_parameters(cls, p: EncodeParameters) -> None:
@@ -591,7 +755,7 @@ class _Encode(Neuron):
         def step(
             x: Tensor, state: EncodeState, q: coding.RealCodingParameters
         ) -> tuple[Tensor, EncodeState]:
-            y, after = encode_step(x, coding.CodingState(*state), q, p.spikes)
+            y, after = encode_step(x, coding.CodingState(*state), q, p.spikes, p.members)
             return y, EncodeState(*after)
 
         q = coding.RealCodingParameters(p.schedule, p.momentum)
@@ -671,12 +835,14 @@ class ReadoutParameters(NamedTuple):
         spikes (str): what the last layer was handed, "signed", "binary" or "decoded"
         schedule (Schedule): the step sizes of the senders, for "binary"
         offset (float | Tensor): W (scale 1) of the last layer, for "binary" alone
+        members (int): of the senders, for "binary"
     """
 
     initial: float | Tensor = 0.0
     spikes: str = "signed"
     schedule: Schedule | None = None
     offset: float | Tensor | None = None
+    members: int = 1
 
 
 class ReadoutState(NamedTuple):
@@ -689,6 +855,8 @@ class ReadoutState(NamedTuple):
 class _Readout(Neuron):
     Parameters = ReadoutParameters
     State = ReadoutState
+    counts = ("members",)
+    later = ("members",)
 
     @classmethod
     def check_parameters(cls, p: ReadoutParameters) -> None:
@@ -712,7 +880,9 @@ class _Readout(Neuron):
     ) -> tuple[Tensor, ReadoutState]:
         (current,) = _single(cls, inputs)
         offset = 0.0 if p.offset is None else p.offset
-        y_seq, y = readout_sequence(current, state.y, state.t, p.spikes, p.schedule, offset)
+        y_seq, y = readout_sequence(
+            current, state.y, state.t, p.spikes, p.schedule, offset, p.members
+        )
         return y_seq, ReadoutState(y, state.t + current.shape[0])
 
 

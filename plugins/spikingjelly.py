@@ -14,6 +14,7 @@ from ..network import (
     Average,
     Encoder,
     GroupNeuron,
+    Growth,
     Node,
     SignGDNeuron,
     SpikingNetwork,
@@ -24,6 +25,7 @@ from . import simulator
 from .spikingjelly_nodes import (
     Encode,
     GroupNode,
+    GrowthNode,
     PoissonEncode,
     Readout,
     RunningMean,
@@ -44,6 +46,7 @@ __all__ = [
     "Encode",
     "GroupNode",
     "GroupRecipe",
+    "GrowthNode",
     "PoissonEncode",
     "Readout",
     "RunningMean",
@@ -109,7 +112,7 @@ def build(
     for part in module.modules():
         if isinstance(part, base.StepModule):
             part.step_mode = step_mode
-        if isinstance(part, (SignGDNode, GroupNode)):
+        if isinstance(part, (SignGDNode, GroupNode, GrowthNode)):
             part.backend = kernels
     return module
 
@@ -125,9 +128,17 @@ def make_node(node: Node, spikes: str = "decoded") -> nn.Module | None:
             spikes=spikes,
             arguments=node.arguments,
             momentum=node.momentum,
+            members=node.members,
         )
     if isinstance(node, GroupNeuron):
-        return GroupNode(node.members, node.v_threshold, initial_charge=node.initial_charge)
+        return GroupNode(
+            node.members,
+            node.v_threshold,
+            initial_charge=node.initial_charge,
+            signed=node.signed,
+        )
+    if isinstance(node, Growth):
+        return GrowthNode(node.function, node.arguments)
     if isinstance(node, SubgradientNeuron):
         return SubgradientNode(node.scale, node.schedule)
     if isinstance(node, Average):

@@ -18,6 +18,7 @@ Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,13 +31,16 @@ from ..neurons.coding import (
     RealCodingParameters,
     poisson_step,
 )
-from ..neurons.group import GroupNeuronParameters
+from ..neurons.group import GroupNeuronParameters, group_initial_v
+from ..neurons.growth import GrowthState, growth_initial_state, selecting
 from ..neurons.multi_step import (
     BACKENDS,
     Choice,
     group_choice,
     group_multi_step,
+    growth_multi_step,
     signgd_choice,
+    sum_choice,
 )
 from ..neurons.nonlinearities import Nonlinearity, nonlinearity
 from ..neurons.protocol import (
@@ -63,6 +67,7 @@ with simulator("spikingjelly"):
 __all__ = [
     "Encode",
     "GroupNode",
+    "GrowthNode",
     "PoissonEncode",
     "Readout",
     "RunningMean",
@@ -204,7 +209,8 @@ class _Recording(_Stateful, neuron.BaseNode):
     """A neuron that keeps ``v_seq`` and ``spike_seq`` [T, N, *] if ``store_v_seq``.
 
     Each call in step_mode 'm' replaces them; in 's' a step is appended, until the next reset.
-    ``spike_seq`` is bool, None for neurons whose spikes are graded.
+    ``spike_seq`` is bool, uint8 for the m bits of several signs a step (the first one's the
+    highest), None for neurons whose spikes are graded.
     """
 
     v: Any  # Tensor, a number before the first step
@@ -273,6 +279,31 @@ class _Kernel(_Recording):
         raise NotImplementedError
 
 
+class _Made(_Kernel):
+    """A neuron with ``dynamics``, the definition's parameters, made again where one changes."""
+
+    _made: tuple[tuple[Any, ...], Any] | None = None  # of what, and the dynamics
+
+    @property
+    def dynamics(self) -> Any:
+        raise NotImplementedError
+
+    def _make(self) -> None:
+        """The dynamics now, since torch.compile cannot make them; not of tensors without values."""
+        self._made = None
+        if not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+            self.dynamics  # noqa: B018
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        module = super()._apply(fn, recurse)
+        self._make()
+        return module
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._make()
+
+
 def _known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """SpikingJelly's surrogate as one that the kernels know, if they do."""
     kinds = {
@@ -317,13 +348,15 @@ class _SignGDNodeState(NamedTuple):
     shapes: Shapes | None
 
 
-class SignGDNode(_Kernel):
+class SignGDNode(_Made):
     """signGD neuron of any function of one or several arguments (``neurons/signgd.py``).
 
     ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
     ``{"negative_slope": 0.1}``. ``scale`` and ``resting`` broadcast against v [N, *],
     ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
     Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
+    ``members``, m, is the number of signs of one step, of sizes eta, eta / 2, ...; all neurons of a
+    network with "binary" spikes have the same.
 
     ``surrogate_function`` gives outputs a gradient with respect to inputs; without, as after a
     conversion, none passes a spike and none is recorded. It takes "signed" or "decoded" spikes.
@@ -343,6 +376,7 @@ class SignGDNode(_Kernel):
         offset: float | Tensor | tuple[float | Tensor, ...] | None = None,
         arguments: Mapping[str, Any] | None = None,
         momentum: float = 0.0,
+        members: int = 1,
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
         backend: str = "auto",
@@ -373,6 +407,7 @@ class SignGDNode(_Kernel):
         self.schedule = schedule
         self.spikes = spikes
         self.momentum = momentum
+        self.members = members
         _hold(self, "scale", scale)
         _hold(self, "resting", resting)
         self._initial_inputs = self._hold_each("initial_input", initial_input)
@@ -380,7 +415,6 @@ class SignGDNode(_Kernel):
         self._arguments = {key: f"argument_{key}" for key in arguments or {}}
         for key, value in (arguments or {}).items():
             _hold(self, f"argument_{key}", value)
-        self._made: tuple[tuple[Any, ...], SignGDParameters] | None = None  # of what, and dynamics
         self._make()  # checked at birth
         if not isinstance(resting, Tensor):
             self._start_from(float(resting))
@@ -422,9 +456,10 @@ class SignGDNode(_Kernel):
     def dynamics(self) -> SignGDParameters:
         """The definition's parameters, with the tensors of the buffers."""
         arguments = self.arguments
-        of = (self.schedule, self.momentum, self.scale, self.resting, *arguments.values())
+        numbers = (self.schedule, self.momentum, self.members)
+        of = (*numbers, self.scale, self.resting, *arguments.values())
         made = self._made
-        if made is None or not all(_same(a, b) for a, b in zip(of, made[0], strict=True)):
+        if made is None or not all(map(_same, of, made[0])):
             dynamics = SignGDParameters(
                 self.function,
                 self.schedule,
@@ -432,24 +467,10 @@ class SignGDNode(_Kernel):
                 at_least_float32(self.resting),
                 {key: at_least_float32(value) for key, value in arguments.items()},
                 self.momentum,
+                self.members,
             )
             made = self._made = (of, dynamics)
         return made[1]
-
-    def _make(self) -> None:
-        """The dynamics now, since torch.compile cannot make them; not of tensors without values."""
-        self._made = None
-        if not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
-            self.dynamics  # noqa: B018
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        module = super()._apply(fn, recurse)
-        self._make()
-        return module
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._make()
 
     @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
@@ -506,16 +527,22 @@ class SignGDNode(_Kernel):
         parts += [f"{name}={_show(getattr(self, name))}" for name in names]
         if self.momentum:
             parts.append(f"momentum={self.momentum}")
+        if self.members > 1:
+            parts.append(f"members={self.members}")
         return ", ".join([*parts, f"spikes={self.spikes!r}", f"step_mode={self.step_mode!r}"])
 
 
 class _GroupNodeState(NamedTuple):
     v: Tensor
+    sent: Tensor | None
     shapes: Shapes | None
 
 
-class GroupNode(_Kernel):
+class GroupNode(_Made):
     """Group neuron of m members (``neurons/group.py``): membrane current in, n v_threshold / m out.
+
+    ``v_threshold`` and ``initial_charge`` broadcast against v [N, *]; tensors become buffers. A
+    ``signed`` neuron may take back what it has sent; ``sent`` counts it.
 
     Where the input requires a gradient it passes through ``surrogate_function`` (Sigmoid unless
     given), the sum over the members; the forward values are the same to the bit.
@@ -526,17 +553,19 @@ class GroupNode(_Kernel):
     def __init__(
         self,
         members: int,
-        v_threshold: float = 1.0,
+        v_threshold: float | Tensor = 1.0,
         *,
-        initial_charge: float = 0.5,
+        initial_charge: float | Tensor = 0.5,
+        signed: bool = False,
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
+        by_channel = isinstance(v_threshold, Tensor)
         super().__init__(
-            v_threshold=float(v_threshold),
+            v_threshold=1.0 if by_channel else float(v_threshold),
             v_reset=None,
             surrogate_function=surrogate_function or surrogate.Sigmoid(),
             detach_reset=detach_reset,
@@ -544,17 +573,40 @@ class GroupNode(_Kernel):
             store_v_seq=store_v_seq,
         )
         self.backend = backend
+        self.register_memory("sent", None)
         self.register_memory("shapes", None)
         self.members = members
-        self.initial_charge = initial_charge
-        self._start_from(self.dynamics.v_initial)
+        self.signed = signed
+        if by_channel:
+            del self.v_threshold  # SpikingJelly's own, a number
+            _hold(self, "v_threshold", v_threshold)
+        _hold(self, "initial_charge", initial_charge)
+        self._make()
+        if not isinstance(v_initial := self._first_v(), Tensor):
+            self._start_from(v_initial)
+
+    def _first_v(self) -> float | Tensor:
+        meta = any(buffer.is_meta for buffer in self.buffers(recurse=False))
+        return 0.0 if meta else self.dynamics.v_initial
 
     @property
     def dynamics(self) -> GroupNeuronParameters:
-        return GroupNeuronParameters(self.members, self.v_threshold, self.initial_charge)
+        """The definition's parameters, with the tensors of the buffers."""
+        of = (self.members, self.v_threshold, self.initial_charge, self.signed)
+        made = self._made
+        if made is None or not all(map(_same, of, made[0])):
+            dynamics = GroupNeuronParameters(
+                self.members,
+                at_least_float32(self.v_threshold),
+                at_least_float32(self.initial_charge),
+                self.signed,
+            )
+            made = self._made = (of, dynamics)
+        return made[1]
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _GroupNodeState:
-        return _GroupNodeState(torch.full_like(inputs[0], self.dynamics.v_initial), None)
+        v = group_initial_v(inputs[0], self.dynamics)
+        return _GroupNodeState(v, torch.zeros_like(v) if self.signed else None, None)
 
     def choice(self, x: Tensor) -> Choice:
         trains = torch.is_grad_enabled() and x.requires_grad
@@ -566,24 +618,26 @@ class GroupNode(_Kernel):
     ) -> tuple[Tensor, _GroupNodeState]:
         (x_seq,) = inputs
         trains = torch.is_grad_enabled() and (x_seq.requires_grad or state.v.requires_grad)
-        y_seq, v, v_seq = group_multi_step(
+        done = group_multi_step(
             x_seq,
             state.v,
             self.dynamics,
+            sent=state.sent,
             backend=self.backend,
             surrogate=_known_surrogate(self.surrogate_function) if trains else None,
             detach_reset=self.detach_reset,
             keep_v=record is not None,
         )
         if record is not None:
-            assert v_seq is not None
-            record.append((v_seq, None))
-        return y_seq, _GroupNodeState(v, state.shapes)
+            assert done.v_seq is not None
+            record.append((done.v_seq, None))
+        return done.y, _GroupNodeState(done.v, done.sent, state.shapes)
 
     def extra_repr(self) -> str:
         return (
-            f"members={self.members}, v_threshold={self.v_threshold}, "
-            f"initial_charge={self.initial_charge}, detach_reset={self.detach_reset}, "
+            f"members={self.members}, v_threshold={_show(self.v_threshold)}, "
+            f"initial_charge={_show(self.initial_charge)}, "
+            f"{'signed=True, ' if self.signed else ''}detach_reset={self.detach_reset}, "
             f"step_mode={self.step_mode!r}"
         )
 
@@ -600,6 +654,71 @@ def group_neuron_factory(
         return GroupNode(members, initial_charge=initial_charge)
 
     return factory
+
+
+class _GrowthNodeState(NamedTuple):
+    v: Tensor
+    totals: tuple[Tensor, ...]
+    shapes: Shapes | None
+
+
+class GrowthNode(_Kernel):
+    """Pooling of spikes that count (``neurons/growth.py``), such as those of group neurons.
+
+    Sends the growth of ``function`` over the sums of its inputs so far, ``totals``, of which ``v``
+    is the function's value; what is sent adds up to it. ``function`` is a row of which an output is
+    one of the inputs, or its name: "max_pool", "amax", "maximum" and others; ``arguments`` are its
+    parameters. With one step it is the function itself.
+    """
+
+    State = _GrowthNodeState
+
+    def __init__(
+        self,
+        function: str | Nonlinearity,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+    ) -> None:
+        super().__init__(
+            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
+        )
+        self.backend = backend
+        self.register_memory("totals", None)
+        self.register_memory("shapes", None)
+        self.function = selecting(self._get_name(), function)
+        self._arity = self.function.arity
+        self.arguments = dict(arguments or {})
+
+    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _GrowthNodeState:
+        totals, v = growth_initial_state(inputs, partial(self.function, **self.arguments))
+        return _GrowthNodeState(v, totals, None)
+
+    def choice(self, x: Tensor) -> Choice:
+        return sum_choice(self.backend, x)
+
+    @torch.no_grad()
+    def _sequence(
+        self, inputs: tuple[Tensor, ...], state: _GrowthNodeState, record: Record | None
+    ) -> tuple[Tensor, _GrowthNodeState]:
+        done = growth_multi_step(
+            inputs,
+            GrowthState(state.totals, state.v),
+            self.function,
+            self.arguments,
+            backend=self.backend,
+            keep_last=record is not None,
+        )
+        if record is not None:
+            assert done.last_seq is not None
+            record.append((done.last_seq, None))
+        return done.y, _GrowthNodeState(done.state.last, done.state.totals, state.shapes)
+
+    def extra_repr(self) -> str:
+        given = "".join(f"{key}={_show(value)}, " for key, value in self.arguments.items())
+        return f"{self.function.name}, {given}step_mode={self.step_mode!r}"
 
 
 class _SubgradientNodeState(NamedTuple):
@@ -667,7 +786,8 @@ class Encode(_Stateful):
     """Real-valued input coding (``neurons/coding.py``): v follows the input x, v(0) = 0.
 
     Sends the increments of v ("signed"), v ("decoded"), or (1 + v - x) / 2 ("binary", as
-    published: not binary at all, but decoded by the same formula as binary spikes).
+    published: not binary at all, but decoded by the same formula as binary spikes, those of neurons
+    of ``members``).
     """
 
     State = _EncodeState
@@ -678,6 +798,7 @@ class Encode(_Stateful):
         *,
         momentum: float = 0.0,
         spikes: str = "signed",
+        members: int = 1,
         step_mode: str = "s",
     ) -> None:
         super().__init__()
@@ -686,6 +807,7 @@ class Encode(_Stateful):
         for name, value in zip(_EncodeState._fields, (None, 0, None, None), strict=True):
             self.register_memory(name, value)
         self.dynamics = RealCodingParameters(schedule, momentum)
+        self.members = members
         self.spikes = spikes
         self.step_mode = step_mode
 
@@ -697,7 +819,7 @@ class Encode(_Stateful):
     ) -> tuple[Tensor, _EncodeState]:
         (x,) = inputs
         coded = CodingState(state.v, state.t, state.buffer)
-        y, after = encode_step(x, coded, self.dynamics, self.spikes)
+        y, after = encode_step(x, coded, self.dynamics, self.spikes, self.members)
         return y, _EncodeState(*after, state.shapes)
 
     def extra_repr(self) -> str:
@@ -755,8 +877,8 @@ class _ReadoutState(NamedTuple):
 class Readout(_Stateful):
     """Accumulates what the last linear layer makes of the spikes to the decoded output y(t).
 
-    ``initial`` is the layer's bias, y(0); "binary" needs the senders' ``schedule`` and the offset
-    of the layer.
+    ``initial`` is the layer's bias, y(0); "binary" needs the senders' ``schedule`` and ``members``
+    and the offset of the layer.
     """
 
     State = _ReadoutState
@@ -768,6 +890,7 @@ class Readout(_Stateful):
         spikes: str = "signed",
         schedule: Schedule | None = None,
         offset: float | Tensor | None = None,
+        members: int = 1,
         step_mode: str = "s",
     ) -> None:
         super().__init__()
@@ -782,6 +905,7 @@ class Readout(_Stateful):
         _hold(self, "initial", initial)
         _hold(self, "offset", 0.0 if offset is None else offset)
         self.schedule = schedule
+        self.members = members
         self.spikes = spikes
         self.step_mode = step_mode
 
@@ -794,7 +918,7 @@ class Readout(_Stateful):
     ) -> tuple[Tensor, _ReadoutState]:
         (current,) = inputs
         y_seq, y = readout_sequence(
-            current, state.y, state.t, self.spikes, self.schedule, self.offset
+            current, state.y, state.t, self.spikes, self.schedule, self.offset, self.members
         )
         return y_seq, _ReadoutState(y, state.t + current.shape[0], state.shapes)
 

@@ -441,7 +441,7 @@ class Unsupported(nn.Module):
 
 
 THREE = {
-    "first": ("softmax", lambda x: x.softmax(-1)),
+    "first": ("cos", torch.cos),
     "second.inner": ("cumprod", lambda x: x.cumprod(-1)),
     "third": ("sin", torch.sin),
 }

@@ -35,6 +35,17 @@ def test_exports(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"net.h5", "net.nir", "net.net"}
 
 
+def test_method(monkeypatch, capsys):
+    scope = run_blocks(ROOT / "docs/method.md")
+    printed = capsys.readouterr().out
+    assert "error if undone" in printed and "functions  layers  neurons" in printed
+    before, after = scope["sg"].Tuning.of(scope["tuned"]).error
+    assert after < before
+    operations, neurons = scope["operations"], sum(scope["union"].count().values())
+    assert operations.spikes == 8 * neurons
+    assert scope["rule"].agreement >= 0.99 and scope["left"].mean_steps < 16
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_links_lead_to_files(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):

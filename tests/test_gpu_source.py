@@ -41,11 +41,12 @@ RELU = build.Function("at_least(x, 0.0f)", ("x",))
 GELU = build.Function("gelu_none(x)", ("x",))
 KERNELS = {**{name: name for name in gpu._KERNELS}, **ROWS}
 FEW = ["group", "group_gradient", "tracking_gradient", "sum", RELU.key, GELU.key]
-PLAIN = gpu.constants(arguments.SignGD(fires_at_tie=1))
+PLAIN = gpu.constants(arguments.SignGD(fires_at_tie=1, signs=1))
 EVERYTHING = PLAIN | {
     **{"OUTPUT": 1, "TIE": 0, "COUNTS": 1, "DETACH_RESET": 1, "SIGNED_OUTPUT": 1},
     **{"KEEP_H": 1, "KEEP_V": 1, "KEEP_SPIKES": 1, "SCALED": 1, "INTEGRATED": 1},
 }
+SEVERAL = EVERYTHING | {"MEMBERS": 8, "KEEP_H": 0, "BY_CHANNEL": 1, "TAKES_BACK": 1}
 
 
 # -- compiled by NVRTC ----------------------------------------------------------------------------
@@ -110,6 +111,14 @@ def test_every_kernel_compiles(name, constants):
 
 @needs_nvrtc
 @pytest.mark.parametrize("name", FEW)
+def test_kernels_of_several_signs_and_signed_groups_compile(name):
+    assert_sound(*compiled(KERNELS[name], SEVERAL, 90))
+    for some in ({"MEMBERS": 2}, {"BY_CHANNEL": 1}, {"TAKES_BACK": 1}):
+        assert_sound(*compiled(KERNELS[name], PLAIN | some, 75))
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", FEW)
 def test_kernels_compile_for_every_architecture(name):
     count = ctypes.c_int()
     nvrtc().nvrtcGetNumSupportedArchs(ctypes.byref(count))
@@ -136,8 +145,9 @@ def test_gradients_compile_for_every_surrogate(name):
 
 @needs_nvrtc
 @pytest.mark.parametrize("name", [RELU.key, GELU.key, "group", "sum"])
-def test_all_threads_of_a_multiprocessor_find_registers(name):
-    stack, registers = resources(compiled(KERNELS[name], PLAIN, 90)[1])
+@pytest.mark.parametrize("several", [{}, {"MEMBERS": 4, "BY_CHANNEL": 1, "TAKES_BACK": 1}])
+def test_all_threads_of_a_multiprocessor_find_registers(name, several):
+    stack, registers = resources(compiled(KERNELS[name], PLAIN | several, 90)[1])
     assert stack == 0
     assert registers * 2048 <= 65536
 

@@ -19,6 +19,7 @@ from spikingjelly_signgd.neurons import (
     NONLINEARITIES,
     ExponentialSchedule,
     GroupNeuronParameters,
+    GrowthState,
     Nonlinearity,
     SignGDParameters,
     SignGDState,
@@ -27,6 +28,7 @@ from spikingjelly_signgd.neurons.kernels import arguments, build, cpu, launch
 from spikingjelly_signgd.neurons.multi_step import (
     function_choice,
     group_multi_step,
+    growth_multi_step,
     running_sum,
     signgd_choice,
     signgd_multi_step,
@@ -285,19 +287,24 @@ def operator_arguments(layout: str):
     yield (
         "signgd",
         (
-            *([x, y], [v, v.clone()], v, scale, key, [], True, schedule, 0.5, 2, "signed"),
+            *([x, y], [v, v.clone()], v, scale, key, [], True, 1, schedule, 0.5, 2, "signed"),
             *(torch.bfloat16, True, True),
         ),
     )
-    yield (
-        "signgd",
-        (
-            *([x, y[:, :1]], [], v, None, key, [], False, schedule, 1.0, 0, "decoded"),
-            *(torch.float32, False, False),
-        ),
-    )
-    yield "group", (x, v, 3, 0.4, True, torch.int8, True)
-    yield "group", (x.half(), v, 3, 0.4, False, torch.float32, False)
+    for members in (1, 3):
+        yield (
+            "signgd",
+            (
+                *([x, y[:, :1]], [], v, None, key, [], False, members, schedule, 1.0, 0),
+                *("decoded", torch.float32, False, members > 1),
+            ),
+        )
+    yield "group", (x, v, None, None, 3, 0.4, True, torch.int8, True)
+    yield "group", (x.half(), v, None, None, 3, 0.4, False, torch.float32, False)
+    thetas = torch.rand(4) + 0.1
+    yield "group", (x, v, torch.zeros_like(v), thetas, 3, 0.0, True, torch.int8, True)
+    yield "group", (x, v, torch.zeros_like(v), None, 3, 0.4, False, torch.float32, False)
+    yield "group", (x, v, None, thetas, 3, 0.0, False, torch.float32, True)
     wants = x.clone().requires_grad_(), v.clone().requires_grad_()
     yield "group_train", (*wants, 3, 0.4, text, 4.0, False)
     yield "group_gradient", (x, v, y, 3, 0.4, text, 4.0, True)
@@ -332,7 +339,9 @@ def test_an_operator_without_neurons_makes_empty_tensors():
 
 
 GELU = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale=torch.rand(6) + 0.5)
+THREE = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale=torch.rand(6) + 0.5, members=3)
 GROUP = GroupNeuronParameters(3)
+SIGNED = GroupNeuronParameters(3, torch.rand(6) + 0.5, torch.rand(6), signed=True)
 
 
 def inference(x, v, t):
@@ -345,6 +354,24 @@ def inference(x, v, t):
 def spike_view(x, v, t):
     done = signgd_multi_step((x * 2,), SignGDState(v, t), GELU, x=(v,))
     return done.y, done.state.v, *done.x
+
+
+def several_signs(x, v, t):
+    done = signgd_multi_step(
+        (x * 2,), SignGDState(v, t), THREE, x=(v,), keep_v=True, keep_spikes=True
+    )
+    return done.y, done.state.v, done.v_seq, done.spike_seq, *done.x
+
+
+def signed_groups(x, v, t):
+    done = group_multi_step(x * 2, v, SIGNED, sent=torch.zeros_like(v), keep_v=True)
+    return done.y, done.v, done.v_seq, done.sent
+
+
+def growth(x, v, t):
+    start = GrowthState((v, v * 2), torch.maximum(v, v * 2))
+    done = growth_multi_step((x, x.flip(0)), start, NONLINEARITIES["maximum"])
+    return done.y, done.state.last, *done.state.totals
 
 
 def groups(x, v, t):
@@ -371,7 +398,10 @@ def group_training(x, v, t):
 
 @pytest.mark.parametrize(
     "function",
-    [inference, spike_view, groups, training, spike_view_training, group_training],
+    [
+        *(inference, spike_view, several_signs, groups, signed_groups, growth),
+        *(training, spike_view_training, group_training),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_one_graph_serves_every_number_of_steps(function):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.exporters.lava import write_netx
 from spikingjelly_signgd.exporters.netx_runner import read_netx
 from spikingjelly_signgd.exporters.runner import Runner
+from spikingjelly_signgd.network import GroupNeuron, SignGDNeuron
 from spikingjelly_signgd.plugins import lava_remote
 
 pytestmark = pytest.mark.skipif(
@@ -73,6 +75,37 @@ def test_every_spike(name, profile, members, steps, tmp_path):
     assert check.versions[:2] == ("lava-nc 0.10.0", "lava-dl 0.6.0")
 
 
+@pytest.mark.parametrize(
+    ("profile", "members", "steps"),
+    [("group", 2, 2), ("if-soft", 1, 4), ("if-hard", 1, 4), ("group-graded", 2, 2)],
+)
+def test_thresholds_and_charges_by_channel(profile, members, steps, tmp_path):
+    network = sg.convert(
+        lava_digits.load("conv"),
+        DATA.train.images[:64],
+        method="group",
+        members=members,
+        time_steps=steps,
+    )
+    generator, nodes = torch.Generator().manual_seed(0), []
+    for node in network.nodes:
+        if isinstance(node, GroupNeuron):
+            factor, charge = torch.rand(2, node.shape[1], 1, 1, generator=generator)
+            node = replace(
+                node,
+                v_threshold=node.v_threshold * (0.6 + factor),
+                initial_charge=0.25 + 0.5 * charge,
+            )
+        nodes.append(node)
+    network = network.replace(nodes=tuple(nodes))
+    images = DATA.train.images[:64]
+    sg.export(network, tmp_path / "a.net", profile=profile, input_levels=16, calibration=images)
+    certificate = sg.verify(tmp_path / "a.net", IMAGES[:8], network=network)
+    assert certificate.ok, certificate
+    content, lava, _ = certificate.checks
+    assert content.equal and lava.mismatches == 0 and lava.spikes > 1000
+
+
 def test_another_network_is_told_apart(tmp_path, monkeypatch):
     """Weights changed for the runner alone: the comparison must see it."""
     write(tmp_path / "a.net", "mlp", "group", 4, 1)
@@ -114,6 +147,34 @@ def convolutions() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(16, 10),
     ).eval()
+
+
+@pytest.mark.parametrize("members", [2, 3, 8])
+def test_several_signs(members, tmp_path):
+    """As below; the layers fire different numbers of signs, and what they send are their bits."""
+    steps = 6
+    network = sg.convert(
+        convolutions().double(),
+        DATA.train.images[:128].double(),
+        time_steps=steps,
+        schedule=sg.ExponentialSchedule(0.5, 0.6),
+        resting="mean",
+    )
+    counts = iter((members, members - 1))
+    nodes = tuple(
+        replace(node, members=next(counts)) if isinstance(node, SignGDNeuron) else node
+        for node in network.nodes
+    )
+    sg.save(network.replace(nodes=nodes), tmp_path / "a.h5")
+    x = IMAGES[:8].double()
+    spikes, outputs = lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=steps)
+    result = Runner(tmp_path / "a.h5").run(x.numpy(), range(1, steps + 1), delay=True)
+    expected = np.stack([result.outputs[t] for t in range(1, steps + 1)], -1)
+    assert np.abs(outputs - expected).max() < 1e-9 and expected.std() > 0.01
+    for depth, (have, name) in enumerate(zip(spikes, result.spikes, strict=True)):
+        want = result.spikes[name][depth : depth + steps].reshape(steps, len(x), -1)
+        assert have.dtype == want.dtype == (bool if members - depth == 1 else np.uint8)
+        assert (have == want.transpose(1, 2, 0)).all() and len(np.unique(have)) > 1
 
 
 @pytest.mark.parametrize("case", ["gelu", "convolutions"])

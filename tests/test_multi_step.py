@@ -1055,7 +1055,7 @@ def test_states_of_another_type_are_refused():
     operator = torch.ops.spikingjelly_signgd
     for state in (V.double(), V.half()):
         with pytest.raises(InputError, match="read states and scales in float32"):
-            operator.group(X, state, 2, 0.5, False, torch.float32, False)
+            operator.group(X, state, None, None, 2, 0.5, False, torch.float32, False)
         with pytest.raises(InputError, match="read states and scales in float32"):
             operator.running_sum(X, state)
     with pytest.raises(InputError, match="inputs of one type, float32, float16 or bfloat16"):

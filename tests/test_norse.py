@@ -24,6 +24,9 @@ from spikingjelly_signgd.plugins.norse import (
     GroupNeuronCell,
     GroupNeuronParameters,
     GroupNeuronState,
+    Growth,
+    GrowthCell,
+    GrowthParameters,
     PoissonEncode,
     PoissonEncodeCell,
     PoissonEncodeParameters,
@@ -78,6 +81,34 @@ KINDS = {
     ),
     "group": (GroupNeuronCell, GroupNeuron, GroupNeuronParameters(4, 0.8), 1),
     "group, one member": (GroupNeuronCell, GroupNeuron, GroupNeuronParameters(1), 1),
+    "signGD, several signs": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters("gelu", SCHEDULE, SCALE, members=3),
+        1,
+    ),
+    "signGD binary, several signs": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters(
+            "relu", SCHEDULE, spikes="binary", offset=SCALE, method="heaviside", members=2
+        ),
+        1,
+    ),
+    "group by channel": (
+        GroupNeuronCell,
+        GroupNeuron,
+        GroupNeuronParameters(4, SCALE, SCALE / 3),
+        1,
+    ),
+    "group, signed": (GroupNeuronCell, GroupNeuron, GroupNeuronParameters(4, 0.3, signed=True), 1),
+    "growth": (GrowthCell, Growth, GrowthParameters("maximum"), 2),
+    "growth of a window": (
+        GrowthCell,
+        Growth,
+        GrowthParameters("amax", {"dim": (-1,), "keepdim": True}),
+        1,
+    ),
     "subgradient": (SubgradientCell, Subgradient, SubgradientParameters(SCALE), 1),
     "encode": (EncodeCell, Encode, EncodeParameters(SCHEDULE, 0.3), 1),
     "poisson": (PoissonEncodeCell, PoissonEncode, PoissonEncodeParameters(2.0, 7), 1),
@@ -376,8 +407,10 @@ def others(p):
         if isinstance(value, Tensor):
             changes[name] = value + 1.0
         elif isinstance(value, dict):
-            changes[name] = {key: item + 1.0 for key, item in value.items()}
-        elif name in ("members", "seed"):
+            changes[name] = {
+                key: item + 1.0 if isinstance(item, Tensor) else item for key, item in value.items()
+            }
+        elif name == "seed" or (name == "members" and not getattr(p, "momentum", 0.0)):
             changes[name] = value + 1
         elif name in ("scale", "v_th"):
             changes[name] = value + 0.7
@@ -396,7 +429,7 @@ def test_state_dict_holds_every_parameter(kind):
         file.seek(0)
         saved = torch.load(file, weights_only=True)
         other = type(module)(others(module.p))
-        if not isinstance(module, (RunningMean, RunningMeanCell)):
+        if not isinstance(module, (RunningMean, RunningMeanCell, Growth, GrowthCell)):
             assert not torch.equal(run_twice(other, x)[0], run_twice(module, x)[0])
         other.load_state_dict(saved)
         assert_same(run_twice(other, x)[0], run_twice(module, x)[0], "output")
@@ -578,9 +611,10 @@ def test_batch_of_one_and_empty_batch(kind, batch):
     cell, layer = (module for module, _ in make(kind))
     x = sequence(inputs, X[:, :batch])
     y, state = run_twice(layer, x)
-    assert y.shape == (6, batch, 5) and state[0].shape == (batch, 5)
+    width = 1 if getattr(layer.p, "function", "") == "amax" else 5
+    assert y.shape == (6, batch, width) and state[0].shape == (batch, width)
     y, state = run_twice(cell, at(x, 0))
-    assert y.shape == (batch, 5) and state[0].shape == (batch, 5)
+    assert y.shape == (batch, width) and state[0].shape == (batch, width)
 
 
 def test_a_stale_state_is_an_error(kind):
@@ -645,8 +679,13 @@ def test_wrong_parameters():
         (lambda: GroupNeuron(GroupNeuronParameters(method="sigmoid")), "heaviside, super"),
         (lambda: GroupNeuron(GroupNeuronParameters(backend="numpy")), "backend"),
         (lambda: GroupNeuron(GroupNeuronParameters(alpha=0.0)), "alpha is positive"),
-        (lambda: GroupNeuron(GroupNeuronParameters(v_th=torch.ones(3))), "one number"),
-        (lambda: GroupNeuron(GroupNeuronParameters(v_th=nn.Parameter(torch.ones(())))), "gradient"),
+        (lambda: GroupNeuron(GroupNeuronParameters(v_th=torch.tensor([1.0, -1.0]))), "v_threshold"),
+        (
+            lambda: Growth(GrowthParameters("relu")),
+            "selects one of its inputs, .*max_pool.* 'relu'",
+        ),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, members=9)), "from 1 to 8"),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=0.5, members=2)), "momentum"),
         (lambda: SignGD(SignGDParameters("no such row", SCHEDULE)), "no such row"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, -SCALE)), "positive"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="ternary")), "spikes is one"),
@@ -674,8 +713,6 @@ def test_parameters_come_as_tensors_as_in_norse():
     assert GroupNeuron(GroupNeuronParameters(members=4.0)).p.members == 4
     y, _ = group_neuron_feed_forward_step(X, None, p)
     assert_same(y, GroupNeuronCell(p)(X)[0], "step")
-    with pytest.raises(ValueError, match="with a gradient"):
-        group_neuron_feed_forward_step(X, None, p._replace(v_th=nn.Parameter(torch.ones(()))))
 
 
 def test_parameters_of_a_larger_batch_are_refused():
@@ -685,6 +722,7 @@ def test_parameters_of_a_larger_batch_are_refused():
         SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(3, 5))),
         SignGD(SignGDParameters("relu", SCHEDULE, resting=torch.ones(3, 5))),
         SignGD(SignGDParameters("relu", SCHEDULE, initial_input=torch.ones(3, 5))),
+        GroupNeuron(GroupNeuronParameters(4, torch.ones(3, 5))),
         Subgradient(SubgradientParameters(torch.ones(3, 5))),
         Readout(ReadoutParameters(torch.ones(3, 5))),
         Readout(ReadoutParameters(spikes="binary", schedule=SCHEDULE, offset=torch.ones(3, 5))),
@@ -858,3 +896,45 @@ def test_the_simulator_is_not_imported_with_the_package():
 def test_public_names():
     for name in plugin.__all__:
         assert getattr(plugin, name).__doc__, name
+
+
+def test_thresholds_that_learn():
+    """Parameters are the module's own, get a gradient, and count at once after a step."""
+    layer = GroupNeuron(GroupNeuronParameters(3, nn.Parameter(SCALE.clone()), method="super"))
+    assert [name for name, _ in layer.named_parameters()] == ["v_th"]
+    before, _ = layer(X)
+    before.sum().backward()
+    assert float(layer.v_th.grad.abs().sum()) > 0
+    assert layer.choice(X).backend == "torch" and "by channel" in layer.choice(X).reason
+    with torch.no_grad():
+        assert layer.choice(X).backend == "cpu"
+        assert torch.equal(layer(X)[0], before)
+        layer.v_th *= 2
+        p = group.GroupNeuronParameters(3, layer.v_th)
+        expected = multi_step.group_multi_step(X, group.group_initial_v(X[0], p), p)
+        assert torch.equal(layer(X)[0], expected.y)
+
+
+def test_a_signed_state_is_not_one_of_others():
+    signed = GroupNeuron(GroupNeuronParameters(3, signed=True))
+    _, state = signed(X)
+    assert type(state) is plugin.SignedGroupNeuronState and bool((state.sent >= 0).all())
+    with pytest.raises(sg.InputError, match="one of neurons that are not signed"):
+        signed(X, GroupNeuronState(state.v))
+    with pytest.raises(sg.InputError, match="one of neurons that are signed"):
+        GroupNeuron(GroupNeuronParameters(3))(X, state)
+
+
+def test_saved_before_there_were_several_signs():
+    """What earlier versions did not save is what there was: one sign a step, unsigned neurons."""
+    for module, fields in (
+        (SignGD(SignGDParameters("relu", SCHEDULE)), ["members"]),
+        (GroupNeuron(GroupNeuronParameters(3)), ["signed"]),
+        (Readout(ReadoutParameters(SCALE)), ["members"]),
+    ):
+        state = module.state_dict()
+        for name in fields:
+            del state["_extra_state"][name]
+        other = type(module)(module.p)
+        other.load_state_dict(state)
+        assert_same(other(X)[0], module(X)[0], "output")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 
-from spikingjelly_signgd.neurons.group import GroupNeuronParameters, group_step
+from spikingjelly_signgd.neurons.group import GroupNeuronParameters, group_initial_v, group_step
 from spikingjelly_signgd.neurons.qcfs import QCFS, qcfs
 
 LEVELS = (1, 2, 4, 6, 8, 16)
@@ -36,7 +36,7 @@ def test_equals_the_first_step_of_a_group_neuron(
         activation = QCFS(levels, v_threshold)
         p = GroupNeuronParameters(levels, activation.v_threshold.item())
         x = inputs(kind, p, shape)
-        expected, _ = group_step(x, torch.full_like(x, p.v_initial), p)
+        expected, _ = group_step(x, group_initial_v(x, p), p)
         torch.testing.assert_close(activation(x), expected, rtol=0, atol=0)
 
 
@@ -117,7 +117,7 @@ def test_the_threshold_stays_positive_and_finite_after_a_huge_step(step: float) 
     assert (after > before) == (step > 0)
     p = GroupNeuronParameters(4, after)
     x = inputs("on ties", p, (1000,))
-    expected, _ = group_step(x, torch.full_like(x, p.v_initial), p)
+    expected, _ = group_step(x, group_initial_v(x, p), p)
     torch.testing.assert_close(activation(x), expected, rtol=0, atol=0)
 
 

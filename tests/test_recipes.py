@@ -64,8 +64,8 @@ def test_a_recipe_serves_twice():
 
 @with_recipes
 def test_a_recipe_names_what_cannot_be_converted():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Softmax(-1))
-    with pytest.raises(sg.UnsupportedOperation, match="softmax"):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.LogSigmoid())
+    with pytest.raises(sg.UnsupportedOperation, match="log_sigmoid"):
         ann2snn.Converter(SignGDRecipe(X)).convert(model)
     with pytest.raises(sg.InputError, match="time_steps"):
         ann2snn.Converter(SignGDRecipe(X, time_steps=0)).convert(model_of(nn.ReLU()))

@@ -483,7 +483,7 @@ def test_files_of_version_1_0_are_read(files, networks, tmp_path):
 
 def test_what_the_root_says(files, tmp_path):
     with h5py.File(files / "signgd.h5") as file:
-        assert file.attrs["format_version"] == "1.1"
+        assert file.attrs["format_version"] == "1.2"
         assert "zero: within a time step" in file.attrs["delay"]
         assert "sigma in {-1, +1}" in file.attrs["spikes"]
         assert file.attrs["checksum"].startswith("sha256:")

@@ -24,6 +24,7 @@ from spikingjelly_signgd.neurons import (
     Nonlinearity,
     SignGDParameters,
     SignGDSpikeState,
+    group_initial_v,
     group_step,
     scan,
     signgd_initial_state,
@@ -950,7 +951,7 @@ def test_the_differentiable_path_has_the_same_values(members: int, kind: str) ->
     if kind == "on thresholds":
         x_seq = (x_seq * 2).round() / 2
     p = GroupNeuronParameters(members, threshold)
-    expected, v = scan(group_step, x_seq, torch.full_like(x_seq[0], p.v_initial), p)
+    expected, v = scan(group_step, x_seq, group_initial_v(x_seq[0], p), p)
     node = GroupNode(members, threshold, surrogate_function=surrogate.Sigmoid().forward)
     actual = sequence(node, x_seq.clone().requires_grad_())
     assert actual.requires_grad

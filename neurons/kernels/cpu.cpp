@@ -34,12 +34,18 @@ struct Step {
   int arguments;
   void (*of)(const float *const *, const float *, float, const float *, int, const float *, float *,
              float *);
+  void (*target)(const float *const *, const float *, int, float *);
 };
 
 template <class Function, bool tie>
 void step_of(const float *const *in, const float *parameters, float eta, const float *sizes,
              int lanes, const float *v, float *after, float *sigma) {
   signgd_step<Function, tie>(in, parameters, eta, sizes, lanes, v, after, sigma);
+}
+
+template <class Function>
+void target_of(const float *const *in, const float *parameters, int lanes, float *target) {
+  signgd_target<Function>(in, parameters, lanes, target);
 }
 
 void signgd_any(const SignGD &a, const Step &step, index_t n, int lanes) {
@@ -49,8 +55,8 @@ void signgd_any(const SignGD &a, const Step &step, index_t n, int lanes) {
 template <class Function>
 void signgd_of(const SignGD &a, index_t n, int lanes) {
   const int arguments = Function::arguments;
-  signgd_any(a, {arguments, a.fires_at_tie ? step_of<Function, true> : step_of<Function, false>}, n,
-             lanes);
+  const auto of = a.fires_at_tie ? step_of<Function, true> : step_of<Function, false>;
+  signgd_any(a, {arguments, of, target_of<Function>}, n, lanes);
 }
 
 void group_any(const Group &a, index_t n, int lanes) { group_block(a, n, lanes); }

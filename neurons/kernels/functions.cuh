@@ -73,6 +73,16 @@ DEVICE float count_of(float h, float theta, float slightly_less, float levels) {
   return h < next * theta ? n : next;
 }
 
+// #{k < levels : -h > k theta}, none of them for NaN: the spikes that a signed neuron would take back.
+// The first guess is the count, or one or two less.
+DEVICE float taken_back(float h, float theta, float slightly_less, float levels) {
+  const float below = 0.0f - h, guess = floorf(below * slightly_less), top = levels - 1.0f;
+  const float whole = guess > 0.0f ? guess : 0.0f, k = whole < top ? whole : top;
+  const float one = below > k * theta ? 1.0f : 0.0f;
+  const float two = below > (k + 1.0f) * theta ? 1.0f : 0.0f, n = k + one + two;
+  return n < levels ? n : levels;
+}
+
 DEVICE float slightly_less(float value) { return value * 0.99999905f; }  // 8 * 2^-23
 
 DEVICE float qcfs(float x, float v_threshold, float levels) {

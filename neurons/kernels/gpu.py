@@ -33,6 +33,9 @@ struct Step {
                  int lanes, const float *v, float *after, float *sigma) {
     signgd_step<Chosen, TIE>(in, parameters, eta, sizes, lanes, v, after, sigma);
   }
+  DEVICE void target(const float *const *in, const float *parameters, int lanes, float *f) {
+    signgd_target<Chosen>(in, parameters, lanes, f);
+  }
 };
 """
 # what a kernel is compiled for, by the fields of its arguments: numbers, and pointers if given
@@ -41,12 +44,19 @@ _NUMBERS = {
     "OUTPUT_TYPE": "output_type",
     "OUTPUT": "output",
     "TIE": "fires_at_tie",
+    "MEMBERS": "signs",
     "COUNTS": "counts",
     "SURROGATE": "surrogate",
     "DETACH_RESET": "detach_reset",
     "SIGNED_OUTPUT": "signed_output",
 }
-_POINTERS = {"KEEP_H": "h_seq", "KEEP_V": "v_seq", "KEEP_SPIKES": "spikes"}
+_POINTERS = {
+    "KEEP_H": "h_seq",
+    "KEEP_V": "v_seq",
+    "KEEP_SPIKES": "spikes",
+    "TAKES_BACK": "sent_last",
+}
+_TENSORS = {"SCALED": "scale", "BY_CHANNEL": "thetas"}
 
 
 def constants(structure: ctypes.Structure) -> dict[str, int]:
@@ -54,7 +64,8 @@ def constants(structure: ctypes.Structure) -> dict[str, int]:
     a: Any = structure
     found = {name: getattr(a, field, 0) for name, field in _NUMBERS.items()}
     found |= {name: int(bool(getattr(a, field, 0))) for name, field in _POINTERS.items()}
-    found["SCALED"] = int(hasattr(a, "scale") and a.scale.data is not None)
+    for name, field in _TENSORS.items():
+        found[name] = int(hasattr(a, field) and getattr(a, field).data is not None)
     found["INTEGRATED"] = sum(x is not None for x in getattr(a, "x_last", ()))
     return found
 

@@ -1,4 +1,5 @@
-// A sequence of steps of group neurons, scan(group_step, ...) of neurons/group.py, and its gradient.
+// A sequence of steps of group neurons, scan(group_step, ...) or scan(signed_group_step, ...) of
+// neurons/group.py, and the gradient of the first.
 #pragma once
 #include "functions.cuh"
 #include "surrogates.cuh"
@@ -6,11 +7,13 @@
 
 struct Group {
   Space space;
-  Operand x, v;
-  void *y;        // [steps, neurons]: n theta, or the count n if ``counts``
-  float *h_seq;   // [steps, neurons] for the gradient, or NULL
-  float *v_seq;   // [steps, neurons], or NULL
-  float *v_last;  // [neurons]
+  Operand x, v, sent;  // sent: data NULL unless the neurons are signed
+  Operand thetas;      // data NULL where all have ``theta``
+  void *y;             // [steps, neurons]: n theta, or the count n if ``counts``
+  float *h_seq;        // [steps, neurons] for the gradient, or NULL
+  float *v_seq;        // [steps, neurons], or NULL
+  float *v_last;       // [neurons]
+  float *sent_last;    // [neurons], or NULL
   int steps, counts, input_type, output_type, far;
   float theta, members;
 };
@@ -34,7 +37,75 @@ NOT_INLINE void group_step(const float *x, float theta, float inverse, float mem
   }
 }
 
-DEVICE void group_block(const Group &a, index_t n, int lanes) {
+// The same where each neuron has its threshold; a signed one takes back what it has sent. sent: NULL
+// where none are signed. counts: whether y is n
+NOT_INLINE void group_step_each(const float *x, const float *theta, const float *inverse,
+                                float members, bool counts, int lanes, float *v, float *sent,
+                                float *y) {
+  if (sent) {
+    FOR_LANES {
+      const float h = v[i] + x[i], most = sent[i];
+      const float back = taken_back(h, theta[i], inverse[i], members);
+      const float n =
+          count_of(h, theta[i], inverse[i], members) - (back < most ? back : most);
+      const float out = n * theta[i];
+      v[i] = h - out;
+      sent[i] = most + n;
+      y[i] = choose(counts, n, out);
+    }
+    return;
+  }
+  FOR_LANES {
+    const float h = v[i] + x[i];
+    const float n = count_of(h, theta[i], inverse[i], members), out = n * theta[i];
+    v[i] = h - out;
+    y[i] = choose(counts, n, out);
+  }
+}
+
+// Where each neuron has its threshold, or is signed
+NOT_INLINE void group_block_each(const Group &a, index_t n, int lanes) {
+  ALIGNED float v[LANES], theta[LANES], inverse[LANES], sent[LANES], y[LANES], buffer[LANES];
+  const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
+  FOR_LANES v[i] = from[i];
+  const index_t place = place_of(a.x, a.space, n);
+  FOR_LANES theta[i] = a.theta;
+  if (BY_CHANNEL) {
+    const index_t p = place_of(a.thetas, a.space, n);
+    from = fetch(a.thetas, a.space, FLOAT32, p, n, 0, lanes, buffer);
+    FOR_LANES theta[i] = from[i];
+  }
+  FOR_LANES inverse[i] = slightly_less(1.0f / theta[i]);
+  if (TAKES_BACK) {
+    const index_t p = place_of(a.sent, a.space, n);
+    from = fetch(a.sent, a.space, FLOAT32, p, n, 0, lanes, buffer);
+    FOR_LANES sent[i] = from[i];
+  }
+  UNROLLED for (int t = 0; t < a.steps; ++t) {
+    const float *x = fetch(a.x, a.space, INPUT_TYPE, place, n, t, lanes, buffer);
+    const index_t first = t * a.space.neurons + n;
+    const bool direct = LANES > 1 && OUTPUT_TYPE == FLOAT32 && a.far < STREAMED;
+    const int part = LANES > 1 && a.far ? (int)PART : lanes;
+    for (int done = 0; done < lanes; done += part) {
+      const int some = lanes - done < part ? lanes - done : part;
+      if (LANES > 1 && a.far && a.x.linear && INPUT_TYPE == FLOAT32)
+        prefetch(x + done + a.x.time_stride, some);
+      float *to = (float *)a.y + first + done, *out = direct ? to : y;
+      group_step_each(x + done, theta + done, inverse + done, a.members, COUNTS, some, v + done,
+                      TAKES_BACK ? sent + done : 0, out);
+      if (direct) continue;
+      if (LANES > 1 && OUTPUT_TYPE == FLOAT32)
+        stream(to, y, some);
+      else
+        write(a.y, first + done, OUTPUT_TYPE, y, some);
+    }
+    if (KEEP_V) FOR_LANES a.v_seq[first + i] = v[i];
+  }
+  FOR_LANES a.v_last[n + i] = v[i];
+  if (TAKES_BACK) FOR_LANES a.sent_last[n + i] = sent[i];
+}
+
+DEVICE void group_block_alike(const Group &a, index_t n, int lanes) {
   ALIGNED float v[LANES], y[LANES], buffer[LANES];
 #if LANES > 1
   ALIGNED float kept[PART];
@@ -75,6 +146,13 @@ DEVICE void group_block(const Group &a, index_t n, int lanes) {
     write(a.y, first, OUTPUT_TYPE, y, lanes);
   }
   FOR_LANES a.v_last[n + i] = v[i];
+}
+
+DEVICE void group_block(const Group &a, index_t n, int lanes) {
+  if (BY_CHANNEL || TAKES_BACK)
+    group_block_each(a, n, lanes);
+  else
+    group_block_alike(a, n, lanes);
 }
 
 struct GroupGradient {

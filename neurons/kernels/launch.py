@@ -28,6 +28,7 @@ def signgd(
     function: Function,
     parameters: Sequence[float],
     fires_at_tie: bool,
+    members: int,
     eta: Sequence[float],
     output: str,
     dtype: torch.dtype,
@@ -37,7 +38,8 @@ def signgd(
     """[y_seq, v, *x, v_seq if keep_v, spikes if keep_spikes] of ``len(eta)`` steps.
 
     x_seq are [T, ...], then come tensors that are parameters of the function, also as [T, ...]. The
-    first of them are integrated from ``x_start`` on, if it is not empty.
+    first of them are integrated from ``x_start`` on, if there are any. Spikes are bool, of several
+    members their code in uint8.
     """
     _check("signgd", x_seq, [*x_start, v, *([] if scale is None else [scale])])
     input_type = _one_type("signgd", x_seq)
@@ -51,7 +53,7 @@ def signgd(
     v_last = torch.empty_like(like, dtype=torch.float32)
     x_last = [torch.empty_like(like, dtype=torch.float32) for _ in x_start]
     v_seq = [new_sequence(len(eta), like, torch.float32)] if keep_v else []
-    spikes = [new_sequence(len(eta), like, torch.bool)] if keep_spikes else []
+    spikes = [new_sequence(len(eta), like, spike_type(members))] if keep_spikes else []
     done = 0
     while done < len(eta) and like.numel():
         part = eta[done : done + STEPS]
@@ -78,6 +80,7 @@ def signgd(
         a.v_seq = v_seq[0][done:].data_ptr() if keep_v else None
         a.spikes = spikes[0][done:].data_ptr() if keep_spikes else None
         a.steps, a.fires_at_tie, a.output = len(part), fires_at_tie, OUTPUTS.index(output)
+        a.signs = members
         a.input_type, a.output_type = input_type, TYPES[dtype]
         a.far = sum(y.nbytes >= bound for bound in FAR)
         a.parameters[: len(parameters)] = parameters
@@ -90,34 +93,49 @@ def signgd(
 def group(
     x_seq: Tensor,
     v: Tensor,
+    sent: Tensor | None,
     members: int,
-    theta: float,
+    theta: float | Tensor,
     counts: bool,
     dtype: torch.dtype,
     keep_h: bool,
     keep_v: bool,
 ) -> list[Tensor]:
-    """[y_seq, v, h_seq if keep_h, v_seq if keep_v]; the counts instead of their value if counts."""
-    _check("group", [x_seq], [v])
+    """[y_seq, v, sent if given, h_seq if keep_h, v_seq if keep_v]; y the counts if ``counts``.
+
+    ``sent`` makes the neurons signed. h is kept where theta is a number and nothing is taken back.
+    """
+    given = [] if sent is None else [sent]
+    thetas = [theta] if isinstance(theta, Tensor) else []
+    _check("group", [x_seq], [v, *given, *thetas])
+    assert not keep_h or not (given or thetas)
     input_type = _one_type("group", [x_seq])
     steps = x_seq.shape[0]
     like = step_like([x_seq], tuple(x_seq.shape[1:]))
     y = new_sequence(steps, like, dtype)
     v_last = torch.empty_like(like, dtype=torch.float32)
+    sent_last = [torch.empty_like(like) for _ in given]
     h_seq = [new_sequence(steps, like, torch.float32)] if keep_h else []
     v_seq = [new_sequence(steps, like, torch.float32)] if keep_v else []
     if like.numel():
-        space, (x, start) = arguments.describe(like, [(x_seq, True), (v, False)])
+        constant = [(tensor, False) for tensor in (v, *given, *thetas)]
+        space, (x, start, *others) = arguments.describe(like, [(x_seq, True), *constant])
         a = arguments.Group(space=space, x=x, v=start)
+        if sent is not None:
+            a.sent, a.sent_last = others[0], sent_last[0].data_ptr()
+        if isinstance(theta, Tensor):
+            a.thetas = others[-1]
+        else:
+            a.theta = theta
         a.y, a.v_last = y.data_ptr(), v_last.data_ptr()
         a.h_seq = h_seq[0].data_ptr() if keep_h else None
         a.v_seq = v_seq[0].data_ptr() if keep_v else None
         a.steps, a.counts = steps, counts
         a.input_type, a.output_type = input_type, TYPES[dtype]
         a.far = sum(y.nbytes >= bound for bound in FAR)
-        a.theta, a.members = theta, members
+        a.members = members
         _provider(v).run("group", a, v.device)
-    return [y, v_last, *h_seq, *v_seq]
+    return [y, v_last, *sent_last, *h_seq, *v_seq]
 
 
 def group_gradient(
@@ -242,6 +260,10 @@ def _one_type(name: str, tensors: Sequence[Tensor]) -> int:
             f"{', '.join(sorted(map(str, types)))}. Convert them, or use backend='torch'."
         )
     return TYPES[types.pop()]
+
+
+def spike_type(members: int) -> torch.dtype:
+    return torch.bool if members == 1 else torch.uint8
 
 
 def step_like(x_seq: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:

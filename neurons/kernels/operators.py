@@ -40,6 +40,7 @@ def _signgd(
     function: str,
     parameters: Sequence[float],
     fires_at_tie: bool,
+    members: int,
     schedule: str,
     unit: float,
     t: int,
@@ -57,6 +58,7 @@ def _signgd(
         function_of(function),
         parameters,
         fires_at_tie,
+        members,
         eta,
         output,
         dtype,
@@ -70,8 +72,8 @@ signgd = torch.library.custom_op(
     _signgd,
     mutates_args=(),
     schema="(Tensor[] x_seq, Tensor[] x_start, Tensor v, Tensor? scale, str function, "
-    "float[] parameters, bool fires_at_tie, str schedule, float unit, SymInt t, str output, "
-    "ScalarType dtype, bool keep_v, bool keep_spikes) -> Tensor[]",
+    "float[] parameters, bool fires_at_tie, int members, str schedule, float unit, SymInt t, "
+    "str output, ScalarType dtype, bool keep_v, bool keep_spikes) -> Tensor[]",
 )
 
 
@@ -84,6 +86,7 @@ def _(
     function: str,
     parameters: Sequence[float],
     fires_at_tie: bool,
+    members: int,
     schedule: str,
     unit: float,
     t: int,
@@ -98,28 +101,31 @@ def _(
         torch.empty_like(like),
         *(torch.empty_like(like) for _ in x_start),
         *([launch.new_sequence(steps, like, torch.float32)] if keep_v else []),
-        *([launch.new_sequence(steps, like, torch.bool)] if keep_spikes else []),
+        *([launch.new_sequence(steps, like, launch.spike_type(members))] if keep_spikes else []),
     ]
 
 
 def _group(
     x_seq: Tensor,
     v: Tensor,
+    sent: Tensor | None,
+    thetas: Tensor | None,
     members: int,
     theta: float,
     counts: bool,
     dtype: torch.dtype,
     keep_v: bool,
 ) -> list[Tensor]:
-    return launch.group(x_seq, v, members, theta, counts, dtype, False, keep_v)
+    each = theta if thetas is None else thetas
+    return launch.group(x_seq, v, sent, members, each, counts, dtype, False, keep_v)
 
 
 group = torch.library.custom_op(
     "spikingjelly_signgd::group",
     _group,
     mutates_args=(),
-    schema="(Tensor x_seq, Tensor v, int members, float theta, bool counts, ScalarType dtype, "
-    "bool keep_v) -> Tensor[]",
+    schema="(Tensor x_seq, Tensor v, Tensor? sent, Tensor? thetas, int members, float theta, "
+    "bool counts, ScalarType dtype, bool keep_v) -> Tensor[]",
 )
 
 
@@ -127,6 +133,8 @@ group = torch.library.custom_op(
 def _(
     x_seq: Tensor,
     v: Tensor,
+    sent: Tensor | None,
+    thetas: Tensor | None,
     members: int,
     theta: float,
     counts: bool,
@@ -135,7 +143,8 @@ def _(
 ) -> list[Tensor]:
     like, steps = _like([x_seq], x_seq.shape[1:]), x_seq.shape[0]
     v_seq = [launch.new_sequence(steps, like, torch.float32)] if keep_v else []
-    return [launch.new_sequence(steps, like, dtype), torch.empty_like(like), *v_seq]
+    states = [torch.empty_like(like) for state in (v, sent) if state is not None]
+    return [launch.new_sequence(steps, like, dtype), *states, *v_seq]
 
 
 # -- training: with the gradient of a surrogate ---------------------------------------------------
@@ -150,7 +159,7 @@ def _group_train(
     alpha: float,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, v, h_seq = launch.group(x_seq, v, members, theta, False, x_seq.dtype, True, False)
+    y, v, h_seq = launch.group(x_seq, v, None, members, theta, False, x_seq.dtype, True, False)
     return y, v, h_seq
 
 
@@ -259,6 +268,7 @@ def _track(
         IDENTITY,
         [],
         fires_at_tie,
+        1,
         eta,
         output,
         torch.float32,

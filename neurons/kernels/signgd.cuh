@@ -5,7 +5,9 @@
 #include "values.cuh"
 
 enum { ARGUMENTS = 4, PARAMETERS = 8, STEPS = 256 };
-enum Output { DECODED, SIGNED, SIGMA, FIRES };  // v, -eta s sigma, sigma, whether sigma is 1
+// v, -eta s sigma, sigma, whether sigma is 1; of m members -eta s 2^(1 - m) d, the level d = sum of
+// 2^(m - k) sigma_k, and its code (d + 2^m - 1) / 2, whose bits are whether the sigma_k are 1
+enum Output { DECODED, SIGNED, SIGMA, FIRES };
 
 struct SignGD {
   Space space;
@@ -15,9 +17,9 @@ struct SignGD {
   Operand v, scale;          // scale: data is NULL where it is in eta
   void *y;                   // [steps, neurons]
   float *v_seq;              // [steps, neurons], or NULL
-  signed char *spikes;       // [steps, neurons] 1 where it fires, or NULL
+  unsigned char *spikes;     // [steps, neurons] whether it fires, or the code, or NULL
   float *v_last;             // [neurons]
-  int steps, fires_at_tie, output, input_type, output_type, far;
+  int steps, fires_at_tie, signs, output, input_type, output_type, far;
   float parameters[PARAMETERS];
   float eta[STEPS];
 };
@@ -52,7 +54,85 @@ DEVICE void signgd_step(const float *const *in, const float *parameters, float e
 #undef DECIDE
 }
 
-// Step: ``arguments``, how many the function has, and ``of``, its signgd_step
+// f(x), against which all members of a step decide
+template <class Function>
+DEVICE void signgd_target(const float *const *in, const float *parameters, int lanes,
+                          float *target) {
+  FOR_LANES {
+    float x[Function::arguments];
+    for (int k = 0; k < Function::arguments; ++k) x[k] = in[k][i];
+    target[i] = Function::of(x, parameters);
+  }
+}
+
+// The signs of m members, of which each halves the step; ``level`` d unless NULL, sizes as above.
+template <int m, bool tie>
+DEVICE void signgd_signs(const float *target, float eta, const float *sizes, int lanes,
+                         const float *v, float *after, float *level) {
+#define SIGNS(first)                                                   \
+  const float f = target[i], whole = first;                            \
+  float u = v[i], d = 0.0f, part = 1.0f;                               \
+  for (int k = 0; k < m; ++k) {                                        \
+    const bool fires = tie ? u >= f : u > f;                           \
+    const float size = whole * part; /* exact, or rounded once */      \
+    u = u + (fires ? -size : size);                                    \
+    d = 2.0f * d + (fires ? 1.0f : -1.0f);                             \
+    part = part * 0.5f;                                                \
+  }                                                                    \
+  after[i] = u
+  if (level) {
+    FOR_LANES {
+      SIGNS(sizes[i]);
+      level[i] = d;
+    }
+  } else if (sizes) {
+    FOR_LANES {
+      SIGNS(sizes[i]);
+    }
+  } else {
+    FOR_LANES {
+      SIGNS(eta);
+    }
+  }
+#undef SIGNS
+}
+
+#if LANES == 1
+#define SIGNS_OF(a) signgd_signs<MEMBERS, TIE>
+#else
+#define SIGNS_OF(a) (a.fires_at_tie ? signs_of<true>(MEMBERS) : signs_of<false>(MEMBERS))
+typedef void (*Signs)(const float *, float, const float *, int, const float *, float *, float *);
+
+template <bool tie>
+Signs signs_of(int members) {
+  static const Signs of[] = {signgd_signs<2, tie>, signgd_signs<3, tie>, signgd_signs<4, tie>,
+                             signgd_signs<5, tie>, signgd_signs<6, tie>, signgd_signs<7, tie>,
+                             signgd_signs<8, tie>};
+  return of[members - 2];
+}
+#endif
+
+// One step of all members, arguments as those of signgd_step
+template <class Step>
+DEVICE void signgd_members(const SignGD &a, const Step &step, const float *const *in, float eta,
+                           const float *sizes, int lanes, const float *v, float *after,
+                           float *sigma) {
+  if (MEMBERS == 1) {
+    step.of(in, a.parameters, eta, sizes, lanes, v, after, sigma);
+  } else {
+    ALIGNED float target[PART];
+    const float *here[ARGUMENTS];
+    for (int done = 0; done < lanes; done += PART) {
+      const int some = lanes - done < PART ? lanes - done : (int)PART;
+      for (int k = 0; k < step.arguments; ++k) here[k] = in[k] + done;
+      step.target(here, a.parameters, some, target);
+      SIGNS_OF(a)(target, eta, sizes ? sizes + done : 0, some, v + done, after + done,
+                  sigma ? sigma + done : 0);
+    }
+  }
+}
+
+// Step: ``arguments``, how many the function has, ``of``, its signgd_step, and ``target``
 template <class Step>
 DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes) {
   ALIGNED float v[LANES], scale[LANES], sizes[LANES], sigma[LANES], buffer[LANES];
@@ -78,6 +158,7 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
   // what networks run: the output is the state, read again from there unless it leaves the cache
   const bool plain =
       LANES > 1 && OUTPUT == DECODED && OUTPUT_TYPE == FLOAT32 && !KEEP_SPIKES && !KEEP_V;
+  const float last = 1.0f / (float)(1 << (MEMBERS - 1));  // the last member's part of a step
   const float *before = v;
   UNROLLED for (int t = 0; t < a.steps; ++t) {
     for (int k = 0; k < step.arguments; ++k) {
@@ -104,20 +185,21 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
           if (a.far && a.x[k].linear) prefetch(here[k] + a.x[k].time_stride, some);
         }
         const float *size = SCALED ? sizes + done : 0;
-        step.of(here, a.parameters, eta, size, some, before + done, after + done, 0);
+        signgd_members(a, step, here, eta, size, some, before + done, after + done, 0);
         if (a.far >= STREAMED) stream(y + done, v + done, some);
       }
       before = after;
       continue;
     }
     if (!SCALED) FOR_LANES sizes[i] = eta;
-    step.of(in, a.parameters, eta, sizes, lanes, v, v, sigma);
-    if (KEEP_SPIKES) FOR_LANES a.spikes[first + i] = sigma[i] > 0.0f;
+    signgd_members(a, step, in, eta, sizes, lanes, v, v, sigma);
+    const float top = (float)((1 << MEMBERS) - 1);  // of the codes and, for one member, of sigma
+    if (KEEP_SPIKES) FOR_LANES a.spikes[first + i] = (unsigned char)(int)((sigma[i] + top) * 0.5f);
     if (KEEP_V) FOR_LANES a.v_seq[first + i] = v[i];
     if (OUTPUT == SIGNED)
-      FOR_LANES sigma[i] = -(sigma[i] * sizes[i]);
+      FOR_LANES sigma[i] = -(sigma[i] * (sizes[i] * last));
     else if (OUTPUT == FIRES)
-      FOR_LANES sigma[i] = sigma[i] > 0.0f ? 1.0f : 0.0f;
+      FOR_LANES sigma[i] = (sigma[i] + top) * 0.5f;
     write(a.y, first, OUTPUT_TYPE, OUTPUT == DECODED ? v : sigma, lanes);
   }
 

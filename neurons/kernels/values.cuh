@@ -27,8 +27,11 @@ struct Operand {
 #define OUTPUT_TYPE a.output_type
 #define OUTPUT a.output
 #define INTEGRATES(k) (a.x_last[k] != 0)
+#define MEMBERS a.signs
 #define SCALED (a.scale.data != 0)
 #define COUNTS a.counts
+#define BY_CHANNEL (a.thetas.data != 0)
+#define TAKES_BACK (a.sent_last != 0)
 #define KEEP_H (a.h_seq != 0)
 #define KEEP_V (a.v_seq != 0)
 #define KEEP_SPIKES (a.spikes != 0)

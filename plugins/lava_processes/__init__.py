@@ -66,9 +66,12 @@ class SignGDNeurons(AbstractProcess):
     """signGD neurons in the spike view: {0, 1} spikes in and out, x integrated here.
 
     A spike s of the senders stands for sigma = 2 s - 1, so their current a = W s changes x by
-    -eta_in(k) (2 a - offset), offset = W 1. W holds the senders' scale. Layer l (the first is 1)
-    runs step k = 0..T-1 of its schedule in Lava's step k + l of a sample, which takes ``period``
-    steps; before and after it is silent.
+    -received(k) (2 a - offset), received = eta_in and offset = W 1. W holds the senders' scale.
+    Neurons of m signs in a step send them as the bits of one graded spike, the first sign's the
+    highest; there received = 2 ** (1 - m) eta_in and offset = (2 ** m - 1) W 1.
+
+    Layer l (the first is 1) runs step k = 0..T-1 of its schedule in Lava's step k + l of a sample,
+    which takes ``period`` steps; before and after it is silent.
 
     ``x`` [N] is W v_in(0) + b; ``step_sizes`` [T] and ``scale`` [N] are the neuron's own. The
     neurons of ``parameters`` have the shape ``like`` without the batch.
@@ -120,10 +123,13 @@ class PySignGDNeurons(PyLoihiProcessModel):
             self.s_out.send(np.zeros(self.v.shape))
             return
         self.x = self.x - self.received[k] * (2 * current - self.offset)
-        fires = self.v >= self._target() if self._ties() else self.v > self._target()
-        step = self.step_sizes[k] * self.scale
-        self.v = np.where(fires, self.v - step, self.v + step)
-        self.s_out.send(fires.astype(float))
+        target, code = self._target(), np.zeros(self.v.shape)
+        for sign in range(self.proc_params["parameters"].members):
+            fires = self.v >= target if self._ties() else self.v > target
+            step = self.step_sizes[k] * self.scale * 2.0**-sign
+            self.v = np.where(fires, self.v - step, self.v + step)
+            code = 2 * code + fires
+        self.s_out.send(code)
 
     def _target(self) -> np.ndarray:
         """f(x), by the network's own function."""

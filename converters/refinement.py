@@ -1,0 +1,141 @@
+r"""Thresholds and initial charges of all group neurons together, by the gradient of the output.
+
+``thresholds.search`` chooses layer by layer, as if errors were independent. From there a few steps
+of Adam lower the squared error of the outputs themselves. The outputs are those that the spikes
+make; the gradient takes a neuron for :math:`y = (\theta / T) \operatorname{clip}(\lfloor S / \theta
++ c \rfloor, 0, mT)`, whose floor has slope 1 (straight through; Bu et al., ICLR 2022):
+
+.. math::
+    \partial y / \partial x = 1, \qquad
+    \partial y / \partial \theta = y / \theta - S / (T \theta), \qquad
+    \partial y / \partial c = \theta / T
+
+between the ends, where x = S / T is the mean input; above them dy/dtheta = m. Nothing else is
+trained: the weights and the source network stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..network import Average, Constant, GroupNeuron, Growth, Input, Linear, SpikingNetwork, leaves
+from ..network_module import key
+from ..progress import progress
+from .simulation import Simulation
+
+STEPS = 300  # of Adam, times T; but
+FEWEST, MOST = 30, 150
+RATE = 0.01  # of log theta and of c
+BATCH = 64
+
+
+class _MeanOutput(torch.autograd.Function):
+    """``out``, the mean output that the spikes made of a mean input x, with the gradient above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, theta: Tensor, c: Tensor, out: Tensor, m: int, T: int) -> Any:
+        ctx.save_for_backward(x, theta, c, out)
+        ctx.m, ctx.steps = m, T
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, theta, c, out = ctx.saved_tensors
+        level = x * ctx.steps / theta + c
+        above = level >= ctx.m * ctx.steps + 1
+        inside = gradient * ((level >= 0) & ~above)
+        of_theta = inside * (out - x) / theta + gradient * above * ctx.m
+        of_c = inside * theta / ctx.steps
+        return inside, of_theta.sum_to_size(theta.shape), of_c.sum_to_size(c.shape), *[None] * 3
+
+
+def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) -> SpikingNetwork:
+    """The group neurons ``names`` of a network of such neurons alone, on images x [B, ...]."""
+    plain = (Input, Constant, Linear, GroupNeuron, Growth, Average)
+    if not all(isinstance(node, plain) for node in network.nodes):
+        return network
+    simulation = Simulation(network)
+    x = simulation.check_input(x)
+    generator = torch.Generator().manual_seed(seed)
+    logs, charges = {}, {}
+    for name in names:
+        node = simulation.group[name]
+        theta = torch.as_tensor(node.v_threshold).to(x) / node.members
+        charge = torch.as_tensor(node.initial_charge).to(x).expand_as(theta)
+        logs[name] = theta.log().requires_grad_()
+        charges[name] = charge.clone().requires_grad_()
+    adam = torch.optim.Adam([*logs.values(), *charges.values()], RATE, betas=(0.9, 0.99))
+    steps = min(MOST, max(FEWEST, STEPS // network.time_steps))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+
+    def put() -> None:
+        for name in names:
+            node = simulation.group[name]
+            theta, charge = logs[name].detach().exp(), charges[name].detach().clamp(0, 1)
+            threshold = theta * node.members
+            simulation.group[name] = replace(
+                node,
+                v_threshold=threshold if threshold.dim() else float(threshold),
+                initial_charge=charge.clone() if charge.dim() else float(charge),
+            )
+
+    order: list[Tensor] = []
+    for _ in progress(range(steps), "refining", steps):
+        if not order:
+            order = list(torch.randperm(len(x), generator=generator).split(BATCH))
+        part = x[order.pop().to(x.device)]
+        with torch.enable_grad():
+            loss = _loss(simulation, part, logs, charges)
+            if not loss.requires_grad:
+                return network
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        decay.step()
+        put()
+    return simulation.changed()
+
+
+def _loss(
+    simulation: Simulation, x: Tensor, logs: dict[str, Tensor], charges: dict[str, Tensor]
+) -> Tensor:
+    """The squared error of the outputs over their square, with a gradient."""
+    network, means = simulation.network, {}
+    simulation.on_fire = lambda node, y: means.update({node.name: y.mean(0)})
+    try:
+        simulation.outputs(x, network.time_steps)
+    finally:
+        simulation.on_fire = None
+    wanted = simulation.activations(x)
+    values: dict[str, Tensor] = {}
+    for node in network.nodes:
+        inputs = [values[name] for name in node.inputs]
+        if isinstance(node, GroupNeuron):
+            theta = torch.as_tensor(node.v_threshold).to(x) / node.members
+            charge = torch.as_tensor(node.initial_charge).to(x)
+            values[node.name] = _MeanOutput.apply(  # type: ignore[no-untyped-call]
+                inputs[0],
+                logs[node.name].exp() if node.name in logs else theta,
+                charges.get(node.name, charge),
+                means[node.name],
+                node.members,
+                network.time_steps,
+            )
+        elif isinstance(node, Growth):
+            values[node.name] = simulation.functions[key(node.name)](*inputs)
+        elif isinstance(node, Linear):
+            values[node.name] = simulation.operations[key(node.name)](*inputs, batch=len(x))
+        elif isinstance(node, Constant):
+            values[node.name] = simulation.operations[key(node.name)].value  # type: ignore[assignment]
+        else:
+            values[node.name] = x if isinstance(node, Input) else inputs[0]
+    total = x.new_zeros(())
+    for name in dict.fromkeys(leaves(network.outputs)):
+        want = wanted[name].detach()
+        total = total + (values[name] - want).square().sum() / want.square().sum().clamp(min=1e-12)
+    return total

@@ -1,0 +1,611 @@
+r"""Tuning: step sizes, scales and resting values learned on the calibration data.
+
+Of every signGD neuron the T step sizes, the scale of each channel and the resting value of each
+channel are chosen so that the outputs after T steps are those of the source network:
+
+.. math::
+    E = \sum_{outputs} \frac{\lVert y(T) - y \rVert^2}{\lVert y \rVert^2}
+
+E is made small by gradient descent (Adam, on minibatches). A spike has no gradient. Where v(t-1) is
+within one step of f(x) the neuron can follow its target, so there the gradient of v(t) is handed on
+to the target; where it is further away v(t) moves by a whole step whatever the target is, and
+the gradient stays with v(t-1). The derivative in the step itself is exact in both cases:
+
+.. math::
+    \frac{\partial v_k}{\partial f} = [\,|v_{k-1} - f| < \eta s 2^{1-k}\,], \qquad
+    \frac{\partial v_k}{\partial v_{k-1}} = 1 - \frac{\partial v_k}{\partial f}, \qquad
+    \frac{\partial v_k}{\partial (\eta s)} = -2^{1-k} \sigma_k
+
+Between phases of the descent each neuron's steps are also made larger and smaller as a whole. What
+is kept is the state with the least E on calibration samples that the descent never saw, the
+untuned network among them, so tuning does not make a network worse than noise does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..network import (
+    Constant,
+    Encoder,
+    Function,
+    Input,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    leaves,
+)
+from ..network_module import NetworkModule
+from ..neurons.coding import CodingState, RealCodingParameters, real_step
+from ..neurons.multi_step import signgd_multi_step
+from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
+from ..neurons.signgd import SignGDParameters, signgd_initial_state
+from ..operations import apply, apply_over_time
+from ..progress import progress
+from .calibration import Calibration, batches_of
+from .planning import default_schedule, relative_depths
+
+FEWEST = 64  # samples, a quarter of which are held out
+LONGEST = 128  # steps times members from which the default is close enough
+HELD_OUT = 96  # samples at most
+SEEN = 1024
+BATCH = 32  # samples in one step of descent
+EFFORT = 2e9  # neuron updates of a whole descent: up to a minute on two cores
+MEMORY = 2**31  # bytes that one step of descent may keep
+RATE = 0.2  # of log step sizes; of log scales a half, of resting values, in scales, a tenth
+TAIL = 0.9  # ratio of the steps after the last tuned one
+PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
+RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
+LOOKS = 4  # at the held-out samples in each
+LEARNED = ("steps", "scales", "resting")  # of each neuron
+
+
+def against(network: SpikingNetwork, samples: int) -> str:
+    """Why the default plan is left as it is: empty where it can be tuned."""
+    neurons = network.neurons
+    if not neurons:
+        return "there is no spiking neuron to tune."
+    other = [node.name for node in neurons if not isinstance(node, SignGDNeuron)]
+    if other:
+        return f"signGD neurons are tuned, but {other[0]!r} is none."
+    if any(isinstance(node, SignGDNeuron) and node.momentum for node in neurons):
+        return "steps with momentum are not tuned."
+    if any(isinstance(node, Encoder) and node.coding == "poisson" for node in network.nodes):
+        return "Poisson-coded input is random, which is not tuned."
+    if samples < FEWEST:
+        return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
+    return ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning did, JSON-able; ``print(tuning)`` shows it as a table.
+
+    Errors are relative output errors on the ``held_out`` samples: of the default plan, of the
+    tuned network, and for each neuron of the tuned network with this neuron alone put back.
+    ``agreement`` is None for outputs that are not [B, classes].
+    """
+
+    time_steps: int
+    iterations: int
+    samples: int
+    held_out: int
+    seed: int
+    error: tuple[float, float]
+    agreement: tuple[float, float] | None
+    layers: Mapping[str, Mapping[str, float]]
+
+    @staticmethod
+    def of(network: SpikingNetwork) -> Tuning | None:
+        """What was done to a network; None where it was not tuned."""
+        found = network.provenance.get("tuning")
+        if not isinstance(found, Mapping) or "layers" not in found:
+            return None
+        pairs = {k: found[k] and tuple(found[k]) for k in ("error", "agreement")}
+        return Tuning(**{**found, **pairs})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "time_steps": self.time_steps,
+            "iterations": self.iterations,
+            "samples": self.samples,
+            "held_out": self.held_out,
+            "seed": self.seed,
+            "error": list(self.error),
+            "agreement": None if self.agreement is None else list(self.agreement),
+            "layers": {name: dict(values) for name, values in self.layers.items()},
+        }
+
+    def __str__(self) -> str:
+        width = max(6, *map(len, self.layers))
+        lines = [
+            f"{'neuron':<{width}}  first step    last step     scale  resting  error if undone"
+        ]
+        for name, row in self.layers.items():
+            lines.append(
+                f"{name:<{width}}  {row['first before']:.3f} > {row['first']:.3f}"
+                f" {row['last before']:.3f} > {row['last']:.3f}"
+                f"  x {row['scale']:5.2f}  {row['resting']:+7.3f}  {row['without']:15.4f}"
+            )
+        before, after = self.error
+        lines.append(
+            f"output error on {self.held_out} held-out samples: {before:.4f} > {after:.4f}"
+            + (
+                f", agreement {100 * self.agreement[0]:.1f} > {100 * self.agreement[1]:.1f} %"
+                if self.agreement
+                else ""
+            )
+        )
+        return "\n".join(lines)
+
+
+class _Track(torch.autograd.Function):
+    """T steps of m signs toward targets, with the gradient of the module's docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,  # [T, ...], or [...] where it does not change
+        eta: Tensor,  # [T]
+        scale: Tensor,
+        resting: Tensor,
+        node: SignGDNeuron,
+        static: bool,
+    ) -> Tensor:
+        steps, shape = len(eta), target.shape if static else target.shape[1:]
+        v = resting.expand(shape).clone()
+        y = target.new_empty(steps, *shape)
+        fires, near = (
+            torch.empty(steps * node.members, *shape, dtype=torch.bool, device=v.device)
+            for _ in range(2)
+        )
+        for t in range(steps):
+            f = target if static else target[t]
+            for k in range(node.members):
+                size = eta[t] * 2.0**-k * scale
+                i = t * node.members + k
+                u = v - f
+                fires[i] = u >= 0 if node.function.fires_at_tie else u > 0
+                near[i] = u.abs_() < size
+                v += torch.where(fires[i], -size, size)
+            y[t] = v
+        ctx.save_for_backward(fires, near, eta, scale)
+        ctx.members, ctx.static = node.members, static
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        fires, near, eta, scale = ctx.saved_tensors
+        v = torch.zeros_like(gradient[0])
+        target = torch.zeros_like(gradient[0] if ctx.static else gradient)
+        d_eta, d_scale = torch.zeros_like(eta), torch.zeros_like(scale)
+        for t in reversed(range(len(eta))):
+            v = v + gradient[t]
+            for k in reversed(range(ctx.members)):
+                i = t * ctx.members + k
+                moved = torch.where(fires[i], -v, v).sum_to_size(scale.shape) * 2.0**-k
+                d_eta[t] += (moved * scale).sum()
+                d_scale += moved * eta[t]
+                followed = v * near[i]
+                v = v - followed
+                (target if ctx.static else target[t]).add_(followed)
+        return target, d_eta, d_scale, v.sum_to_size(scale.shape), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is tuned of one neuron: log step sizes [T], log scale, resting in units of ``unit``."""
+
+    eta: Tensor
+    scale: Tensor
+    resting: Tensor
+    unit: Tensor
+
+    @staticmethod
+    def of(node: SignGDNeuron, steps: int, like: Tensor) -> Choice:
+        eta = like.new_tensor([node.schedule(t) for t in range(1, steps + 1)])
+        scale = torch.as_tensor(node.scale).to(like).clone()
+        resting = torch.as_tensor(node.resting).to(like) / scale
+        return Choice(eta.log(), scale.log(), resting, scale)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.eta, self.scale, self.resting
+
+    def copy(self) -> Choice:
+        eta, scale, resting = (a.detach().clone() for a in self.tensors())
+        return Choice(eta, scale, resting, self.unit)
+
+    def applied(self, node: SignGDNeuron) -> SignGDNeuron:
+        sizes = tuple(float(size) for size in self.eta.detach().exp())
+        return replace(
+            node,
+            schedule=ListSchedule(sizes, TAIL),
+            scale=self.scale.detach().exp(),
+            resting=(self.resting * self.unit).detach(),
+        )
+
+
+Choices = Mapping[str, Choice]
+Signal = tuple[Tensor, bool]
+
+
+class Simulation:
+    """The decoded view of a network of signGD neurons, for all steps at once, with a gradient."""
+
+    def __init__(self, network: SpikingNetwork, steps: int) -> None:
+        self.network, self.steps = network, steps
+        self.neurons = [n for n in network.nodes if isinstance(n, SignGDNeuron)]
+        self.before_neurons: set[str] = set()  # what is needed at every step
+        for node in reversed(network.nodes):
+            if isinstance(node, SignGDNeuron) or node.name in self.before_neurons:
+                self.before_neurons.update(node.inputs)
+
+    def outputs(self, x: Tensor, choices: Choices) -> list[Tensor]:
+        """Each output after the last step [B, ...]; by the kernels where no gradient is wanted."""
+        values: dict[str, Signal] = {}
+        for node in self.network.nodes:
+            signals = [values[name] for name in node.inputs]
+            if node.name not in self.before_neurons and not isinstance(node, SignGDNeuron):
+                signals = [(v[-1], False) if in_time else (v, False) for v, in_time in signals]
+            values[node.name] = self._value(node, signals, x, choices)
+        found = [values[name] for name in leaves(self.network.outputs)]
+        return [value[-1] if in_time else value for value, in_time in found]
+
+    def _value(self, node: Node, signals: list[Signal], x: Tensor, choices: Choices) -> Signal:
+        if isinstance(node, Input):
+            return x, False
+        if isinstance(node, Constant):
+            return node.value, False
+        static = not any(in_time for _, in_time in signals)
+        inputs = [value for value, _ in signals]
+        if isinstance(node, Encoder):
+            return self._coded(node, x), True
+        if isinstance(node, Linear):
+            if static:
+                return apply(node.op, inputs, node.attributes, node.tensors, len(x)), False
+            led = [in_time for _, in_time in signals]
+            tensors = node.tensors
+            return apply_over_time(node.op, inputs, led, node.attributes, tensors, len(x)), True
+        assert isinstance(node, Function)
+        if not static:
+            inputs = [v if led else v.expand(self.steps, *v.shape) for v, led in signals]
+        if isinstance(node, SignGDNeuron) and not torch.is_grad_enabled():
+            return self._spiked(choices[node.name].applied(node).parameters, inputs, static), True
+        function = node.function if static else node.function.over_time
+        target = function(*inputs, **node.arguments)
+        if not isinstance(node, SignGDNeuron):
+            return target, not static
+        choice = choices[node.name]
+        tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
+        return _Track.apply(target, *tuned, node, static), True  # type: ignore[no-untyped-call]
+
+    def _spiked(self, p: SignGDParameters, inputs: list[Tensor], static: bool) -> Tensor:
+        first = inputs if static else [v[0] for v in inputs]
+        if static:
+            inputs = [v.expand(self.steps, *v.shape) for v in inputs]
+        return signgd_multi_step(inputs, signgd_initial_state(p.target(*first), p), p).y
+
+    def _coded(self, node: Encoder, x: Tensor) -> Tensor:
+        assert node.coding == "real" and node.schedule is not None
+        p, state = (
+            RealCodingParameters(node.schedule, node.momentum),
+            CodingState(torch.zeros_like(x)),
+        )
+        values = []
+        for _ in range(self.steps):
+            value, state = real_step(x, state, p)
+            values.append(value)
+        return torch.stack(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs [N, ...] and what the source network makes of them, one tensor for each output."""
+
+    x: Tensor
+    targets: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def pick(self, index: Any) -> Samples:
+        return Samples(self.x[index], [target[index] for target in self.targets])
+
+
+@torch.no_grad()
+def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
+    """x [N, ...] with the outputs of the source network."""
+    module = NetworkModule(network, {})
+    x = module.check_input(x)
+    names = leaves(network.outputs)
+    parts = [module.activations(part) for part in x.split(BATCH)]
+    return Samples(x, [torch.cat([part[name] for part in parts]) for name in names])
+
+
+def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
+    """The network as it is."""
+    neurons = [node for node in network.neurons if isinstance(node, SignGDNeuron)]
+    like = samples.targets[0]
+    return {node.name: Choice.of(node, network.time_steps, like) for node in neurons}
+
+
+def _loss(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
+    """E of the module's docstring."""
+    parts = [
+        (y - target).square().mean() / target.square().mean().clamp(min=1e-30)
+        for y, target in zip(outputs, samples.targets, strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+class Measure:
+    """Error and agreement of choices on samples, without a gradient."""
+
+    def __init__(self, simulation: Simulation, samples: Samples) -> None:
+        self.simulation, self.samples = simulation, samples
+        first = samples.targets[0]
+        self.classifies = len(samples.targets) == 1 and first.dim() == 2 and first.shape[1] > 1
+
+    @torch.no_grad()
+    def __call__(self, choices: Choices) -> tuple[float, float | None]:
+        parts = [
+            self.simulation.outputs(self.samples.x[i : i + BATCH], choices)
+            for i in range(0, len(self.samples), BATCH)
+        ]
+        outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
+        error = float(_loss(outputs, self.samples)) ** 0.5
+        if not self.classifies:
+            return error, None
+        same = outputs[0].argmax(1) == self.samples.targets[0].argmax(1)
+        return error, float(same.double().mean())
+
+
+Found = tuple[float, float | None]  # error and agreement
+
+
+def tune(
+    network: SpikingNetwork,
+    calibration: Calibration,
+    *,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    learn: Collection[str] = LEARNED,
+    max_batches: int | None = 32,
+    seed: int = 0,
+) -> SpikingNetwork:
+    """``network`` with the step sizes, scales and resting values that fit its T steps best.
+
+    Parameters
+    ----------
+    network
+        Of signGD neurons, planned for ``network.time_steps`` steps; parts that stay real-valued
+        may be among them.
+    calibration
+        A tensor [N, ...] or batches x or (x, y); 64 samples or more, of which a quarter (at most
+        96) choose between the states that the descent on the others passes through.
+    iterations
+        Steps of descent; by default as many as take up to a minute on two cores for the networks of
+        ``examples/`` on 28 x 28 pixels, 20 to 250. The same number, seed, machine and threads give
+        the same result.
+    seconds
+        Stop after about that long; the result then depends on the speed of the machine.
+    learn
+        Which of "steps", "scales" and "resting" are; the others stay as planned.
+
+    Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
+    prints it. Raises InputError where the network cannot be tuned, CalibrationError.
+    """
+    batches = batches_of(calibration, max_batches)
+    x = torch.cat(batches)
+    reason = against(network, len(x))
+    if reason:
+        raise InputError(f"tune: {reason}")
+    for name, value in (("iterations", iterations), ("seconds", seconds)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is positive, but it is {value!r}.")
+    if isinstance(learn, str) or not learn or not set(learn) <= set(LEARNED):
+        raise InputError(f"learn names some of {', '.join(LEARNED)}, but it is {learn!r}.")
+    return _Tuner(network, x, iterations, seconds, seed, learn).run()
+
+
+class _Tuner:
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        x: Tensor,
+        iterations: int | None,
+        seconds: float | None,
+        seed: int,
+        learn: Collection[str] = LEARNED,
+    ) -> None:
+        self.network, self.seconds, self.seed, self.learn = network, seconds, seed, learn
+        self.begun = time.monotonic()
+        self.steps = network.time_steps
+        self.simulation = Simulation(network, self.steps)
+        self.generator = torch.Generator().manual_seed(seed)
+        # on samples in any order, which may come sorted by class
+        x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
+        held_out = min(HELD_OUT, len(x) // 4)
+        self.held_out = samples_of(network, x[:held_out])
+        self.seen = samples_of(network, x[held_out : held_out + SEEN])
+        updates = sum(node.members * network.count()[node.name] for node in self._neurons())
+        updates = max(1, updates * self.steps)
+        # about four values of four bytes are kept for each update
+        self.batch = max(2, min(BATCH, len(self.seen), MEMORY // (16 * updates)))
+        planned = int(EFFORT / (updates * self.batch))
+        self.iterations = iterations or min(250, max(20, planned))
+
+    def _neurons(self) -> list[SignGDNeuron]:
+        return self.simulation.neurons
+
+    def run(self) -> SpikingNetwork:
+        measure = Measure(self.simulation, self.held_out)
+        default = default_choices(self.network, self.held_out)
+        before = measure(default)
+        best, best_found = default, before
+        start, begun = self._begin(default)
+        if self._better(begun, best_found, before):
+            best, best_found = start, begun
+        done = 0
+        for relative, share in PHASES:
+            iterations, part = 0, max(1, round(share * self.iterations))
+            for i, choices in self._descend(best, RATE * relative, part):
+                iterations = i
+                found = measure(choices)
+                if self._better(found, best_found, before):
+                    best, best_found = {k: c.copy() for k, c in choices.items()}, found
+            done += iterations
+            if self._late():
+                break
+            if "steps" in self.learn:
+                resized = self._resize(best)
+                found = measure(resized)
+                if self._better(found, best_found, before):
+                    best, best_found = resized, found
+        tuned = self.network if best is default else self._applied(best)
+        report = Tuning(
+            self.steps,
+            done,
+            len(self.seen),
+            len(self.held_out),
+            self.seed,
+            (before[0], best_found[0]),
+            None if before[1] is None else (before[1], best_found[1] or 0.0),
+            self._layers(default, best, measure),
+        )
+        return tuned.replace(provenance={**tuned.provenance, "tuning": report.to_dict()})
+
+    def _better(self, found: Found, best: Found, before: Found) -> bool:
+        return found[0] < best[0] and not _worse(found, before, len(self.held_out))
+
+    def _resize(self, start: Choices) -> Choices:
+        """All steps of a neuron larger or smaller, one neuron after the other, where it helps.
+
+        The descent does not see that smaller steps round less: within reach the rounding of a value
+        is as often up as down, so the derivative of the error in the step is zero on average.
+        """
+        measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
+        best, error = start, measure(start)[0]
+        for name in progress(list(start), "resizing", len(start)):
+            for factor in RESIZE:
+                choice = best[name].copy()
+                choice.eta.add_(math.log(factor))
+                tried = {**best, name: choice}
+                found = measure(tried)[0]
+                if found < error:
+                    best, error = tried, found
+        return best
+
+    def _begin(self, default: Choices) -> tuple[Choices, Found]:
+        """The best of a few plain schedules, as far as held-out samples tell."""
+        measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
+        candidates = [default]
+        for schedule_of in _starts(self.network) if "steps" in self.learn else []:
+            like = self.held_out.targets[0]
+            nodes = [replace(n, schedule=schedule_of(n)) for n in self._neurons()]
+            candidates.append({n.name: Choice.of(n, self.steps, like) for n in nodes})
+        best = min(candidates, key=lambda choices: measure(choices)[0])
+        return best, Measure(self.simulation, self.held_out)(best)
+
+    def _late(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self.begun > self.seconds
+
+    def _descend(
+        self, start: Choices, rate: float, iterations: int
+    ) -> Iterator[tuple[int, Choices]]:
+        """Yields (iterations done, choices) now and then, and at the end."""
+        choices = {name: choice.copy() for name, choice in start.items()}
+        groups: list[list[Tensor]] = [[], [], []]
+        for choice in choices.values():
+            for kind, group, tensor in zip(LEARNED, groups, choice.tensors(), strict=True):
+                if kind in self.learn:
+                    group.append(tensor.requires_grad_())
+        rates = (rate, rate / 2, rate / 10)
+        settings = [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True) if g]
+        optimizer = torch.optim.Adam(settings, betas=(0.8, 0.95))
+        course = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, rate / 50)
+        parameters = [tensor for group in groups for tensor in group]
+        looks = {math.ceil(iterations * k / LOOKS) for k in range(1, LOOKS + 1)}
+        for i in progress(range(1, iterations + 1), "tuning", iterations):
+            pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
+            samples = self.seen.pick(pick.to(self.seen.x.device))
+            with torch.enable_grad():
+                loss = _loss(self.simulation.outputs(samples.x, choices), samples)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            if bool(norm.isfinite()):
+                optimizer.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a step that was left out is no mistake
+                course.step()
+            if i in looks or self._late():
+                yield i, choices
+            if self._late():
+                return
+
+    def _applied(self, choices: Choices) -> SpikingNetwork:
+        nodes = tuple(
+            choices[node.name].applied(node) if isinstance(node, SignGDNeuron) else node
+            for node in self.network.nodes
+        )
+        return self.network.replace(nodes=nodes)
+
+    def _layers(self, default: Choices, best: Choices, measure: Measure) -> dict[str, Any]:
+        layers = {}
+        for node in self._neurons():
+            old, new = default[node.name], best[node.name]
+            changed = new is not old
+            layers[node.name] = {
+                "first before": float(old.eta[0].exp()),
+                "first": float(new.eta[0].detach().exp()),
+                "last before": float(old.eta[-1].exp()),
+                "last": float(new.eta[-1].detach().exp()),
+                "scale": float((new.scale - old.scale).detach().mean().exp()),
+                "resting": float(new.resting.detach().mean()),
+                "without": measure({**best, node.name: old} if changed else best)[0],
+            }
+        return layers
+
+
+def _worse(found: Found, before: Found, samples: int) -> bool:
+    """Whether predictions agree less often than before, by more than chance."""
+    if found[1] is None or before[1] is None:
+        return False
+    spread = math.sqrt(max(before[1] * (1 - before[1]), 1 / samples) / samples)
+    return found[1] < before[1] - spread
+
+
+def _starts(network: SpikingNetwork) -> list[Callable[[SignGDNeuron], Schedule]]:
+    """Schedules to begin the descent from, beside the default."""
+    steps = network.time_steps
+    depths = relative_depths(network.nodes)
+    if any(isinstance(n, SignGDNeuron) and n.members > 1 for n in network.nodes) or steps == 1:
+        pairs = [(0.5, 1.0), (0.5, 1.5), (0.7, 0.7), (0.7, 1.0)]
+        return [
+            lambda n, a=first, b=faster: ExponentialSchedule(  # type: ignore[misc]
+                a, default_schedule(steps, depths[n.name], n.members).decay ** b
+            )
+            for first, faster in pairs
+        ]
+    return [
+        lambda n, a=total, b=last: _shifted(steps, a, b, depths[n.name])  # type: ignore[misc]
+        for total, last in ((1.0, 0.2), (1.4, 0.2), (1.0, 0.1), (1.8, 0.05))
+    ]
+
+
+def _shifted(steps: int, total: float, last: float, depth: float) -> ExponentialSchedule:
+    """Steps that decay to ``last`` of the first, the first neurons' in 0.6 of the time."""
+    settled = max(2.0, steps * (1 - 0.4 * (1 - depth)))
+    decay = last ** (1 / (settled - 1))
+    return ExponentialSchedule(total * (1 - decay) / (1 - decay**steps), decay)
