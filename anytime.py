@@ -25,7 +25,8 @@ class Step:
     """After step ``t``: the decoded ``outputs`` so far, and ``spikes`` [B], sent in this step.
 
     signGD neurons send ``members`` signs in every step, group neurons as many spikes as members
-    fire or are taken back. ``prediction`` and ``margin`` are those of classifiers, whose output is
+    fire or are taken back (the mean of all samples where a layer folds the batch into another
+    dimension). ``prediction`` and ``margin`` are those of classifiers, whose output is
     one tensor [B, classes].
     """
 
@@ -42,9 +43,10 @@ class Step:
     def margin(self) -> Tensor:
         """t times the largest output less the second largest, [B].
 
-        What the spikes decode to is off by about 1 / t, so a difference is worth t times itself:
-        of the measures tried (of the outputs, of their softmax, over their deviation, with and
-        without t) this one tells right predictions from wrong ones in the fewest steps.
+        Rates of group neurons are off by about 1 / t, so a difference is worth t times itself. For
+        signGD neurons it is a rule of thumb: of the measures tried (of the outputs, of their
+        softmax, over their deviation, with and without t) this one tells right predictions from
+        wrong ones in the fewest steps.
         """
         first, second = _classes(self.outputs).topk(2, dim=1).values.unbind(1)
         return self.t * (first - second)
@@ -112,8 +114,9 @@ class _Run:
     def _count(self, node: Node, y: Tensor) -> None:
         if isinstance(node, GroupNeuron):
             sent = (y / like(node.parameters.theta, y)).abs()
-            if y.shape[1] == self.batch:
-                self.spikes += sent.transpose(0, 1).flatten(1).sum(1)
+            along = [dim for dim, size in enumerate(node.shape, 1) if follows_batch(size)]
+            if [node.shape[dim - 1] for dim in along] == ["1*batch"]:
+                self.spikes += sent.transpose(0, along[0]).flatten(1).sum(1)
             else:  # the batch is folded into another dimension: the mean of the samples
                 self.spikes += sent.sum() / max(self.batch, 1)
         elif isinstance(node, SignGDNeuron):
@@ -264,6 +267,8 @@ def early_exit(
     brings its own ``max_steps``. ``max_steps`` and ``sequence`` are as for
     ``stream``. Raises InputError.
     """
+    if not isinstance(margin, ExitRule) and not margin == margin:
+        raise InputError("margin is a number, but it is NaN.")
     if isinstance(margin, ExitRule):
         max_steps, margin = max_steps or margin.max_steps, margin.margin
     started = _Run("early_exit", snn, x, max_steps, sequence)
@@ -325,8 +330,8 @@ def calibrate_exit(
         margins.append(torch.stack([step.margin.float() for step in steps]))
         same.append(torch.stack([step.prediction == wanted for step in steps]))
         spikes.append(torch.stack([step.spikes for step in steps]))
-    if not margins:
-        raise InputError("the loader is empty; nothing can be calibrated.")
+    if sum(part.shape[1] for part in margins) < 2:
+        raise InputError("the loader holds fewer than two samples; nothing can be calibrated.")
     return _rule(torch.cat(margins, 1), torch.cat(same, 1), torch.cat(spikes, 1), agreement)
 
 

@@ -299,11 +299,11 @@ class _Walk:
         values = [
             torch.zeros(steps, *shape, dtype=torch.double)
             if part is None
-            else part.expand(steps, *part.shape[1:])
+            else part.cpu().expand(steps, *part.shape[1:])
             for part, shape in zip(parts, shapes, strict=True)
         ]
         tensors = {
-            name: (value != 0).double() if name == "weight" else value
+            name: (value.cpu() != 0).double() if name == "weight" else value.cpu()
             for name, value in node.tensors.items()
         }
         op, attributes, grown = _counting(node, values[0])

@@ -42,12 +42,15 @@ def batches_of(data: Data, samples: int) -> list[tuple[torch.Tensor, torch.Tenso
 
 
 def signgd(name: str, data_name: str, data: Data, samples: int) -> Iterator[dict[str, Any]]:
-    """One source network under both presets, after each part; the default is planned for each T."""
+    """One source network as published, and with step sizes planned for each T but nothing learned
+    (benchmarks/tuned.py has that); norms are made of neurons of one and two arguments in both."""
     model = load_network(name, data_name)
     batches, calibration = batches_of(data, samples), data.train.images[:CALIBRATION]
     result: dict[str, Any] = {"network": name, "samples": samples, "default": {}}
     for steps in reversed(TIME_STEPS):
-        network = sg.convert(model, calibration, time_steps=steps)
+        network = sg.convert(
+            model, calibration, time_steps=steps, functions={"norm": "local"}, tune=False
+        )
         row = sg.evaluate(sg.build(network), batches, steps, reference=model)
         result["default"][str(steps)] = row.to_dict()["rows"][0]
         result["source"] = row.reference_accuracy

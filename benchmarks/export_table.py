@@ -150,7 +150,7 @@ def table() -> str:
     for kind, (model, options, steps) in NETWORKS.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # levels and ranges are not the matter here
-            network = sg.convert(model().eval(), images, time_steps=steps, **options)
+            network = sg.convert(model().eval(), images, time_steps=steps, tune=False, **options)
         cells = []
         for form in FORMATS:
             word, why = outcome(network, images, form)

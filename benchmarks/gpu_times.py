@@ -248,7 +248,7 @@ def networks(
         images = torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of calibration with images of noise
-            network = sg.convert(model, images[:64], time_steps=steps)
+            network = sg.convert(model, images[:64], time_steps=steps, tune=False)
         snn, source, x = sg.build(network).to(device), model.to(device), images.to(device)
         choices: dict[str, Choice] = snn.choices(x)  # type: ignore[operator]
         by_torch = [f"{n} ({c.reason})" for n, c in choices.items() if c.backend == "torch"]

@@ -290,7 +290,9 @@ def methods(data: str, name: str) -> dict[str, list[Way]]:
 # what is added, one after the other, to the published network; T or m T is the budget
 IDEAS: dict[str, Callable[[str, str, int], list[Way]]] = {
     "as published": lambda d, n, b: [Way(d, n, b, "paper")],
-    "step sizes by T and depth": lambda d, n, b: [Way(d, n, b, functions="local", scale="tensor")],
+    "exact input and GELU, scales from quantiles, steps by T and depth": lambda d, n, b: [
+        Way(d, n, b, functions="local", scale="tensor")
+    ],
     "+ one neuron for one output": lambda d, n, b: [Way(d, n, b, scale="tensor")],
     "+ scales by channel": lambda d, n, b: [Way(d, n, b)],
     "+ step sizes learned": lambda d, n, b: [Way(d, n, b, learn="steps")] * (b != 12),
@@ -640,29 +642,35 @@ def plot(data: str, path: Path) -> None:
     """Agreement against the spikes of each neuron, one line for each idea."""
     from matplotlib import pyplot
 
-    figure, both = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharey=True)
-    colors = pyplot.get_cmap("viridis")
+    figure, both = pyplot.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained", sharey=True)
+    alone, grouped = pyplot.get_cmap("viridis"), pyplot.get_cmap("autumn")
+    ticks = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90)  # what does not agree, on a log scale
     for axes, name in zip(both, ("vgg", "convnext"), strict=True):
         for i, (idea, ways_of) in enumerate(IDEAS.items()):
             points = [
-                (row["cost"]["spikes"] / row["neurons"], 100 * row["agreement"])
+                (row["cost"]["spikes"] / row["neurons"], 100 * (1 - row["agreement"]))
                 for budget in BUDGETS
                 for way in ways_of(data, name, budget)
                 if (row := known(way)) is not None
             ]
-            if points:
-                style = "--" if "members" in idea or "groups" in idea else "-"
-                color = colors(i / len(IDEAS))
-                axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4,
-                          color=color, label=idea)  # fmt: skip
-        axes.axhline(100, color="black", linewidth=0.8, linestyle=":")
+            several = "members" in idea or "groups" in idea
+            color = grouped((i - 7) / 4.5) if several else alone(i / 7)
+            x, y = zip(*points, strict=True) if points else ((), ())
+            style = "s--" if several else "o-"
+            axes.plot(x, y, style, markersize=4, color=color, label=idea)
+        axes.axhline(0, color="black", linewidth=1, linestyle=":", label="source network")
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
+        axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
+        axes.set_ylim(95, -0.02)
+        axes.set_xticks(BUDGETS)
+        axes.set_xlim(min(BUDGETS) - 1, max(BUDGETS) + 1)
+        axes.minorticks_off()
         axes.set_title(name)
-        axes.set_xlabel("spikes of each neuron")
+        axes.set_xlabel("spikes of each neuron, m T")
         axes.grid(alpha=0.25)
     both[0].set_ylabel("agreement with the source (%)")
     handles, labels = both[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, fontsize="small", loc="outside right center")
+    figure.legend(handles, labels, fontsize="small", loc="outside right center")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

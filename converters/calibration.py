@@ -55,7 +55,7 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
                 f"batch {len(found)} of the calibration data holds NaN or infinity; remove those "
                 "samples or mend the preprocessing."
             )
-        found.append(x)
+        found.append(x.clone() if x.is_inference() else x)
     if not found:
         raise CalibrationError(
             "the calibration data is empty; a few dozen representative samples are enough."

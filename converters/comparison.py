@@ -64,7 +64,8 @@ def compare_functions(
     steps = [t for t in (1, 2, 4, 8, 16, 32, 64, 128) if t < time_steps] + [time_steps]
     rows = []
     for form in FORMS:
-        network = convert(model, batches, time_steps=time_steps, functions=form, **options)
+        plan = {"time_steps": time_steps, "tune": False, **options}
+        network = convert(model, batches, functions=form, **plan)
         outputs = _tensors(Simulation(network).outputs(x, time_steps))
         error = {t: _relative([y[t - 1] for y in outputs], expected) for t in steps}
         counts = network.count()

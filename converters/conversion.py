@@ -108,6 +108,7 @@ def check(
     return CheckReport(type(model).__name__, tuple(lowering.coverage))
 
 
+@torch.inference_mode(False)  # what is learned has gradients
 def convert(
     model: nn.Module,
     calibration: Calibration,
@@ -181,7 +182,7 @@ def convert(
         measures both.
     tune
         Whether step sizes, scales and resting values of signGD neurons are learned on the
-        calibration data (``converters.tune``), up to half a minute for the example networks. By
+        calibration data (``converters.tune``), up to a minute for the example networks. By
         default they are where nothing speaks against it: at least 64 samples, m T below 128, and
         neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given.
         ``provenance["tuning"]`` says what was done, or why nothing.
@@ -199,6 +200,7 @@ def convert(
         method = method[""]
     _check_choices(method, preset, input_coding, scale, resting)
     _check_numbers(schedule, time_steps, members, input_scale)
+    _check_range("tune", tune, tune in (None, True, False), "True, False or None")
     _check_range("signed", signed, signed in (None, True, False), "True, False or None")
     keep = _check_keep(keep)
     _check_range("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
@@ -253,8 +255,12 @@ def convert(
     kept = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")
     if chosen["scale"] in ("channel", "tensor"):
         planned = thresholds.fit(planned, found, batches, seed)
-    as_given = {"schedule": schedule, "scale": scale, "resting": resting, "preset": preset}
-    planned = _tuned(planned, batches, tune, [k for k, v in as_given.items() if v], seed)
+    given = {"schedule": schedule, "scale": scale, "resting": resting, "preset": preset}
+    defaults = (None, "channel", "zero", "default")
+    changed = [
+        k for (k, v), usual in zip(given.items(), defaults, strict=True) if v not in (None, usual)
+    ]
+    planned = _tuned(planned, batches, tune, changed, seed)
     return planned.replace(
         statistics={
             name: {k: v for k, v in values.items() if k in kept} for name, values in found.items()
@@ -356,6 +362,11 @@ def _check_members(network: SpikingNetwork) -> None:
             raise InputError(
                 f"signGD neurons fire at most {MOST_MEMBERS} signs a step, but members is "
                 f"{node.members} at '{node.name}'."
+            )
+        if isinstance(node, SignGDNeuron) and node.members > 1 and node.momentum:
+            raise InputError(
+                f"momentum is that of single signs, but members is {node.members} at "
+                f"'{node.name}'; leave one of them out."
             )
 
 

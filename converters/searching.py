@@ -39,15 +39,16 @@ def search(
     Parameters
     ----------
     calibration
-        As for ``convert``; a fifth of the samples is used for nothing but the agreement reported.
-        64 of the others are needed.
+        As for ``convert``; on a fifth of the samples the agreement is measured, with the others,
+        64 at least, plans are chosen and tuned.
     spikes
         A budget: on average so many spikes of each neuron for one input. Of its splits m T each is
         tuned for a moment, the best at length; then members are exchanged between layers
         (``allocate``), which keeps the number of spikes of the whole network.
     agreement
         A target instead: the fewest spikes whose agreement with the source network's predictions,
-        on the samples kept for it, is at least that.
+        on the samples kept for it, is at least that. So those choose the budget, and the agreement
+        on them is a little better than on others.
     iterations
         Of the tuning of the best split, as ``tune`` has them.
     options
@@ -62,7 +63,7 @@ def search(
     chosen = {"time_steps", "members", "method", "schedule", "tune"} & set(options)
     if chosen:
         raise InputError(f"search chooses {', '.join(sorted(chosen))} itself; leave it out.")
-    if spikes is not None and (not isinstance(spikes, int) or spikes < 1):
+    if spikes is not None and (not isinstance(spikes, int) or spikes is True or spikes < 1):
         raise InputError(f"spikes is a whole number of at least 1, but it is {spikes!r}.")
     if agreement is not None and not 0 < agreement < 1:
         raise InputError(f"agreement is a fraction between 0 and 1, but it is {agreement!r}.")
@@ -75,18 +76,23 @@ def search(
             f"search takes {math.ceil(FEWEST * 5 / 4)} calibration samples or more, but there are "
             f"{len(x)}."
         )
-    plain = convert(model, rest, time_steps=1, tune=False, seed=seed, **options)
+    options = {"time_steps": 1, "tune": False, "max_batches": None, "seed": seed, **options}
+    plain = convert(model, rest, **options)
+    if agreement is not None and _agreement(plain, apart[:1]) is None:
+        raise InputError(
+            "an agreement is that of predictions, but the outputs are not [B, classes]."
+        )
     tried: list[dict[str, Any]] = []
     for budget in (spikes,) if spikes is not None else BUDGETS:
         network = _within(plain, rest, budget, iterations, seed, tried)
         found = _agreement(network, apart)
-        reached = agreement is None or (found is not None and found >= agreement)
+        reached = agreement is None or found is None or found >= agreement
         if reached:
             break
     if not reached:
         raise InputError(
-            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}"
-            + (", the outputs are not [B, classes]." if found is None else f"; the last: {found}.")
+            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}; the last "
+            f"has {found}."
         )
     record = {"tried": tried, "agreement": found, "samples": len(apart), "spikes": budget}
     return network.replace(provenance={**network.provenance, "search": record})

@@ -21,8 +21,8 @@ gradients of all outputs enter through random signs r, as :math:`g_i = \partial 
 \text{out}) / \partial f_i`, whose squares are on average the sum over the outputs.
 
 Then all are refined together (``refinement``). It is done on three quarters of the images and
-measured on the rest. The quantiles of the calibration as thresholds, with c = 1/2, stay only if they leave a
-smaller error of the outputs there, by more than twice the standard error of the difference.
+measured on the rest. The quantiles of the calibration as thresholds, with c = 1/2, stay if they
+leave a smaller error of the outputs there.
 """
 
 from __future__ import annotations
@@ -73,14 +73,19 @@ def fit(
     fitted = [n.name for n in network.nodes if isinstance(n, GroupNeuron) and _is_free(n)]
     if not fitted:
         return network
+    read = [network[name] for name in (*fitted, *leaves(network.outputs))]
+    if any(node.shape[:1] != ("1*batch",) for node in read):
+        reason = "the batch is not the first dimension of every group neuron and output"
+        why = {"chosen": "quantile", "reason": reason}
+        return network.replace(provenance={**network.provenance, "thresholds": why})
     images, held, more = _images(network, batches, seed)
     part = images[: len(images) - held]
     rest = images[len(part) :] if held else images  # too few to hold any out
     errors = output_errors(network, rest)
     fitted_network = _fit(network, found, part, more, fitted, seed)
     change = output_errors(fitted_network, rest) - errors
-    mean, deviation = float(change.mean()), float(change.std(correction=0)) / len(change) ** 0.5
-    accepted = mean < 2 * deviation or mean <= 0
+    mean = float(change.mean())
+    accepted = mean <= 0
     record = {
         "chosen": "least weighted error" if accepted else "quantile",
         "held-out error, quantile": float(errors.mean()) ** 0.5,

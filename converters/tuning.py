@@ -50,7 +50,7 @@ from ..neurons.coding import CodingState, RealCodingParameters, real_step
 from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
 from ..neurons.signgd import SignGDParameters, signgd_initial_state
-from ..operations import apply, apply_over_time
+from ..operations import apply, apply_over_time, follows_batch
 from ..progress import progress
 from .calibration import Calibration, batches_of
 from .planning import default_schedule, relative_depths
@@ -61,6 +61,10 @@ HELD_OUT = 96  # samples at most
 SEEN = 1024
 BATCH = 32  # samples in one step of descent
 EFFORT = 2e9  # neuron updates of a whole descent: up to a minute on two cores
+RESIZING = 8e9  # of one sweep over the neurons that makes their steps larger or smaller
+LOOKING = 2e8  # of one look at the held-out samples
+LEAST = 8  # samples of a sweep
+LARGE = 2e7  # updates for one sample from which tune=True has to be asked for
 MEMORY = 2**31  # bytes that one step of descent may keep
 RATE = 0.2  # of log step sizes; of log scales a half, of resting values, in scales, a tenth
 TAIL = 0.9  # ratio of the steps after the last tuned one
@@ -82,17 +86,33 @@ def against(network: SpikingNetwork, samples: int) -> str:
         return "steps with momentum are not tuned."
     if any(isinstance(node, Encoder) and node.coding == "poisson" for node in network.nodes):
         return "Poisson-coded input is random, which is not tuned."
+    shapes = [network[name].shape for name in leaves(network.outputs)]
+    if any(s[:1] != ("1*batch",) or any(map(follows_batch, s[1:])) for s in shapes):
+        return "outputs are tuned whose first dimension is the batch, but one of these has another."
     if samples < FEWEST:
         return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
     return ""
+
+
+def updates(network: SpikingNetwork) -> int:
+    """Of neurons, in all steps, for one sample."""
+    counts, nodes = network.count(), network.neurons
+    members = sum(counts[n.name] * n.members for n in nodes if isinstance(n, SignGDNeuron))
+    return max(1, members * network.time_steps)
+
+
+def _batch(network: SpikingNetwork) -> int:
+    """Samples at once: about four values of four bytes are kept for each update."""
+    return max(1, min(BATCH, MEMORY // (16 * updates(network))))
 
 
 @dataclass(frozen=True)
 class Tuning:
     """What tuning did, JSON-able; ``print(tuning)`` shows it as a table.
 
-    Errors are relative output errors on the ``held_out`` samples: of the default plan, of the
-    tuned network, and for each neuron of the tuned network with this neuron alone put back.
+    Errors are relative output errors on the ``held_out`` samples: of the network as it was, of the
+    tuned one, and for each neuron of the tuned network with this neuron alone put back. Resting
+    values are means over the channels, in units of the scales as they were.
     ``agreement`` is None for outputs that are not [B, classes].
     """
 
@@ -180,6 +200,7 @@ class _Track(torch.autograd.Function):
                 v += torch.where(fires[i], -size, size)
             y[t] = v
         ctx.save_for_backward(fires, near, eta, scale)
+        ctx.resting = resting.shape
         ctx.members, ctx.static = node.members, static
         return y
 
@@ -199,7 +220,7 @@ class _Track(torch.autograd.Function):
                 followed = v * near[i]
                 v = v - followed
                 (target if ctx.static else target[t]).add_(followed)
-        return target, d_eta, d_scale, v.sum_to_size(scale.shape), None, None
+        return target, d_eta, d_scale, v.sum_to_size(ctx.resting), None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +270,11 @@ class Simulation:
         for node in reversed(network.nodes):
             if isinstance(node, SignGDNeuron) or node.name in self.before_neurons:
                 self.before_neurons.update(node.inputs)
+        self.last: dict[str, list[str]] = {}  # for each node, the values that nobody needs after it
+        kept = set(leaves(network.outputs))
+        for value, user in {i: node.name for node in network.nodes for i in node.inputs}.items():
+            if value not in kept:
+                self.last.setdefault(user, []).append(value)
 
     def outputs(self, x: Tensor, choices: Choices) -> list[Tensor]:
         """Each output after the last step [B, ...]; by the kernels where no gradient is wanted."""
@@ -258,6 +284,8 @@ class Simulation:
             if node.name not in self.before_neurons and not isinstance(node, SignGDNeuron):
                 signals = [(v[-1], False) if in_time else (v, False) for v, in_time in signals]
             values[node.name] = self._value(node, signals, x, choices)
+            for name in self.last.get(node.name, ()):
+                del values[name]
         found = [values[name] for name in leaves(self.network.outputs)]
         return [value[-1] if in_time else value for value, in_time in found]
 
@@ -314,12 +342,13 @@ class Samples:
 
     x: Tensor
     targets: list[Tensor]
+    least: tuple[float, ...]  # of the mean squares of the targets, whatever samples are picked
 
     def __len__(self) -> int:
         return len(self.x)
 
     def pick(self, index: Any) -> Samples:
-        return Samples(self.x[index], [target[index] for target in self.targets])
+        return Samples(self.x[index], [target[index] for target in self.targets], self.least)
 
 
 @torch.no_grad()
@@ -329,7 +358,11 @@ def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
     x = module.check_input(x)
     names = leaves(network.outputs)
     parts = [module.activations(part) for part in x.split(BATCH)]
-    return Samples(x, [torch.cat([part[name] for part in parts]) for name in names])
+    targets = [torch.cat([part[name] for part in parts]) for name in names]
+    squares = [float(target.square().mean()) for target in targets]
+    # an output that is nearly silent, or silent in some samples, does not outweigh the others
+    least = tuple(max(0.1 * square, 1e-4 * max(squares), 1e-30) for square in squares)
+    return Samples(x, targets, least)
 
 
 def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
@@ -342,8 +375,8 @@ def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
 def _loss(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
     """E of the module's docstring."""
     parts = [
-        (y - target).square().mean() / target.square().mean().clamp(min=1e-30)
-        for y, target in zip(outputs, samples.targets, strict=True)
+        (y - target).square().mean() / target.square().mean().clamp(min=least)
+        for y, target, least in zip(outputs, samples.targets, samples.least, strict=True)
     ]
     return torch.stack(parts).sum()
 
@@ -353,14 +386,15 @@ class Measure:
 
     def __init__(self, simulation: Simulation, samples: Samples) -> None:
         self.simulation, self.samples = simulation, samples
+        self.batch = _batch(simulation.network)
         first = samples.targets[0]
         self.classifies = len(samples.targets) == 1 and first.dim() == 2 and first.shape[1] > 1
 
     @torch.no_grad()
     def __call__(self, choices: Choices) -> tuple[float, float | None]:
         parts = [
-            self.simulation.outputs(self.samples.x[i : i + BATCH], choices)
-            for i in range(0, len(self.samples), BATCH)
+            self.simulation.outputs(self.samples.x[i : i + self.batch], choices)
+            for i in range(0, len(self.samples), self.batch)
         ]
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         error = float(_loss(outputs, self.samples)) ** 0.5
@@ -373,6 +407,7 @@ class Measure:
 Found = tuple[float, float | None]  # error and agreement
 
 
+@torch.inference_mode(False)
 def tune(
     network: SpikingNetwork,
     calibration: Calibration,
@@ -435,14 +470,15 @@ class _Tuner:
         self.generator = torch.Generator().manual_seed(seed)
         # on samples in any order, which may come sorted by class
         x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
-        held_out = min(HELD_OUT, len(x) // 4)
+        amount = updates(network)
+        held_out = min(HELD_OUT, len(x) // 4, max(16, int(LOOKING / amount)))
         self.held_out = samples_of(network, x[:held_out])
         self.seen = samples_of(network, x[held_out : held_out + SEEN])
-        updates = sum(node.members * network.count()[node.name] for node in self._neurons())
-        updates = max(1, updates * self.steps)
-        # about four values of four bytes are kept for each update
-        self.batch = max(2, min(BATCH, len(self.seen), MEMORY // (16 * updates)))
-        planned = int(EFFORT / (updates * self.batch))
+        self.batch = min(_batch(network), len(self.seen))
+        # samples that neurons are resized on
+        tries = len(RESIZE) * len(self._neurons())
+        self.few = min(held_out, int(RESIZING / (amount * tries)))
+        planned = int(EFFORT / (amount * self.batch))
         self.iterations = iterations or min(250, max(20, planned))
 
     def _neurons(self) -> list[SignGDNeuron]:
@@ -467,7 +503,7 @@ class _Tuner:
             done += iterations
             if self._late():
                 break
-            if "steps" in self.learn:
+            if "steps" in self.learn and self.few >= LEAST:
                 resized = self._resize(best)
                 found = measure(resized)
                 if self._better(found, best_found, before):
@@ -494,10 +530,10 @@ class _Tuner:
         The descent does not see that smaller steps round less: within reach the rounding of a value
         is as often up as down, so the derivative of the error in the step is zero on average.
         """
-        measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
+        measure = Measure(self.simulation, self.seen.pick(slice(0, self.few)))
         best, error = start, measure(start)[0]
         for name in progress(list(start), "resizing", len(start)):
-            for factor in RESIZE:
+            for factor in RESIZE if not self._late() else ():
                 choice = best[name].copy()
                 choice.eta.add_(math.log(factor))
                 tried = {**best, name: choice}

@@ -160,7 +160,7 @@ def signgd(data: Data, python: str, samples: int, folder: Path) -> None:
 
     model = load("gelu").double()
     images, labels = data.test.images[:samples].double(), data.test.labels[:samples]
-    network = sg.convert(model, data.train.images.double(), time_steps=32)
+    network = sg.convert(model, data.train.images.double(), time_steps=32, tune=False)
     sg.save(network, folder / "gelu.h5")
     _, outputs = run_signgd(
         folder / "gelu.h5",

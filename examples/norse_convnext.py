@@ -23,7 +23,7 @@ def main() -> None:
     data = DATA[options.data]()
     images, labels = (part[: options.samples] for part in data.test)
     model = load_network("convnext", options.data)
-    network = sg.convert(model, data.train.images[:256], time_steps=32)
+    network = sg.convert(model, data.train.images[:256], time_steps=32, tune=False)
     snn = sg.build(network, "norse")  # forward(x, state=None) -> (output, state)
 
     batches = list(zip(images.split(100), labels.split(100), strict=True))

@@ -315,7 +315,8 @@ def _check_profile(maps: Sequence[AffineMap], profile: str) -> None:
             outside = charge[(charge < 0) | (charge >= 1)]
             raise FormatError(
                 f"'{m.name}' begins with {outside[0]} of a threshold on its membrane; the files "
-                "hold 0 <= initial_charge < 1. Use the 0.5 that convert sets."
+                "hold 0 <= initial_charge < 1. "
+                "Give the neuron one below 1 (0.5 rounds to the nearest level)."
             )
 
 

@@ -373,7 +373,8 @@ def _neurons(
             f"leaves its weights within +-{_largest(weight_bits)}: one spike adds up to "
             f"{largest:.3g} thresholds (v_threshold / members), and {neuron.members} members need "
             f"initial charges within {LARGEST_BIAS}. Use fewer members, a larger v_threshold "
-            "(clip the outlying weights), or more weight_bits."
+            "(clip the outlying weights), more weight_bits, or one threshold for all channels: "
+            "convert(..., scale='tensor')."
         )
     return best[1]
 

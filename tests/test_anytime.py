@@ -214,7 +214,7 @@ def test_the_interval_is_wilsons():
         (lambda snn: sg.stream(snn, X, 0), "time_steps"),
         (lambda snn: sg.stream(snn, X[:, :, :3]), "the input is"),
         (lambda snn: sg.stream(snn, X[None], 3, sequence=True), "1 steps"),
-        (lambda snn: sg.calibrate_exit(snn, []), "empty"),
+        (lambda snn: sg.calibrate_exit(snn, []), "fewer than two"),
         (lambda snn: sg.calibrate_exit(snn, [X], agreement=99), "agreement"),
     ],
 )

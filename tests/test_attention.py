@@ -566,7 +566,7 @@ def test_the_vit_is_small(data):
 def test_the_vit_of_digits_agrees_with_its_source():
     data, model = digits(), load_network("vit", "digits")
     test = [(data.test.images, data.test.labels)]
-    network = sg.convert(model, data.train.images[:256], time_steps=64)
+    network = sg.convert(model, data.train.images[:256], time_steps=64, tune=False)
     assert len(network.neurons) == 13
     report = sg.evaluate(sg.build(network), test, time_steps=(64,), reference=model)
     assert report.agreement[0] >= 0.99

@@ -20,7 +20,7 @@ def run_blocks(path: Path) -> dict[str, Any]:
 def test_norse():
     scope = run_blocks(ROOT / "docs/norse.md")
     assert scope["error"] < 0.006
-    assert len(scope["state"].neurons) == 15
+    assert len(scope["state"].neurons) == 9
     assert torch.equal(scope["outputs"][32], scope["output"][-1])
     data = scope["data"]
     hits = (scope["prediction"] == data.test.labels[:100]).float().mean()

@@ -184,7 +184,7 @@ def test_signgd(case, tmp_path):
     model = lava_digits.load("gelu") if case == "gelu" else convolutions()
     options = {} if case == "gelu" else {"resting": "mean"}
     network = sg.convert(
-        model.double(), DATA.train.images[:128].double(), time_steps=steps, **options
+        model.double(), DATA.train.images[:128].double(), time_steps=steps, tune=False, **options
     )
     sg.save(network, tmp_path / "a.h5")
     x = IMAGES[:SAMPLES].double()

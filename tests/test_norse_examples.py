@@ -41,4 +41,4 @@ def test_convnext_in_norse(monkeypatch, capsys):
     run("norse_convnext.py", monkeypatch, "--samples", "100")
     printed = capsys.readouterr().out
     assert percent(printed, "100 images:") >= 98
-    assert "states of 15 layers" in printed
+    assert "states of 9 layers" in printed

@@ -34,7 +34,9 @@ def convert(name: str, time_steps: int) -> sg.SpikingNetwork:
     levels = (NETWORKS | QCFS)[name]
     model = load_network(name.split()[0], "digits", qcfs=levels)
     method = "signgd" if levels is None else "group"
-    return sg.convert(model, DATA.train.images[:64], method=method, time_steps=time_steps)
+    return sg.convert(
+        model, DATA.train.images[:64], method=method, time_steps=time_steps, tune=False
+    )
 
 
 def both(network: sg.SpikingNetwork, **options) -> tuple[NetworkModule, NorseNetwork]:

@@ -49,7 +49,7 @@ def converted(name, levels, time_steps):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sg.LevelsWarning)
         images = digits().train.images[:128]
-        return sg.convert(model, images, method=method, time_steps=time_steps)
+        return sg.convert(model, images, method=method, time_steps=time_steps, tune=False)
 
 
 def defined(network, x, steps, spikes="decoded"):

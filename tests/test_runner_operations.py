@@ -124,11 +124,16 @@ ARGUMENTS = {
     "max_pool": [{"kernel_size": (2,), "stride": (1,), "padding": (1,), "dilation": (1,)}],
     "adaptive_max_pool": [{"output_size": (2,)}],
     "amax": [{"dim": (-1,), "keepdim": True}, {"dim": (0, -1)}],
+    "softmax": [{"dim": -1}, {"dim": -2}],
+    "log_softmax": [{"dim": -1}, {"dim": -2}],
+    "layer_norm": [{"dims": 1, "eps": 1e-5}, {"dims": 2, "eps": 0.1}],
+    "rms_norm": [{"dims": 1, "eps": 1e-5}, {"dims": 2, "eps": 0.1}],
 }  # fmt: skip
 PLACES = torch.cat([torch.linspace(-9, 9, 901), torch.tensor([0.0, 1e-30, -1e-8, 40.0, -60.0])])
 
 
-@pytest.mark.parametrize("name", sg.NONLINEARITIES)
+# those of matrices: test_attention.py
+@pytest.mark.parametrize("name", [n for n in sg.NONLINEARITIES if n not in ("matmul", "attention")])
 def test_a_function(name):
     row = sg.NONLINEARITIES[name]
     arity = row.arity or 3

@@ -66,7 +66,9 @@ def assert_same(got: Tensor | None, expected: Tensor, what: object) -> None:
 
 @pytest.mark.parametrize("members", MEMBERS)
 @pytest.mark.parametrize("ties", [False, True], ids=["random", "ties"])
-@pytest.mark.parametrize("function", ["relu", "abs", "mul", TWO], ids=str)
+@pytest.mark.parametrize(
+    "function", ["relu", "abs", "mul", TWO], ids=lambda f: getattr(f, "name", f)
+)
 def test_kernels_give_the_definitions_bits(function, ties, members):
     """Every output, sequence and state, both views, each kind of scale and of tie."""
     row, met = nonlinearity(function), 0

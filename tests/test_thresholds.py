@@ -12,7 +12,7 @@ from spikingjelly_signgd.converters.simulation import Simulation
 from spikingjelly_signgd.exporters.definition import run_definition
 from spikingjelly_signgd.network import GroupNeuron
 
-X = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+X = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(6))
 
 
 def relu_model(pool=nn.MaxPool2d):
@@ -101,7 +101,7 @@ def error(network, x, reference):
 
 
 def test_thresholds_and_charges_are_data_by_channel():
-    network = convert(relu_model(), members=8)
+    network = convert(relu_model(), members=4)
     assert [list(n.v_threshold.shape) for n in groups(network)] == [[8, 1, 1], [12, 1, 1], [16]]
     assert [list(n.initial_charge.shape) for n in groups(network)] == [[8, 1, 1], [12, 1, 1], [16]]
     first = groups(network)[0].v_threshold.flatten()
@@ -109,7 +109,7 @@ def test_thresholds_and_charges_are_data_by_channel():
     assert all(n.signed for n in groups(network))
     assert not any(n.signed for n in groups(convert(relu_model(), 1)))
     record = network.provenance["thresholds"]
-    assert record["chosen"] == "least weighted error" and record["images"] == 96
+    assert record["chosen"] == "least weighted error" and record["images"] == 256
     tensor = convert(relu_model(), scale="tensor")
     assert all(isinstance(n.v_threshold, float) for n in groups(tensor))
     assert all(isinstance(n.initial_charge, float) for n in groups(tensor))

@@ -62,7 +62,11 @@ def test_more_samples_are_measured_again(results, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg", "mixer", "vit"])
 def test_every_part(results, name, monkeypatch, capsys):
-    monkeypatch.setattr(tuned, "BLOCKS", (1, 2))
+    fewer = {"BLOCKS": (1, 2), "BUDGETS": (2, 4), "SPLITS": {4: ((1, 4), (2, 2))},
+             "ONE_STEP": (4,), "GROUPS": ((1, 8), (2, 8)), "PAPER_STEPS": (8, 16),
+             "DEFAULT_STEPS": (4, 8), "TUNED_STEPS": (4, 8), "EXIT_STEPS": (8,)}  # fmt: skip
+    for constant, value in fewer.items():
+        monkeypatch.setattr(tuned, constant, value)
     run("--networks", name, *QUICK)
     capsys.readouterr()
     run("--missing", "--networks", name)

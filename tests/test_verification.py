@@ -29,7 +29,9 @@ QCFS = [("vgg", 4), ("vgg", 8), ("resnet", 4), ("resnet", 8)]
 def convert(name: str, levels: int | None, time_steps: int = 4) -> sg.SpikingNetwork:
     model = load_network(name, "digits", qcfs=levels)
     method = "signgd" if levels is None else "group"
-    return sg.convert(model, DATA.train.images[:64], method=method, time_steps=time_steps)
+    return sg.convert(
+        model, DATA.train.images[:64], method=method, time_steps=time_steps, tune=False
+    )
 
 
 @pytest.fixture(scope="module")
