@@ -208,9 +208,15 @@ def test_signgd_refusals(tmp_path):
     sg.save(sg.convert(model, x, momentum=0.5, time_steps=4), tmp_path / "a.h5")
     with pytest.raises(lava_remote.LavaError, match="momentum 0.5"):
         lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
-    sg.save(sg.convert(nn.Sequential(model, nn.LayerNorm(3)), x, time_steps=4), tmp_path / "a.h5")
-    with pytest.raises(lava_remote.LavaError, match="one chain of layers"):
-        lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
+    normed = nn.Sequential(model, nn.LayerNorm(3))
+    for functions, why in (
+        ("local", "one chain of layers"),
+        ("whole", "not a function of one value"),
+    ):
+        network = sg.convert(normed, x, time_steps=4, functions=functions)
+        sg.save(network, tmp_path / "a.h5")
+        with pytest.raises(lava_remote.LavaError, match=why):
+            lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
 
 
 EXACT = """
