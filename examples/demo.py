@@ -16,8 +16,8 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import plot_accuracy
 
 SIGNGD = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
-TIME_STEPS = (1, 2, 4, 8, 16, 32)
-ITERATIONS = 60  # of tuning; left to itself it takes more
+TIME_STEPS = (1, 2, 4, 8, 16)
+ITERATIONS = 40  # of tuning; left to itself it takes more
 
 
 def evaluate(name: str, data_name: str, data: Data, samples: int, members: int) -> sg.Evaluation:
