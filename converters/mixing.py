@@ -1,0 +1,402 @@
+r"""Mixing: for each layer signGD or group neurons, by output error per spike.
+
+How the two pass values to each other in one network of T steps:
+
+* to a signGD neuron goes the running mean of what group neurons have sent (an ``Average`` node),
+  which after the last step is what they mean: exact. Before, it is coarser;
+* to a group neuron goes what signGD neurons have been decoded to after each step. It adds these up,
+  so it stands for f of their mean over the steps, the early ones, which are far off, among them.
+  This is exact at T = 1 alone, where the mean is the value.
+
+A layer may be of group neurons if it is a ReLU or QCFS; pooling that selects among what one such
+layer sends goes with it (a ``Growth``, which passes spikes on and sends none itself).
+
+Each choice for a layer, m members of either neuron, is tried with all else real-valued: e is then
+the squared relative error of the outputs, s the spikes really sent, m T by a signGD neuron, by
+group neurons what they send on these samples. Errors of layers are taken as independent, so
+squared errors add up. From the cheapest choices on, what lowers e most for each spike more is
+bought while the budget lasts; only the lower convex hull of (s, e) of a layer is of interest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..network import (
+    Average,
+    Constant,
+    Function,
+    GroupNeuron,
+    Growth,
+    Input,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    leaves,
+    values_of,
+)
+from ..network_module import NetworkModule, key
+from ..neurons.multi_step import signgd_multi_step
+from ..neurons.schedules import ExponentialSchedule
+from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
+from ..progress import progress
+from . import thresholds
+from .planning import SMALLEST_CHANNEL, _common, _renamed, default_schedule, relative_depths
+from .simulation import Simulation, Visit, group_outputs
+from .tuning import Samples, _loss, samples_of
+
+GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)  # m tried; files hold a byte
+FIRST = (0.26, 0.3, 0.4, 0.52, 0.65)  # steps tried for signGD neurons, in scales
+IMAGES = 128  # each choice is tried on, at most
+VALUES = 2**26  # of all nodes for them
+# what spikes pass without being added up
+ROUTES = ("reshape", "expand", "permute", "cat", "slice", "index")
+
+Nodes = Mapping[str, Node]
+
+
+@dataclass(frozen=True)
+class Option:
+    """``error``: squared relative error of the outputs; ``spikes``: of the layer, a sample."""
+
+    spikes: float
+    error: float
+    nodes: Nodes
+
+
+def units(network: SpikingNetwork) -> list[tuple[SignGDNeuron, ...]]:
+    """The signGD neurons that are of one method: a layer with the pooling of what it sends."""
+    found: dict[str, list[SignGDNeuron]] = {}
+    source: dict[str, str | None] = {}  # the one layer whose spikes a value is, as they are
+    for node in network.nodes:
+        before = {source[name] for name in node.inputs}
+        one = before.pop() if len(before) == 1 else None
+        if isinstance(node, Linear):
+            source[node.name] = one if node.op in ROUTES else None
+        elif isinstance(node, SignGDNeuron):
+            if one is not None and node.function.selects:
+                found[one].append(node)
+                source[node.name] = one
+            else:
+                found[node.name] = [node]
+                source[node.name] = node.name if may_be_group(node) else None
+        else:
+            source[node.name] = None
+    return [tuple(nodes) for nodes in found.values()]
+
+
+def may_be_group(node: Function) -> bool:
+    return node.function.name in ("relu", "qcfs") and node.shape[:1] == ("1*batch",)
+
+
+class Choices:
+    """What each unit of ``network``, of signGD neurons, may be in T steps, and what that does."""
+
+    def __init__(self, network: SpikingNetwork, x: Tensor, steps: int, seed: int) -> None:
+        self.network, self.steps, self.seed = network, steps, seed
+        source = real(network, [n.name for n in network.nodes if isinstance(n, SignGDNeuron)])
+        size = sum(values_of(node.shape) for node in network.nodes)
+        x = x[: max(16, min(IMAGES, VALUES // size))]
+        self.samples = samples_of(source, x)
+        self.module = Simulation(source)
+        self.tried: list[dict[str, Any]] = []
+        self.units = self._units()
+
+    def within(self, spikes: float) -> dict[str, Node] | None:
+        """The nodes of the least error that send so many spikes a sample, None if too few."""
+        at = [unit[0] for unit in self.units]
+        left = spikes - sum(option.spikes for option in at)
+        if left < 0:
+            return None
+        closed = set()
+        for unit, i in _increments(self.units):
+            if unit in closed:
+                continue
+            option = self.units[unit][i]
+            if option.spikes - at[unit].spikes > left:
+                closed.add(unit)
+                option = _between(at[unit], option, left)
+            left -= option.spikes - at[unit].spikes
+            at[unit] = option
+        return dict(_sum(at).nodes)
+
+    @torch.no_grad()
+    def _units(self) -> list[list[Option]]:
+        module, x = self.module, self.samples.x
+        values = module.activations(x, keep=[node.name for node in module.network.nodes])
+        found = units(self.network)
+        free = [unit[0].name for unit in found if unit[0].function.name == "relu"]
+        generator = torch.Generator().manual_seed(self.seed)
+        weights = thresholds._weights(module, x, free, generator) if free else {}
+        result = []
+        for unit in progress(found, "trying methods", len(found)):
+            alone = [hull(list(self._signgd(node, values, weights))) for node in unit]
+            options = _merged(alone)
+            if may_be_group(unit[0]):
+                grown = {n.name: Growth(**_common(n)) for n in unit[1:]}
+                for option in self._group(unit[0], values, weights.get(unit[0].name), generator):
+                    options.append(replace(option, nodes={**option.nodes, **grown}))
+            result.append(hull(options))
+        return result
+
+    def _signgd(
+        self, node: SignGDNeuron, values: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> Iterator[Option]:
+        inputs = [values[name] for name in node.inputs]
+        target = values[node.name]
+        depth = relative_depths(self.network.nodes)[node.name]
+        resting = [node.resting]
+        if bool(target.min() >= 0):  # half of the range is never needed
+            resting.append(torch.as_tensor(node.scale) * 0.5)
+        for members in range(1, MOST_MEMBERS + 1):
+            usual = default_schedule(self.steps, depth, members)
+            sizes = (usual.initial, *FIRST) if members > 1 or self.steps == 1 else (usual.initial,)
+            best: tuple[float, SignGDNeuron, Tensor] | None = None
+            for initial in dict.fromkeys(sizes):
+                for rest in resting:
+                    schedule = ExponentialSchedule(initial, usual.decay)
+                    tried = replace(node, members=members, schedule=schedule, resting=rest)
+                    y = self._decoded(tried, inputs, target)
+                    off = (y - target).square()
+                    weight = weights.get(node.name)
+                    error = float((off if weight is None else off * weight).mean())
+                    if best is None or error < best[0]:
+                        best = error, tried, y
+            assert best is not None
+            spikes = float(members * self.steps * values_of(node.shape))
+            yield self._option(best[1], best[2], spikes, values)
+
+    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor], like: Tensor) -> Tensor:
+        p = node.parameters
+        x_seq = [x.expand(self.steps, *x.shape) for x in inputs]
+        return signgd_multi_step(x_seq, signgd_initial_state(like, p), p).y[-1]
+
+    def _group(
+        self,
+        node: SignGDNeuron,
+        values: Mapping[str, Tensor],
+        weight: Tensor | None,
+        generator: torch.Generator,
+    ) -> Iterator[Option]:
+        x = values[node.inputs[0]]
+        for group in self._groups(node):
+            if group.function.name == "relu":
+                visit = Visit(group, [(x, False)], [x], values[node.name])
+                samples = thresholds._samples(visit, weight, self.steps, generator)
+                samples = thresholds._with(samples, self.network.statistics[node.name]["maximum"])
+                start = torch.as_tensor(group.v_threshold).to(x).reshape(-1, 1)
+                start = start.expand(len(samples.y), 1) / group.members
+                theta, charge = thresholds.search(samples, start, group.members, group.signed)
+                shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
+                group = replace(
+                    group,
+                    v_threshold=thresholds._plain(theta * group.members, shape),
+                    initial_charge=thresholds._plain(charge, shape),
+                )
+            y = group_outputs(x.expand(self.steps, *x.shape), group)
+            yield self._option(group, y.mean(0), spikes_of(group, y) / len(x), values)
+
+    def _groups(self, node: SignGDNeuron) -> Iterator[GroupNeuron]:
+        """Those to be tried; one that was trained with L levels is itself at m T = L alone."""
+        levels = node.arguments.get("levels")
+        if levels is None:
+            found = self.network.statistics[node.name]
+            threshold: Any = float(found["tensor_quantile"]) or 1.0
+            if isinstance(node.scale, Tensor) and node.channel is not None:
+                threshold = found["quantile"].clamp(min=SMALLEST_CHANNEL * threshold)
+            for members in GROUPS:
+                yield GroupNeuron(
+                    **_common(node),
+                    members=members,
+                    v_threshold=threshold,
+                    signed=self.steps > 1,
+                )
+        elif levels % self.steps == 0:
+            members, threshold = levels // self.steps, node.arguments["v_threshold"]
+            yield GroupNeuron(**_common(node), members=members, v_threshold=threshold)
+
+    def _option(
+        self, node: SignGDNeuron | GroupNeuron, y: Tensor, spikes: float, values: Any
+    ) -> Option:
+        outputs = with_value(self.module, values, node.name, y)
+        error = float(_loss(outputs, self.samples))
+        self.tried.append(
+            {
+                "layer": node.name,
+                "method": node.kind,
+                "members": node.members,
+                "time_steps": self.steps,
+                "error": error**0.5,
+                "spikes": spikes / values_of(node.shape),
+            }
+        )
+        return Option(spikes, error, {node.name: node})
+
+
+def hull(options: Sequence[Option]) -> list[Option]:
+    """The lower convex hull of (spikes, error), from the fewest spikes to the least error."""
+    found: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.spikes, o.error)):
+        if found and option.error >= found[-1].error:
+            continue
+        while len(found) > 1 and _rate(found[-1], option) >= _rate(found[-2], found[-1]):
+            found.pop()
+        found.append(option)
+    return found
+
+
+def _rate(a: Option, b: Option) -> float:
+    """The error taken off by each spike more."""
+    return (a.error - b.error) / (b.spikes - a.spikes)
+
+
+def _increments(hulls: Sequence[Sequence[Option]]) -> list[tuple[int, int]]:
+    """(which hull, its point) one after the other, those that gain most for a spike first."""
+    steps = [(u, i) for u, options in enumerate(hulls) for i in range(1, len(options))]
+    return sorted(steps, key=lambda s: (-_rate(hulls[s[0]][s[1] - 1], hulls[s[0]][s[1]]), *s))
+
+
+def _merged(hulls: Sequence[Sequence[Option]]) -> list[Option]:
+    """Options of several layers as those of one."""
+    at = [options[0] for options in hulls]
+    found = [_sum(at)]
+    for unit, i in _increments(hulls):
+        at[unit] = hulls[unit][i]
+        found.append(_sum(at))
+    return found
+
+
+def _sum(options: Sequence[Option]) -> Option:
+    nodes = {name: node for option in options for name, node in option.nodes.items()}
+    return Option(sum(o.spikes for o in options), sum(o.error for o in options), nodes)
+
+
+def _between(a: Option, b: Option, spikes: float) -> Option:
+    """For so many ``spikes`` more than a, fewer than to b, if group neurons of some m are both."""
+    share = spikes / (b.spikes - a.spikes)
+    for name, node in b.nodes.items():
+        before = a.nodes[name]
+        if isinstance(before, GroupNeuron) and isinstance(node, GroupNeuron):
+            members = before.members + int(share * (node.members - before.members))
+            nodes = {**b.nodes, name: replace(node, members=members)}
+            if members > before.members:
+                return Option(a.spikes + spikes, a.error + share * (b.error - a.error), nodes)
+    return a
+
+
+@torch.no_grad()
+def with_value(
+    module: NetworkModule, values: Mapping[str, Tensor], name: str, y: Tensor
+) -> list[Tensor]:
+    """The outputs of the source network where one of its ``values`` is y instead."""
+    changed, network = {name: y}, module.network
+    batch = len(values[network.input.name])
+    for node in network.nodes:
+        if node.name == name or not any(i in changed for i in node.inputs):
+            continue
+        inputs = [changed[i] if i in changed else values[i] for i in node.inputs]
+        if isinstance(node, Linear):
+            changed[node.name] = module.operations[key(node.name)](*inputs, batch=batch)
+        elif isinstance(node, Function):
+            changed[node.name] = module.functions[key(node.name)](*inputs)
+        else:
+            changed[node.name] = inputs[0]
+    return [changed[i] if i in changed else values[i] for i in leaves(network.outputs)]
+
+
+def real(network: SpikingNetwork, names: Sequence[str]) -> SpikingNetwork:
+    """``network`` with these neurons as real-valued functions."""
+    functions = {n.name: n for n in network.nodes if isinstance(n, Function)}
+    return joined(network, {name: Function(**_common(functions[name])) for name in names})
+
+
+def joined(network: SpikingNetwork, chosen: Nodes) -> SpikingNetwork:
+    """A network of signGD neurons with nodes of other methods in their places.
+
+    Where something else than a group neuron, or an output, reads what group neurons send, a
+    running mean comes in between.
+    """
+    taken = {node.name for node in network.nodes}
+    nodes: list[Node] = []
+    rates: dict[str, Node] = {}  # what is sent step by step
+    means: dict[str, str] = {}
+    moving: set[str] = set()  # what is decoded, and changes with time
+
+    def mean(name: str) -> str:
+        if name in rates and name not in means:
+            means[name] = f"{name}.mean"
+            while means[name] in taken:
+                means[name] += "_"
+            taken.add(means[name])
+            shape = rates[name].shape
+            nodes.append(Average(name=means[name], inputs=(name,), shape=shape))
+            moving.add(means[name])
+        return means.get(name, name)
+
+    for old in network.nodes:
+        node, inputs = chosen.get(old.name, old), old.inputs
+        sends = isinstance(node, (GroupNeuron, Growth))
+        if isinstance(node, Linear) and not moving.intersection(inputs):
+            sends = any(name in rates for name in inputs)
+        elif not sends:
+            inputs = tuple(mean(name) for name in inputs)
+        nodes.append(replace(node, inputs=inputs))
+        if sends:
+            rates[node.name] = nodes[-1]
+        elif not isinstance(node, (Input, Constant)):
+            static = type(node) is Function or isinstance(node, Linear)
+            if not static or moving.intersection(inputs):
+                moving.add(node.name)
+    outputs = _renamed(network.outputs, mean)
+    return network.replace(nodes=tuple(nodes), outputs=outputs)
+
+
+def spikes_of(node: GroupNeuron, y: Tensor) -> float:
+    """How many spikes an output [T, B, ...] is, those taken back counted as well."""
+    theta = torch.as_tensor(node.v_threshold).to(y) / node.members
+    return float((y / theta).abs().round().double().sum())
+
+
+@torch.no_grad()
+def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
+    """The spikes of all signGD and group neurons for one of the inputs x [N, ...], on average."""
+    counts = network.count()
+    signs = [n for n in network.nodes if isinstance(n, SignGDNeuron)]
+    total = float(sum(counts[n.name] * n.members for n in signs) * network.time_steps)
+    if not any(isinstance(node, GroupNeuron) for node in network.nodes):
+        return total
+    simulation = Simulation(network)
+    sent = 0.0
+
+    def listen(node: Node, y: Tensor) -> None:
+        nonlocal sent
+        if isinstance(node, GroupNeuron):
+            sent += spikes_of(node, y)
+
+    simulation.on_fire = listen
+    for part in x.split(32):
+        simulation.outputs(part, network.time_steps)
+    return total + sent / len(x)
+
+
+@torch.no_grad()
+def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | None]:
+    """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
+    simulation = Simulation(network)
+    parts = [
+        thresholds._leaves(simulation.outputs(part, network.time_steps))
+        for part in samples.x.split(32)
+    ]
+    outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
+    error = float(_loss(outputs, samples)) ** 0.5
+    first = samples.targets[0]
+    if len(samples.targets) > 1 or first.dim() != 2 or first.shape[1] < 2:
+        return error, None
+    same = outputs[0].argmax(1) == first.argmax(1)
+    return error, float(same.double().mean())
