@@ -1,60 +1,154 @@
 """What a run of a spiking network costs: spikes, synaptic operations and the state that is kept.
 
-The currency is the connection that a spike meets: a weight that is not zero, inside the border of
-the image, in the spike's own group of channels. Connections are counted exactly, by the operations
-themselves with ones for the weights that are not zero.
+The currency is the connection that a spike meets, see ``connections``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from math import prod
-from typing import Any, NamedTuple
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..network import (
-    Average,
-    Constant,
     Encoder,
     Function,
     GroupNeuron,
     Growth,
-    Input,
     Linear,
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    SubgradientNeuron,
     values_of,
 )
-from ..network_module import NetworkModule
+from ..network_module import NetworkModule, NetworkState
 from ..neurons.protocol import like
-from ..operations import apply_over_time, resolve
+from ..operations import resolve
+from ..progress import progress
 from ..running import check_run, check_steps, multi_step
+from .connections import Series, Walk, additions, multiplies, numbers, per_step, scalings
 
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "einsum")
+PLACING = ("reshape", "expand", "permute", "slice", "index", "pad")  # pass values on as they are
 BATCH = 32
+BLOCK_BYTES = 64 * 2**20  # of the spikes of one block of steps
 NUMBER = 4  # bytes of a float32 state
+WORD = 8 * NUMBER  # bits of a weight or of a real value
 
 
-@dataclass(frozen=True)
-class Operations:
+class _Traffic:
+    """Bits moved, from the counts of a layer or of a network."""
+
+    time_steps: int
+    state_bytes: int
+    input_macs: float
+    sum_macs: float
+    multiplies: float
+    scalings: float
+    synaptic: float
+    event_bits: float
+
+    @property
+    def macs(self) -> float:
+        """The multiplications left: of the input, of sums, of two signals, by step sizes."""
+        return self.input_macs + self.sum_macs + self.multiplies + self.scalings
+
+    @property
+    def state_bits(self) -> float:
+        """State read and written once at every step."""
+        return 2.0 * 8 * self.state_bytes * self.time_steps
+
+    @property
+    def weight_bits(self) -> float:
+        """A float32 weight for each synaptic operation and MAC, none kept for a second use."""
+        return WORD * (self.synaptic + self.input_macs + self.sum_macs)
+
+    @property
+    def bits_moved(self) -> float:
+        """Events sent once, state read and written, weights fetched."""
+        return self.event_bits + self.state_bits + self.weight_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOperations(_Traffic):
+    """What one node costs, means for one sample, all steps together; see ``Operations``.
+
+    ``kind`` is that of a neuron or the name of a linear operation. ``coding`` says what a sender's
+    event is: "binary" (0 or 1), "sign" (-1 or 1), "graded" (a whole number, its size in
+    ``levels``), "" for what sends none. ``rate`` is events for each neuron and step.
+    """
+
+    name: str
+    kind: str
+    time_steps: int
+    neurons: int = 0
+    coding: str = ""
+    bits: int = 0
+    spikes: float = 0.0
+    events: float = 0.0
+    levels: Mapping[int, float] | None = field(default_factory=dict)
+    event_bits: float = 0.0
+    synaptic: float = 0.0
+    synaptic_events: float = 0.0
+    synaptic_bits: float = 0.0
+    graded_bits: float = 0.0
+    input_macs: float = 0.0
+    sum_macs: float = 0.0
+    multiplies: float = 0.0
+    scalings: float = 0.0
+    evaluations: float = 0.0
+    updates: float = 0.0
+    update_additions: float = 0.0
+    state_bytes: int = 0
+    source_macs: float = 0.0
+    source_multiplies: float = 0.0
+    source_values: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.events / (self.neurons * self.time_steps) if self.neurons else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        levels = None if self.levels is None else {str(k): n for k, n in self.levels.items()}
+        return {**found, "levels": levels, "rate": self.rate}
+
+
+SUMMED = ("spikes", "events", "event_bits", "synaptic", "synaptic_events", "synaptic_bits",
+          "graded_bits", "input_macs", "sum_macs", "multiplies", "scalings", "evaluations",
+          "updates", "update_additions", "state_bytes", "source_macs", "source_multiplies",
+          "source_values")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations(_Traffic):
     """Means for one sample, of all ``time_steps`` together, counted on ``samples`` samples.
 
     ``spikes``
         signGD neurons send m signs in every step; of group neurons the members that fire or are
-        taken back. Pooling passes on spikes of others, which are not counted again.
+        taken back; of the rate-coded baseline and of Poisson-coded input the spikes. Pooling passes
+        on spikes of others, which are not counted again.
     ``events``
         Steps in which a neuron sends anything: m signs, or n members, at once are one event.
+    ``kinds``
+        The events that are "binary" (0 or 1), "sign" (-1 or 1) and "graded" (whole numbers).
+    ``levels``
+        The graded events by the size of their number: of group neurons how many members fired or
+        were taken back, of m signs the odd number that they spell. None where the steps are too
+        small beside float32 values to be told.
     ``synaptic``
         Additions of a weight: each spike at each connection it meets on its way to a sum. A
         connection without a weight, past which a neuron or a shortcut takes a spike as it is,
         counts one. Averages belong to the weights behind them.
     ``synaptic_events``
         The same where an event is handed on whole, a small integer times the weight.
+    ``synaptic_bits``, ``graded_bits``
+        The bits of those events, of all of them and of the graded ones: what meets a weight.
     ``input_macs``
         Multiply-accumulates on what follows from the input alone, done once.
     ``sum_macs``
@@ -63,16 +157,33 @@ class Operations:
         real-valued, and of real-valued input coding.
     ``multiplies``
         Of neurons whose function is a product of two signals (mul, matmul, attention), every step.
+    ``scalings``
+        Multiply-accumulates of step sizes, which do not fold into weights since they change with t:
+        of each sum of weighted signs by eta(t) (once for each schedule among its senders), of
+        averages by 1 / t. theta of group neurons and scales of channels fold.
     ``evaluations``
         How often a neuron or a kept function computes its f: once a step.
+    ``updates``, ``update_additions``
+        How often a neuron's state is updated, once a step, and the additions and comparisons this
+        takes: 2 m for m signs, m + 2 for m members (2 m + 3 signed), 2 for the rate-coded baseline,
+        one for each input and output of pooling.
     ``state_bytes``
         Numbers kept from one step to the next, float32: v, the estimate of each argument of f (each
         value once for a layer whose neurons share it), potentials, and what signed neurons have
         sent.
-    ``source_macs``, ``source_multiplies``
-        Of the source network, weights of zero and borders left out as everywhere here.
+    ``event_bits``
+        Each event once, of as many bits as tell the values apart that an event can have: one for a
+        binary event or a sign, m for m signs, ceil(log2(m)) for m members, one more if signed. No
+        addresses.
+    ``source_macs``, ``source_multiplies``, ``source_values``
+        Of the source network, weights of zero and borders left out as everywhere here; the values
+        that its functions compute.
+    ``neurons``, ``members``
+        The neurons that send, and the most spikes that one of them sends in a step.
     ``layers``
         The synaptic operations (``synaptic``) of each linear operation or receiving neuron.
+    ``each``
+        All counts of each node that costs something, in the order of the network.
     """
 
     time_steps: int
@@ -89,46 +200,467 @@ class Operations:
     source_macs: float
     source_multiplies: float
     layers: Mapping[str, float]
+    kinds: Mapping[str, float]
+    levels: Mapping[int, float] | None
+    synaptic_bits: float
+    graded_bits: float
+    scalings: float
+    updates: float
+    update_additions: float
+    event_bits: float
+    source_values: float
+    neurons: int
+    members: int
+    each: tuple[LayerOperations, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": dict(self.layers)}
+    @property
+    def rate(self) -> float:
+        """Events for each neuron and step."""
+        return self.events / (self.neurons * self.time_steps) if self.neurons else 0.0
+
+    @property
+    def dense(self) -> bool:
+        """Whether every neuron sends at every step, whatever its value, as signGD neurons do."""
+        return any(row.kind == "signgd" for row in self.each) and all(
+            row.kind == "signgd" for row in self.each if row.coding
+        )
+
+    def to_dict(self, each: bool = False) -> dict[str, Any]:
+        """JSON-able; with ``each`` also all counts of every layer."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "each"}
+        levels = None if self.levels is None else {str(k): n for k, n in self.levels.items()}
+        found |= {"layers": dict(self.layers), "kinds": dict(self.kinds), "levels": levels}
+        bits = {name: getattr(self, name) for name in ("state_bits", "weight_bits", "bits_moved")}
+        rows = {"each": [row.to_dict() for row in self.each]} if each else {}
+        return {**found, "rate": self.rate, **bits, **rows}
+
+    def __str__(self) -> str:
+        heads = ("layer", "kind", "source MACs", "neurons", "events", "rate", "synaptic", "MACs",
+                 "updates", "state")  # fmt: skip
+        rows = [(row.name, row.kind, row.source_macs + row.source_multiplies, row.neurons,
+                 row.events, f"{row.rate:.3f}" if row.coding else "", row.synaptic, row.macs,
+                 row.updates, row.state_bytes) for row in self.each]  # fmt: skip
+        rows.append(("in all", "", self.source_macs + self.source_multiplies, self.neurons,
+                     self.events, f"{self.rate:.3f}", self.synaptic, self.macs, self.updates,
+                     self.state_bytes))  # fmt: skip
+        kinds = ", ".join(f"{n:,.0f} {kind}" for kind, n in self.kinds.items() if n) or "none"
+        lines = [f"one sample, T = {self.time_steps}, counted on {self.samples}", ""]
+        lines += table(heads, rows)
+        lines += ["", f"events: {kinds}" + _levels_line(self.levels)]
+        if self.dense:
+            lines.append(DENSE)
+        lines += [
+            f"MACs left: {self.input_macs:,.0f} of the input, once; at every step, together "
+            f"{self.sum_macs:,.0f} of sums, {self.multiplies:,.0f} of two signals, "
+            f"{self.scalings:,.0f} of step sizes; f computed {self.evaluations:,.0f} times",
+            f"bits moved: {self.event_bits:,.0f} of events, {self.state_bits:,.0f} of state, "
+            f"{self.weight_bits:,.0f} of weights",
+        ]
+        return "\n".join(lines)
 
 
-class Signal(NamedTuple):
-    """Where something is in a value, and how much, each [T or 1, B, ...] or None for nothing.
+DENSE = "signGD neurons send a spike in every step, whatever their value: nothing here is sparse."
 
-    ``spikes`` counts those that pass here without having met a weight, ``sums`` is 1 where a real
-    value changes at every step, ``static`` where one follows from the input.
-    """
 
-    spikes: Tensor | None = None
-    sums: Tensor | None = None
-    static: Tensor | None = None
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of columns, two of text and then numbers; zeros are left out."""
+    shown = [list(heads)] + [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(heads))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in shown
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2f}"
+
+
+def _levels_line(levels: Mapping[int, float] | None) -> str:
+    if levels is None:
+        return " (levels unknown: the steps are too small beside float32 values)"
+    if not levels:
+        return ""
+    most = sorted(sorted(levels, key=lambda k: -levels[k])[:8])
+    more = "" if len(levels) <= 8 else f", {len(levels) - 8} more"
+    return "; levels: " + ", ".join(f"{k}: {levels[k]:,.0f}" for k in most) + more
+
+
+@overload
+def count_operations(
+    snn: NetworkModule, x: Tensor, time_steps: int | None = None
+) -> Operations: ...
+
+
+@overload
+def count_operations(
+    snn: NetworkModule, x: Tensor, time_steps: Sequence[int]
+) -> dict[int, Operations]: ...
 
 
 @torch.no_grad()
-def count_operations(snn: NetworkModule, x: Tensor, time_steps: int | None = None) -> Operations:
+def count_operations(
+    snn: NetworkModule, x: Tensor, time_steps: int | Sequence[int] | None = None
+) -> Operations | dict[int, Operations]:
     """What ``run(snn, x, time_steps)`` costs; x is [B, ...], one static input.
 
-    ``time_steps`` are those the network was planned for unless given. For signGD and group neurons;
-    raises InputError for others and for Poisson-coded input, whose spikes are not to be seen.
+    ``time_steps`` are those the network was planned for unless given; several give {T: Operations}
+    from one simulation. Raises InputError where spikes cannot be told from float values (the
+    rate-coded baseline and averaged Poisson coding in half precision, or at very large T).
     """
-    network = snn.network if isinstance(snn, NetworkModule) else None
-    steps = time_steps or (network.time_steps if network else 1)
-    (steps,) = check_steps(steps)
-    x = check_run("count_operations", snn, x, steps, False)
-    assert network is not None
+    if time_steps is None:
+        time_steps = snn.network.time_steps if isinstance(snn, NetworkModule) else 1
+    steps = check_steps(time_steps)
+    counts = count("count_operations", snn, x, max(steps))
+    found = {t: counts.at(t) for t in steps}
+    return found[steps[0]] if isinstance(time_steps, int) else found
+
+
+# -- what is sent ----------------------------------------------------------------------------------
+
+
+class Coding(NamedTuple):
+    """``kind`` of a sender's events, the ``bits`` of one, and the largest level."""
+
+    kind: str
+    bits: int
+    most: int
+
+
+def codings(network: SpikingNetwork) -> dict[str, Coding]:
+    """How each node that sends spikes codes them; pooling as those it pools."""
+    found: dict[str, Coding] = {}
     for node in network.nodes:
-        poisson = isinstance(node, Encoder) and node.coding == "poisson"
-        if poisson or node.kind == "subgradient":
+        if isinstance(node, SignGDNeuron):
+            m = node.members
+            found[node.name] = Coding("sign" if m == 1 else "graded", m, 2**m - 1)
+        elif isinstance(node, GroupNeuron):
+            values = node.members * (2 if node.signed else 1)
+            one = "sign" if node.signed else "binary"
+            bits = max(1, math.ceil(math.log2(values)))
+            found[node.name] = Coding(one if node.members == 1 else "graded", bits, node.members)
+        elif isinstance(node, SubgradientNeuron):
+            found[node.name] = Coding("binary", 1, 1)
+        elif isinstance(node, Encoder) and node.coding == "poisson":
+            found[node.name] = Coding("sign", 1, 1)
+        elif isinstance(node, Growth):
+            sender = _sender(network, node)
+            real = Coding("graded", WORD, 1)  # sums of weighted spikes: no small integers
+            found[node.name] = real if sender is None else found[sender.name]
+    return found
+
+
+def _sender(network: SpikingNetwork, node: Node) -> Node | None:
+    """The first group neuron, or input, whose spikes pooling selects from."""
+    for name in node.inputs:
+        before = network[name]
+        while isinstance(before, Linear) and before.op in PLACING:
+            before = network[before.inputs[0]]
+        if isinstance(before, Growth):
+            return _sender(network, before)
+        if isinstance(before, GroupNeuron) or (isinstance(before, Encoder) and before.per_step):
+            return before
+    return None
+
+
+def _unit(node: Node | None) -> float | Tensor | None:
+    if isinstance(node, GroupNeuron):
+        return node.parameters.theta
+    return node.scale if isinstance(node, Encoder) else None
+
+
+class _Listener:
+    """Turns what ``on_fire`` tells into the whole numbers that were sent, block after block."""
+
+    def __init__(self, network: SpikingNetwork, weighted: bool, told: bool) -> None:
+        """``weighted``: what passes is spikes already; ``told``: of m signs which they were."""
+        self.network, self.weighted, self.told = network, weighted, told
+        self.spikes: dict[str, Tensor] = {}  # [steps, B, ...], how many
+        self.levels: dict[str, Tensor] = {}  # the sizes of graded events
+        self.unknown: set[str] = set()
+        self.last: dict[str, Tensor] = {}
+        self.t = 0  # steps before this block
+
+    def __call__(self, node: Node, y: Tensor) -> None:
+        if isinstance(node, SignGDNeuron):
+            members = torch.tensor(float(node.members), dtype=torch.double)
+            self.spikes[node.name] = members.expand(y.shape)
+            if node.members > 1 and self.told:
+                self.levels[node.name] = self._digits(node, y)
+        elif isinstance(node, (GroupNeuron, Growth)):
+            grows = isinstance(node, Growth)
+            unit = _unit(_sender(self.network, node) if grows else node)
+            sent = (y != 0).double() if unit is None else (y / like(unit, y)).double().abs().round()
+            self.spikes[node.name] = sent
+            if not grows:
+                self.levels[node.name] = sent
+        elif isinstance(node, SubgradientNeuron):
+            y = y.double()
+            eta = self._by_step([node.schedule(t) for t in self._steps(y)], y)
+            sent = (y - (1 - eta) * self._before(node, y)) / (eta * like(node.scale, y))
+            self.spikes[node.name] = self._whole(node, sent)
+        elif isinstance(node, Encoder) and node.coding == "poisson":
+            sent = y.double() / node.scale
+            if not node.per_step:  # a mean of t spikes
+                t = self._by_step([float(t) for t in self._steps(y)], sent)
+                sent = t * sent - (t - 1) * self._before(node, sent)
+            self.spikes[node.name] = self._whole(node, sent).abs()
+
+    def _steps(self, y: Tensor) -> range:
+        return range(self.t + 1, self.t + 1 + len(y))
+
+    def _by_step(self, values: list[float], y: Tensor) -> Tensor:
+        found = torch.tensor(values, dtype=torch.double, device=y.device)
+        return found.view(-1, *[1] * (y.dim() - 1))
+
+    def _before(self, node: Node, y: Tensor, first: float | Tensor = 0.0) -> Tensor:
+        """y one step earlier."""
+        start = like(first, y).expand(y.shape[1:]) if self.t == 0 else self.last[node.name]
+        self.last[node.name] = y[-1].clone()
+        return torch.cat([start.unsqueeze(0), y[:-1]])
+
+    def _whole(self, node: Node, sent: Tensor) -> Tensor:
+        whole = sent.round()
+        if bool(((sent - whole).abs() > 0.25).any()):
             raise InputError(
-                f"count_operations counts what signGD and group neurons send, but '{node.name}' is "
-                f"{'Poisson-coded input' if poisson else 'a rate-coded neuron'}."
+                f"count_operations: the spikes of '{node.name}' cannot be told from its decoded "
+                "values, which are too coarse. Run it in float32, or with fewer time steps."
             )
-    if not any(isinstance(node, (GroupNeuron, Growth)) for node in network.nodes):
-        return _operations(network, steps, 1, steps, _one_step(network))
-    parts = x.split(BATCH)
-    return _mean([_operations(network, steps, len(p), 1, _run(snn, p, steps)) for p in parts])
+        return whole
+
+    def _digits(self, node: SignGDNeuron, y: Tensor) -> Tensor:
+        """The odd numbers that m signs spell, from the steps of v; their sizes."""
+        y = y.double()
+        if not self.weighted:
+            y = y - self._before(node, y, node.resting)
+        eta = self._by_step([node.schedule(t) for t in self._steps(y)], y)
+        digits = (y / (eta * like(node.scale, y) * 2.0 ** (1 - node.members))).abs()
+        whole = 2 * ((digits - 1) / 2).round() + 1
+        if bool(((digits - whole).abs() > 0.5).any()) or bool((whole >= 2**node.members).any()):
+            self.unknown.add(node.name)
+        return whole
+
+
+def _simulate(snn: NetworkModule, x: Tensor, steps: int, told: bool) -> Iterator[_Listener]:
+    """Runs x [B, ...], and yields what was sent in each block of steps."""
+    network = snn.network
+    values = sum(values_of(network[name].shape) for name in codings(network))
+    chunk = max(1, min(steps, BLOCK_BYTES // (8 * max(1, values * len(x)))))
+    listener = _Listener(network, snn.spikes == "signed", told)
+    before, snn.on_fire = snn.on_fire, listener
+    static: dict[str, Tensor] = {}
+    state: NetworkState | None = None
+    snn.reset()
+    try:
+        with multi_step(snn):
+            while listener.t < steps:
+                size = min(chunk, steps - listener.t)
+                state = snn.advance(x, size, static, state)[1]
+                yield listener
+                listener.t += size
+    finally:
+        snn.reset()
+        snn.on_fire = before
+
+
+# -- counts of every step --------------------------------------------------------------------------
+
+
+class Counts:
+    """Counts of each step, from which those of any number of steps are made (``at``).
+
+    Where all steps are the same, as with signGD neurons, one is kept.
+    """
+
+    def __init__(self, network: SpikingNetwork, steps: int, same: bool) -> None:
+        self.network, self.steps, self.same = network, steps, same
+        self.samples = 0
+        self.counted_on = (
+            0  # where the spikes of one sample are those of all, but not what they spell
+        )
+        self.codings = codings(network)
+        self.spikes: Series = {}
+        self.events: Series = {}
+        self.levels: Series = {}  # [steps, levels]
+        self.unknown: set[str] = set()
+        self.synaptic: Series = {}
+        self.synaptic_events: dict[tuple[bool, int], Series] = {}  # by (graded, bits)
+        self.sums: Series = {}
+        self.static: dict[str, float] = {}
+        self.moving: set[str] = set()
+        self.dense = Walk(network, {}, 1, source=True).run().static
+        self.scalings = scalings(network)
+
+    def add(self, spikes: Mapping[str, Tensor], samples: int, t: int) -> None:
+        """A block of steps after step t: how many spikes each sender sent, [steps, B, ...]."""
+        each = Walk(self.network, spikes, samples).run()
+        self._put(self.synaptic, each.synaptic, t)
+        self._put(self.sums, each.sums, t)
+        self.moving |= each.moving
+        if t == 0:
+            self.samples += samples
+            for name, n in each.static.items():
+                self.static[name] = self.static.get(name, 0.0) + n
+        self._put(self.spikes, {k: per_step(s) for k, s in spikes.items()}, t)
+        events = {k: (s > 0).double() for k, s in spikes.items()}
+        self._put(self.events, {k: per_step(s) for k, s in events.items()}, t)
+        classes: dict[tuple[bool, int], dict[str, Tensor]] = {}
+        for name, sent in events.items():
+            coding = self.codings[name]
+            classes.setdefault((coding.kind == "graded", coding.bits), {})[name] = sent
+        for key, sent_by in classes.items():
+            whole = Walk(self.network, sent_by, samples).run()
+            self._put(self.synaptic_events.setdefault(key, {}), whole.synaptic, t)
+
+    def add_levels(self, listener: _Listener) -> None:
+        for name, sizes in listener.levels.items():
+            coding = self.codings[name]
+            if coding.kind != "graded" or name in listener.unknown:
+                continue
+            top = coding.most + 1
+            index = sizes.cpu().flatten(1).long() + top * torch.arange(len(sizes)).view(-1, 1)
+            counted = torch.bincount(index.flatten(), minlength=top * len(sizes))
+            self._put(self.levels, {name: counted.view(-1, top).double()}, listener.t)
+        self.unknown |= listener.unknown
+
+    def _put(self, kept: Series, found: Mapping[str, Tensor], t: int) -> None:
+        for name, values in found.items():
+            if name not in kept:
+                length = self.steps if kept is self.levels or not self.same else 1
+                kept[name] = torch.zeros(length, *values.shape[1:], dtype=torch.double)
+            kept[name][t : t + len(values)] += values
+
+    def _sum(self, series: Series, name: str, steps: int) -> float:
+        """The mean of a sample, of the first ``steps``."""
+        if name not in series:
+            return 0.0
+        found = series[name]
+        total = steps * float(found[0]) if self.same else float(found[:steps].sum())
+        return total / self.samples
+
+    def at(self, steps: int) -> Operations:
+        each = tuple(row for node in self.network.nodes if (row := self._row(node, steps)))
+        total = {name: sum(getattr(row, name) for row in each) for name in SUMMED}
+        senders = [row for row in each if row.coding]
+        kinds = {kind: 0.0 for kind in ("binary", "sign", "graded")}
+        levels: Counter[int] = Counter()
+        for row in senders:
+            kinds[row.coding] += row.events
+            if row.coding == "graded":
+                levels.update(row.levels or {})
+        unknown = any(row.levels is None for row in senders)
+        sending = [self.network[row.name] for row in senders]
+        return Operations(
+            time_steps=steps,
+            samples=self.counted_on or self.samples,
+            layers={row.name: row.synaptic for row in each if row.name in self.synaptic},
+            kinds=kinds,
+            levels=None if unknown else dict(sorted(levels.items())),
+            neurons=sum(row.neurons for row in senders),
+            members=max((getattr(node, "members", 1) for node in sending), default=1),
+            each=each,
+            **total,
+        )
+
+    def _row(self, node: Node, steps: int) -> LayerOperations | None:
+        name = node.name
+        found: dict[str, Any] = {
+            "synaptic": self._sum(self.synaptic, name, steps),
+            "sum_macs": self._sum(self.sums, name, steps),
+            "input_macs": self.static.get(name, 0.0) / max(self.samples, 1),
+            "source_macs": self.dense.get(name, 0.0),
+        }
+        met = {key: self._sum(of, name, steps) for key, of in self.synaptic_events.items()}
+        found["synaptic_events"] = sum(met.values())
+        found["synaptic_bits"] = sum(bits * n for (_, bits), n in met.items())
+        found["graded_bits"] = sum(bits * n for (graded, bits), n in met.items() if graded)
+        every, once = self.scalings.get(name, (0, 0))
+        found["scalings"] = float(every * steps + once)
+        if isinstance(node, Function):
+            found |= self._function(node, steps)
+        if name in self.codings and not isinstance(node, Growth):
+            found |= self._sent(node, steps)
+        if not any(found.values()):
+            return None
+        kind = node.op if isinstance(node, Linear) else node.kind
+        return LayerOperations(name=name, kind=kind, time_steps=steps, **found)
+
+    def _function(self, node: Function, steps: int) -> dict[str, Any]:
+        products, values = multiplies(self.network, node), values_of(node.shape)
+        coded = isinstance(node, SignGDNeuron) and node.function.name == "identity"
+        found: dict[str, Any] = {
+            "source_multiplies": float(products),
+            "source_values": 0.0 if coded else float(values),
+        }
+        if node.name in self.moving:
+            found |= {
+                "multiplies": float(steps * products),
+                "evaluations": float(steps * values),
+            }
+        if type(node) is not Function:
+            each = additions(self.network, node)
+            found |= {"updates": float(steps * values), "update_additions": float(steps * each)}
+            found["state_bytes"] = NUMBER * numbers(self.network, node)
+        return found
+
+    def _sent(self, node: Node, steps: int) -> dict[str, Any]:
+        coding = self.codings[node.name]
+        events = self._sum(self.events, node.name, steps)
+        levels: dict[int, float] | None = {1: events} if events else {}
+        if coding.kind == "graded":
+            levels = None
+            if node.name in self.levels and node.name not in self.unknown:
+                counted = self.levels[node.name][:steps].sum(0) / self.samples
+                levels = {k: float(n) for k, n in enumerate(counted) if k and n}
+        return {
+            "neurons": values_of(node.shape),
+            "coding": coding.kind,
+            "bits": coding.bits,
+            "spikes": self._sum(self.spikes, node.name, steps),
+            "events": events,
+            "levels": levels,
+            "event_bits": events * coding.bits,
+        }
+
+
+def constant(network: SpikingNetwork) -> bool:
+    """Whether every step costs the same, whatever the input: signGD neurons alone send."""
+    return not any(
+        isinstance(node, (GroupNeuron, Growth, SubgradientNeuron))
+        or (isinstance(node, Encoder) and node.coding == "poisson")
+        for node in network.nodes
+    )
+
+
+@torch.no_grad()
+def count(owner: str, snn: NetworkModule, x: Tensor, steps: int, levels: bool = True) -> Counts:
+    """The counts of every step up to ``steps``; ``levels`` also of m signs which they spell."""
+    x = check_run(owner, snn, x, steps, False)
+    network = snn.network
+    same = constant(network)
+    graded = levels and any(isinstance(n, SignGDNeuron) and n.members > 1 for n in network.nodes)
+    counts = Counts(network, steps, same)
+    if same:
+        counts.add(_one_step(network), 1, 0)
+        if not graded:
+            return counts
+    if len(x) == 0:
+        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
+    for part in progress(x.split(BATCH), "counting", -(-len(x) // BATCH)):
+        for sent in _simulate(snn, part, steps, levels):
+            if not same:
+                spikes = {name: s.cpu() for name, s in sent.spikes.items()}
+                counts.add(spikes, len(part), sent.t)
+            counts.add_levels(sent)
+    if same:  # one sample stands for all, but for levels
+        counts.levels = {name: found / len(x) for name, found in counts.levels.items()}
+        counts.counted_on = len(x)
+    return counts
 
 
 def _one_step(network: SpikingNetwork) -> dict[str, Tensor]:
@@ -138,238 +670,3 @@ def _one_step(network: SpikingNetwork) -> dict[str, Tensor]:
         for node in network.nodes
         if isinstance(node, SignGDNeuron)
     }
-
-
-def _run(snn: NetworkModule, x: Tensor, steps: int) -> dict[str, Tensor]:
-    """How many spikes each neuron sends, [T, B, ...]."""
-    spikes: dict[str, Tensor] = {}
-    theta: dict[str, Any] = {}
-
-    def listen(node: Node, y: Tensor) -> None:
-        if isinstance(node, GroupNeuron):
-            theta[node.name] = node.parameters.theta
-        elif isinstance(node, Growth):  # a window holds neurons of one channel
-            theta[node.name] = next((theta[n] for n in node.inputs if n in theta), None)
-        if isinstance(node, SignGDNeuron):
-            spikes[node.name] = torch.full_like(y, node.members, dtype=torch.double)
-        elif theta.get(node.name) is not None:
-            spikes[node.name] = (y / like(theta[node.name], y)).abs().round().double()
-        elif isinstance(node, Growth):
-            spikes[node.name] = (y != 0).double()
-
-    before, snn.on_fire = snn.on_fire, listen
-    snn.reset()
-    try:
-        with multi_step(snn):
-            snn.advance(x, steps, {}, None)
-    finally:
-        snn.reset()
-        snn.on_fire = before
-    return spikes
-
-
-def _operations(
-    network: SpikingNetwork,
-    steps: int,
-    samples: int,
-    times: int,
-    spikes: Mapping[str, Tensor],
-) -> Operations:
-    """``spikes`` stand for ``times`` as many steps."""
-    own = [spikes[n.name] for n in network.neurons if not isinstance(n, Growth)]
-    each = _Walk(network, spikes, samples).run()
-    whole = _Walk(network, {k: (s > 0).double() for k, s in spikes.items()}, samples).run()
-    dense = _Walk(network, {}, 1, source=True).run()
-    functions = [n for n in network.nodes if isinstance(n, Function)]
-    products = sum(_multiplies(network, node) for node in functions)
-    moving = [n for n in functions if n.name in each.moving]
-    return Operations(
-        time_steps=steps,
-        samples=samples,
-        spikes=times * sum(float(s.sum()) for s in own) / samples,
-        events=times * sum(float((s > 0).sum()) for s in own) / samples,
-        synaptic=times * sum(each.synaptic.values()) / samples,
-        synaptic_events=times * sum(whole.synaptic.values()) / samples,
-        input_macs=each.static / samples,
-        sum_macs=times * each.sums / samples,
-        multiplies=float(steps * sum(_multiplies(network, node) for node in moving)),
-        evaluations=float(steps * sum(values_of(node.shape) for node in moving)),
-        state_bytes=NUMBER * _numbers(network),
-        source_macs=dense.static,
-        source_multiplies=float(products),
-        layers={name: times * found / samples for name, found in each.synaptic.items()},
-    )
-
-
-def _mean(parts: list[Operations]) -> Operations:
-    samples = sum(part.samples for part in parts)
-
-    def mean(of: Callable[[Operations], float]) -> float:
-        return sum(of(part) * part.samples for part in parts) / samples
-
-    return replace(
-        parts[0],
-        samples=samples,
-        spikes=mean(lambda part: part.spikes),
-        events=mean(lambda part: part.events),
-        synaptic=mean(lambda part: part.synaptic),
-        synaptic_events=mean(lambda part: part.synaptic_events),
-        input_macs=mean(lambda part: part.input_macs),
-        sum_macs=mean(lambda part: part.sum_macs),
-        layers={
-            name: sum(part.layers.get(name, 0.0) * part.samples for part in parts) / samples
-            for name in dict.fromkeys(name for part in parts for name in part.layers)
-        },
-    )
-
-
-class _Walk:
-    """Spikes, sums and static values passed through the network, and the connections they meet."""
-
-    def __init__(
-        self,
-        network: SpikingNetwork,
-        spikes: Mapping[str, Tensor],
-        batch: int,
-        source: bool = False,
-    ) -> None:
-        self.network, self.spikes, self.batch, self.source = network, spikes, batch, source
-        self.steps = max((s.shape[0] for s in spikes.values()), default=1)
-        self.synaptic: dict[str, float] = {}
-        self.moving: set[str] = set()  # functions whose arguments change with time
-        self.sums = self.static = 0.0
-
-    def run(self) -> _Walk:
-        values: dict[str, Signal] = {}
-        for node in self.network.nodes:
-            values[node.name] = self._value(node, [values[name] for name in node.inputs])
-        return self
-
-    def _ones(self, node: Node, steps: int = 1) -> Tensor:
-        return torch.ones(steps, *resolve(node.shape, self.batch), dtype=torch.double)
-
-    def _value(self, node: Node, inputs: list[Signal]) -> Signal:
-        if isinstance(node, Input):
-            return Signal(static=self._ones(node))
-        if isinstance(node, Constant):
-            return Signal()
-        if isinstance(node, Linear):
-            return self._linear(node, inputs)
-        if self.source:
-            return Signal(static=self._ones(node))
-        if isinstance(node, Encoder):
-            return Signal(sums=self._ones(node, self.steps))
-        if isinstance(node, Average):
-            return inputs[0]
-        assert isinstance(node, Function)
-        arrived = sum(float(s.spikes.sum()) for s in inputs if s.spikes is not None)
-        if arrived:
-            self.synaptic[node.name] = arrived
-        moves = any(s.spikes is not None or s.sums is not None for s in inputs)
-        if type(node) is Function:  # kept real-valued
-            if not moves:
-                return Signal(static=self._ones(node))
-            self.moving.add(node.name)
-            return Signal(sums=self._ones(node, self.steps))
-        self.moving.add(node.name)
-        return Signal(spikes=self.spikes[node.name])
-
-    def _linear(self, node: Linear, inputs: list[Signal]) -> Signal:
-        by_kind = {kind: [getattr(s, kind) for s in inputs] for kind in Signal._fields}
-        found = {
-            kind: self._connections(node, parts)
-            for kind, parts in by_kind.items()
-            if any(part is not None for part in parts)
-        }
-        spikes, sums, static = (found.get(kind) for kind in Signal._fields)
-        if node.op not in WEIGHTED:
-            return Signal(spikes, _mask(sums), _mask(static))
-        if spikes is not None:
-            self.synaptic[node.name] = float(spikes.sum())
-        self.sums += 0.0 if sums is None else float(sums.sum())
-        self.static += 0.0 if static is None else float(static.sum())
-        changes = [part for part in (spikes, sums) if part is not None]
-        return Signal(sums=_mask(sum(changes[1:], changes[0]) if changes else None),
-                      static=_mask(static))  # fmt: skip
-
-    def _connections(self, node: Linear, parts: list[Tensor | None]) -> Tensor:
-        """How much arrives at each output, every connection being one."""
-        shapes = [self._shape(name) for name in node.inputs]
-        steps = max(part.shape[0] for part in parts if part is not None)
-        values = [
-            torch.zeros(steps, *shape, dtype=torch.double)
-            if part is None
-            else part.cpu().expand(steps, *part.shape[1:])
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
-        tensors = {
-            name: (value.cpu() != 0).double() if name == "weight" else value.cpu()
-            for name, value in node.tensors.items()
-        }
-        op, attributes, grown = _counting(node, values[0])
-        out = apply_over_time(
-            op, values, [True] * len(values), attributes, tensors, self.batch, linear_part=True
-        )
-        out = out * grown
-        return out.ceil() if op == "upsample" else out  # one connection or more for each output
-
-    def _shape(self, name: str) -> list[int]:
-        return resolve(self.network[name].shape, self.batch)
-
-
-def _counting(node: Linear, x: Tensor) -> tuple[str, dict[str, Any], float | Tensor]:
-    """An operation whose connections are ones: averages become sums, or are multiplied up."""
-    a = dict(node.attributes)
-    if node.op == "mean":
-        return "sum", a, 1.0
-    if node.op == "add":
-        return "add", {**a, "coefficients": (1, 1)}, 1.0
-    if node.op == "avg_pool":
-        if len(a["kernel_size"]) > 1:
-            return "avg_pool", {**a, "divisor_override": 1}, 1.0
-        return "avg_pool", {**a, "count_include_pad": True}, float(prod(a["kernel_size"]))
-    if node.op == "adaptive_avg_pool":
-        size = torch.ones((), dtype=torch.double)
-        for out, n in zip(a["output_size"], x.shape[-len(a["output_size"]) :], strict=True):
-            i = torch.arange(out)
-            ends = (i + 1) * n
-            one = -(-ends // out) - i * n // out
-            size = size.unsqueeze(-1) * one
-        return "adaptive_avg_pool", a, size
-    return node.op, a, 1.0
-
-
-def _mask(value: Tensor | None) -> Tensor | None:
-    return None if value is None else (value > 0).double()
-
-
-def _multiplies(network: SpikingNetwork, node: Function) -> int:
-    """The products of two signals in one evaluation of all neurons of a node."""
-    name = node.function.name
-    constant = {n.name for n in network.nodes if isinstance(n, Constant)}
-    if any(i in constant for i in node.inputs) or name not in ("mul", "matmul", "attention"):
-        return 0
-    if name == "mul":
-        return values_of(node.shape)
-    depth = values_of(network[node.inputs[0]].shape[-1:])
-    if name == "matmul":
-        return values_of(node.shape) * depth
-    keys = values_of(network[node.inputs[1]].shape[-1:])
-    queries = values_of(network[node.inputs[0]].shape[:-1])
-    return queries * keys * depth + values_of(node.shape) * keys
-
-
-def _numbers(network: SpikingNetwork) -> int:
-    """The float32 numbers that the neurons keep from one step to the next."""
-    constant = {n.name for n in network.nodes if isinstance(n, Constant)}
-    total = 0
-    for node in network.neurons:
-        own = values_of(node.shape)
-        arguments = sum(values_of(network[n].shape) for n in node.inputs if n not in constant)
-        if isinstance(node, SignGDNeuron):
-            total += own * (2 if node.momentum else 1) + arguments
-        elif isinstance(node, GroupNeuron):
-            total += own * (2 if node.signed else 1)
-        else:  # pooling: what came from each input, and what was passed on
-            total += own + arguments
-    return total

@@ -1,0 +1,382 @@
+"""What a run would cost in energy, by published tables: an estimate, never a measurement.
+
+A table prices operations. The spiking network's are those that ``count_operations`` counts, all of
+them: additions of weights, updates of neurons, and the multiplications that are left. Its source
+network is priced by the same table, once in floating point and once with activations of
+ceil(log2(m T + 1)) bits, as many values as m T spikes can tell apart (Yan et al.,
+arXiv:2409.08290, for m = 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..network_module import NetworkModule
+from ..running import check_steps
+from .cost import DENSE, NUMBER, Counts, LayerOperations, Operations, count, table
+
+LIMIT = 256  # steps up to which a break-even is looked for where steps differ
+
+
+@dataclass(frozen=True)
+class EnergyTable:
+    """Energies in picojoules.
+
+    ``mac`` and ``accumulate`` of one operation; the difference is the multiplier, whose operands
+    have ``significand`` bits. ``memory`` is that of one bit read or written, 0 where only
+    computation is priced, and ``word`` the bits of a number in it. With ``stored_sums`` every
+    synaptic operation also reads and writes the sum it adds to, as where events are taken in the
+    order they come; without, sums stay in a register, as in a multiply-accumulate of the source.
+    ``function`` is that of one evaluation of a neuron's f, which the tables here do not know.
+    """
+
+    mac: float
+    accumulate: float
+    covers: str
+    source: str
+    significand: int = 24
+    word: int = 32
+    memory: float = 0.0
+    stored_sums: bool = False
+    function: float = 0.0
+
+    def __post_init__(self) -> None:
+        prices = (self.mac, self.accumulate, self.memory, self.function)
+        if not all(math.isfinite(p) and p >= 0 for p in prices) or self.mac < self.accumulate:
+            raise InputError(
+                "EnergyTable: energies are finite numbers of at least 0, and a multiply-accumulate "
+                f"costs no less than an accumulate, but they are {prices}."
+            )
+        if self.significand < 1 or self.word < 1:
+            raise InputError("EnergyTable: significand and word are numbers of bits, at least 1.")
+
+    def multiply(self, bits: float) -> float:
+        """A weight times a number of so many bits, and the addition.
+
+        An array multiplier adds one shifted copy of the weight for each bit of the other factor,
+        so its energy grows with the product of their widths. Horowitz' own figures do: 3.1 pJ for
+        32 by 32 bits is 15.5 times the 0.2 pJ for 8 by 8, where the widths say 16.
+        """
+        share = min(bits, self.significand) / self.significand
+        return self.accumulate + (self.mac - self.accumulate) * share
+
+    def multiply_two(self, bits: float) -> float:
+        """Two numbers of so many bits."""
+        share = min(bits, self.significand) / self.significand
+        return self.accumulate + (self.mac - self.accumulate) * share**2
+
+    # -- what is priced ---------------------------------------------------------------------------
+
+    def spiking(self, c: Operations | LayerOperations) -> float:
+        """The spiking network, or one layer, spike by spike."""
+        compute = self._neurons(c) + self.accumulate * c.synaptic
+        sums = 2 * self.word if self.stored_sums else 0
+        # a spike at a connection is one bit, and it fetches a weight
+        fetched = c.synaptic * (self.word + sums + (0 if self.stored_sums else 1))
+        return compute + self.memory * (fetched + self._kept(c))
+
+    def whole(self, c: Operations | LayerOperations) -> float:
+        """The same where an event is handed on whole, a small integer times the weight."""
+        share = (self.mac - self.accumulate) / self.significand
+        compute = self._neurons(c) + self.accumulate * c.synaptic_events + share * c.graded_bits
+        sums = 2 * self.word if self.stored_sums else 0
+        fetched = c.synaptic_events * (self.word + sums)
+        fetched += 0 if self.stored_sums else c.synaptic_bits
+        return compute + self.memory * (fetched + self._kept(c))
+
+    def _neurons(self, c: Operations | LayerOperations) -> float:
+        """What remains multiplied, and the updates."""
+        return (
+            self.mac * c.macs + self.accumulate * c.update_additions + self.function * c.evaluations
+        )
+
+    def _kept(self, c: Operations | LayerOperations) -> float:
+        """Bits: two factors of each product, state read and written, events sent."""
+        factors = 2 * self.word * (c.input_macs + c.sum_macs + c.multiplies)
+        state = 2 * self.word * (c.state_bytes / NUMBER) * c.time_steps
+        return factors + state + c.event_bits
+
+    def network(self, c: Operations | LayerOperations) -> float:
+        """The source network in floating point."""
+        products = c.source_macs + c.source_multiplies
+        moved = self.word * (2 * products + c.source_values)
+        return self.mac * products + self.function * c.source_values + self.memory * moved
+
+    def quantised(self, c: Operations | LayerOperations, bits: int) -> float:
+        """The source network with weights as they are and activations of so many bits.
+
+        What meets the input itself is priced as in the spiking network, which does it once in full.
+        """
+        bits = min(bits, self.word)
+        later = c.source_macs - c.input_macs
+        compute = (
+            self.mac * c.input_macs
+            + self.multiply(bits) * later
+            + self.multiply_two(bits) * c.source_multiplies
+            + self.function * c.source_values
+        )
+        moved = 2 * self.word * c.input_macs + (self.word + bits) * later
+        moved += 2 * bits * c.source_multiplies + bits * c.source_values
+        return compute + self.memory * moved
+
+
+HOROWITZ = (
+    "M. Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014, "
+    "doi:10.1109/ISSCC.2014.6757323, 45 nm, 0.9 V"
+)
+COMPUTE = "compute only"
+TABLES: dict[str, EnergyTable] = {
+    "45 nm fp32": EnergyTable(
+        4.6, 0.9, COMPUTE, f"{HOROWITZ}: multiply 3.7, add 0.9 pJ; the usual 4.6 / 0.9"
+    ),
+    "45 nm fp16": EnergyTable(
+        1.5, 0.4, COMPUTE, f"{HOROWITZ}: multiply 1.1, add 0.4 pJ", significand=11, word=16
+    ),
+    "45 nm int8": EnergyTable(
+        0.23, 0.03, COMPUTE, f"{HOROWITZ}: multiply 0.2, add 0.03 pJ", significand=8, word=8
+    ),
+    "45 nm fp32 + memory": EnergyTable(
+        4.6,
+        0.9,
+        "compute and on-chip memory",
+        f"{HOROWITZ}: as fp32; a 32 kB cache gives 64 bits for 20 pJ",
+        memory=20 / 64,
+    ),
+    "45 nm fp32 + stored sums": EnergyTable(
+        4.6,
+        0.9,
+        "compute and on-chip memory",
+        f"{HOROWITZ}: as fp32; a 32 kB cache gives 64 bits for 20 pJ; a sum read and written for "
+        "each spike, as Lemaire et al. (arXiv:2210.13107) count potentials",
+        memory=20 / 64,
+        stored_sums=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EnergyEstimate:
+    """Estimated energies of one inference, picojoules, by the names of ``tables``.
+
+    ``source``
+        Of the source network.
+    ``quantised``
+        {table: {T: pJ}} of the source network with activations of ``bits[T]`` bits.
+    ``total``
+        {table: {T: pJ}} of the spiking network, every spike an addition of a weight.
+    ``whole``
+        The same where the m signs, or n spikes, of a step are handed on as one small integer times
+        the weight. Equal to ``total`` where no neuron sends more than one spike in a step.
+    ``layers``
+        {T: {layer: {table: pJ}}}; they add up to ``total``.
+    ``break_even``, ``break_even_whole``
+        The largest T at which ``total``, or ``whole``, is no more than ``source``; None where T = 1
+        is more, and ``limit`` where none that costs more was found up to there.
+    """
+
+    time_steps: tuple[int, ...]
+    operations: Mapping[int, Operations]
+    tables: Mapping[str, EnergyTable]
+    bits: Mapping[int, int]
+    source: Mapping[str, float]
+    quantised: Mapping[str, Mapping[int, float]]
+    total: Mapping[str, Mapping[int, float]]
+    whole: Mapping[str, Mapping[int, float]]
+    layers: Mapping[int, Mapping[str, Mapping[str, float]]]
+    break_even: Mapping[str, int | None]
+    break_even_whole: Mapping[str, int | None]
+    limit: int = LIMIT
+    estimate: bool = True
+
+    def ratio(self, table: str, time_steps: int) -> float:
+        """The spiking network's energy over its source's; infinity where that is nothing."""
+        source = self.source[table]
+        return self.total[table][time_steps] / source if source else math.inf
+
+    def sentence(self, time_steps: int | None = None, table: str | None = None) -> str:
+        """``at T=32 this network costs 6.6 times its source (compute only, 45 nm fp32, ...)``."""
+        t = self.time_steps[-1] if time_steps is None else time_steps
+        name = next(iter(self.tables)) if table is None else table
+        return (
+            f"at T={t} this network costs {self.ratio(name, t):.2g} times its source "
+            f"({self.tables[name].covers}, {name}, estimate)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keys of T are strings, as JSON has them."""
+        return {
+            "estimate": self.estimate,
+            "unit": "pJ",
+            "time_steps": list(self.time_steps),
+            "tables": {name: asdict(each) for name, each in self.tables.items()},
+            "bits": _keys(self.bits),
+            "source": dict(self.source),
+            "quantised": {name: _keys(found) for name, found in self.quantised.items()},
+            "total": {name: _keys(found) for name, found in self.total.items()},
+            "whole": {name: _keys(found) for name, found in self.whole.items()},
+            "layers": {
+                str(t): {layer: dict(found) for layer, found in of.items()}
+                for t, of in self.layers.items()
+            },
+            "break_even": dict(self.break_even),
+            "break_even_whole": dict(self.break_even_whole),
+            "break_even_limit": self.limit,
+            "sentences": [self.sentence(table=name) for name in self.tables],
+            "operations": {
+                str(t): found.to_dict(each=True) for t, found in self.operations.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        last = self.operations[self.time_steps[-1]]
+        lines = ["estimated energy of one inference, nJ (from tables, not measured)", ""]
+        lines += self._table("source", self.source, self.total, self.break_even)
+        if last.members > 1:
+            lines += ["", "the spikes of a step handed on whole, a small integer times the weight"]
+            lines += self._table("source", self.source, self.whole, self.break_even_whole)
+        bits = [f"{self.bits[t]} bit" for t in self.time_steps]
+        lines += ["", "the source with activations of ceil(log2(m T + 1)) bits"]
+        rows = [
+            [name, "", *(_nano(found[t]) for t in self.time_steps)]
+            for name, found in self.quantised.items()
+        ]
+        lines += table(["table", "", *bits], rows)
+        lines += ["", *(self.sentence(table=name) for name in self.tables)]
+        if last.dense:
+            lines.append(DENSE)
+        lines.append(
+            f"not priced: {last.evaluations:,.0f} evaluations of neuron functions (source: "
+            f"{last.source_values:,.0f}), addresses of events, control, leakage."
+        )
+        sources = dict.fromkeys(each.source for each in self.tables.values())
+        return "\n".join([*lines, *(f"source of figures: {source}" for source in sources)])
+
+    def _table(
+        self,
+        against: str,
+        source: Mapping[str, float],
+        total: Mapping[str, Mapping[int, float]],
+        break_even: Mapping[str, int | None],
+    ) -> list[str]:
+        heads = ["table", "covers", against, *(f"T={t}" for t in self.time_steps), "break-even T"]
+        rows = [
+            [name, each.covers, _nano(source[name])]
+            + [_nano(total[name][t]) for t in self.time_steps]
+            + [shown(break_even[name], self.limit)]
+            for name, each in self.tables.items()
+        ]
+        return table(heads, rows)
+
+
+def shown(break_even: int | None, limit: int = LIMIT) -> str:
+    """A break-even as text: a number, ``none``, or ``>= 256`` where it was not reached."""
+    if break_even is None:
+        return "none"
+    return f">= {limit}" if break_even >= limit else str(break_even)
+
+
+def _keys(found: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(t): value for t, value in found.items()}
+
+
+def _nano(picojoules: float) -> str:
+    return f"{picojoules / 1e3:,.3g}" if picojoules < 1e6 else f"{picojoules / 1e3:,.0f}"
+
+
+def estimate_energy(
+    snn: NetworkModule,
+    x: Tensor,
+    time_steps: int | Sequence[int] | None = None,
+    *,
+    tables: Mapping[str, EnergyTable] = TABLES,
+) -> EnergyEstimate:
+    """Energies of one inference at each of ``time_steps`` and the break-even, from one count.
+
+    x is [B, ...], static inputs over which the mean is taken. ``time_steps`` are 1, 2, 4, ... and
+    those the network was planned for, unless given. ``tables`` may be extended or replaced:
+    ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
+    """
+    if not tables or not all(isinstance(each, EnergyTable) for each in tables.values()):
+        raise InputError("estimate_energy: tables maps names to EnergyTable, at least one.")
+    if time_steps is None:
+        planned = snn.network.time_steps if isinstance(snn, NetworkModule) else 1
+        time_steps = [2**k for k in range(planned.bit_length()) if 2**k < planned] + [planned]
+    steps = tuple(sorted(set(check_steps(time_steps))))
+    counts = count("estimate_energy", snn, x, steps[-1])
+    operations = {t: counts.at(t) for t in steps}
+    bits = {t: math.ceil(math.log2(c.members * t + 1)) for t, c in operations.items()}
+    source = {name: each.network(operations[steps[-1]]) for name, each in tables.items()}
+    single = {name: each.spiking for name, each in tables.items()}
+    whole = {name: each.whole for name, each in tables.items()}
+    counts = _longer(snn, x, counts, tables, source)
+    return EnergyEstimate(
+        time_steps=steps,
+        operations=operations,
+        tables=dict(tables),
+        bits=bits,
+        source=source,
+        quantised={
+            name: {t: each.quantised(c, bits[t]) for t, c in operations.items()}
+            for name, each in tables.items()
+        },
+        total=_priced(operations, single),
+        whole=_priced(operations, whole),
+        layers={
+            t: {
+                row.name: {name: each.spiking(row) for name, each in tables.items()}
+                for row in c.each
+            }
+            for t, c in operations.items()
+        },
+        break_even={name: _break_even(counts, single[name], source[name]) for name in tables},
+        break_even_whole={name: _break_even(counts, whole[name], source[name]) for name in tables},
+    )
+
+
+Price = Callable[[Operations], float]
+
+
+def _priced(
+    operations: Mapping[int, Operations], prices: Mapping[str, Price]
+) -> dict[str, dict[int, float]]:
+    return {name: {t: price(c) for t, c in operations.items()} for name, price in prices.items()}
+
+
+def _longer(
+    snn: NetworkModule,
+    x: Tensor,
+    counts: Counts,
+    tables: Mapping[str, EnergyTable],
+    source: Mapping[str, float],
+) -> Counts:
+    """Counts of as many steps as it takes to cost more than the source by every table, or LIMIT.
+
+    Where every step is the same, one stands for any number of them.
+    """
+    if counts.same:
+        return counts
+    while counts.steps < LIMIT:
+        last = counts.at(counts.steps)
+        if all(
+            min(each.spiking(last), each.whole(last)) > source[name]
+            for name, each in tables.items()
+        ):
+            break
+        more = min(LIMIT, 2 * max(counts.steps, 4))
+        counts = count("estimate_energy", snn, x, more, levels=False)
+    return counts
+
+
+def _break_even(counts: Counts, price: Price, source: float) -> int | None:
+    """The largest T that costs no more: no step costs less than nothing, so one search finds it."""
+    low, high = 0, (LIMIT if counts.same else min(counts.steps, LIMIT)) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if price(counts.at(middle)) <= source else (low, middle)
+    return low or None

@@ -1,0 +1,232 @@
+"""Energies are counts times tables, by hand; the page of the examples is what is counted."""
+
+import json
+import math
+
+import energy as bench
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import TABLES, EnergyTable, count_operations, estimate_energy
+from spikingjelly_signgd.analysis.energy import LIMIT, shown
+
+pytestmark = pytest.mark.spikingjelly
+
+FP32, MEMORY, STORED = "45 nm fp32", "45 nm fp32 + memory", "45 nm fp32 + stored sums"
+BIT = 20 / 64  # pJ
+
+
+def converted(model, shape, steps, **options):
+    x = torch.rand(8, *shape)
+    network = sg.convert(model.eval(), x, time_steps=steps, tune=False, **options)
+    return sg.build(network), x
+
+
+def strided():
+    """Counts by hand, see test_cost: 200 MACs of the input, then 150, of 32 neurons and 12."""
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU()
+    )
+
+
+def test_signgd_by_hand():
+    """m = 2, T = 5: every one of 150 connections is met ten times; 12 sums, five times."""
+    snn, x = converted(strided(), (1, 4, 4), 5, members=2)
+    found = estimate_energy(snn, x, 5)
+    macs, synaptic, updates = 200 + 12 * 5, 150 * 2 * 5, 44 * 2 * 2 * 5
+    compute = 4.6 * macs + 0.9 * (synaptic + updates)
+    assert found.total[FP32][5] == pytest.approx(compute)
+    assert found.source[FP32] == pytest.approx(4.6 * 350)
+    assert found.ratio(FP32, 5) == pytest.approx(compute / (4.6 * 350))
+    # ten spikes tell eleven values apart: four bits of the 24 that a float multiplies
+    assert found.bits == {5: 4}
+    short = 0.9 + 3.7 * 4 / 24
+    assert found.quantised[FP32][5] == pytest.approx(4.6 * 200 + short * 150)
+    # 750 events of two bits, each times a weight
+    whole = 4.6 * macs + 0.9 * (750 + updates) + 3.7 * 2 / 24 * 750
+    assert found.whole[FP32][5] == pytest.approx(whole)
+    # a weight and a spike; factors of the input; v and x of each neuron, read and written; events
+    kept = 64 * 200 + 64 * 88 * 5 + 44 * 5 * 2
+    assert found.total[MEMORY][5] == pytest.approx(compute + BIT * (33 * synaptic + kept))
+    assert found.total[STORED][5] == pytest.approx(compute + BIT * (96 * synaptic + kept))
+    assert found.whole[MEMORY][5] == pytest.approx(whole + BIT * (34 * 750 + kept))
+    assert found.whole[STORED][5] == pytest.approx(whole + BIT * (96 * 750 + kept))
+    source = 4.6 * 350 + BIT * 32 * (2 * 350 + 44)
+    assert found.source[MEMORY] == found.source[STORED] == pytest.approx(source)
+    small = 4.6 * 200 + short * 150 + BIT * (64 * 200 + 36 * 150 + 4 * 44)
+    assert found.quantised[MEMORY][5] == pytest.approx(small)
+    assert found.total["45 nm int8"][5] == pytest.approx(0.23 * macs + 0.03 * (synaptic + updates))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, n) for n in (4, 4, 4, 2))
+
+    def forward(self, x):  # [B, 3, 4]
+        x = F.relu(x)
+        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+def test_products_stay_products():
+    snn, x = converted(Attention(), (3, 4), 3)
+    found = estimate_energy(snn, x, (1, 3))
+    for t in (1, 3):
+        # 12 spikes to 12 sums each, 12 to two; 72 products; 36 + 6 sums; 24 neurons
+        by_hand = t * (0.9 * (144 + 24 + 48) + 4.6 * (72 + 42))
+        assert found.total[FP32][t] == pytest.approx(by_hand)
+    assert found.source[FP32] == pytest.approx(4.6 * (144 + 24 + 72))
+    two = 0.9 + 3.7 * 2 / 24
+    assert found.bits == {1: 1, 3: 2}
+    both = 0.9 + 3.7 * (2 / 24) ** 2
+    assert found.quantised[FP32][3] == pytest.approx(two * 168 + both * 72)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_group_neurons_by_hand(signed):
+    snn, x = converted(strided(), (1, 4, 4), 2, method="group", members=3, signed=signed)
+    side = torch.tensor([1, 2, 1, 1])  # outputs see -1 to 1 and 1 to 3
+    fan = 3 * torch.outer(side, side)
+    spikes = []
+    snn.on_fire = lambda node, y: (
+        spikes.append((y / node.parameters.theta).abs().round()) if node.kind == "group" else None
+    )
+    sg.run(snn, x, 2, chunk=2)
+    snn.on_fire = None
+    met = float((spikes[0] * fan).sum()) / 8
+    updates = 2 * 44 * (9 if signed else 5)
+    events = sum(float((n > 0).sum()) for n in spikes) / 8
+    found = estimate_energy(snn, x, 2)
+    averages = 12  # of the outputs, once
+    compute = 4.6 * (200 + averages) + 0.9 * (met + updates)
+    assert found.total[FP32][2] == pytest.approx(compute)
+    bits = 3 if signed else 2
+    kept = 64 * 200 + 64 * 44 * (2 if signed else 1) * 2 + bits * events
+    assert found.total[MEMORY][2] == pytest.approx(compute + BIT * (33 * met + kept))
+    whole = float(((spikes[0] > 0) * fan).sum()) / 8
+    price = 0.9 + 3.7 * bits / 24
+    assert found.whole[FP32][2] == pytest.approx(
+        4.6 * (200 + averages) + 0.9 * updates + price * whole
+    )
+    every = count_operations(snn, x, range(1, 60))
+    for name, table in TABLES.items():
+        fits = [t for t, c in every.items() if table.spiking(c) <= found.source[name]]
+        assert found.break_even[name] == (max(fits) if fits else None)
+        fits = [t for t, c in every.items() if table.whole(c) <= found.source[name]]
+        assert found.break_even_whole[name] == (max(fits) if fits else None)
+
+
+def test_break_even_of_signs_is_where_the_line_crosses():
+    """One hidden layer: 60 + 40 MACs; 4.6 * 60 once, then 10 neurons and 4 sums at every step."""
+    snn, x = converted(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)), (6,), 8)
+    found = estimate_energy(snn, x)
+    assert found.time_steps == (1, 2, 4, 8)
+    step = 0.9 * (40 + 20) + 4.6 * 4
+    assert found.total[FP32] == pytest.approx({t: 4.6 * 60 + t * step for t in (1, 2, 4, 8)})
+    assert found.break_even[FP32] == math.floor(4.6 * 40 / step) == 2
+    assert found.break_even_whole == found.break_even and found.whole == found.total
+    assert found.break_even[STORED] is None
+    exact = EnergyTable(2.0, 1.0, "compute only", "of this test")
+    # 2 * 60 + T (60 + 8) against 2 * 100: just more at two steps; with 4 pJ just as much at four
+    assert estimate_energy(snn, x, 1, tables={"a": exact}).break_even == {"a": 1}
+    equal = EnergyTable(
+        4.5, 1.0, "compute only", "of this test"
+    )  # 40 * 4.5 = 180 > 78, < 2 * 78 + 78
+    assert estimate_energy(snn, x, 1, tables={"a": equal}).break_even == {"a": 2}
+
+
+def test_what_never_costs_more():
+    silent = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        silent[0].bias[:] = -10
+    snn, x = converted(silent, (3,), 2, method="group", members=2, scale="tensor")
+    free = EnergyTable(1.0, 0.0, "synapses only", "of this test")
+    found = estimate_energy(snn, x, tables={"free": free})
+    assert found.break_even == {"free": LIMIT} and found.operations[2].synaptic == 0
+    assert shown(LIMIT) == f">= {LIMIT}" and shown(None) == "none" and shown(7) == "7"
+
+
+def test_everything_says_estimate():
+    snn, x = converted(strided(), (1, 4, 4), 4, members=2)
+    found = estimate_energy(snn, x)
+    assert found.estimate is True and found.to_dict()["estimate"] is True
+    again = json.loads(json.dumps(found.to_dict()))
+    assert again["total"][FP32]["4"] == found.total[FP32][4]
+    assert all("estimate" in line for line in again["sentences"])
+    assert all(table["source"] and table["covers"] for table in again["tables"].values())
+    text = str(found)
+    assert text.startswith("estimated energy") and "not measured" in text
+    assert "signGD neurons send a spike in every step" in text
+    ratio = found.total[FP32][4] / found.source[FP32]
+    said = (
+        f"at T=4 this network costs {ratio:.2g} times its source (compute only, {FP32}, estimate)"
+    )
+    assert found.sentence() == found.sentence(4, FP32) == said and said in text
+    for t in found.time_steps:
+        for name in TABLES:
+            total = sum(layer[name] for layer in found.layers[t].values())
+            assert total == pytest.approx(found.total[name][t])
+
+
+def test_a_table_of_ones_own():
+    snn, x = converted(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)), (6,), 8)
+    mine = EnergyTable(1.0, 1.0, "neuron functions too", "of this test", function=10.0)
+    found = estimate_energy(snn, x, 2, tables=TABLES | {"mine": mine})
+    assert found.total["mine"][2] == pytest.approx(60 + 2 * (60 + 4) + 10 * 20)
+    assert found.source["mine"] == pytest.approx(100 + 10 * 10)
+    for wrong in ({}, {"mine": (4.6, 0.9)}):
+        with pytest.raises(sg.InputError, match="at least one"):
+            estimate_energy(snn, x, tables=wrong)
+    with pytest.raises(sg.InputError, match="no less than an accumulate"):
+        EnergyTable(0.9, 4.6, "", "")
+    with pytest.raises(sg.InputError, match="build"):
+        estimate_energy(snn.network, x)
+
+
+def test_widths_of_multipliers():
+    """Horowitz' 8 and 32 bit integers bear the rule out, to what two digits tell."""
+    integer = EnergyTable(3.2, 0.1, "", "", significand=32)
+    assert integer.multiply_two(8) - 0.1 == pytest.approx(0.2, abs=0.01)
+    assert integer.multiply(32) == integer.multiply(40) == pytest.approx(3.2)
+    assert TABLES["45 nm int8"].multiply(8) == pytest.approx(0.23)
+
+
+def test_the_page_is_made_from_the_figures():
+    text = bench.PAGE.read_text()
+    assert text == bench.page(text), "run python benchmarks/energy.py --write"
+    for part in ("energy fashion", "break-even fashion", "break-even digits"):
+        table = text.split(f"<!-- python benchmarks/energy.py {part} -->")[1]
+        assert "| vit | signGD | 1" in table.split(f"<!-- end of {part} -->")[0]
+
+
+@pytest.mark.parametrize("way", bench.WAYS[:2], ids=lambda way: way.label)
+def test_the_figures_are_what_is_counted(way):
+    """Of signs nothing depends on values, so the figures come out the same anywhere."""
+    kept = bench.figures()[bench.key("digits", "resmlp", way)]
+    fresh = bench.measure("digits", "resmlp", way)
+    assert json.loads(json.dumps(fresh)) == kept
+
+
+def test_measured_once_and_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "FIGURES", tmp_path / "energy.json")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "energy.md")
+    monkeypatch.setattr(bench, "COUNTED", 2)
+    monkeypatch.setattr(bench, "WAYS", bench.WAYS[1:2])
+    run = ["--data", "digits", "--networks", "resmlp"]
+    bench.main(run)
+    first = capsys.readouterr()
+    assert "| resmlp | signGD, groups of 8 | 8 x 1 |" in first.out and first.err
+    bench.main(run)
+    assert capsys.readouterr() == (first.out, "")
+    begin, end = (
+        "<!-- python benchmarks/energy.py energy digits -->\n",
+        "<!-- end of energy digits -->\n",
+    )
+    (tmp_path / "energy.md").write_text(f"before\n{begin}{end}after\n")
+    bench.main(["--write"])
+    text = (tmp_path / "energy.md").read_text()
+    assert "| resmlp | signGD, groups of 8 |" in text and text.endswith(f"{end}after\n")
+    assert list(tmp_path.iterdir()) != [] and not list(tmp_path.glob("*.partial"))
