@@ -1,0 +1,591 @@
+"""The doctor: which layer of a spiking network is wrong, why, and the change that mends it.
+
+Errors of the description are told from errors of the spikes. With the source model at hand
+(``reference=``) every node is given the source's inputs and must make the source's value: what does
+not is a wrong weight, a norm that was not folded, another slope or function. Then spikes alone are
+at fault: each neuron layer in turn is replaced by its function in the spiking network, which tells
+what could be won there at most. Where that is much, its scale, schedule, resting value, threshold,
+initial charge and members are set as planned, or changed by factors, and the network is run again.
+A finding is a change after which the outputs are closer to the source's by a clear amount; so what
+tuning chose is not called a fault because it is unusual. If the outputs are still far off, T is
+too small, and larger ones are tried.
+
+The source's lowering, the default plans and the simulation are those of ``converters``; nothing
+there knows of the doctor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..converters.rules import NEURONS, Entry, Operation
+from ..errors import InputError
+from ..network import (
+    Encoder,
+    Function,
+    SignGDNeuron,
+    SpikingNetwork,
+    leaves,
+    values_of,
+)
+from ..network_module import NetworkModule
+from ..operations import follows_batch
+from ..running import check_run, check_steps, run
+from .examination import (
+    Comparison,
+    Outcome,
+    Source,
+    Sums,
+    Trial,
+    alone,
+    classes,
+    compare,
+    lower,
+    parts,
+    reach,
+    relative,
+)
+from .mending import (
+    Longer,
+    adequate,
+    describe,
+    joint_mends,
+    local_mend,
+    longer,
+)
+from .recording import LARGEST, record
+
+SAMPLES = 128  # at most, that trials are made with
+MOST = 4  # layers whose spikes are mended one after the other
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """One neuron layer; the dicts are by T.
+
+    ``isolated``
+        The relative error of what it has decoded if it alone spikes, fed the source's values.
+    ``cumulative``
+        The same as the network runs, fed by the spiking neurons before it.
+    ``readout``
+        The relative error of the outputs where only this layer spikes.
+    ``cosine``, ``bias``
+        As the network runs: the cosine between decoded values and the source's, and the mean
+        difference over the mean size of the source's values.
+    ``saturated``
+        The share of the source's values that lie beyond what the neurons can decode in T steps.
+    ``dead``
+        The share of units that decode the same for all samples though the source's values differ.
+    """
+
+    name: str
+    module: str
+    kind: str
+    neurons: int
+    isolated: dict[int, float]
+    cumulative: dict[int, float]
+    readout: dict[int, float]
+    cosine: dict[int, float]
+    bias: dict[int, float]
+    saturated: dict[int, float]
+    dead: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A culprit. ``blame`` is the share of the squared output error that goes with the mend.
+
+    ``cause`` is "weights", "norm", "function", "slope", "constant", "wiring" (errors of the
+    description), "scale", "schedule", "resting", "threshold", "charge", "members", or "steps".
+    ``applicable``: whether ``Diagnosis.apply`` does it.
+    """
+
+    layer: str
+    cause: str
+    text: str
+    mend: str
+    blame: float
+    applicable: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What ``diagnose`` found at ``time_steps``; ``findings`` are for the largest, worst first.
+
+    ``agreement`` and ``accuracy`` are shares by T, None for outputs that are not [B, classes] and
+    without labels; ``error`` is that of the outputs, ``mended`` (error, agreement) of the mended
+    network at its T on the same samples. ``notes`` say what could not be judged.
+    """
+
+    time_steps: tuple[int, ...]
+    samples: int
+    layers: tuple[LayerErrors, ...]
+    findings: tuple[Finding, ...]
+    agreement: dict[int, float | None]
+    accuracy: dict[int, float | None]
+    error: dict[int, float]
+    source_accuracy: float | None
+    mended: tuple[float, float | None]
+    notes: tuple[str, ...]
+    network: SpikingNetwork = field(repr=False)
+
+    def apply(self) -> SpikingNetwork:
+        """A new network in which every applicable finding is mended; the one diagnosed stays."""
+        return self.network
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, but for the mended network."""
+
+        def keyed(values: Mapping[int, Any]) -> dict[str, Any]:
+            return {str(t): value for t, value in values.items()}
+
+        layers = [
+            {k: keyed(v) if isinstance(v, dict) else v for k, v in row.to_dict().items()}
+            for row in self.layers
+        ]
+        return {
+            "time_steps": list(self.time_steps),
+            "samples": self.samples,
+            "layers": layers,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "agreement": keyed(self.agreement),
+            "accuracy": keyed(self.accuracy),
+            "error": keyed(self.error),
+            "source_accuracy": self.source_accuracy,
+            "mended": {
+                "time_steps": self.network.time_steps,
+                "error": self.mended[0],
+                "agreement": self.mended[1],
+            },
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        last = max(self.time_steps)
+        width = max(5, *(len(row.name) for row in self.layers))
+        head = ("isolated", "cumulative", "read-out", "cosine", "bias", "saturated", "dead")
+        lines = [f"T = {last}, {self.samples} samples"]
+        lines.append(f"{'layer':<{width}}  " + "  ".join(f"{name:>10}" for name in head))
+        for row in self.layers:
+            cells = [
+                f"{row.isolated[last]:.4f}",
+                f"{row.cumulative[last]:.4f}",
+                f"{row.readout[last]:.4f}",
+                f"{row.cosine[last]:.4f}",
+                f"{row.bias[last]:+.4f}",
+                f"{100 * row.saturated[last]:.1f} %",
+                f"{100 * row.dead[last]:.1f} %",
+            ]
+            lines.append(f"{row.name:<{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
+        for t in self.time_steps:
+            lines.append(f"T = {t}: " + _outcome(self.error[t], self.agreement[t]))
+        if not self.findings:
+            lines.append("nothing to mend")
+        for i, finding in enumerate(self.findings, 1):
+            lines.append(f"{i}. {finding.text} (blame {finding.blame:.0%})")
+        if any(finding.applicable for finding in self.findings):
+            lines.append(f"mended, T = {self.network.time_steps}: " + _outcome(*self.mended))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _outcome(error: float, agreement: float | None) -> str:
+    same = "" if agreement is None else f", agreement {agreement:.1%}"
+    return f"output error {error:.4f}{same}"
+
+
+@torch.no_grad()
+def diagnose(
+    snn: NetworkModule,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    reference: nn.Module | SpikingNetwork | None = None,
+    time_steps: int | Sequence[int] | None = None,
+    neurons: Mapping[Operation, Entry] = NEURONS,
+) -> Diagnosis:
+    """What is wrong in a converted network, layer by layer, and what mends it.
+
+    Parameters
+    ----------
+    x, y
+        One batch [B, ...] of representative samples, 64 are enough; labels [B] if there are any.
+    reference
+        The model that was converted, or a description of it that is right, which takes less time:
+        its own layers are compared with those of the network. Without it
+        the description is taken to be right, and errors of the spikes alone are found.
+    time_steps
+        T, or several, at which errors are told; findings are for the largest. By default the T that
+        the network was planned for.
+    neurons
+        As ``convert`` was given it, for the reference.
+
+    Costs about one run of the network for each neuron layer, and some tens more where something is
+    wrong; trials are made with 128 samples at most. For signGD and group neurons; raises InputError
+    for the rate-coded baseline, for Poisson-coded input and for what ``run`` refuses, and what
+    ``convert`` raises for a reference that it cannot follow.
+    """
+    network = snn.network if isinstance(snn, NetworkModule) else None
+    if time_steps is None:
+        time_steps = network.time_steps if network else 1
+    steps = tuple(sorted(set(check_steps(time_steps))))
+    x = check_run("diagnose", snn, x, steps[-1], False)
+    assert network is not None
+    _check(network, x, y)
+    notes: list[str] = []
+    findings: list[Finding] = []
+    source = network
+    if reference is None:
+        notes.append(
+            "without reference= the description is taken to be right: wrong weights, norms and "
+            "functions are not looked for."
+        )
+    else:
+        true = (
+            reference
+            if isinstance(reference, SpikingNetwork)
+            else lower(network, reference, x, neurons)
+        )
+        compared = compare(network, true, x)
+        source = compared.mended
+        notes += _not_compared(compared)
+    errors, agreement, accuracy, own = _outcomes(snn, source, x, y, steps)
+    layers = _layers(snn, source, x, steps)
+    last = steps[-1]
+    few = x[:SAMPLES]
+    whole = max(errors[last] ** 2, 1e-12)
+    if reference is not None:
+        for name, squared in _at_readout(compared, x).items():
+            cause, text, mend = describe(compared.own[name], compared.right[name])
+            blame = min(1.0, squared / whole)
+            can = compared.right[name] is not None
+            findings.append(Finding(name, cause, f"{text}; {mend}", mend, blame, can))
+    found, mended, outcome = _of_spikes(source, few, last, whole, layers)
+    ordered = sorted(findings + found, key=lambda f: -f.blame)
+    if ordered:
+        texts = [finding.mend for finding in ordered if finding.applicable]
+        mended = mended.replace(provenance={**mended.provenance, "doctor": texts})
+    return Diagnosis(
+        steps,
+        len(x),
+        layers,
+        tuple(ordered),
+        agreement,
+        accuracy,
+        errors,
+        own,
+        outcome,
+        tuple(notes),
+        mended,
+    )
+
+
+def _check(network: SpikingNetwork, x: Tensor, y: Tensor | None) -> None:
+    for node in network.nodes:
+        poisson = isinstance(node, Encoder) and node.coding == "poisson"
+        if poisson or node.kind == "subgradient":
+            raise InputError(
+                f"diagnose examines signGD and group neurons, but '{node.name}' is "
+                f"{'Poisson-coded input' if poisson else 'a neuron of the rate-coded baseline'}. "
+                "Convert with another "
+                + ("input_coding." if poisson else "method, or compare what run returns.")
+            )
+    if not network.neurons:
+        raise InputError("diagnose examines neurons, but the network has none that spikes.")
+    if len(x) == 0:
+        raise InputError("x is an empty batch; a few dozen representative samples are enough.")
+    if y is not None and y.shape != x.shape[:1]:
+        raise InputError(
+            f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
+            f"y is {list(y.shape)}."
+        )
+
+
+def _not_compared(compared: Comparison) -> list[str]:
+    notes = []
+    if compared.missing:
+        notes.append(
+            "not compared, since the reference has no node of the name: "
+            + ", ".join(compared.missing)
+        )
+    if compared.unmet:
+        notes.append(
+            "nodes of the reference that the network has not: " + ", ".join(compared.unmet)
+        )
+    if len(compared.wrong) > max(3, len(compared.own) // 2, len(compared.mended.nodes) // 3):
+        notes.append(
+            f"{len(compared.wrong)} of {len(compared.mended.nodes)} nodes differ from the "
+            "reference: is it the model that was converted, with the same weights?"
+        )
+    return notes
+
+
+def _outcomes(
+    snn: NetworkModule, source: SpikingNetwork, x: Tensor, y: Tensor | None, steps: tuple[int, ...]
+) -> tuple[dict[int, float], dict[int, float | None], dict[int, float | None], float | None]:
+    """By T the output error, agreement and accuracy, and the accuracy of the source."""
+    ends = list(dict.fromkeys(leaves(source.outputs)))
+    sums = {t: [Sums() for _ in ends] for t in steps}
+    same, right = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
+    own, judged = 0, False
+    true = Source(source)
+    for start, part in _placed(source, x, steps[-1]):
+        outputs = run(snn, part, steps)
+        values = true.activations(part, keep=ends)
+        for t in steps:
+            for each, name, have in zip(sums[t], ends, _flat(source, outputs[t]), strict=True):
+                each.add(have, values[name])
+            want = values[ends[0]]
+            judged = classes(source, want)
+            if not judged:
+                continue
+            prediction = outputs[t].argmax(1)
+            same[t] += int((prediction == want.argmax(1)).sum())
+            if y is not None:
+                labels = y[start : start + len(part)].to(prediction.device)
+                right[t] += int((prediction == labels).sum())
+                own += int((want.argmax(1) == labels).sum()) if t == steps[0] else 0
+    labelled = judged and y is not None
+    return (
+        {t: relative(sums[t]) for t in steps},
+        {t: same[t] / len(x) if judged else None for t in steps},
+        {t: right[t] / len(x) if labelled else None for t in steps},
+        own / len(x) if labelled else None,
+    )
+
+
+def _flat(network: SpikingNetwork, outputs: Any) -> list[Tensor]:
+    """The distinct outputs, in the order of their names."""
+    found: dict[str, Tensor] = {}
+
+    def walk(structure: Any, values: Any) -> None:
+        if isinstance(structure, str):
+            found.setdefault(structure, values)
+            return
+        keys = structure if isinstance(structure, Mapping) else range(len(structure))
+        for k in keys:
+            walk(structure[k], values[k])
+
+    walk(network.outputs, outputs)
+    return [found[name] for name in dict.fromkeys(leaves(network.outputs))]
+
+
+def _placed(network: SpikingNetwork, x: Tensor, steps: int) -> list[tuple[int, Tensor]]:
+    found, start = [], 0
+    for part in parts(network, x, steps):
+        found.append((start, part))
+        start += len(part)
+    return found
+
+
+def _layers(
+    snn: NetworkModule, source: SpikingNetwork, x: Tensor, steps: tuple[int, ...]
+) -> tuple[LayerErrors, ...]:
+    network, last = snn.network, steps[-1]
+    nodes = [node for node in network.neurons if isinstance(node, Function)]
+    kinds = ("isolated", "cumulative")
+    sums = {(n.name, kind, t): Sums() for n in nodes for kind in kinds for t in steps}
+    ends = list(dict.fromkeys(leaves(source.outputs)))
+    outputs = {(n.name, t): [Sums() for _ in ends] for n in nodes for t in steps}
+    beyond = {(n.name, t): 0 for n in nodes for t in steps}
+    seen = dict.fromkeys((n.name for n in nodes), 0)
+    spread: dict[tuple[str, int], _Spread] = {}
+    true = Source(source)
+    for part in parts(network, x, last):
+        values = true.all_values(part)
+        for group in _groups(nodes, len(part), last):
+            recording = record(snn, part, last, [node.name for node in group])
+            for node in group:
+                name, want = node.name, values[node.name]
+                inputs = [values[i] for i in node.inputs]
+                found = alone(node, inputs, last, steps)
+                seen[name] += want.numel()
+                for t in steps:
+                    have = recording.decoded[name][t - 1]
+                    sums[name, "isolated", t].add(found[t], want)
+                    sums[name, "cumulative", t].add(have, want)
+                    ahead = true.outputs_with(values, {name: found[t]}, len(part))
+                    for each, end, y in zip(outputs[name, t], ends, ahead, strict=True):
+                        each.add(y, values[end])
+                    beyond[name, t] += _saturated(node, want, t)
+                    spread.setdefault((name, t), _Spread(node)).add(have, want)
+    return tuple(
+        LayerErrors(
+            node.name,
+            node.module or node.name,
+            node.kind,
+            values_of(node.shape),
+            isolated={t: sums[node.name, "isolated", t].error for t in steps},
+            cumulative={t: sums[node.name, "cumulative", t].error for t in steps},
+            readout={t: relative(outputs[node.name, t]) for t in steps},
+            cosine={t: sums[node.name, "cumulative", t].cosine for t in steps},
+            bias={t: sums[node.name, "cumulative", t].bias for t in steps},
+            saturated={t: beyond[node.name, t] / max(1, seen[node.name]) for t in steps},
+            dead={t: spread[node.name, t].dead for t in steps},
+        )
+        for node in nodes
+    )
+
+
+def _groups(nodes: list[Function], batch: int, steps: int) -> list[list[Function]]:
+    """Layers that can be recorded together."""
+    groups: list[list[Function]] = []
+    room = 0
+    for node in nodes:
+        size = 16 * steps * batch * values_of(node.shape)  # decoded and sent, at most float64
+        if not groups or size > room:
+            groups.append([])
+            room = LARGEST // 4
+        groups[-1].append(node)
+        room -= size
+    return groups
+
+
+def _saturated(node: Function, want: Tensor, steps: int) -> int:
+    limits = reach(node, steps)
+    if limits is None:
+        return 0
+    low, high = (torch.as_tensor(limit).to(want) for limit in limits)
+    outside = want > high
+    if isinstance(node, SignGDNeuron):  # what a group neuron cannot send is not below zero
+        outside = outside | (want < low)
+    return int(outside.sum())
+
+
+class _Spread:
+    """Whether units differ from sample to sample, as decoded and in the source network."""
+
+    def __init__(self, node: Function) -> None:
+        self.led = bool(node.shape) and follows_batch(node.shape[0])
+        self.limits: list[tuple[Tensor, Tensor]] | None = None
+
+    def add(self, have: Tensor, want: Tensor) -> None:
+        if not self.led:
+            return
+        now = [(v.amin(0), v.amax(0)) for v in (have, want)]
+        if self.limits is not None:
+            pairs = zip(self.limits, now, strict=True)
+            now = [(torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])) for a, b in pairs]
+        self.limits = now
+
+    @property
+    def dead(self) -> float:
+        if self.limits is None:
+            return 0.0
+        (low, high), (least, most) = self.limits
+        return float(((low == high) & (least < most)).double().mean())
+
+
+def _at_readout(compared: Comparison, x: Tensor) -> dict[str, float]:
+    """For each wrong node the squared output error where it alone is wrong, and nothing spikes."""
+    if not compared.wrong:
+        return {}
+    own = Source(compared.mended)
+    ends = list(dict.fromkeys(leaves(compared.mended.outputs)))
+    found: dict[str, float] = {}
+    for name in compared.wrong:
+        nodes = tuple(
+            compared.own[name] if node.name == name else node for node in compared.mended.nodes
+        )
+        wrong = Source(compared.mended.replace(nodes=nodes))
+        sums = [Sums() for _ in ends]
+        for part in parts(compared.mended, x, 1):
+            want = own.activations(part, keep=ends)
+            try:
+                have = wrong.activations(part, keep=ends)
+            except (RuntimeError, IndexError):  # of another shape
+                found[name] = float("inf")
+                break
+            for each, end in zip(sums, ends, strict=True):
+                each.add(have[end], want[end])
+        found.setdefault(name, relative(sums) ** 2)
+    return found
+
+
+def _of_spikes(
+    network: SpikingNetwork,
+    x: Tensor,
+    steps: int,
+    whole: float,
+    layers: tuple[LayerErrors, ...],
+) -> tuple[list[Finding], SpikingNetwork, tuple[float, float | None]]:
+    """Findings about neurons, the network mended of them, and its outcome on x."""
+    saturated = {row.name: row.saturated[steps] for row in layers}
+    findings: list[Finding] = []
+    trial = Trial(network, x, steps)
+    if steps < network.time_steps and not adequate(trial.start):
+        found = longer(network, x, steps, trial.start)
+        if found is not None and adequate(found.outcome):  # it has not had its time yet
+            won = (trial.start.error**2 - found.outcome.error**2) / whole
+            finding = _too_few(layers, steps, trial.start, found, won)
+            return [finding], found.network, (found.outcome.error, found.outcome.agreement)
+    done: set[str] = set()
+    for _ in range(MOST):
+        before = trial.start
+        mend = local_mend(trial, done, saturated)
+        if mend is None:
+            break
+        done.add(mend.node.name)
+        network = mend.applied(network)
+        trial = Trial(network, x, steps)
+        won = (before.error**2 - trial.start.error**2) / whole
+        findings.append(
+            Finding(mend.node.name, mend.cause, mend.text, mend.mend, max(0.0, min(1.0, won)), True)
+        )
+    together = joint_mends(trial, saturated)
+    if together:
+        start = trial.start.error
+        for mend in together:
+            network = mend.applied(network)
+        trial = Trial(network, x, steps)
+        undone = [  # what is lost where one of them is left out
+            trial.rerun({m.node.name: m.before or m.node}).error ** 2 - trial.start.error**2
+            for m in together
+        ]
+        won, total = (start**2 - trial.start.error**2) / whole, sum(max(0.0, u) for u in undone)
+        for mend, lost in zip(together, undone, strict=True):
+            share = max(0.0, lost) / total if total else 1 / len(together)
+            blame = max(0.0, min(1.0, won * share))
+            name = mend.node.name
+            findings.append(Finding(name, mend.cause, mend.text, mend.mend, blame, True))
+    outcome = trial.start
+    if not adequate(outcome):
+        found = longer(network, x, steps, outcome)
+        won, short = 0.0, outcome
+        if found is not None:
+            won = (outcome.error**2 - found.outcome.error**2) / whole
+            network, outcome = found.network, found.outcome
+        findings.append(_too_few(layers, steps, short, found, won))
+    return findings, network, (outcome.error, outcome.agreement)
+
+
+def _too_few(
+    layers: tuple[LayerErrors, ...],
+    steps: int,
+    start: Outcome,
+    found: Longer | None,
+    won: float,
+) -> Finding:
+    """T is too small; the layer is the one that spoils the outputs most."""
+    worst = max(layers, key=lambda row: row.readout[steps]).name
+    state = _outcome(start.error, start.agreement)
+    if found is None:
+        mend = "tune, choose members > 1, or keep the layers with the largest read-out error"
+        text = f"T = {steps} leaves {state}, and no larger T that was tried mends it; {mend}"
+    else:
+        mend = found.mend
+        text = f"T = {steps} is too small ({state}); {mend}"
+    return Finding(worst, "steps", text, mend, max(0.0, min(1.0, won)), found is not None)
+
+
+__all__ = ["Diagnosis", "Finding", "LayerErrors", "diagnose"]

@@ -1,0 +1,546 @@
+"""What the doctor tries: changes of one neuron layer, more steps, and what to call a wrong node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite, log2
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..converters.calibration import statistics
+from ..converters.planning import (
+    DEFAULT_LEVELS,
+    SMALLEST_CHANNEL,
+    default_schedule,
+    relative_depths,
+)
+from ..converters.thresholds import fit
+from ..network import (
+    Constant,
+    Function,
+    GroupNeuron,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+)
+from ..neurons.schedules import Schedule, schedule_from_dict
+from .examination import Outcome, Source, Trial, alone
+
+GAIN = 0.7  # of the output error: what a mend has to leave less than; plans as they are leave 0.8
+FLOOR = 0.03  # output error below which nothing is looked for
+ENOUGH = 0.95  # agreement from which T is called large enough
+RESTORED = 0.95  # of the agreement lost: what a larger T has to bring back
+CLOSE = 0.25  # the same for outputs that are no classifier's: their relative error
+NEAR = 1.15  # of the least error that is possible: further trials are not worth it
+SUSPECTS = 4  # layers tried for one finding
+LONGEST = 128  # steps
+FACTORS = 2.0**8  # at most, of a scale
+ALONE = 16  # samples for a layer by itself
+ALONE_GAIN = 0.4  # of its error by itself, for mends of several layers at once
+
+
+@dataclass(frozen=True, eq=False)
+class Mend:
+    """``node`` in place of the one of its name. ``planned``: as planning would have made it."""
+
+    node: Function
+    cause: str
+    planned: bool
+    factor: float = 1.0
+    before: Node | None = None
+    text: str = ""
+    mend: str = ""
+
+    def applied(self, network: SpikingNetwork) -> SpikingNetwork:
+        nodes = tuple(self.node if n.name == self.node.name else n for n in network.nodes)
+        return network.replace(nodes=nodes)
+
+
+def adequate(outcome: Outcome) -> bool:
+    if outcome.agreement is not None:
+        return outcome.agreement >= ENOUGH
+    return outcome.error <= CLOSE
+
+
+def restored(outcome: Outcome, before: Outcome) -> bool:
+    """Whether a larger T is large enough, and not only a little larger than too small."""
+    if outcome.agreement is None or before.agreement is None:
+        return adequate(outcome)
+    lost = 1 - before.agreement
+    return adequate(outcome) and outcome.agreement >= 1 - (1 - RESTORED) * lost
+
+
+# -- one layer -----------------------------------------------------------------------------------
+
+
+def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, float]) -> Mend | None:
+    """The change of one layer that brings the outputs closest, if that is clearly closer."""
+    start = trial.start.error
+    if start <= FLOOR:
+        return None
+    network = trial.network
+    names = [n.name for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+    possible = {name: trial.rerun(exact=[name]).error for name in names if name not in done}
+    suspects = sorted(possible, key=lambda name: possible[name])
+    suspects = [name for name in suspects if not possible[name] > GAIN * start][:SUSPECTS]
+    best: tuple[float, Mend] | None = None
+    for name in suspects:
+        node = network[name]
+        assert isinstance(node, (SignGDNeuron, GroupNeuron))
+        found = _best(trial, node, possible[name])
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+        if best is not None and best[0] <= NEAR * min(possible.values()):
+            break
+    if best is None or not best[0] <= GAIN * start:
+        return None
+    return _told(best[1], network, trial, saturated)
+
+
+def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
+    """Several layers at once, for faults that hide each other: those which, alone and fed the
+    source's values, come much closer by a change, if all these changes together help."""
+    if adequate(trial.start):
+        return []
+    network, steps = trial.network, trial.steps
+    x = trial.parts[0][:ALONE]
+    values = Source(network).all_values(x)
+    mends: list[Mend] = []
+    for node in network.neurons:
+        if not isinstance(node, (SignGDNeuron, GroupNeuron)):
+            continue
+        inputs, want = [values[name] for name in node.inputs], values[node.name]
+
+        def off(changed: Node, inputs: list[Tensor] = inputs, want: Tensor = want) -> float:
+            return float((alone(changed, inputs, steps, [steps])[steps] - want).double().norm())
+
+        now = off(node)
+        tried = [(off(mend.node), mend) for mend in planned(trial, node)]
+        tried += [
+            (off(m.node), m) for m in (_times(node, k) for k in range(-6, 7)) if m.factor != 1
+        ]
+        error, mend = min(tried, key=lambda pair: (pair[0], not pair[1].planned))
+        if error <= ALONE_GAIN * now:
+            usual = [pair for pair in tried if pair[1].planned and pair[0] <= ALONE_GAIN * now]
+            mends.append(min(usual, key=lambda pair: pair[0])[1] if usual else mend)
+    if len(mends) < 2:
+        return []
+    together = trial.rerun({mend.node.name: mend.node for mend in mends})
+    if not together.error <= GAIN * trial.start.error:
+        return []
+    return [_told(mend, network, trial, saturated) for mend in mends]
+
+
+def _times(node: SignGDNeuron | GroupNeuron, exponent: float) -> Mend:
+    """The scale or threshold of a neuron times a power of two."""
+    factor = 2.0**exponent
+    if isinstance(node, SignGDNeuron):
+        return Mend(replace(node, scale=node.scale * factor), "scale", False, factor)
+    return Mend(replace(node, v_threshold=node.v_threshold * factor), "threshold", False, factor)
+
+
+def _best(
+    trial: Trial, node: SignGDNeuron | GroupNeuron, possible: float
+) -> tuple[float, Mend] | None:
+    """The best change of one layer; one that is as planned wins against others nearly as good."""
+    tried = [(trial.rerun({node.name: m.node}).error, m) for m in planned(trial, node)]
+    tried = [(error, mend) for error, mend in tried if isfinite(error)]
+    best = min(tried, key=lambda pair: pair[0], default=None)
+    if best is not None:  # what was planned is preferred
+        usual = [pair for pair in tried if pair[1].planned and pair[0] <= NEAR * best[0]]
+        best = min(usual, key=lambda pair: pair[0], default=best)
+    if best is not None and best[0] <= NEAR * possible:
+        return best
+    free = _by_factor(trial, node)
+    if best is None or (free is not None and free[0] < best[0] / NEAR):
+        return free
+    return best
+
+
+def planned(trial: Trial, node: SignGDNeuron | GroupNeuron) -> Iterator[Mend]:
+    """The layer with one parameter as planning sets it, where it differs from that."""
+    network, steps = trial.network, trial.steps
+    known = network.statistics.get(node.name)
+    if not known or "quantile" not in known:
+        known = statistics(network, trial.parts, 0)[node.name]
+    if isinstance(node, GroupNeuron):
+        yield from _planned_group(node, known, network.time_steps)
+        return
+    schedule = planned_schedule(network, node, network.time_steps)
+    now, then = ([s(t) for t in range(1, steps + 1)] for s in (node.schedule, schedule))
+    if any(abs(a - b) > 1e-3 * b for a, b in zip(now, then, strict=True)):
+        yield Mend(replace(node, schedule=schedule), "schedule", True)
+    scale = planned_scale(network, node, known)
+    if scale is not None and _differ(node.scale, scale):
+        factor = float((torch.as_tensor(scale) / torch.as_tensor(node.scale).to(scale)).median())
+        yield Mend(replace(node, scale=scale), "scale", True, factor)
+    if _differ(node.resting, 0.0):
+        yield Mend(replace(node, resting=0.0), "resting", True)
+    if "mean" in known and _differ(node.resting, known["mean"]):
+        yield Mend(replace(node, resting=known["mean"]), "resting", False)
+
+
+def _planned_group(node: GroupNeuron, known: Mapping[str, Tensor], steps: int) -> Iterator[Mend]:
+    levels, trained = (node.arguments.get(name) for name in ("levels", "v_threshold"))
+    if trained is not None and _differ(node.v_threshold, trained):
+        factor = float(torch.as_tensor(trained / torch.as_tensor(node.v_threshold)).median())
+        yield Mend(replace(node, v_threshold=trained), "threshold", True, factor)
+    if levels is not None and node.members * steps != levels and levels % steps == 0:
+        yield Mend(replace(node, members=levels // steps), "members", True)
+    if _differ(node.initial_charge, 0.5):
+        yield Mend(replace(node, initial_charge=0.5), "charge", True)
+    if trained is None and "quantile" in known:
+        whole = float(known["tensor_quantile"]) or 1.0
+        threshold = known["quantile"].clamp(min=SMALLEST_CHANNEL * whole)
+        if _differ(node.v_threshold, threshold):
+            ratio = threshold / torch.as_tensor(node.v_threshold).to(threshold)
+            mend = replace(node, v_threshold=threshold)
+            yield Mend(mend, "threshold", True, float(ratio.median()))
+
+
+def planned_scale(
+    network: SpikingNetwork, node: SignGDNeuron, known: Mapping[str, Tensor]
+) -> Tensor | None:
+    """The scale that the calibration gives, None where another was asked for."""
+    kind = network.provenance.get("scale", "channel")
+    if kind not in ("channel", "tensor") or node.name not in network.names():
+        return None
+    whole = known["tensor_quantile"]
+    if float(whole) == 0.0:
+        return torch.ones_like(whole)
+    if kind == "tensor" or isinstance(node.scale, float):
+        return whole
+    return known["quantile"].clamp(min=SMALLEST_CHANNEL * float(whole))
+
+
+def planned_schedule(network: SpikingNetwork, node: SignGDNeuron, steps: int) -> Schedule:
+    """The schedule asked for in ``convert``, or the default one of this depth."""
+    told = network.provenance.get("schedule")
+    if isinstance(told, Mapping):
+        return schedule_from_dict(dict(told))
+    return default_schedule(steps, relative_depths(network.nodes)[node.name], node.members)
+
+
+def _differ(a: float | Tensor, b: float | Tensor) -> bool:
+    first, second = (torch.as_tensor(v).detach().double().cpu() for v in (a, b))
+    try:
+        difference = (first - second).abs()
+    except RuntimeError:
+        return True
+    return bool((difference > 1e-3 * second.abs() + 1e-12).any())
+
+
+def _by_factor(trial: Trial, node: SignGDNeuron | GroupNeuron) -> tuple[float, Mend] | None:
+    """The scale or threshold times the best factor: powers of two, then finer ones near by."""
+    errors: dict[float, float] = {0.0: trial.start.error}
+
+    def error(exponent: float) -> float:
+        if exponent not in errors:
+            found = trial.rerun({node.name: _times(node, exponent).node}).error
+            errors[exponent] = found if isfinite(found) else float("inf")
+        return errors[exponent]
+
+    for direction in (1.0, -1.0):
+        best, exponent = errors[0.0], direction
+        while abs(exponent) <= log2(FACTORS):
+            now = error(exponent)
+            if now > 1.3 * best:
+                break
+            best, exponent = min(best, now), exponent + direction
+    for width in (0.5, 0.25, 0.12):
+        at = min(errors, key=lambda e: errors[e])
+        error(at - width), error(at + width)
+    at = min(errors, key=lambda e: errors[e])
+    if at == 0.0:
+        return None
+    return errors[at], _times(node, at)
+
+
+def _told(
+    mend: Mend, network: SpikingNetwork, trial: Trial, saturated: Mapping[str, float]
+) -> Mend:
+    """The mend with its verdict line."""
+    name = mend.node.name
+    before = network[name]
+    share = saturated.get(name, 0.0)
+    if mend.cause in ("scale", "threshold"):
+        up = mend.factor > 1
+        what = f"{'raise' if up else 'lower'} it by {mend.factor if up else 1 / mend.factor:.2g}"
+        if mend.cause == "threshold" and mend.planned and "v_threshold" in mend.node.arguments:
+            what += ", to the one that the network was trained with"
+        why = (
+            f"{share:.0%} of values saturate"
+            if up and share >= 0.005
+            else ("its steps are too small" if up else "its steps are too large")
+        )
+        if mend.cause == "threshold" and not (up and share >= 0.005):
+            why = "its levels do not fit the values"
+        later = _or_longer(before, mend.node, trial) if mend.cause == "scale" and up else None
+        if later is not None:
+            what += f", or T >= {later}"
+        return replace(
+            mend, before=before, text=f"{mend.cause} of {name}: {why}; {what}", mend=what
+        )
+    if mend.cause == "schedule":
+        what = f"take the one planned for T = {network.time_steps}"
+        why = "its step sizes are not those planned for this depth"
+    elif mend.cause == "resting":
+        what = "start from 0" if mend.planned else "start from the mean of the calibration"
+        value = float(torch.as_tensor(before.resting).double().mean())  # type: ignore[attr-defined]
+        why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
+    elif mend.cause == "charge":
+        value = float(torch.as_tensor(before.initial_charge).double().mean())  # type: ignore[attr-defined]
+        what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
+    else:
+        assert isinstance(mend.node, GroupNeuron) and isinstance(before, GroupNeuron)
+        levels = mend.node.arguments["levels"]
+        what = f"set them to {mend.node.members}, so that m T = L = {levels}"
+        why = f"m T is {before.members} x {network.time_steps}"
+    label = {"resting": "resting value", "charge": "initial charge"}.get(mend.cause, mend.cause)
+    return replace(mend, before=before, text=f"{label} of {name}: {why}; {what}", mend=what)
+
+
+def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
+    """The least T, doubled, at which the layer as it is comes as close alone as mended."""
+    assert isinstance(before, SignGDNeuron) and isinstance(after, SignGDNeuron)
+    steps, network = trial.steps, trial.network
+    x = trial.parts[0][:ALONE]
+    values = Source(network).all_values(x)
+    inputs, want = [values[name] for name in before.inputs], values[before.name]
+
+    def off(node: Node, t: int) -> float:
+        return float((alone(node, inputs, t, [t])[t] - want).double().norm())
+
+    aim = 1.1 * off(after, steps)
+    t = 2 * steps
+    while t <= LONGEST:
+        node = replace(before, schedule=planned_schedule(network, before, t))
+        if off(node, t) <= aim:
+            return t
+        t *= 2
+    return None
+
+
+# -- more steps ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Longer:
+    network: SpikingNetwork
+    outcome: Outcome
+    mend: str
+
+
+def longer(network: SpikingNetwork, x: Tensor, steps: int, now: Outcome) -> Longer | None:
+    """The network planned for the least T, doubled, that is large enough; None where none is.
+
+    Run longer as it is, if it was planned for more steps than it was run for.
+    """
+    if network.time_steps > steps:
+        outcome = Trial(network, x, network.time_steps).start
+        if adequate(outcome):
+            t = least(network, x, steps)
+            return Longer(network, outcome, f"T >= {t}: it was planned for {network.time_steps}")
+    tried: list[Longer] = []
+    for t in _lengths(network, steps):
+        changed = with_steps(network, t, x)
+        outcome = Trial(changed, x, t).start
+        what = f"T >= {t}, planned anew" if t > steps else f"T = {t}, planned anew"
+        tried.append(Longer(changed, outcome, what))
+        if restored(outcome, now):
+            return tried[-1]
+    best = min(tried, key=lambda found: found.outcome.error, default=None)
+    if best is None or not best.outcome.error <= GAIN * now.error:
+        return None
+    return best
+
+
+def least(network: SpikingNetwork, x: Tensor, steps: int) -> int:
+    """The least T, doubled from ``steps``, at which a network planned for more is close enough."""
+    t = steps
+    while t < network.time_steps:
+        if adequate(Trial(network, x, t).start):
+            return t
+        t *= 2
+    return network.time_steps
+
+
+def _lengths(network: SpikingNetwork, steps: int) -> list[int]:
+    found = [steps * 2**k for k in range(1, 8) if steps * 2**k <= LONGEST]
+    levels = [n.arguments.get("levels") for n in network.neurons if isinstance(n, GroupNeuron)]
+    if levels and all(levels) and len(levels) == len(network.neurons):
+        # at T = 1 the network computes what it was trained to compute
+        return [1] if steps > 1 else []
+    return found
+
+
+def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork:
+    """The network planned for other steps: schedules, members and thresholds of ReLUs."""
+    nodes: list[Node] = []
+    for node in network.nodes:
+        if isinstance(node, SignGDNeuron):
+            node = replace(node, schedule=planned_schedule(network, node, steps))
+        elif isinstance(node, GroupNeuron):
+            levels = node.arguments.get("levels") or DEFAULT_LEVELS
+            signed = steps > 1 if node.function.name == "relu" else node.signed
+            node = replace(node, members=max(1, round(levels / steps)), signed=signed)
+        nodes.append(node)
+    changed = network.replace(nodes=tuple(nodes), time_steps=steps)
+    if not any(isinstance(n, GroupNeuron) and n.function.name == "relu" for n in nodes):
+        return changed
+    known = network.statistics
+    if any(n.name not in known for n in changed.neurons):
+        known = statistics(network, [x], 0)
+    return fit(changed, known, [x], 0)
+
+
+# -- the description -----------------------------------------------------------------------------
+
+
+def describe(node: Node, true: Node | None) -> tuple[str, str, str]:
+    """(cause, what is wrong, the mend) of a node that does not compute what the reference does."""
+    where = node.name
+    if true is None:
+        return (
+            "wiring",
+            f"wiring of {where}: it is of another kind, or reads other nodes, than in the source",
+            "convert the model again",
+        )
+    if isinstance(node, Linear) and isinstance(true, Linear):
+        return _linear(node, true)
+    if isinstance(node, Constant):
+        return "constant", f"constant {where} differs from the source", "take the source's value"
+    assert isinstance(node, Function) and isinstance(true, Function)
+    ours, theirs = node.function.name, true.function.name
+    if ours != theirs:
+        return (
+            "function",
+            f"function of {where}: it is {ours}, the source has {_call(true)}",
+            f"take {_call(true)}",
+        )
+    names = [
+        name
+        for name in dict.fromkeys([*node.arguments, *true.arguments])
+        if name not in ("floor", "ceiling")
+        and not _same(node.arguments.get(name), true.arguments.get(name))
+    ]
+    cause = "function"
+    if {"negative_slope", "weight"} & set(names):
+        cause = "slope"
+    elif "norm" in ours:
+        cause = "norm"
+    pairs = [f"{k} = {_value(node.arguments.get(k))}" for k in names]
+    right = ", ".join(f"{k} = {_value(true.arguments.get(k))}" for k in names)
+    return (
+        cause,
+        f"{cause} of {where}: {ours} with {', '.join(pairs)}, the source has {right}",
+        f"take {right}",
+    )
+
+
+def _call(node: Function) -> str:
+    """``gelu(approximate='tanh')``."""
+    told = [f"{k}={v!r}" for k, v in node.arguments.items() if isinstance(v, (int, float, str))]
+    return f"{node.function.name}({', '.join(told)})" if told else node.function.name
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of mean {float(value.double().mean()):.4g}"
+    return "its default" if value is None else repr(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return False
+        return a.shape == b.shape and bool(torch.equal(a.cpu(), b.cpu()))
+    return bool(a == b)
+
+
+def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
+    where, mend = node.name, "take the source's"
+    if node.op != true.op or dict(node.attributes) != dict(true.attributes):
+        told = node.op if node.op != true.op else f"{node.op} with other options"
+        return (
+            "weights",
+            f"operation {where}: it is {told}, the source has {true.op}",
+            "take the source's operation",
+        )
+    have, want = (n.tensors.get("weight") for n in (node, true))
+    shift = not _close(node.tensors.get("bias"), true.tensors.get("bias"))
+    if have is None or want is None or have.shape != want.shape:
+        if have is None and want is None and shift:
+            return "norm", f"shift of {where} differs from the source", f"{mend} bias"
+        return "weights", f"weights of {where} are of another shape", f"{mend} weights"
+    dim = 1 if node.op == "conv_transpose" and want.dim() > 1 else 0
+    if node.op == "affine" or want.dim() < 2:
+        a, b = (w.detach().double().reshape(-1, 1) for w in (have, want))
+    else:
+        a, b = (w.detach().double().movedim(dim, 0).flatten(1) for w in (have, want))
+    if _close(a, b):
+        return (
+            "norm",
+            f"norm or bias of {where}: the weights are the source's, the shift of the channels is "
+            "not",
+            f"{mend} bias",
+        )
+    factor = (a * b).sum(1) / b.square().sum(1).clamp(min=1e-300)
+    if _close(a, factor.unsqueeze(1) * b):
+        low, high = float(factor.min()), float(factor.max())
+        if high - low <= 1e-3 * max(abs(low), abs(high)):
+            told = (
+                "the source's with the sign turned"
+                if abs(low + 1) < 1e-3
+                else (f"{low:.4g} times the source's")
+            )
+            return "weights", f"weights of {where} are {told}", f"{mend} weights"
+        if bool((factor.abs() - 1).abs().max() < 1e-3):
+            turned = int((factor < 0).sum())
+            return (
+                "weights",
+                f"weights of {where}: {turned} of {len(factor)} channels have the sign turned",
+                f"{mend} weights",
+            )
+        return (
+            "norm",
+            f"norm of {where}: its channels are {low:.4g} to {high:.4g} times the source's, as of "
+            "a norm that was folded wrongly or not at all",
+            f"{mend} weights and bias",
+        )
+    told = "are not the source's" if _order(a, b) is None else str(_order(a, b))
+    if told == "are not the source's":
+        if have.dim() > 1 and have.shape == have.mT.shape and _close(have.mT, want):
+            told = "are transposed"
+        elif have.dim() > 1 and not dim:
+            moved = _order(*(w.detach().double().movedim(1, 0).flatten(1) for w in (have, want)))
+            told = told if moved is None else moved.replace("channels", "input channels")
+    if told == "are not the source's":
+        off = float((a - b).norm() / b.norm().clamp(min=1e-300))
+        told = f"differ from the source's by {off:.2g} of their norm"
+    return "weights", f"weights of {where} {told}", f"{mend} weights"
+
+
+def _order(a: Tensor, b: Tensor) -> str | None:
+    """Whether the rows of a are those of b in another order."""
+    if len(a) < 2 or len(a) > 4096:
+        return None
+    near = torch.cdist(a, b).argmin(1)
+    moved = int((near != torch.arange(len(near), device=near.device)).sum())
+    if moved and len(near.unique()) == len(near) and _close(a, b[near]):
+        return f"have {moved} of {len(near)} channels in another order"
+    return None
+
+
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        some = a if b is None else b
+        return some is None or not bool(some.any())
+    if a.shape != b.shape:
+        return False
+    first, second = a.detach().double(), b.detach().double()
+    return float((first - second).norm()) <= 1e-4 * float(second.norm())

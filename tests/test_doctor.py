@@ -1,0 +1,501 @@
+"""The doctor names the layer that was made wrong, first, and its mend restores the agreement."""
+
+import json
+from dataclasses import replace
+from functools import cache, partial
+
+import networks
+import pytest
+import torch
+from data import digits
+from networks import load_network
+from torch import nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import diagnose
+from spikingjelly_signgd.analysis.doctor import Finding
+from spikingjelly_signgd.converters.searching import replanned
+from spikingjelly_signgd.network import Function, Linear
+from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
+from spikingjelly_signgd.neurons.schedules import ExponentialSchedule
+
+pytestmark = pytest.mark.spikingjelly
+STEPS = 16
+slow = partial(pytest.param, marks=pytest.mark.slow)
+NAMES = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
+
+
+@cache
+def images():
+    return digits().test.images[:64]
+
+
+@cache
+def labels():
+    return digits().test.labels[:64]
+
+
+def model_of(name):
+    """``vgg``, ``leaky vgg`` with the same weights, or ``resnet 8`` trained with eight levels."""
+    if name == "leaky vgg":
+        model = networks.vgg(8, activation=partial(nn.LeakyReLU, 0.1))
+        model.load_state_dict(load_network("vgg", "digits").state_dict())
+        return model.eval()
+    kind, _, levels = name.partition(" ")
+    return load_network(kind, "digits", int(levels) if levels else None)
+
+
+@cache
+def converted(name, steps=STEPS, method="signgd"):
+    options = {} if method == "group" else {"tune": False}
+    train = digits().train.images[:128]
+    return sg.convert(model_of(name), train, method=method, time_steps=steps, **options)
+
+
+def seeded(network, name, **changes):
+    nodes = tuple(replace(n, **changes) if n.name == name else n for n in network.nodes)
+    return network.replace(nodes=nodes)
+
+
+def with_tensors(network, name, **tensors):
+    node = network[name]
+    kept = {k: v for k, v in {**node.tensors, **tensors}.items() if v is not None}
+    return seeded(network, name, tensors=kept)
+
+
+def examined(network, reference=None, steps=None):
+    return diagnose(sg.build(network), images(), labels(), reference=reference, time_steps=steps)
+
+
+def agreement(network, source):
+    """Of the network at its T with another's source network."""
+    outputs = sg.run(sg.build(network), images(), network.time_steps)[network.time_steps]
+    return float((outputs.argmax(1) == sg.build(source).ann(images()).argmax(1)).float().mean())
+
+
+def scaled(factor, layer):
+    return lambda n: seeded(n, layer, scale=n[layer].scale * factor)
+
+
+SPIKING = [
+    ("vgg", "2", "scale", "raise it by 20", scaled(0.05, "2")),
+    ("vgg", "9", "scale", "lower it by 30", scaled(30.0, "9")),
+    ("resnet", "max_pool", "scale", "raise it by 20", scaled(0.05, "max_pool")),
+    ("convnext", "stage1.act", "scale", "raise it by 25", scaled(0.04, "stage1.act")),
+    ("mixer", "blocks.1.norm1", "scale", "raise it by 10", scaled(0.1, "blocks.1.norm1")),
+    (
+        "vit",
+        "blocks.0.self_attn.attention",
+        "scale",
+        "raise it by",  # less than by 10 is enough here, and better
+        scaled(0.1, "blocks.0.self_attn.attention"),
+    ),
+    (
+        "resmlp",
+        "blocks.1.mlp_channels.1",
+        "scale",
+        "raise it by 20",
+        scaled(0.05, "blocks.1.mlp_channels.1"),
+    ),
+    (
+        "resmlp",
+        "blocks.0.mlp_channels.1",
+        "resting",
+        "start from 0",
+        lambda n: seeded(n, "blocks.0.mlp_channels.1", resting=5.0),
+    ),
+    ("vgg", "13", "resting", "start from 0", lambda n: seeded(n, "13", resting=9.0)),
+    (
+        "resnet",
+        "layer2.relu",
+        "schedule",
+        "take the one planned for T = 16",
+        lambda n: seeded(n, "layer2.relu", schedule=ExponentialSchedule(0.02, 0.9)),
+    ),
+    (
+        "convnext",
+        "stem.1.norm",
+        "schedule",
+        "take the one planned for T = 16",
+        lambda n: seeded(n, "stem.1.norm", schedule=ExponentialSchedule(1.0, 0.3)),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "cause", "mend", "seed"),
+    SPIKING,
+    ids=[f"{s[0]} {s[2]} {s[1]}" for s in SPIKING],
+)
+def test_spikes(name, layer, cause, mend, seed):
+    """A fault of one layer's neurons, of a network that is right without it."""
+    healthy = converted(name)
+    bad = seed(healthy)
+    diagnosis = examined(bad, healthy)
+    first = diagnosis.findings[0]
+    assert (first.layer, first.cause) == (layer, cause), str(diagnosis)
+    assert mend in first.mend and first.mend in first.text and first.applicable
+    assert first.blame > 0.9
+    before, want = diagnosis.agreement[STEPS], agreement(healthy, healthy)
+    after = agreement(diagnosis.apply(), healthy)
+    assert before < want, "the fault costs nothing"
+    assert (after - before) >= 0.95 * (want - before)
+    assert diagnosis.mended[1] == pytest.approx(after)
+    ((changed, _),) = [
+        (a, b) for a, b in zip(diagnosis.apply().nodes, bad.nodes, strict=True) if a is not b
+    ]
+    assert changed.name == layer
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("vgg", 2), ("resnet", 3), ("convnext", 4), ("mixer", 4)]
+)
+def test_too_few_steps(name, steps):
+    healthy = converted(name)
+    diagnosis = examined(replanned(healthy, steps, 1))
+    assert [f.cause for f in diagnosis.findings] == ["steps"], str(diagnosis)
+    mended = diagnosis.apply()
+    assert f"T >= {mended.time_steps}" in diagnosis.findings[0].mend and mended.time_steps > steps
+    worst = max(diagnosis.layers, key=lambda row: row.readout[steps])
+    assert diagnosis.findings[0].layer == worst.name
+    before, want = diagnosis.agreement[steps], agreement(healthy, healthy)
+    assert agreement(mended, healthy) - before >= 0.95 * (want - before) > 0
+
+
+def test_run_for_fewer_steps_than_planned():
+    network = converted("resnet")
+    diagnosis = examined(network, steps=(2, STEPS // 4))
+    assert diagnosis.time_steps == (2, 4)
+    assert [f.cause for f in diagnosis.findings] == ["steps"]
+    assert "it was planned for 16" in diagnosis.findings[0].mend
+    assert diagnosis.apply().time_steps == STEPS
+
+
+def weights(name, change):
+    return lambda n: with_tensors(n, name, weight=change(n[name].tensors["weight"]))
+
+
+def folded_wrongly(n):
+    factor = torch.linspace(0.2, 3.0, 64)
+    tensors = n["11"].tensors
+    weight = tensors["weight"] * factor.view(-1, 1, 1, 1)
+    return with_tensors(n, "11", weight=weight, bias=tensors["bias"] * factor)
+
+
+DESCRIPTION = [
+    ("vgg", "11", "norm", "folded wrongly or not at all", folded_wrongly),
+    (
+        "vgg",
+        "7",
+        "norm",
+        "the shift of the channels is not",
+        lambda n: with_tensors(n, "7", bias=None),
+    ),
+    ("resnet", "layer1.conv1", "weights", "sign turned", weights("layer1.conv1", torch.neg)),
+    (
+        "resnet",
+        "fc",
+        "weights",
+        "channels in another order",
+        weights("fc", lambda w: w.flip(0)),
+    ),
+    (
+        "mixer",
+        "blocks.0.channel_mixing.fc1",
+        "weights",
+        "input channels in another order",
+        weights("blocks.0.channel_mixing.fc1", lambda w: w.flip(1)),
+    ),
+    (
+        "leaky vgg",
+        "9",
+        "slope",
+        "negative_slope = 0.5, the source has negative_slope = 0.1",
+        lambda n: seeded(n, "9", arguments={"negative_slope": 0.5}),
+    ),
+    (
+        "convnext",
+        "stage2.0.act",
+        "function",
+        "it is relu, the source has gelu",
+        lambda n: seeded(n, "stage2.0.act", function=NONLINEARITIES["relu"], arguments={}),
+    ),
+    (
+        "resmlp",
+        "blocks.2.mlp_channels.1",
+        "function",
+        "'tanh', the source has approximate = 'none'",
+        lambda n: seeded(n, "blocks.2.mlp_channels.1", arguments={"approximate": "tanh"}),
+    ),
+    (
+        "vit",
+        "blocks.1.norm1",
+        "norm",
+        "layer_norm with eps = 0.5",
+        lambda n: seeded(
+            n, "blocks.1.norm1", arguments={**n["blocks.1.norm1"].arguments, "eps": 0.5}
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "cause", "text", "seed"),
+    DESCRIPTION,
+    ids=[f"{s[0]} {s[2]} {s[1]}" for s in DESCRIPTION],
+)
+def test_description(name, layer, cause, text, seed):
+    """A node that is not the source's is named alone, and taken from the reference."""
+    healthy = converted(name)
+    diagnosis = examined(seed(healthy), healthy)
+    assert [(f.layer, f.cause) for f in diagnosis.findings] == [(layer, cause)], str(diagnosis)
+    assert text in diagnosis.findings[0].text
+    x = images()[:8]
+    mended, right = (sg.run(sg.build(n), x, STEPS)[STEPS] for n in (diagnosis.apply(), healthy))
+    assert torch.equal(mended, right)
+
+
+def test_reference_is_the_model():
+    """The model itself as the reference: its lowering has the nodes of the network."""
+    model = model_of("resnet")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bad = weights("layer3.conv2", torch.neg)(converted("resnet"))
+    bad = seeded(bad, "relu", scale=bad["relu"].scale * 0.05)
+    diagnosis = examined(bad, model)
+    found = {f.layer: f.cause for f in diagnosis.findings}
+    assert found == {"layer3.conv2": "weights", "relu": "scale"} and not diagnosis.notes
+    assert agreement(diagnosis.apply(), converted("resnet")) >= 0.98
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_two_scales_that_hide_each_other():
+    healthy = converted("vgg")
+    bad = scaled(0.1, "13")(scaled(0.05, "3")(healthy))
+    diagnosis = examined(bad)
+    assert {(f.layer, f.cause) for f in diagnosis.findings} == {("3", "scale"), ("13", "scale")}
+    assert agreement(diagnosis.apply(), healthy) == agreement(healthy, healthy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_healthy(name):
+    diagnosis = examined(converted(name), converted(name))
+    assert not diagnosis.findings, str(diagnosis)
+    assert "nothing to mend" in str(diagnosis)
+    assert diagnosis.apply().nodes == converted(name).nodes
+
+
+@pytest.mark.parametrize("name", [slow("vgg"), slow("convnext"), slow("mixer"), "resmlp"])
+def test_tuned(name):
+    """Learned scales, resting values and steps are unusual, and no fault; a wrong scale is."""
+    network = sg.tune(replanned(converted(name), 8, 1), digits().train.images[:128], iterations=40)
+    assert "layers" in network.provenance["tuning"]
+    diagnosis = examined(network, converted(name))
+    assert not [f for f in diagnosis.findings if f.cause != "steps"], str(diagnosis)
+    layer = network.names()[1]
+    bad = examined(scaled(0.05, layer)(network))
+    assert (bad.findings[0].layer, bad.findings[0].cause) == (layer, "scale"), str(bad)
+    assert bad.mended[1] >= diagnosis.agreement[8] - 0.05
+
+
+def threshold(factor):
+    return lambda node: {"v_threshold": node.v_threshold * factor}
+
+
+GROUP = [
+    ("vgg 8", 4, "9.qcfs", "threshold", threshold(4.0)),
+    ("vgg 8", 4, "9.qcfs", "charge", lambda node: {"initial_charge": -1.5}),
+    ("resnet 8", 1, "layer2.act1.qcfs", "threshold", threshold(0.2)),
+    ("resnet 8", 1, "layer1.act2.qcfs", "members", lambda node: {"members": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "layer", "cause", "change"), GROUP)
+def test_group(name, steps, layer, cause, change):
+    healthy = converted(name, steps, "group")
+    assert not examined(healthy, healthy).findings
+    diagnosis = examined(seeded(healthy, layer, **change(healthy[layer])), healthy)
+    assert [(f.layer, f.cause) for f in diagnosis.findings] == [(layer, cause)], str(diagnosis)
+    want = sg.run(sg.build(healthy), images(), steps)[steps]
+    assert torch.equal(sg.run(sg.build(diagnosis.apply()), images(), steps)[steps], want)
+
+
+def test_signed_group_neurons_of_relus():
+    """Thresholds that were searched are no fault; one that was changed is."""
+    healthy = converted("vgg", 4, "group")
+    assert not examined(healthy, healthy).findings
+    factor = 0.1
+    bad = seeded(healthy, "9", v_threshold=healthy["9"].v_threshold * factor)
+    diagnosis = examined(bad)
+    assert (diagnosis.findings[0].layer, diagnosis.findings[0].cause) == ("9", "threshold")
+    before, want = diagnosis.agreement[4], agreement(healthy, healthy)
+    assert agreement(diagnosis.apply(), healthy) - before >= 0.95 * (want - before) > 0
+    rows = {row.name: row for row in diagnosis.layers}
+    assert rows["3"].kind == "growth" and rows["3"].isolated[4] < 1e-5
+
+
+class Odd(nn.Module):
+    """Two outputs that are no classes, several arguments, a function that is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        y = torch.tanh(self.a(x)) * torch.sigmoid(self.b(x))
+        return {"y": self.c(y), "all": [y.sum((1, 2)), torch.softmax(self.c(y), -1)]}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"members": 2}, {"keep": ["sigmoid"]}, {"input_coding": "real"}]
+)
+def test_other_outputs(options):
+    model, x = Odd().double(), torch.randn(40, 3, 6, dtype=torch.float64)
+    network = sg.convert(model, x, time_steps=24, tune=False, **options)
+    diagnosis = diagnose(sg.build(network), x, reference=model)
+    assert not diagnosis.findings and not diagnosis.notes, str(diagnosis)
+    assert diagnosis.agreement == {24: None} == diagnosis.accuracy
+    layer = next(n.name for n in network.neurons if n.function.name == "mul")
+    bad = scaled(0.02, layer)(network)
+    found = diagnose(sg.build(bad), x, reference=model)
+    assert (found.findings[0].layer, found.findings[0].cause) == (layer, "scale")
+    assert found.mended[0] < 1.2 * diagnosis.error[24] + 0.01
+
+
+def test_mixed_methods_and_the_spike_view():
+    model = load_network("vgg", "digits")
+    train = digits().train.images[:64]
+    method = {"": "signgd", "2": "group"}
+    mixed = sg.convert(model, train, method=method, time_steps=STEPS, tune=False)
+    assert {row.kind for row in examined(mixed).layers} == {"group", "signgd"}
+    network = scaled(0.05, "2")(converted("vgg"))
+    found = [
+        diagnose(sg.build(network, spikes=view), images()[:32], time_steps=(4, STEPS))
+        for view in ("decoded", "signed")
+    ]
+    ((one,), (other,)) = (diagnosis.findings for diagnosis in found)
+    assert (one.layer, one.text) == (other.layer, other.text) and one.layer == "2"
+    assert one.blame == pytest.approx(other.blame, abs=0.02)
+    for row, twin in zip(found[0].layers, found[1].layers, strict=True):
+        for t in (4, STEPS):  # the views round otherwise
+            assert row.cumulative[t] == pytest.approx(twin.cumulative[t], rel=0.02)
+    assert "T = 4: " in str(found[0])
+
+
+def test_errors_of_a_layer_by_hand():
+    """One layer: isolated and cumulative are the same, and the read-out is that of its values."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
+    network = sg.convert(model, images(), time_steps=8, tune=False)
+    network = seeded(network, "2", scale=network["2"].scale * 0.3)
+    diagnosis = examined(network, steps=(2, 8))
+    (row,) = diagnosis.layers
+    snn = sg.build(network)
+    want = snn.ann(images())
+    for t, have in sg.run(snn, images(), (2, 8)).items():
+        error = float((have - want).norm() / want.norm())
+        for kind in (row.isolated, row.cumulative, row.readout, diagnosis.error):
+            assert kind[t] == pytest.approx(error, rel=1e-4)
+        node = network["2"]
+        reach = sum(node.schedule(k) for k in range(1, t + 1)) * node.scale
+        assert row.saturated[t] == pytest.approx(float((want > reach).double().mean()))
+        cosine = torch.nn.functional.cosine_similarity(have.flatten(), want.flatten(), 0)
+        assert row.cosine[t] == pytest.approx(float(cosine), rel=1e-4)
+        bias = float((have - want).mean() / want.abs().mean())
+        assert row.bias[t] == pytest.approx(bias, rel=1e-3)
+        still = (have.amax(0) == have.amin(0)) & (want.amax(0) > want.amin(0))
+        assert row.dead[t] == pytest.approx(float(still.double().mean()))
+    assert row.neurons == 9 and row.module == "2" and row.kind == "signgd"
+
+
+def test_without_a_reference_the_text_says_so():
+    bad = weights("layer1.conv1", torch.neg)(converted("resnet"))
+    diagnosis = examined(bad)
+    assert not any(f.layer == "layer1.conv1" for f in diagnosis.findings)
+    assert "without reference=" in str(diagnosis)
+
+
+def test_another_reference():
+    """Nodes that cannot be compared are named; another model is called another one."""
+    healthy = converted("vgg")
+    fresh = networks.make_network("vgg", "digits").eval()
+    text = str(examined(healthy, fresh))
+    assert "is it the model that was converted" in text
+    with pytest.raises(sg.errors.InputError, match="the reference is another network"):
+        examined(healthy, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    renamed = healthy.replace(
+        nodes=tuple(
+            replace(
+                n,
+                name={"9": "nine"}.get(n.name, n.name),
+                inputs=tuple({"9": "nine"}.get(i, i) for i in n.inputs),
+            )
+            for n in healthy.nodes
+        )
+    )
+    notes = examined(renamed, healthy).notes
+    assert "not compared" in notes[0] and notes[0].endswith(": nine")
+    assert notes[1].endswith("has not: 9")
+
+
+def test_to_dict():
+    diagnosis = examined(scaled(0.05, "2")(converted("vgg")), converted("vgg"), (4, STEPS))
+    told = json.loads(json.dumps(diagnosis.to_dict()))
+    assert told["findings"][0]["layer"] == "2" and told["layers"][0]["isolated"].keys() == {
+        "4",
+        "16",
+    }
+    assert told["accuracy"]["16"] < told["source_accuracy"] <= 1
+    assert isinstance(diagnosis.findings[0], Finding)
+    assert diagnosis.apply().provenance["doctor"] == [diagnosis.findings[0].mend]
+    (row, *_) = (r for r in diagnosis.layers if r.name == "2")
+    assert row.saturated[STEPS] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"input_coding": "poisson"}, "Poisson-coded input"),
+        ({"method": "subgradient"}, "rate-coded baseline"),
+        ({"keep": ["2"]}, "the network has none that spikes"),
+    ],
+)
+def test_refusals(options, match):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
+    snn = sg.build(sg.convert(model, images(), time_steps=4, **options))
+    with pytest.raises(sg.errors.InputError, match=match):
+        diagnose(snn, images())
+
+
+def test_bad_input():
+    network = converted("vgg")
+    snn = sg.build(network)
+    with pytest.raises(sg.errors.InputError, match="diagnose takes the module"):
+        diagnose(network, images())
+    with pytest.raises(sg.errors.InputError, match="at least 1"):
+        diagnose(snn, images(), time_steps=0)
+    with pytest.raises(sg.errors.InputError, match="empty batch"):
+        diagnose(snn, images()[:0])
+    with pytest.raises(sg.errors.InputError, match="one for each sample"):
+        diagnose(snn, images(), labels()[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.05, 0.1, 10.0, 30.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layer(name, factor):
+    """Wherever a wrong scale costs agreement it is named first, and restored."""
+    healthy = converted(name)
+    want = agreement(healthy, healthy)
+    for layer in healthy.names():
+        bad = scaled(factor, layer)(healthy)
+        before = agreement(bad, healthy)
+        if before > want - 0.05:
+            continue
+        diagnosis = examined(bad)
+        assert (diagnosis.findings[0].layer, diagnosis.findings[0].cause) == (layer, "scale")
+        assert diagnosis.mended[1] - before >= 0.95 * (want - before), str(diagnosis)
+
+
+def test_every_kind_of_node_is_seen():
+    """The seeds above are of nodes that are there."""
+    for name, layer, *_ in (*SPIKING, *DESCRIPTION):
+        assert isinstance(converted(name)[layer], (Function, Linear))
