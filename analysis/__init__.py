@@ -1,6 +1,44 @@
-"""What was measured: pictures of it, and what it costs."""
+"""What was measured: errors layer by layer, what it costs, pictures, and one report of all."""
 
-from .cost import Operations, count_operations
-from .plots import plot_accuracy
+from .cost import LayerOperations, Operations, count_operations
+from .doctor import Diagnosis, Finding, LayerErrors, diagnose
+from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
+from .plots import (
+    Plot,
+    plot_accuracy,
+    plot_decoded,
+    plot_energy,
+    plot_errors,
+    plot_frontier,
+    plot_raster,
+    plot_rates,
+    plot_trace,
+)
+from .recording import Recording, record
+from .report import write_report
 
-__all__ = ["Operations", "count_operations", "plot_accuracy"]
+__all__ = [
+    "TABLES",
+    "Diagnosis",
+    "EnergyEstimate",
+    "EnergyTable",
+    "Finding",
+    "LayerErrors",
+    "LayerOperations",
+    "Operations",
+    "Plot",
+    "Recording",
+    "count_operations",
+    "diagnose",
+    "estimate_energy",
+    "plot_accuracy",
+    "plot_decoded",
+    "plot_energy",
+    "plot_errors",
+    "plot_frontier",
+    "plot_raster",
+    "plot_rates",
+    "plot_trace",
+    "record",
+    "write_report",
+]

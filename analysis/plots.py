@@ -1,39 +1,734 @@
-"""Plots; each returns the axes it drew on. Needs matplotlib."""
+"""Plots. Each returns a ``Plot``: the matplotlib axes it drew on, and the numbers drawn.
+
+Without ``axes`` a figure of its own is made that pyplot does not know, for any backend:
+``plot_accuracy(result).save("accuracy.png")``, and a notebook shows it by itself. With ``axes``,
+those of the caller are drawn on. Colours are told apart by colour-blind readers (Okabe and Ito,
+2008) and differ by marker or brightness too. Without matplotlib they raise BackendUnavailable.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BackendUnavailable
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable, InputError
+from ..exporters.files import write_whole
 from ..running import Evaluation
 
+if TYPE_CHECKING:
+    from .doctor import Diagnosis
+    from .energy import EnergyEstimate
+    from .recording import Recording
 
-def plot_accuracy(results: Mapping[str, Evaluation], axes: Any = None) -> Any:
-    """Accuracy against T, one line for each result, the source network's accuracy dashed.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX"
+UP, DOWN = "#0072B2", "#E69F00"
+WIDTH = 7.0  # inches
+ROWS = 40  # of layers in one picture; the least interesting are left out and counted
+COMPONENTS = {
+    "accumulates": "#0072B2",
+    "multiply-accumulates": "#D55E00",
+    "neuron updates": "#56B4E9",
+    "memory": "#999999",
+}
+FEW_CELLS = 80
+LEVELS_SHOWN, BINS = 9, 48
+LEVELS = {  # of plot_errors: what is drawn, and on which scale
+    "isolated": ("relative error, isolated", "log"),
+    "cumulative": ("relative error, cumulative", "log"),
+    "readout": ("relative error of the output", "log"),
+    "cosine": ("cosine of decoded and source", "linear"),
+    "bias": ("bias over mean size", "signed"),
+    "saturated": ("share of saturated values", "linear"),
+}
 
-    ``results`` maps a label to what ``evaluate`` returned; several evaluations of one network at
-    different T are merged by the caller. Raises BackendUnavailable without matplotlib.
-    """
+
+class Plot(NamedTuple):
+    """``axes`` of matplotlib, and ``numbers``: what was drawn, JSON-able."""
+
+    axes: Any
+    numbers: dict[str, Any]
+
+    @property
+    def figure(self) -> Any:
+        return self.axes.figure
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """To a file in the format of its suffix; ``options`` are those of ``savefig``."""
+        format = options.pop("format", os.path.splitext(path)[1][1:] or "png")
+        image = io.BytesIO()
+        self.figure.savefig(image, format=format, **({"dpi": 150} | options))
+        write_whole(path, image.getvalue())
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.figure.savefig(image, format="png", dpi=110)
+        return image.getvalue()
+
+
+def need_matplotlib() -> None:
+    """Raises BackendUnavailable without matplotlib."""
     try:
-        from matplotlib import pyplot
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             "plots need the package 'matplotlib': pip install 'spikingjelly-signgd[plot]'"
         ) from error
-    if axes is None:
-        _, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for label, result in results.items():
-        accuracy = [100 * (a if a is not None else float("nan")) for a in result.accuracy]
-        (line,) = axes.plot(result.time_steps, accuracy, marker="o", markersize=4, label=label)
+
+
+def plot_accuracy(
+    results: Evaluation | Mapping[str, Evaluation],
+    axes: Any = None,
+    *,
+    agreement: bool | None = None,
+) -> Plot:
+    """Accuracy, and agreement with the source, against T; the source's accuracy is dashed.
+
+    ``results`` is what ``evaluate`` returned, or several such by their labels; evaluations of one
+    network at different T are added up first. ``agreement`` draws the agreement, dotted; by default
+    where there is one result, or no accuracy. Raises InputError where nothing was measured.
+    """
+    named = {"": results} if isinstance(results, Evaluation) else dict(results)
+    measured = any(a is not None for r in named.values() for a in r.accuracy)
+    if agreement is None:
+        agreement = len(named) == 1 or not measured
+    if not measured and not any(g is not None for r in named.values() for g in r.agreement):
+        raise InputError(
+            "plot_accuracy: neither accuracy nor agreement was measured; evaluate on (x, y) or "
+            "with reference=model."
+        )
+    axes = _axes(axes, (WIDTH, 4.0))
+    for i, (label, result) in enumerate(named.items()):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        lead = f"{label}: " if label else ""
+        if any(a is not None for a in result.accuracy):
+            steps, values = _ordered(result.time_steps, result.accuracy)
+            axes.plot(steps, values, color=color, marker=marker, markersize=5,
+                      label=label or "accuracy")  # fmt: skip
+        if agreement and any(g is not None for g in result.agreement):
+            steps, values = _ordered(result.time_steps, result.agreement)
+            second = COLORS[1] if not label else color
+            axes.plot(steps, values, color=second, marker=marker, markersize=5, linestyle=":",
+                      markerfacecolor="none", label=f"{lead}agreement with the source")  # fmt: skip
         if result.reference_accuracy is not None:
             source = 100 * result.reference_accuracy
-            axes.axhline(source, color=line.get_color(), linestyle="--", linewidth=0.8, alpha=0.6)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({t for result in results.values() for t in result.time_steps})
-    axes.set_xticks(ticks, [str(t) for t in ticks])
+            name = None if label else f"source network, {source:.2f} %"
+            axes.axhline(source, color=color, linestyle="--", linewidth=1, alpha=0.7, label=name)
+    _time_axis(axes, sorted({t for result in named.values() for t in result.time_steps}))
+    axes.set_ylabel(_accuracy_label(measured, agreement) + " (%)")
+    axes.grid(alpha=0.25)
+    if len(axes.get_legend_handles_labels()[0]) > 6:  # no room among the lines
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    else:
+        axes.legend(fontsize="small")
+    return Plot(axes, {name: result.to_dict() for name, result in named.items()})
+
+
+def _accuracy_label(measured: bool, agreement: bool) -> str:
+    return (
+        "accuracy, agreement" if measured and agreement else "accuracy" if measured else "agreement"
+    )
+
+
+def plot_errors(diagnosis: Diagnosis, which: str = "cumulative", axes: Any = None) -> Plot:
+    """Heat map of an error, layer by layer, at each T of ``diagnose``.
+
+    ``which`` is one of "isolated", "cumulative", "readout", "cosine", "bias" and "saturated".
+    """
+    if which not in LEVELS:
+        raise InputError(f"which is one of {', '.join(LEVELS)}, not {which!r}.")
+    if not diagnosis.layers:
+        raise InputError("plot_errors: the network has no neurons whose error could be drawn.")
+    layers, steps = diagnosis.layers, tuple(diagnosis.time_steps)
+    found = [[_number(getattr(layer, which).get(t)) for t in steps] for layer in layers]
+    shown = _most(range(len(layers)), lambda i: -_largest(found[i]))
+    rows = [found[i] for i in shown]
+    axes = _axes(axes, (WIDTH, max(3.2, 1.5 + 0.27 * len(shown))))
+    label, scale = LEVELS[which]
+    image = axes.imshow(rows, aspect="auto", interpolation="nearest", **_colors(rows, scale))
+    axes.figure.colorbar(image, ax=axes, label=label, aspect=_slender(len(shown)))
+    axes.set_xticks(range(len(steps)), [str(t) for t in steps])
+    axes.set_yticks(range(len(shown)), [_short(layers[i].name) for i in shown], fontsize="small")
     axes.set_xlabel("time steps T")
-    axes.set_ylabel("test accuracy (%)")
+    if len(steps) <= 10:
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                color = _readable(image.cmap(image.norm(value))) if math.isfinite(value) else None
+                axes.text(x, y, _brief(value, scale), ha="center", va="center", fontsize="x-small",
+                          color=color)  # fmt: skip
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _left_out(axes, len(layers) - len(shown), "layers with less")
+    return Plot(
+        axes,
+        {
+            "which": which,
+            "time_steps": list(steps),
+            "layers": [layer.name for layer in layers],
+            "values": [[v if math.isfinite(v) else None for v in row] for row in found],
+        },
+    )
+
+
+def plot_decoded(recording: Recording, name: str, axes: Any = None) -> Plot:
+    """What receivers decoded after the last step against the source's activation, value by value.
+
+    On the diagonal they are equal. A flat end is saturation: values that the steps do not reach.
+    Up to 2,000 values are drawn one by one, more as a histogram in two dimensions.
+    """
+    decoded = _layer(recording, recording.decoded, name)[-1].double().flatten().cpu()
+    source = recording.source[name].double().flatten().cpu()
+    finite = decoded.isfinite() & source.isfinite()
+    if not bool(finite.any()):
+        raise InputError(f"plot_decoded: '{name}' holds no finite value.")
+    x, y = source[finite], decoded[finite]
+    axes = _axes(axes, (4.8, 4.2))
+    low = min(float(x.min()), float(y.min()))
+    high = max(float(x.max()), float(y.max()))
+    margin = 0.04 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    if len(x) <= 2000:
+        axes.scatter(x.tolist(), y.tolist(), s=9, color=COLORS[0], alpha=0.6, linewidths=0)
+    else:
+        axes.figure.colorbar(_histogram(axes, x, y, low, high), ax=axes, label="values")
+    axes.plot([low, high], [low, high], color=COLORS[1], linewidth=1, linestyle="--",
+              label="equal")  # fmt: skip
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    norm = float(x.norm())
+    error = float((y - x).norm()) / norm if norm else None
+    axes.set_xlabel("activation of the source network")
+    axes.set_ylabel(f"decoded after {recording.time_steps} steps")
+    axes.set_title(
+        _short(name, 44) + ("" if error is None else f"\nrelative error {error:.3g}"),
+        fontsize="medium",
+    )
+    axes.legend(fontsize="small", loc="upper left")
+    axes.grid(alpha=0.2)
+    return Plot(
+        axes,
+        {
+            "layer": name,
+            "time_steps": recording.time_steps,
+            "values": len(x),
+            "relative_error": error,
+            "source_range": [float(x.min()), float(x.max())],
+            "decoded_range": [float(y.min()), float(y.max())],
+            "not_finite": int((~finite).sum()),
+        },
+    )
+
+
+def plot_trace(
+    recording: Recording, name: str, index: Sequence[int] | None = None, axes: Any = None
+) -> Plot:
+    """How one neuron comes to the value of the source network, step by step.
+
+    ``index`` is (sample, *position in the layer); unless given, of the first sample the neuron
+    whose activation is larger than nine tenths of the layer's, whatever its error.
+    """
+    decoded = _layer(recording, recording.decoded, name)
+    source = recording.source[name]
+    place = _typical(source) if index is None else _checked(index, source, name)
+    at: tuple[Any, ...] = (Ellipsis, *place)
+    trace = decoded[at].double().tolist()
+    spikes = recording.spikes[name][at].double().tolist()
+    goal = float(source[place])
+    axes = _axes(axes, (WIDTH, 3.2))
+    steps = list(range(1, len(trace) + 1))
+    axes.axhline(goal, color=COLORS[1], linestyle="--", linewidth=1.2,
+                 label=f"source network, {goal:.3g}")  # fmt: skip
+    axes.plot(steps, trace, color=COLORS[0], linewidth=1.2, drawstyle="steps-mid")
+    axes.plot(steps, trace, color=COLORS[0], linestyle="none", marker="o", markersize=3.5,
+              label=f"decoded, {trace[-1]:.3g} after {len(trace)} steps")  # fmt: skip
+    axes.set_xlabel("time step")
+    axes.set_ylabel("value of the neuron")
+    axes.set_title(f"{_short(name, 44)} [{', '.join(map(str, place[1:]))}], sample {place[0]}",
+                   fontsize="medium")  # fmt: skip
+    axes.set_xlim(0.5, len(trace) + 0.5)
+    _whole_steps(axes)
+    axes.margins(y=0.12)
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
+    return Plot(
+        axes,
+        {
+            "layer": name,
+            "index": list(place),
+            "source": goal,
+            "decoded": trace,
+            "spikes": spikes,
+        },
+    )
+
+
+def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: int = 100) -> Plot:
+    """The spikes of one layer for the first sample: time across, ``neurons`` of them downwards.
+
+    They are evenly spaced among the layer's. Of signGD neurons +1 lowers the decoded value and -1
+    raises it, one or the other at every step; of group neurons the members that fire, negative
+    where they are taken back.
+    """
+    spikes = _layer(recording, recording.spikes, name)[:, 0].flatten(1)  # [T, N]
+    if neurons < 1:
+        raise InputError(f"neurons is at least 1, not {neurons}.")
+    total = spikes.shape[1]
+    chosen = torch.linspace(0, total - 1, min(neurons, total)).round().long()
+    shown = spikes[:, chosen].T.double().cpu()  # [N, T]
+    from matplotlib.ticker import MaxNLocator
+
+    axes = _axes(axes, (WIDTH, min(4.4, 1.4 + 0.06 * len(chosen))))
+    levels = sorted({float(v) for v in shown.unique().tolist()})
+    image = axes.imshow(
+        shown.numpy(),
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, len(spikes) + 0.5, len(chosen) - 0.5, -0.5),
+        **_spike_colors(levels),
+    )
+    bar = axes.figure.colorbar(image, ax=axes, label="spikes in the step", fraction=0.05)
+    if len(levels) <= LEVELS_SHOWN:
+        bar.set_ticks(levels, labels=[f"{v:+g}" if v else "0" for v in levels])
+        bar.ax.tick_params(length=0)
+    axes.set_xlabel("time step")
+    part = "" if len(chosen) == total else f", {len(chosen)} of {total}"
+    axes.set_ylabel(f"neuron{part}")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _whole_steps(axes)
+    axes.set_title(f"{_short(name, 44)}, sample 0", fontsize="medium")
+    return Plot(
+        axes,
+        {
+            "layer": name,
+            "neurons": chosen.tolist(),
+            "of": total,
+            "spikes": shown.tolist(),
+            "active": float((spikes != 0).double().mean()),
+        },
+    )
+
+
+def plot_rates(recording: Recording, name: str | None = None, axes: Any = None) -> Plot:
+    """How often neurons send, and to which side: the histogram of their mean spikes a step.
+
+    All samples together. Of one layer ``name`` as bars, of all layers as one strip each, with the
+    share of steps in which its neurons send anything at the right. SignGD neurons send at every
+    step; their mean tells the side: -1 raises the decoded value, +1 lowers it.
+    """
+    names = list(recording.spikes) if name is None else [name]
+    if not names:
+        raise InputError("plot_rates: no neuron was recorded.")
+    rates = {n: _layer(recording, recording.spikes, n).double().mean(0).flatten() for n in names}
+    active = {n: float((recording.spikes[n] != 0).double().mean()) for n in names}
+    low, high, bins = _bins(torch.cat([r.cpu() for r in rates.values()]))
+    from matplotlib.ticker import MaxNLocator
+
+    edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+    counts = {n: torch.histc(r.cpu(), bins, low, high).tolist() for n, r in rates.items()}
+    share = {n: [c / max(sum(row), 1) for c in row] for n, row in counts.items()}
+    if name is not None:
+        axes = _axes(axes, (WIDTH, 3.0))
+        width = (high - low) / bins
+        axes.bar([edge + width / 2 for edge in edges[:-1]], [100 * s for s in share[name]],
+                 width=0.85 * width, color=COLORS[0])  # fmt: skip
+        axes.set_ylabel("neurons (%)")
+        axes.set_title(f"{_short(name, 44)}: sending in {100 * active[name]:.1f} % of steps",
+                       fontsize="medium")  # fmt: skip
+        axes.grid(alpha=0.25, axis="y")
+        axes.set_axisbelow(True)
+    else:
+        shown = names[:ROWS]
+        axes = _axes(axes, (WIDTH, max(2.6, 1.4 + 0.27 * len(shown))))
+        rows = [[100 * s if s else math.nan for s in share[n]] for n in shown]
+        from matplotlib.colors import LogNorm
+
+        image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis_r",
+                            norm=LogNorm(vmin=0.1, vmax=100),
+                            extent=(low, high, len(shown) - 0.5, -0.5))  # fmt: skip
+        bar = axes.figure.colorbar(
+            image, ax=axes, label="neurons (%)", pad=0.14, aspect=_slender(len(shown))
+        )
+        bar.set_ticks([0.1, 1, 10, 100], labels=["0.1", "1", "10", "100"])
+        axes.set_yticks(range(len(shown)), [_short(n) for n in shown], fontsize="small")
+        for y, n in enumerate(shown):
+            axes.annotate(f"{100 * active[n]:.0f} %", (1.01, y), xytext=(3, 0), va="center",
+                          xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                          fontsize="small", annotation_clip=False)  # fmt: skip
+        axes.set_title("sending in", loc="right", fontsize="small", x=1.14)
+        axes.tick_params(axis="y", length=0)
+        _left_out(axes, len(names) - len(shown), "later layers")
+    axes.set_xlabel("mean of the spikes of a step")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return Plot(
+        axes,
+        {
+            "time_steps": recording.time_steps,
+            "edges": edges,
+            "share": share,
+            "active": active,
+            "mean_size": {n: float(recording.spikes[n].double().abs().mean()) for n in names},
+        },
+    )
+
+
+def plot_energy(
+    energy: EnergyEstimate,
+    time_steps: int | None = None,
+    table: str | None = None,
+    axes: Any = None,
+) -> Plot:
+    """Estimated energy by layer and by what it goes to; ``time_steps`` are by default the largest.
+
+    Accumulates are synaptic operations; multiply-accumulates are those that are left; memory is
+    what the table prices of it. The parts of all layers add up to the network's estimate.
+    """
+    t = max(energy.time_steps) if time_steps is None else time_steps
+    if t not in energy.operations:
+        raise InputError(
+            f"T = {t} was not estimated; known: {', '.join(map(str, energy.time_steps))}."
+        )
+    table = _table(energy, table)
+    prices = energy.tables[table]
+    layers: dict[str, dict[str, float]] = {}
+    for row in energy.operations[t].each:
+        parts = {
+            "accumulates": prices.accumulate * row.synaptic,
+            "multiply-accumulates": prices.mac * row.macs,
+            "neuron updates": prices.accumulate * row.update_additions
+            + prices.function * row.evaluations,
+        }
+        rest = energy.layers[t][row.name][table] - sum(parts.values())
+        layers[row.name] = parts | {"memory": max(0.0, rest)}
+    total = {name: sum(parts.values()) for name, parts in layers.items()}
+    if not total:
+        raise InputError("plot_energy: nothing in the network costs anything.")
+    names = list(layers)
+    names = [names[i] for i in _most(range(len(names)), lambda i: -total[names[i]])]
+    unit, scale = unit_of(max(total.values()))
+    own, axes = axes is None, _axes(axes, (WIDTH, 1.5 + 0.25 * len(names)))
+    places = range(len(names))
+    left = [0.0] * len(names)
+    drawn = [p for p in COMPONENTS if any(parts[p] for parts in layers.values())]
+    for part in drawn:
+        width = [layers[name][part] / scale for name in names]
+        axes.barh(places, width, 0.75, left=left, label=part, color=COMPONENTS[part])
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    whole = sum(total.values())
+    for y, name in enumerate(names):
+        axes.annotate(f"{100 * total[name] / whole if whole else 0:.0f} %", (left[y], y),
+                      xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize="small")  # fmt: skip
+    axes.set_yticks(places, [_short(name) for name in names], fontsize="small")
+    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.margins(x=0.1)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"energy ({unit}) of {_energy(whole)} at T = {t}, estimate by “{table}”")
+    axes.grid(alpha=0.25, axis="x")
+    axes.set_axisbelow(True)
+    if drawn:
+        _legend(axes, own, len(drawn))
+    _left_out(axes, len(layers) - len(names), "layers with less")
+    return Plot(axes, {"table": table, "time_steps": t, "picojoules": layers, "total": whole})
+
+
+def plot_frontier(
+    evaluation: Evaluation, energy: EnergyEstimate, table: str | None = None, axes: Any = None
+) -> Plot:
+    """Accuracy against the estimated energy of one sample, T by T, and the source network.
+
+    Left of the line through the source the spiking network costs less: the break-even. Agreement
+    where there were no labels. ``table`` is by default the first. Only the T that both measured.
+    """
+    from .energy import shown
+
+    table = _table(energy, table)
+    labelled = any(a is not None for a in evaluation.accuracy)
+    values = evaluation.accuracy if labelled else evaluation.agreement
+    quality = {t: 100 * v for t, v in zip(evaluation.time_steps, values, strict=True)
+               if v is not None}  # fmt: skip
+    steps = sorted(set(quality) & set(energy.total[table]))
+    if not steps:
+        raise InputError(
+            "plot_frontier: no T was both evaluated and estimated; evaluate (with labels or a "
+            f"reference) and estimate_energy at the same T: they have {sorted(quality)} and "
+            f"{sorted(energy.total[table])}."
+        )
+    own, axes = axes is None, _axes(axes, (WIDTH, 4.6))
+    unit, scale = unit_of(max([energy.source[table], *(energy.total[table][t] for t in steps)]))
+    cost = [energy.total[table][t] / scale for t in steps]
+    source = energy.source[table] / scale
+    quantised = energy.quantised[table].get(steps[-1])
+    axes.plot(cost, [quality[t] for t in steps], color=COLORS[0], marker="o", markersize=5,
+              label="spiking network, T at the points")  # fmt: skip
+    for t, x in zip(steps, cost, strict=True):
+        axes.annotate(str(t), (x, quality[t]), xytext=(6, -11), textcoords="offset points",
+                      fontsize="small")  # fmt: skip
+    even = energy.break_even[table]
+    said = (
+        "spiking costs more at every T"
+        if even is None
+        else f"break-even T = {shown(even, energy.limit)}"
+    )
+    best = (
+        100 * evaluation.reference_accuracy if evaluation.reference_accuracy is not None else None
+    )
+    goal = best if labelled else 100.0
+    axes.axvline(source, color=COLORS[1], linestyle="--", linewidth=1,
+                 label=f"source network, {_energy(energy.source[table])}: {said}")  # fmt: skip
+    if goal is not None:
+        axes.plot([source], [goal], color=COLORS[1], marker="*", markersize=13, linestyle="none")
+    if quantised is not None:
+        axes.axvline(
+            quantised / scale, color=COLORS[2], linestyle=":", linewidth=1.4,
+            label=f"source quantised to {energy.bits[steps[-1]]} bits, {_energy(quantised)}: "
+            "accuracy not measured",
+        )  # fmt: skip
+    _energy_axis(axes)
+    axes.margins(x=0.08, y=0.08)
+    left, right = axes.get_xlim()
+    axes.axvspan(left, source, color=COLORS[2], alpha=0.07, linewidth=0,
+                 label="costs less than the source")  # fmt: skip
+    axes.set_xlim(left, right)
+    axes.set_xlabel(f"energy of one sample ({unit}), estimate by “{table}”")
+    axes.set_ylabel(("accuracy" if labelled else "agreement with the source") + " (%)")
+    axes.grid(alpha=0.25)
+    _legend(axes, own, 1)
+    return Plot(
+        axes,
+        {
+            "table": table,
+            "time_steps": steps,
+            "picojoules": [energy.total[table][t] for t in steps],
+            "quality": "accuracy" if labelled else "agreement",
+            "percent": [quality[t] for t in steps],
+            "source_picojoules": energy.source[table],
+            "source_percent": goal,
+            "quantised_picojoules": quantised,
+            "break_even": even,
+        },
+    )
+
+
+UNITS = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9), ("J", 1e12))
+
+
+def unit_of(picojoules: float) -> tuple[str, float]:
+    """The unit in which it is a short number, and how many picojoules that is."""
+    return max((u for u in UNITS if u[1] <= picojoules), key=lambda u: u[1], default=UNITS[0])
+
+
+def _energy(picojoules: float) -> str:
+    unit, scale = unit_of(picojoules)
+    return f"{picojoules / scale:.3g} {unit}"
+
+
+def _table(energy: EnergyEstimate, table: str | None) -> str:
+    if table is None:
+        return next(iter(energy.total))
+    if table not in energy.total:
+        raise InputError(f"no table is called {table!r}; known: {', '.join(energy.total)}.")
+    return table
+
+
+def _axes(axes: Any, size: tuple[float, float]) -> Any:
+    """The caller's axes, or those of a new figure that pyplot does not know."""
+    need_matplotlib()
+    if axes is not None:
+        return axes
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=size, layout="constrained").add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def _legend(axes: Any, own: bool, columns: int) -> None:
+    """Above the axes in a figure of our own; the caller's figure may hold other axes."""
+    if own:
+        axes.figure.legend(fontsize="small", loc="outside upper left", frameon=False,
+                           ncols=columns)  # fmt: skip
+    else:
+        axes.legend(fontsize="small")
+
+
+def _histogram(axes: Any, x: Tensor, y: Tensor, low: float, high: float) -> Any:
+    """Counts of (x, y) by colour: as cells, or as points where few cells hold anything."""
+    from matplotlib.colors import LogNorm
+
+    cells = 90
+    place = [((v - low) / (high - low) * cells).long().clamp(0, cells - 1) for v in (x, y)]
+    count = torch.bincount(place[0] * cells + place[1], minlength=cells**2).double()
+    norm = LogNorm(1, max(2.0, float(count.max())))
+    held = count.nonzero().flatten()
+    if len(held) <= FEW_CELLS:  # of quantised values
+        middle = [
+            low + (high - low) * (i.double() + 0.5) / cells for i in (held // cells, held % cells)
+        ]
+        return axes.scatter(*(m.tolist() for m in middle), c=count[held].tolist(), s=22,
+                            cmap="viridis_r", norm=norm, zorder=3)  # fmt: skip
+    grid = count.reshape(cells, cells).T.masked_fill(count.reshape(cells, cells).T == 0, math.nan)
+    return axes.imshow(grid.numpy(), origin="lower", extent=(low, high, low, high),
+                       interpolation="nearest", cmap="viridis_r", norm=norm)  # fmt: skip
+
+
+def _ordered(steps: Sequence[int], values: Sequence[float | None]) -> tuple[list[int], list[float]]:
+    """In order of T, in percent; what was not measured is left out."""
+    pairs = sorted((t, 100 * v) for t, v in zip(steps, values, strict=True) if v is not None)
+    return [t for t, _ in pairs], [v for _, v in pairs]
+
+
+def _time_axis(axes: Any, steps: Sequence[int]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log", base=2)
+    ticks: list[int] = []
+    for t in steps:  # as many as do not touch
+        if not ticks or t / ticks[-1] > 1.25:
+            ticks.append(t)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("time steps T")
+
+
+def _energy_axis(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _whole_steps(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+
+
+def _layer(recording: Recording, kept: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in kept:
+        raise InputError(
+            f"no neuron called {name!r} was recorded; recorded are: {', '.join(kept) or 'none'}."
+        )
+    if kept[name].numel() == 0:
+        raise InputError(f"the recording of '{name}' is empty; record at least one sample.")
+    return kept[name]
+
+
+def _typical(source: Tensor) -> tuple[int, ...]:
+    """Of the first sample, where |value| is larger than nine tenths of the others."""
+    flat = source[0].abs().flatten()
+    place = int(flat.argsort(stable=True)[int(0.9 * (len(flat) - 1))])
+    return (0, *(int(i) for i in torch.unravel_index(torch.tensor(place), source.shape[1:])))
+
+
+def _checked(index: Sequence[int], source: Tensor, name: str) -> tuple[int, ...]:
+    place = tuple(int(i) for i in index)
+    if len(place) != source.dim() or not all(
+        0 <= i < size for i, size in zip(place, source.shape, strict=True)
+    ):
+        raise InputError(
+            f"index is (sample, *position) in '{name}', whose recording is "
+            f"{list(source.shape)}, but it is {place}."
+        )
+    return place
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+
+
+def _most(items: Iterable[int], key: Any) -> list[int]:
+    """The ROWS first by key, in their own order."""
+    return sorted(sorted(items, key=key)[:ROWS])
+
+
+def _left_out(axes: Any, count: int, what: str) -> None:
+    if count:
+        axes.set_title(f"{count} {what} are not drawn", fontsize="small", loc="left")
+
+
+def _short(name: str, length: int = 28) -> str:
+    """Long names lose their middle; a $ is no mathematics."""
+    if len(name) > length:
+        name = f"{name[: length // 2 - 1]}…{name[-(length - length // 2) :]}"
+    return name.replace("$", r"\$")
+
+
+def _slender(rows: int) -> float:
+    """The colour bar's height over its width, which is to be the same for any number of rows."""
+    return 20 * max(1.0, rows / 12)
+
+
+def _spike_colors(levels: Sequence[float]) -> dict[str, Any]:
+    """One colour for each level where they are few; none for 0, blue below, orange above."""
+    from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, Normalize
+
+    shades = LinearSegmentedColormap.from_list(
+        "spikes", [(0, UP), (0.5, "#BFDDF0"), (0.5, "#FBE3B0"), (1, DOWN)]
+    )
+    bound = max(map(abs, levels)) or 1.0
+    if len(levels) > LEVELS_SHOWN:
+        return {"cmap": shades, "norm": Normalize(-bound, bound)}
+    colors = [(*shades((v / bound + 1) / 2)[:3], float(v != 0)) for v in levels]
+    between = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
+    ends = [levels[0] - 0.5, *between, levels[-1] + 0.5]
+    return {"cmap": ListedColormap(colors), "norm": BoundaryNorm(ends, len(levels))}
+
+
+def _bins(rates: Tensor) -> tuple[float, float, int]:
+    """From, to and number: one bin for each rate that T steps allow, where these are few."""
+    values = rates.unique()
+    low, high = min(0.0, float(values[0])), max(0.0, float(values[-1]))
+    if low == high:
+        return -0.5, 0.5, 1
+    gaps = values.diff()
+    gaps = gaps[gaps > 1e-6]
+    gap = float(gaps.min()) if len(gaps) else high - low
+    count = round((high - low) / gap) + 1
+    if count > BINS:
+        return low, high, BINS
+    return low - gap / 2, high + gap / 2, count
+
+
+def _colors(rows: Sequence[Sequence[float]], scale: str) -> dict[str, Any]:
+    from matplotlib.colors import LogNorm, Normalize
+
+    finite = [v for row in rows for v in row if math.isfinite(v)]
+    if scale == "signed":
+        bound = _largest(finite) or 1.0
+        return {"cmap": "PuOr", "norm": Normalize(-bound, bound)}
+    if scale == "log":
+        positive = [v for v in finite if v > 0]
+        high = max(positive, default=1.0)
+        low = max(min(positive, default=0.1), high / 1e4)
+        return {"cmap": "viridis_r", "norm": LogNorm(low, high if high > low else 10 * low,
+                                                     clip=True)}  # fmt: skip
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    return {"cmap": "viridis_r", "norm": Normalize(low, high if high > low else low + 1)}
+
+
+def _readable(color: Sequence[float]) -> str:
+    red, green, blue = color[:3]
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.55 else "white"
+
+
+def _brief(value: float, scale: str) -> str:
+    if not math.isfinite(value):
+        return "–"
+    if scale == "log" and 0 < value < 0.00095:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.3f}" if scale == "log" and value < 0.0995 else f"{value:.2f}"

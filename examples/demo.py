@@ -71,9 +71,9 @@ def main() -> None:
         label = f"{name} QCFS L=8, group"
         results[label] = evaluate_group(name, 8, options.data, data, options.samples)
         print_row(label, results[label])
-    axes = plot_accuracy(results)
-    axes.set_title(f"{options.data}: accuracy of the spiking networks (dashed: source)")
-    axes.figure.savefig(options.plot, dpi=130)
+    plot = plot_accuracy(results)
+    plot.axes.set_title(f"{options.data}: accuracy of the spiking networks (dashed: source)")
+    plot.save(options.plot, dpi=130)
     print(f"\nplot: {options.plot}")
 
 

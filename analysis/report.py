@@ -1,0 +1,786 @@
+"""``write_report``: what is known of a converted network, as one HTML file that needs no network.
+
+Coverage, accuracy, the doctor's findings, operations and energy, pictures of the neurons,
+certificates of exports, and how it was made. What was not measured is said to be so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ctypes import string_at
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
+from ..exporters.files import write_whole
+from ..network import Function, SpikingNetwork, values_of
+from ..network_module import NetworkModule
+from ..running import Evaluation, check_run, check_steps, evaluate
+from . import plots
+from .markup import (
+    INK,
+    PAPER,
+    Html,
+    facts,
+    join,
+    kept,
+    page,
+    paragraphs,
+    picture,
+    section,
+    table,
+    tag,
+)
+from .plots import Plot
+
+if TYPE_CHECKING:
+    from ..converters import CheckReport
+    from ..exporters import Certificate
+    from .cost import LayerOperations, Operations
+    from .doctor import Diagnosis
+    from .energy import EnergyEstimate
+    from .recording import Recording
+
+R = TypeVar("R")
+BATCH = 100
+ANATOMY = (16, 4, 1)  # samples whose spikes are drawn, as many as can be kept
+LONG = 300  # letters of a value of the provenance
+DRAWN = 2  # layers whose neurons are drawn
+INKED: dict[Any, Any] = dict.fromkeys(
+    ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+) | {"legend.facecolor": PAPER, "legend.framealpha": 0.9}
+KINDS = {"signgd": "signGD"}
+RAN = {"cpu": "CPU kernels", "cupy": "CUDA kernels", "torch": "torch, the definitions"}
+
+
+@dataclass
+class Missing:
+    """Why something is not in the report."""
+
+    why: str
+
+
+@dataclass
+class _Report:
+    """What was measured."""
+
+    snn: NetworkModule
+    steps: tuple[int, ...]
+    samples: int
+    few: int  # samples of the doctor, the energy
+    described: bool  # the reference is the source network as the description holds it
+    labelled: bool
+    check: CheckReport | None
+    certificates: Sequence[Certificate]
+    evaluation: Evaluation | Missing
+    diagnosis: Diagnosis | Missing
+    energy: EnergyEstimate | Missing
+    recording: Recording | Missing
+    facts: Mapping[str, Any]
+
+    @property
+    def network(self) -> SpikingNetwork:
+        return self.snn.network
+
+    @property
+    def last(self) -> int:
+        return max(self.steps)
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    snn: NetworkModule,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    reference: nn.Module | None = None,
+    check: CheckReport | None = None,
+    time_steps: int | Sequence[int] | None = None,
+    certificates: Iterable[Certificate] = (),
+    command: str | None = None,
+    title: str | None = None,
+    samples: int = 64,
+) -> Path:
+    """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
+
+    x is [B, ...], static inputs; y [B] their class indices, without which there is no accuracy.
+    ``reference`` is the source network; without it, agreement is with the one that the description
+    holds. ``check`` is what ``sg.check(model, x)`` returned, ``certificates`` what ``sg.verify``
+    did, ``command`` how all this was made. ``time_steps`` are by default 1, 2, 4, ... up to those
+    that the network was planned for. All of x is used for the accuracy, the first ``samples`` for
+    the doctor and the energy.
+
+    Without matplotlib the report says so in place of its pictures. A file that was there stays
+    until the new one is whole. Raises InputError, and FormatError where it cannot be written.
+    """
+    target = Path(path)
+    _check_target(target)
+    x, y, steps = _check_inputs(snn, x, y, time_steps, samples)
+    given = _check_given(check, certificates)
+    report = _measure(snn, x, y, reference, check, steps, given, samples)
+    report.facts = _facts(report, x, command)
+    write_whole(target, _page(report, title).encode())
+    return target
+
+
+def _check_target(path: Path) -> None:
+    """Before anything is measured: it takes a while."""
+    if not path.parent.is_dir():
+        raise FormatError(f"cannot write '{path}': the folder '{path.parent}' does not exist.")
+    if path.is_dir():
+        raise FormatError(f"cannot write '{path}': it is a folder; name a file in it.")
+
+
+def _check_inputs(
+    snn: NetworkModule, x: Tensor, y: Tensor | None, time_steps: Any, samples: int
+) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    x = check_run("write_report", snn, x, 1, False)
+    if len(x) == 0:
+        raise InputError("write_report measures at least one sample, but x is empty.")
+    if y is not None and (not isinstance(y, Tensor) or y.shape != x.shape[:1]):
+        raise InputError(
+            f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and y is "
+            f"{list(y.shape) if isinstance(y, Tensor) else type(y).__name__}."
+        )
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise InputError(f"samples is an integer of at least 1, but it is {samples!r}.")
+    if time_steps is None:
+        planned = snn.network.time_steps
+        time_steps = [2**k for k in range(planned.bit_length())] + [planned]
+    return x, y, tuple(sorted(set(check_steps(time_steps))))
+
+
+def _check_given(check: Any, certificates: Any) -> tuple[Certificate, ...]:
+    from ..converters import CheckReport
+    from ..exporters import Certificate
+
+    given = tuple(certificates) if isinstance(certificates, Iterable) else (None,)
+    if not all(isinstance(each, Certificate) for each in given):
+        raise InputError("certificates is a list of what verify(path, ...) returned.")
+    if check is not None and not isinstance(check, CheckReport):
+        raise InputError(f"check is what check(model, x) returned, not {type(check).__name__}.")
+    return given
+
+
+class _Described(nn.Module):
+    """The source network as the description holds it."""
+
+    def __init__(self, snn: NetworkModule) -> None:
+        super().__init__()
+        self._snn = (snn,)  # no submodule: its mode is nobody's business here
+
+    def forward(self, x: Tensor) -> Any:
+        return self._snn[0].ann(x)
+
+
+def _measure(
+    snn: NetworkModule,
+    x: Tensor,
+    y: Tensor | None,
+    reference: nn.Module | None,
+    check: CheckReport | None,
+    steps: tuple[int, ...],
+    certificates: Sequence[Certificate],
+    samples: int,
+) -> _Report:
+    from .doctor import diagnose
+    from .energy import estimate_energy
+
+    batches: list[Any] = list(x.split(BATCH))
+    if y is not None:
+        batches = list(zip(batches, y.split(BATCH), strict=True))
+    few, few_y = x[:samples], None if y is None else y[:samples]
+    source = reference or _Described(snn)
+    evaluation = _try(lambda: evaluate(snn, batches, steps, reference=source))
+    diagnosis = _try(lambda: diagnose(snn, few, few_y, reference=reference, time_steps=steps))
+    return _Report(
+        snn=snn,
+        steps=steps,
+        samples=len(x),
+        few=len(few),
+        described=reference is None,
+        labelled=y is not None,
+        check=check,
+        certificates=certificates,
+        evaluation=evaluation,
+        diagnosis=diagnosis,
+        energy=_try(lambda: estimate_energy(snn, few, steps)),
+        recording=_record(snn, x, max(steps), _interesting(snn.network.names(), diagnosis)),
+        facts={},
+    )
+
+
+def _try(of: Callable[[], R]) -> R | Missing:
+    """What does not suit this network is missing, and the report says why."""
+    try:
+        return of()
+    except SignGDError as error:
+        return Missing(str(error))
+
+
+def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Recording | Missing:
+    """Of all layers, of few samples where many are too much to keep, else of ``names`` alone."""
+    from .recording import record
+
+    found: Recording | Missing = Missing("")
+    for count in (*ANATOMY, 0):
+        chosen = None if count else names
+        found = _try(partial(record, snn, x[: max(1, count)], steps, chosen))
+        if not isinstance(found, Missing):
+            break
+    return found
+
+
+def _facts(report: _Report, x: Tensor, command: str | None) -> dict[str, Any]:
+    from .. import __version__
+
+    simulator = type(report.snn).__module__.rpartition(".")[2]
+    inputs = x.detach().cpu().contiguous()  # read as they lie: NumPy knows no bfloat16
+    digest = hashlib.sha256(string_at(inputs.data_ptr(), inputs.nbytes)).hexdigest()
+    ran = sorted({RAN[choice.backend] for choice in report.snn.choices(x[:1]).values()})
+    packages = [name for name in (simulator, "numpy", "matplotlib") if name]
+    return {
+        "command": command,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "inputs": f"{len(x)} samples of {list(x.shape[1:])}, sha256 {digest[:16]}",
+        "simulator": simulator,
+        "neurons run by": ", ".join(ran) or "the simulator",
+        "device": str(x.device),
+        "platform": platform.platform(),
+        "versions": {
+            "spikingjelly_signgd": __version__,
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: _version(name) for name in packages},
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+SECTIONS = {
+    "accuracy": "Accuracy",
+    "coverage": "Coverage",
+    "network": "Network",
+    "doctor": "Doctor",
+    "energy": "Operations and energy",
+    "neurons": "Neurons at work",
+    "exports": "Export certificates",
+    "provenance": "Command and versions",
+}
+
+
+def _page(report: _Report, title: str | None) -> str:
+    model = str(report.network.provenance.get("model", "network"))
+    title = title or f"{model} as a spiking network"
+    parts = {
+        "accuracy": _accuracy,
+        "coverage": _coverage,
+        "network": _network,
+        "doctor": _doctor,
+        "energy": _energy,
+        "neurons": _neurons,
+        "exports": _exports,
+        "provenance": _provenance,
+    }
+    links = join(tag("li", tag("a", text, href=f"#{anchor}")) for anchor, text in SECTIONS.items())
+    return page(
+        title,
+        tag("header", tag("h1", title), tag("p", _summary(report), class_="lead"), _cards(report)),
+        tag("nav", tag("ul", links), aria_label="Contents"),
+        tag(
+            "main",
+            *(section(name, SECTIONS[name], part(report)) for name, part in parts.items()),
+        ),
+    )
+
+
+def _summary(report: _Report) -> str:
+    network = report.network
+    kinds = dict.fromkeys(KINDS.get(node.kind, node.kind) for node in network.neurons)
+    return (
+        f"{' and '.join(kinds) or 'no'} neurons, {len(network.neurons)} layers with "
+        f"{sum(network.count().values()):,} neurons for one input, planned for T = "
+        f"{network.time_steps}. Measured {report.facts['made']} on {_count(report.samples)}."
+    )
+
+
+def _cards(report: _Report) -> Html:
+    cards: list[tuple[str, str]] = []
+    found = report.evaluation
+    if isinstance(found, Evaluation):
+        at = found.time_steps.index(report.last)
+        if found.accuracy[at] is not None:
+            cards.append((_percent(found.accuracy[at]), f"accuracy at T = {report.last}"))
+        if found.reference_accuracy is not None:
+            cards.append((_percent(found.reference_accuracy), "accuracy of the source"))
+        cards.append((_percent(found.agreement[at]), f"agreement at T = {report.last}"))
+        cards.append((_figures(found.error[at]), "relative output error"))
+    if not isinstance(report.energy, Missing):
+        cards += _energy_cards(report)
+    if report.certificates:
+        good = sum(c.ok for c in report.certificates)
+        cards.append((f"{good} of {len(report.certificates)}", "exported files verified"))
+    return tag(
+        "div", join(tag("div", tag("b", a), tag("span", kept(b)), class_="card") for a, b in cards),
+        class_="cards",
+    )  # fmt: skip
+
+
+def _accuracy(report: _Report) -> Html:
+    found = report.evaluation
+    if isinstance(found, Missing):
+        return _missing("Accuracy and agreement", found)
+    source = "the source network as the description holds it, since no reference was given"
+    notes = [
+        f"On {_count(found.samples)}, static inputs. All T are read out of one run of a network "
+        f"planned for T = {report.network.time_steps}; one planned for a smaller T is another "
+        "network.",
+        "Agreement is the share of equal predictions, output error the norm of the difference of "
+        "the outputs over the norm of the reference's; the reference is "
+        + (source if report.described else "the source network")
+        + ".",
+    ]
+    if not report.labelled:
+        notes.insert(0, "No labels were given: accuracy was not measured.")
+    rows = [
+        [t, _percent(a), _percent(g), _figures(e)]
+        for t, a, g, e in zip(
+            found.time_steps, found.accuracy, found.agreement, found.error, strict=True
+        )
+    ]
+    if found.reference_accuracy is not None:
+        rows.append(["source", _percent(found.reference_accuracy), "", ""])
+    return join(
+        [
+            paragraphs(*notes),
+            table(["T", "accuracy", "agreement", "output error"], rows),
+            _draw(lambda: plots.plot_accuracy(found), "accuracy", "Accuracy and agreement with "
+                  "the source network after T steps."),
+        ]
+    )  # fmt: skip
+
+
+def _coverage(report: _Report) -> Html:
+    if report.check is None:
+        return _note(
+            "The coverage of the source network was not given: pass check=check(model, x)."
+        )
+    shown = [row for row in report.check.rows if row.becomes != "constant"]
+    counts = {kind: sum(row.becomes == kind for row in shown) for kind in ("linear", "neuron")}
+    blockers = report.check.blockers
+    verdict = tag(
+        "p",
+        tag(
+            "span",
+            f"{report.check.model} "
+            + ("can be converted." if report.check.ok else "cannot be converted."),
+            class_="good" if report.check.ok else "bad",
+        ),
+        f" {len(shown)} operations: {counts['linear']} linear, {counts['neuron']} with neurons, "
+        f"{len(blockers)} unsupported.",
+    )
+    rows = [
+        [
+            row.path or "(model)",
+            row.operation,
+            row.becomes,
+            row.detail + (f"; {row.mend}" if row.mend else ""),
+        ]
+        for row in shown
+    ]
+    unsupported = [i for i, row in enumerate(shown) if row.becomes == "unsupported"]
+    heads = ["module", "operation", "becomes", "as"]
+    whole = table(heads, rows, text=range(4), marked=unsupported)
+    return join([verdict, whole if len(rows) <= 60 else _folded(f"All {len(rows)} rows", whole)])
+
+
+def _network(report: _Report) -> Html:
+    network = report.network
+    rows = []
+    for node in network.neurons:
+        assert isinstance(node, Function)
+        members = getattr(node, "members", None)
+        kind, count = KINDS.get(node.kind, node.kind), f"{values_of(node.shape):,}"
+        m = "" if members is None else members
+        rows.append([node.name, kind, node.function.name, count, m])
+    parts = [
+        table(["layer", "neuron", "function", "neurons", "m"], rows, text=(0, 1, 2),
+              caption="Neurons for one input; m is how many signs or members one step has.")
+    ]  # fmt: skip
+    kept = network.kept()
+    if kept:
+        names = ", ".join(f"{name} ({count:,})" for name, count in kept.items())
+        parts.append(_note(f"Not spiking, computed as they are at every step: {names}."))
+    return join(parts)
+
+
+def _doctor(report: _Report) -> Html:
+    found = report.diagnosis
+    if isinstance(found, Missing):
+        return _missing("The error layer by layer", found)
+    t = max(found.time_steps)
+    parts = [
+        paragraphs(
+            f"Measured on {_count(report.few)}. Isolated: the neurons fed what the source network "
+            "feeds them. Cumulative: fed by the spiking network. Read-out: what this layer alone "
+            "does to the output. All relative to the norm of the source's values."
+        ),
+        tag("h3", f"Findings at T = {t}"),
+        _findings(found),
+        tag("h3", f"Layers at T = {t}"),
+    ]
+    header = ["layer", "neurons", "isolated", "cumulative", "read-out", "cosine", "bias",
+              "saturated", "dead"]  # fmt: skip
+    blamed = {finding.layer for finding in found.findings}
+    rows = [
+        [
+            layer.name,
+            f"{layer.neurons:,}",
+            *(_figures(getattr(layer, what).get(t)) for what in ("isolated", "cumulative")),
+            _figures(layer.readout.get(t)),
+            _fixed(layer.cosine.get(t)),
+            _figures(layer.bias.get(t), signed=True),
+            _percent(layer.saturated.get(t)),
+            _percent(layer.dead.get(t)),
+        ]
+        for layer in found.layers
+    ]
+    marked = [i for i, layer in enumerate(found.layers) if layer.name in blamed]
+    parts.append(table(header, rows, caption="Marked: the layers that a finding names."
+                       if marked else None, marked=marked))  # fmt: skip
+    for which, caption in (
+        ("cumulative", "Error of each layer in the spiking network, by T."),
+        ("isolated", "Error of each layer fed by the source network, by T: what its own neurons "
+         "lack."),
+    ):  # fmt: skip
+        parts.append(_draw(partial(plots.plot_errors, found, which), f"errors-{which}", caption))
+    return join(parts)
+
+
+def _findings(found: Diagnosis) -> Html:
+    notes = join(_note(f"Note: {note}") for note in found.notes)
+    if not found.findings:
+        return join([paragraphs("Nothing to mend was found."), notes])
+    items = [
+        tag("li", tag("b", f"{finding.layer}: ") if finding.layer not in finding.text else None,
+            finding.text, tag("span", f" (blame {finding.blame:.0%})", class_="lead"))
+        for finding in found.findings
+    ]  # fmt: skip
+    if any(finding.applicable for finding in found.findings):
+        error, agreement = found.mended
+        same = "" if agreement is None else f", agreement {_percent(agreement)}"
+        after = (
+            f"Mended, at T = {found.network.time_steps}: output error {_figures(error)}{same} on "
+            "the same samples. Diagnosis.apply() gives that network."
+        )
+    else:
+        after = "None of these is mended by Diagnosis.apply()."
+    lead = "Blame is the share of the squared output error that goes with the mend."
+    return join([paragraphs(lead), tag("ol", join(items), class_="findings"), paragraphs(after),
+                 notes])  # fmt: skip
+
+
+def _energy_cards(report: _Report) -> list[tuple[str, str]]:
+    found = report.energy
+    assert not isinstance(found, Missing)
+    table = next(iter(found.tables))
+    return [
+        (
+            f"{found.ratio(table, report.last):.3g} ×",
+            f"the source's energy (estimate, {table})",
+        )
+    ]
+
+
+def _energy(report: _Report) -> Html:
+    from .cost import DENSE
+    from .energy import shown
+
+    found = report.energy
+    if isinstance(found, Missing):
+        return _missing("What the network costs", found)
+    t = max(found.time_steps)
+    last = found.operations[t]
+    steps = [f"T = {t}" for t in found.time_steps]
+    said = [f"{found.sentence(t, name)}." for name in found.tables]
+    honest = [
+        "Estimates, by published energies of single operations, of one inference; nothing was "
+        "measured on hardware. Compare within one table, never across.",
+        f"Not priced: {last.evaluations:,.0f} evaluations of neuron functions (source: "
+        f"{last.source_values:,.0f}), addresses of events, control, leakage.",
+    ]
+    if last.dense:
+        honest.insert(1, DENSE[0].upper() + DENSE[1:])
+    rows = [
+        [name, each.covers, _picojoules(found.source[name])]
+        + [_picojoules(found.total[name][t]) for t in found.time_steps]
+        + [shown(found.break_even[name], found.limit)]
+        for name, each in found.tables.items()
+    ]
+    parts = [
+        paragraphs(*honest),
+        tag("ul", join(tag("li", line[0].upper() + line[1:]) for line in said)),
+        table(["table", "covers", "source", *steps, "break-even T"], rows, text=(0, 1),
+              caption="Energy of one inference. Break-even is the largest T that costs no more "
+              "than the source network."),
+        _by_step("The source network with activations of ⌈log2(m T + 1)⌉ bits, as many values as "
+                 "the spikes of T steps tell apart.", found, found.quantised,
+                 [f"T = {t}: {found.bits[t]} bit" for t in found.time_steps]),
+    ]  # fmt: skip
+    if last.members > 1:
+        parts.append(
+            _by_step("The spiking network where the spikes of a step are handed on whole, a small "
+                     "integer times the weight.", found, found.whole, steps)
+        )  # fmt: skip
+    first = next(iter(found.tables))
+    parts += [
+        _draw(lambda: plots.plot_energy(found), "energy",
+              "Energy by layer, and the share of each in all."),
+        _draw(lambda: plots.plot_frontier(_evaluated(report), found), "frontier",
+              f"Accuracy against energy by {first}; left of the dashed line spiking costs less."),
+        tag("h3", f"Operations at T = {t}"),
+        _operations(last),
+        tag("h3", "Tables"),
+        facts((name, each.source) for name, each in found.tables.items()),
+    ]  # fmt: skip
+    return join(parts)
+
+
+def _evaluated(report: _Report) -> Evaluation:
+    if isinstance(report.evaluation, Missing):
+        raise InputError(report.evaluation.why)
+    return report.evaluation
+
+
+def _by_step(
+    caption: str,
+    found: EnergyEstimate,
+    values: Mapping[str, Mapping[int, float]],
+    heads: Sequence[str],
+) -> Html:
+    rows = [
+        [name, *(_picojoules(values[name][t]) for t in found.time_steps)] for name in found.tables
+    ]
+    return table(["table", *heads], rows, caption=caption)
+
+
+def _operations(found: Operations) -> Html:
+    heads = ["layer", "kind", "source MACs", "neurons", "events", "rate", "synaptic",
+             "MACs left", "updates", "state (B)"]  # fmt: skip
+
+    def row(name: str, kind: str, each: Operations | LayerOperations, sends: bool) -> list[str]:
+        counts = (each.source_macs + each.source_multiplies, each.neurons, each.events)
+        more = (each.synaptic, each.macs, each.updates, each.state_bytes)
+        kind = KINDS.get(kind, kind)
+        return [name, kind, *map(_amount, counts), f"{each.rate:.3f}" if sends else "",
+                *map(_amount, more)]  # fmt: skip
+
+    rows = [row(each.name, each.kind, each, bool(each.coding)) for each in found.each]
+    rows.append(row("in all", "", found, True))
+    kinds = ", ".join(f"{n:,.0f} {kind}" for kind, n in found.kinds.items() if n) or "none"
+    return join(
+        [
+            table(heads, rows, text=(0, 1), marked=[len(rows) - 1],
+                  caption="Of one inference, "
+                  + ("the same for every input" if found.samples == 1 else
+                     f"means of {_count(found.samples)}")
+                  + ". Rate is events for each neuron and step, synaptic the spikes at each "
+                  "connection that they meet."),
+            paragraphs(
+                f"Events: {kinds}. MACs left: {found.input_macs:,.0f} of the input, once; at every "
+                f"step, together {found.sum_macs:,.0f} of sums, {found.multiplies:,.0f} of "
+                f"products of two signals, {found.scalings:,.0f} of step sizes. Bits moved: "
+                f"{found.event_bits:,.0f} of events, {found.state_bits:,.0f} of state, "
+                f"{found.weight_bits:,.0f} of weights."
+            ),
+        ]
+    )  # fmt: skip
+
+
+def _neurons(report: _Report) -> Html:
+    found = report.recording
+    if isinstance(found, Missing):
+        return _missing("What the neurons send", found)
+    if not found.spikes:
+        return _note("The network has no neurons.")
+    chosen = _interesting(list(found.spikes), report.diagnosis)
+    worst = chosen[0]
+    first = next(iter(found.source.values()))
+    decoded = join(
+        _draw(partial(plots.plot_decoded, found, name), f"decoded-{i}",
+              f"What receivers decoded of {name}, against the source network's activation.")
+        for i, name in enumerate(chosen)
+    )  # fmt: skip
+    return join(
+        [
+            paragraphs(
+                f"{_count(len(first))}, T = {found.time_steps}. Drawn are the layers with the "
+                "largest cumulative error."
+                if not isinstance(report.diagnosis, Missing)
+                else f"{_count(len(first))}, T = {found.time_steps}. Drawn are the last layers."
+            ),
+            tag("div", decoded, class_="pair"),
+            _draw(lambda: plots.plot_trace(found, worst), "trace",
+                  f"One neuron of {worst} on its way to the value of the source network; chosen by "
+                  "the size of its activation, not by its error."),
+            _draw(lambda: plots.plot_raster(found, worst), "raster",
+                  f"Spikes of {worst} for one sample. Of signGD neurons +1 lowers the decoded "
+                  "value and −1 raises it."),
+            _draw(lambda: plots.plot_rates(found), "rates",
+                  "Neurons of each layer by the mean of their spikes, and the share of steps in "
+                  "which they send anything."),
+        ]
+    )  # fmt: skip
+
+
+def _interesting(names: list[str], diagnosis: Diagnosis | Missing) -> list[str]:
+    """The layers to draw: those with the largest error, else the last."""
+    if isinstance(diagnosis, Missing):
+        return names[::-1][:DRAWN]
+    t = max(diagnosis.time_steps)
+    error = {layer.name: layer.cumulative.get(t) or 0.0 for layer in diagnosis.layers}
+    return sorted(names, key=lambda name: -error.get(name, 0.0))[:DRAWN]
+
+
+def _exports(report: _Report) -> Html:
+    if not report.certificates:
+        return _note("No certificate was given: that an exported file computes the same was not "
+                     "verified. Pass certificates=[verify(path, network=network)].")  # fmt: skip
+    return join(_certificate(certificate) for certificate in report.certificates)
+
+
+def _certificate(found: Certificate) -> Html:
+    rows = [
+        [
+            check.what,
+            "equal" if check.equal else "NOT EQUAL" if check.required else "differs",
+            "yes" if check.required else "no",
+            f"{check.cells:,}",
+            f"{check.mismatches:,}",
+            f"{check.spikes:,}" if check.spikes else "",
+            "" if check.readout_error is None else f"{check.readout_error:.2g}",
+        ]
+        for check in found.checks
+    ]
+    notes = [tag("p", f"Note: {note}.", class_="note") for note in found.notes]
+    return join(
+        [
+            tag("h3", found.path, " ", tag("span", "verified" if found.ok else "NOT verified",
+                                           class_="good" if found.ok else "bad")),
+            table(["compared", "verdict", "required", "cells", "differ", "spikes",
+                   "largest read-out error"], rows, text=(0, 1, 2)),
+            *notes,
+            facts([
+                ("format", found.format),
+                ("replayed", f"{_count(found.samples)} ({found.inputs}), T = {found.time_steps}"),
+                ("content", tag("code", found.content)),
+                ("versions", ", ".join(f"{k} {v}" for k, v in found.versions.items())),
+            ]),
+        ]
+    )  # fmt: skip
+
+
+def _provenance(report: _Report) -> Html:
+    known = dict(report.facts)
+    command, versions = known.pop("command"), known.pop("versions")
+    shown = tag("pre", command) if command else _note("The command was not given.")
+    conversion = [(key, _plain(value)) for key, value in report.network.provenance.items()]
+    return join(
+        [
+            shown,
+            facts(known.items()),
+            tag("h3", "Versions"),
+            facts(versions.items()),
+            tag("h3", "Conversion"),
+            facts(conversion) if conversion else _note("The description does not say."),
+        ]
+    )
+
+
+# -- pieces --------------------------------------------------------------------------------------
+
+
+def _draw(of: Callable[[], Plot], name: str, caption: str) -> Html:
+    """The picture, or why there is none."""
+    try:
+        plots.need_matplotlib()
+        import matplotlib
+
+        with matplotlib.rc_context(INKED):
+            return picture(of().figure, name, caption)
+    except (BackendUnavailable, InputError) as error:
+        return _note(f"No picture ({caption.rstrip('.')}): {error}")
+
+
+def _missing(what: str, found: Missing) -> Html:
+    return _note(f"{what}: not measured. {found.why[:1].upper()}{found.why[1:]}")
+
+
+def _note(text: str) -> Html:
+    return tag("p", text, class_="note")
+
+
+def _folded(title: str, inner: Html) -> Html:
+    return tag("details", tag("summary", title), inner)
+
+
+def _count(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples:,} samples"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.2f} %"
+
+
+def _fixed(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.4f}"
+
+
+def _figures(value: float | None, signed: bool = False) -> str:
+    if value is None or value != value:
+        return "–"
+    if value and abs(value) < 1e-4:
+        return f"{value:+.1e}" if signed else f"{value:.1e}"
+    return f"{value:+.4f}" if signed else f"{value:.4f}"
+
+
+def _amount(value: float) -> str:
+    if not value:
+        return ""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2f}"
+
+
+def _picojoules(value: float) -> str:
+    unit, scale = plots.unit_of(value)
+    return f"{value / scale:.3g} {unit}"
+
+
+def _plain(value: Any) -> Any:
+    """As words; what is long is folded."""
+    words = str(value)
+    if isinstance(value, Mapping):
+        words = ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
+    elif isinstance(value, (list, tuple)):
+        words = ", ".join(map(str, value)) or "none"
+    if len(words) <= LONG:
+        return words
+    return _folded("shown on request", tag("pre", json.dumps(value, indent=1, default=str)))
