@@ -1,4 +1,7 @@
-"""The neurons as node types of each simulator; a simulator is imported on first use."""
+"""The neurons as node types of each simulator, and adapters to counters of operations.
+
+A simulator or counter is imported on first use.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +12,9 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from . import lava, lava_remote, norse, spikingjelly
+    from . import lava, lava_remote, neurobench, norse, op_counter, spikingjelly
 
-__all__ = ["lava", "lava_remote", "norse", "spikingjelly"]
+__all__ = ["lava", "lava_remote", "neurobench", "norse", "op_counter", "spikingjelly"]
 
 
 def __getattr__(name: str) -> ModuleType:
