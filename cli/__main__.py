@@ -1,0 +1,7 @@
+"""``python -m spikingjelly_signgd.cli``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

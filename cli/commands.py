@@ -1,0 +1,562 @@
+"""What each command does: options in, a document, its text and an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..converters.capture import eval_mode
+from ..errors import FormatError, InputError, SignGDError
+from ..exporters.files import write_whole
+from ..network import SpikingNetwork
+from ..network_module import NetworkModule
+from ..running import build, evaluate, run
+from .data import Data, Preparation, load_data
+from .models import load_model
+
+OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
+
+
+# options that are arguments of sg.convert as they are
+CONVERSION = (
+    "signed preset tune keep scale resting momentum functions input_coding input_scale".split()
+)
+
+
+class Refused(SignGDError):
+    """An error with an exit code of its own."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Result:
+    """``document`` is what --json prints, ``text`` what a person reads."""
+
+    document: dict[str, Any]
+    text: str
+    code: int = OK
+
+
+class Source(nn.Module):
+    """The source network, as a network's file holds it."""
+
+    def __init__(self, snn: NetworkModule) -> None:
+        super().__init__()
+        self._snn = (snn,)  # not a submodule: its modes are its own
+
+    def forward(self, x: Tensor) -> Any:
+        return self._snn[0].ann(x)
+
+
+# -- the commands ---------------------------------------------------------------------------------
+
+
+def check(options: argparse.Namespace) -> Result:
+    from ..converters import check as run_check
+
+    if options.input is not None and options.data is not None:
+        raise InputError("--input and --data both say what a sample is; leave one of them out.")
+    model = load_model(options.model, options.weights)
+    if options.data is None:
+        generator = torch.Generator().manual_seed(options.seed)
+        x = torch.rand(2, *options.input, generator=generator)
+    else:
+        options.samples = min(options.samples or 2, 2)
+        x = _data(options).x
+    report = run_check(model, x, functions=options.functions or "whole")
+    return Result(report.to_dict(), str(report), OK if report.ok else UNSUPPORTED)
+
+
+def convert(options: argparse.Namespace) -> Result:
+    from ..converters import Tuning
+    from ..converters import convert as run_convert
+    from ..exporters import save
+
+    output = _output(options, (".h5", ".hdf5"))
+    given = {name: getattr(options, name) for name in CONVERSION}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.method is not None:
+        given["method"] = _by_path("--method", options.method, str)
+    if options.members is not None:
+        given["members"] = _by_path("--members", options.members, int)
+    model = load_model(options.model, options.weights)
+    data = _data(options)
+    network = run_convert(
+        model, data.x, time_steps=options.time_steps, seed=options.seed, max_batches=None, **given
+    )
+    command = " ".join(["spikingjelly-signgd", *options.arguments])
+    network = network.replace(provenance={**network.provenance, "command": command})
+    save(network, output, class_names=data.class_names)
+    tuning = Tuning.of(network)
+    lines = [repr(network)]
+    if tuning is not None:
+        before, after = tuning.error
+        lines.append(
+            f"tuned: output error {before:.4f} -> {after:.4f} on {tuning.held_out} samples"
+        )
+    elif isinstance(network.provenance.get("tuning"), dict):
+        lines.append(f"not tuned: {network.provenance['tuning'].get('none', '')}")
+    lines.append(f"written to {output}")
+    document = {
+        "ok": True,
+        "path": str(output),
+        "network": _described(network),
+        "calibration_samples": len(data.x),
+        "tuning": None if tuning is None else tuning.to_dict(),
+        "provenance": dict(network.provenance),
+    }
+    return Result(document, "\n".join(lines))
+
+
+def evaluate_(options: argparse.Namespace) -> Result:
+    if options.min_accuracy is not None and options.labels is None:
+        _may_have_labels(options.data)
+    network, data = _network_and_data(options)
+    snn = build(network, options.backend)
+    reference, origin = _reference(options, snn, data)
+    steps = _steps(options, network)
+    table = evaluate(snn, data.batches(options.batch_size), steps, reference=reference)
+    last = table.time_steps.index(max(table.time_steps))
+    failed = []
+    for name, values in (("agreement", table.agreement), ("accuracy", table.accuracy)):
+        least, found = getattr(options, f"min_{name}"), values[last]
+        if least is None:
+            continue
+        if found is None:
+            raise InputError(
+                f"--min-{name} needs labels: '{options.data}' has none; give --labels."
+            )
+        if found < least:
+            failed.append(
+                f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
+            )
+    text = f"{table}\n{table.samples} samples of {options.data}; agreement with {origin}"
+    document = {
+        **table.to_dict(),
+        "reference": origin,
+        "backend": options.backend,
+        "ok": not failed,
+        "failed": failed,
+    }
+    return Result(document, "\n".join([text, *failed]), BELOW if failed else OK)
+
+
+def doctor(options: argparse.Namespace) -> Result:
+    from ..analysis.doctor import diagnose
+    from ..exporters import save
+
+    output = _output(options, (".h5", ".hdf5")) if options.apply else None
+    network, data = _network_and_data(options)
+    snn = build(network)
+    reference, _ = _reference(options, snn, data)
+    steps = options.time_steps
+    diagnosis = diagnose(
+        snn,
+        data.x,
+        data.y,
+        reference=None if options.reference is None else reference,
+        time_steps=None if steps is None else tuple(sorted(set(steps))),
+    )
+    document = {"ok": True, **diagnosis.to_dict()}
+    lines = [str(diagnosis)]
+    if output is not None:
+        applied = [finding for finding in diagnosis.findings if finding.applicable]
+        save(diagnosis.apply(), output)
+        what = f"{len(applied)} mended" if applied else "nothing to apply, the network is as it was"
+        lines.append(f"{what}; written to {output}")
+        document["applied"] = [finding.text for finding in applied]
+        document["path"] = str(output)
+    return Result(document, "\n".join(lines))
+
+
+def export(options: argparse.Namespace) -> Result:
+    from ..exporters import export as run_export
+    from ..exporters.formats import SUFFIXES
+
+    output = _output(options)
+    format = options.format or SUFFIXES.get(output.suffix.lower())
+    if format is None:
+        raise InputError(
+            f"'{output}' does not say the format: end it in {', '.join(SUFFIXES)}, or give "
+            "--format."
+        )
+    network = _network(options.network)
+    nir = ("mode", "dialect", "pooling", "strict")
+    lava = ("profile", "weight_bits", "input_levels", "input_range", "max_weights")
+    allowed = {"hdf5": (), "nir": ("time_steps", *nir), "lava": ("time_steps", *lava)}[format]
+    given = {
+        name: getattr(options, name)
+        for name in ("time_steps", *nir, *lava)
+        if getattr(options, name) is not None
+    }
+    if options.data is not None and format != "lava":
+        given["data"] = options.data
+    wrong = [f"--{name.replace('_', '-')}" for name in given if name not in allowed]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}: not of the format {format}; leave it out.")
+    if "input_range" in given:
+        given["input_range"] = tuple(given["input_range"])
+    if options.data is not None:
+        data = _fitting(options, network)
+        given["calibration"] = data.x
+        given["samples"] = data.x if data.y is None else (data.x, data.y)
+    try:
+        report = run_export(network, output, format, **given)
+    except FormatError as error:
+        raise Refused(str(error), UNSUPPORTED) from error
+    document = {"ok": True, "path": str(output), "format": format, "report": _plain(report)}
+    text = f"{report}\n" if report is not None else ""
+    return Result(document, f"{text}written to {output}")
+
+
+def verify(options: argparse.Namespace) -> Result:
+    from ..exporters import verify as run_verify
+    from ..exporters.formats import SUFFIXES
+
+    path, output = Path(options.file), None
+    if options.output is not None:
+        output = _output(options, (".json",))
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}'.")
+    if options.format is None and path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"'{path}' does not say its format: it ends in none of {', '.join(SUFFIXES)}; give "
+            "--format."
+        )
+    network = None if options.network is None else _network(options.network)
+    x = None
+    if options.data is not None:
+        x = (_data(options) if network is None else _fitting(options, network)).x
+    try:
+        certificate = run_verify(
+            path,
+            x,
+            network=network,
+            format=options.format,
+            time_steps=options.time_steps,
+            samples=options.samples,
+            seed=options.seed,
+            python=options.python,
+            embed=options.embed,
+        )
+    except FormatError as error:
+        raise Refused(str(error), UNVERIFIED) from error
+    document = certificate.to_dict()
+    if output is not None:
+        write_whole(output, (json.dumps(plain(document), indent=2) + "\n").encode())
+    return Result(document, str(certificate), OK if certificate.ok else UNVERIFIED)
+
+
+def energy(options: argparse.Namespace) -> Result:
+    from ..analysis.energy import TABLES, estimate_energy
+
+    wrong = [name for name in options.table or () if name not in TABLES]
+    if wrong:
+        raise InputError(f"--table: there is no {wrong[0]!r}; known: {', '.join(TABLES)}.")
+    network, data = _network_and_data(options)
+    tables = {name: TABLES[name] for name in options.table or TABLES}
+    steps = _steps(options, network)
+    found = estimate_energy(build(network), data.x, steps, tables=tables)
+    return Result({"ok": True, **found.to_dict()}, str(found))
+
+
+def bench(options: argparse.Namespace) -> Result:
+    network, data = _network_and_data(options)
+    snn = build(network, options.backend)
+    reference, origin = _reference(options, snn, data)
+    steps, x, samples = options.time_steps or network.time_steps, data.x, len(data.x)
+
+    def source() -> None:
+        with eval_mode(reference), torch.no_grad():
+            reference(x.clone())
+
+    spiking = _times(lambda: run(snn, x, steps), options.repeats)
+    ann = _times(source, options.repeats)
+    # the choice goes by type and device of what the neurons get, which are those of the input
+    kernels = {
+        name: {"runs": choice.backend, "reason": choice.reason}
+        for name, choice in snn.choices(x.to(network.dtype)).items()
+    }
+    document = {
+        "ok": True,
+        "samples": samples,
+        "time_steps": steps,
+        "repeats": options.repeats,
+        "threads": torch.get_num_threads(),
+        "backend": options.backend,
+        "spiking": _seconds(spiking, samples, steps),
+        "source": {"of": origin, **_seconds(ann, samples, 1)},
+        "ratio": statistics.median(spiking) / statistics.median(ann),
+        "kernels": kernels,
+        "machine": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    lines = [
+        f"{samples} images at once, T = {steps}, {options.backend}, "
+        f"{torch.get_num_threads()} threads, {options.repeats} runs after one that is not timed",
+        f"{'':<10}  {'min':>12}  {'median':>12}  ms an image",
+    ]
+    for name, times in (("spiking", spiking), ("one step", spiking), ("source", ann)):
+        each = 1e3 / samples / (steps if name == "one step" else 1)
+        low, middle = min(times) * each, statistics.median(times) * each
+        lines.append(f"{name:<10}  {low:>12.4f}  {middle:>12.4f}")
+    lines.append(f"{document['ratio']:.1f} times the forward pass of {origin}")
+    groups: dict[str, list[str]] = {}
+    for name, kernel in kernels.items():
+        groups.setdefault(": ".join(filter(None, kernel.values())), []).append(name)
+    for runs, names in groups.items():
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        lines.append(f"{runs} runs {len(names)} of {len(kernels)} layers of neurons: {shown}")
+    return Result(document, "\n".join(lines))
+
+
+def report(options: argparse.Namespace) -> Result:
+    from ..analysis.report import write_report
+    from ..converters import check as run_check
+
+    output = _output(options, (".html", ".htm"))
+    network, data = _network_and_data(options)
+    snn = build(network)
+    reference, _ = _reference(options, snn, data)
+    certificates = [_certificate(Path(f), network, options) for f in options.certificate or ()]
+    given = options.reference is not None
+    written = write_report(
+        output,
+        snn,
+        data.x,
+        data.y,
+        reference=reference if given else None,
+        check=run_check(reference, data.x[:2]) if given else None,
+        time_steps=None if options.time_steps is None else tuple(sorted(set(options.time_steps))),
+        certificates=certificates,
+        command=" ".join(["spikingjelly-signgd", *options.arguments]),
+    )
+    size = os.path.getsize(written)
+    failed = [c.path for c in certificates if not c.ok]
+    text = f"written to {written} ({size / 1e6:.2f} MB)"
+    if failed:
+        text += f"; NOT verified: {', '.join(failed)}"
+    document = {"ok": not failed, "path": str(written), "bytes": size, "not_verified": failed}
+    return Result(document, text, UNVERIFIED if failed else OK)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "check": check,
+    "convert": convert,
+    "evaluate": evaluate_,
+    "doctor": doctor,
+    "export": export,
+    "verify": verify,
+    "energy": energy,
+    "bench": bench,
+    "report": report,
+}
+
+
+# -- what they share ------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: no tuples, no NaN, no tensors, keys that are strings."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, (Tensor,)) or hasattr(value, "__array__"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return str(value)
+
+
+def _plain(report: Any) -> Any:
+    """A writer's report as plain data."""
+    if report is None:
+        return None
+    return report.to_dict() if hasattr(report, "to_dict") else dict(vars(report))
+
+
+def _data(options: argparse.Namespace) -> Data:
+    prepare = Preparation(
+        options.scale_pixels, options.channels, options.resize, options.mean, options.std
+    )
+    return load_data(
+        options.data,
+        labels=options.labels,
+        samples=options.samples,
+        seed=options.seed,
+        prepare=prepare,
+    )
+
+
+def _network(file: str) -> SpikingNetwork:
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}'; a network is a file that convert wrote.")
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        from ..exporters import load
+
+        return load(path)
+    if path.suffix.lower() == ".nir":
+        from ..exporters import read_nir
+
+        return read_nir(path)
+    raise InputError(
+        f"'{path}' is no network: those are the .h5 files that convert wrote, and exact .nir files."
+    )
+
+
+def _network_and_data(options: argparse.Namespace) -> tuple[SpikingNetwork, Data]:
+    network = _network(options.network)
+    return network, _fitting(options, network)
+
+
+def _fitting(options: argparse.Namespace, network: SpikingNetwork) -> Data:
+    data = _data(options)
+    data.check_shape(network.input.shape[1:])
+    if isinstance(network.outputs, str):
+        shape = network[network.outputs].shape
+        if len(shape) == 2 and isinstance(shape[1], int):
+            data.check_labels(shape[1])
+    return data
+
+
+def _may_have_labels(spec: str) -> None:
+    if spec.lower().endswith(".npy"):
+        raise InputError(f"--min-accuracy needs labels: '{spec}' has none; give --labels.")
+
+
+def _reference(
+    options: argparse.Namespace, snn: NetworkModule, data: Data
+) -> tuple[nn.Module, str]:
+    """The source model, and what to call it."""
+    if options.reference is None:
+        return Source(snn), "the source network in the file"
+    model = load_model(options.reference, options.weights)
+    x = data.x[:2]
+    try:
+        with eval_mode(model), torch.no_grad():
+            have = model(x.clone())
+    except Exception as error:  # whatever the user's model raises
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"--reference '{options.reference}' itself fails on a batch {list(x.shape)}: {first}"
+        ) from error
+    want = snn.ann(x)
+    if isinstance(want, Tensor) and (not isinstance(have, Tensor) or have.shape != want.shape):
+        found = list(have.shape) if isinstance(have, Tensor) else type(have).__name__
+        raise InputError(
+            f"--reference '{options.reference}' returns {found} where the network returns "
+            f"{list(want.shape)}; it is not the source of '{options.network}'."
+        )
+    return model, options.reference
+
+
+def _steps(options: argparse.Namespace, network: SpikingNetwork) -> tuple[int, ...]:
+    if options.time_steps is not None:
+        return tuple(sorted(set(options.time_steps)))
+    last = network.time_steps
+    return (*(t for t in (2**k for k in range(last.bit_length())) if t < last), last)
+
+
+def _output(options: argparse.Namespace, suffixes: Sequence[str] = ()) -> Path:
+    """Before the work, since a minute of it is lost where nothing can be written."""
+    path = Path(options.output)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"-o '{path}': the file that is written ends in {suffixes[0]}.")
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir():
+        raise InputError(f"-o '{path}' is a folder; name a file in it.")
+    if not folder.is_dir():
+        raise InputError(f"-o '{path}': the folder '{path.parent}' does not exist.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"-o '{path}': the folder '{path.parent}' cannot be written.")
+    return path
+
+
+def _by_path(option: str, values: Sequence[str], kind: Callable[[str], Any]) -> Any:
+    """``NAME`` for all, ``PATH=NAME`` for a module: one value, or a dict by path."""
+    found: dict[str, Any] = {}
+    for text in values:
+        path, _, value = text.rpartition("=")
+        try:
+            found[path] = kind(value)
+        except ValueError:
+            raise InputError(f"{option} {text}: {value!r} is not a number.") from None
+    return found[""] if list(found) == [""] else found
+
+
+def _described(network: SpikingNetwork) -> dict[str, Any]:
+    counts = network.count()
+    kinds: dict[str, int] = {}
+    for node in network.neurons:
+        kinds[node.kind] = kinds.get(node.kind, 0) + 1
+    return {
+        "time_steps": network.time_steps,
+        "nodes": len(network.nodes),
+        "layers": kinds,
+        "neurons": sum(counts.values()),
+        "by_layer": counts,
+        "kept": network.kept(),
+    }
+
+
+def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespace) -> Any:
+    """Of a .json that ``verify -o`` wrote; any other file is verified now."""
+    from ..exporters import Certificate
+    from ..exporters import verify as run_verify
+    from ..exporters.verification import Check
+
+    if not path.is_file():
+        raise InputError(f"--certificate: there is no file '{path}'.")
+    if path.suffix.lower() != ".json":
+        try:
+            return run_verify(path, network=network, seed=options.seed, embed=False)
+        except FormatError as error:
+            raise Refused(str(error), UNVERIFIED) from error
+    try:
+        data = json.loads(path.read_text())
+        data.pop("ok")
+        checks = tuple(Check(**check) for check in data.pop("checks"))
+        return Certificate(checks=checks, notes=tuple(data.pop("notes")), **data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FormatError(
+            f"--certificate: '{path}' is none that verify -o wrote ({error})."
+        ) from error
+
+
+def _times(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each run, after one that is not timed."""
+    function()
+    found = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - before)
+    return found
+
+
+def _seconds(times: Sequence[float], samples: int, steps: int) -> dict[str, Any]:
+    middle = statistics.median(times)
+    return {
+        "runs": list(times),
+        "min": min(times),
+        "median": middle,
+        "image": middle / samples,
+        "image_and_step": middle / samples / steps,
+    }

@@ -1,0 +1,428 @@
+"""The options of every command, on the command line or in a TOML file. Loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+PROGRAM = "spikingjelly-signgd"
+CODES = (
+    "exit codes: 0 ok, 2 usage (also data and models that cannot be used), exit code 3 unsupported "
+    "operations, 4 verification failed, 5 below --min-agreement or --min-accuracy, 130 interrupted"
+)
+MODEL = "package.module:factory, timm:name, torchvision:name, or a .pt2 of torch.export.save"
+DATA = (
+    "a file .npz (x and y, or file.npz:images,labels), .npy or IDX (also .gz), a folder of images "
+    "(classes in subfolders), or package.module:loader"
+)
+NETWORK = "a network that convert wrote (.h5), or an exact .nir file"
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are JSON on standard output where --json was given.
+
+    Options are written out: of shortened ones --config would be seen too late.
+    """
+
+    json = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        if Parser.json:
+            print(json.dumps({"ok": False, "error": message, "kind": "usage"}))
+        super().error(message)
+
+
+class Collect(argparse.Action):
+    """Values of an option that is given several times; those of a file give way to them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        begun = vars(namespace).setdefault("_begun", set())
+        before = getattr(namespace, self.dest) or [] if self.dest in begun else []
+        begun.add(self.dest)
+        setattr(namespace, self.dest, [*before, *(values if self.nargs else [values])])
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; SystemExit(2) for those that cannot be."""
+    Parser.json = "--json" in arguments
+    parser, commands = build_parser()
+    name = next((a for a in arguments if a in commands), None)
+    file = _config_file(arguments)
+    if name is not None and file is not None:
+        _configure(commands[name], name, file, set(commands))
+    options = parser.parse_args(arguments)
+    # what stands in the file is said to the parser too late for its choice of how to fail
+    Parser.json = Parser.json or options.json
+    check = CHECKS.get(options.command)
+    if check is not None:
+        check(commands[options.command], options)
+    return options
+
+
+# -- what the options are -------------------------------------------------------------------------
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Trained PyTorch networks as spiking networks of signGD and group neurons.",
+        epilog=CODES,
+    )
+    sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: dict[str, Parser] = {}
+
+    def command(name: str, text: str) -> Parser:
+        commands[name] = sub.add_parser(name, help=text, description=text, epilog=CODES)
+        return commands[name]
+
+    check = command(
+        "check", "what each operation of a model becomes; exit code 3 if one is unsupported"
+    )
+    _model(check)
+    shape = check.add_argument_group("the shape of a sample, one of these")
+    either = shape.add_mutually_exclusive_group(required=True)
+    either.add_argument("--input", type=count, nargs="+", metavar="SIZE", help="of one sample")
+    _data(check, required=False, group=either)
+    check.add_argument("--functions", choices=("whole", "local"), help="as for convert")
+
+    convert = command("convert", "a trained model to a spiking network, an .h5 file")
+    _model(convert)
+    _data(convert, samples=512, what="calibration data")
+    _output(convert, "the file, .h5")
+    _conversion(convert)
+
+    evaluate = command("evaluate", "accuracy, and agreement with the source, at each T")
+    _network(evaluate)
+    _data(evaluate)
+    _reference(evaluate)
+    _steps(evaluate)
+    evaluate.add_argument("--backend", choices=("spikingjelly", "norse"), default="spikingjelly")
+    evaluate.add_argument("--batch-size", type=count, default=64, metavar="N")
+    for what in ("agreement", "accuracy"):
+        evaluate.add_argument(
+            f"--min-{what}", type=fraction, metavar="FRACTION",
+            help=f"exit code 5 where the {what} at the largest T is below",
+        )  # fmt: skip
+
+    doctor = command("doctor", "which layer errs, why, and what mends it")
+    _network(doctor)
+    _data(doctor, samples=64)
+    _reference(doctor)
+    _steps(doctor)
+    doctor.add_argument("--apply", action="store_true", help="write the mended network to -o")
+    _output(doctor, "the mended network, .h5", required=False)
+
+    export = command("export", "a network to a file of another tool; 3 where it cannot express it")
+    _network(export)
+    _output(export, "the file: .nir, .net or .h5")
+    _data(export, required=False, samples=256, what="calibration data and samples (lava)")
+    _exporting(export)
+
+    verify = command("verify", "read a file back, replay it, compare every spike; 4 if they differ")
+    verify.add_argument("file", help="an .h5, .nir or .net file")
+    verify.add_argument("--network", metavar="FILE.h5", help="the network that it was written from")
+    _data(verify, required=False, samples=8)
+    verify.add_argument("--time-steps", type=count, metavar="T", help="by default the file's")
+    verify.add_argument("--format", choices=("hdf5", "nir", "lava"), help="by default the suffix's")
+    verify.add_argument("--python", metavar="PATH", help="an interpreter that has Lava")
+    verify.add_argument(
+        "--embed", action=argparse.BooleanOptionalAction, default=True,
+        help="write the certificate into the file",
+    )  # fmt: skip
+    _output(verify, "the certificate as JSON", required=False)
+
+    energy = command("energy", "operations and estimated energy beside those of the source network")
+    _network(energy)
+    _data(energy, samples=32)
+    _steps(energy)
+    energy.add_argument("--table", action=Collect, metavar="NAME", help="of energies, repeatable")
+
+    bench = command("bench", "time for an image and a step, beside that of the source network")
+    _network(bench)
+    _data(bench, samples=32)
+    _reference(bench)
+    bench.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
+    bench.add_argument("--repeats", type=count, default=5, metavar="N", help="runs that are timed")
+    bench.add_argument("--backend", choices=("spikingjelly", "norse"), default="spikingjelly")
+
+    report = command("report", "all of it in one HTML file")
+    _network(report)
+    _data(report, samples=256)
+    _reference(report)
+    _steps(report)
+    report.add_argument(
+        "--certificate", action=Collect, nargs="+", metavar="FILE",
+        help="what verify -o wrote, or an exported file, which is then verified",
+    )  # fmt: skip
+    _output(report, "the file, .html")
+
+    for one in commands.values():
+        _common(one)
+    return parser, commands
+
+
+def _common(command: Parser) -> None:
+    group = command.add_argument_group("of every command")
+    group.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    group.add_argument("--quiet", action="store_true", help="only errors, and --json")
+    group.add_argument("--threads", type=count, metavar="N", help="of torch")
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+    group.add_argument("--config", metavar="FILE.toml", help="options by name; those given win")
+
+
+def _model(command: Parser) -> None:
+    command.add_argument("model", help=MODEL)
+    command.add_argument("--weights", metavar="FILE.safetensors", help="of the model")
+
+
+def _network(command: Parser) -> None:
+    command.add_argument("network", help=NETWORK)
+
+
+def _reference(command: Parser) -> None:
+    command.add_argument(
+        "--reference", metavar="MODEL",
+        help=f"the source model, by default as the network's file holds it: {MODEL}",
+    )  # fmt: skip
+    command.add_argument("--weights", metavar="FILE.safetensors", help="of --reference")
+
+
+def _steps(command: Parser) -> None:
+    command.add_argument(
+        "--time-steps", type=count, nargs="+", metavar="T",
+        help="by default powers of two up to the network's, and that",
+    )  # fmt: skip
+
+
+def _output(command: Parser, what: str, required: bool = True) -> None:
+    command.add_argument(
+        "-o", "--output", required=required, metavar="FILE",
+        help=f"{what}; what is there is replaced, by a whole file",
+    )  # fmt: skip
+
+
+def _data(
+    command: Parser,
+    required: bool = True,
+    samples: int | None = None,
+    what: str = "data",
+    group: Any = None,
+) -> None:
+    (group or command).add_argument(
+        "--data", required=required and group is None, metavar="DATA", help=f"{what}: {DATA}"
+    )
+    more = command.add_argument_group("of --data")
+    more.add_argument("--labels", metavar="FILE", help="class indices: .npy, .npz:name or IDX")
+    more.add_argument(
+        "--samples", type=count, default=samples, metavar="N",
+        help=f"how many, drawn with --seed; by default {samples or 'all'}",
+    )  # fmt: skip
+    more.add_argument("--scale-pixels", action="store_true", help="integers 0..255 over 255")
+    more.add_argument("--mean", type=number, nargs="+", metavar="M", help="to subtract, by channel")
+    more.add_argument("--std", type=positive, nargs="+", metavar="S", help="to divide by, after it")
+    more.add_argument("--resize", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="images")
+    more.add_argument("--channels", type=int, choices=(1, 3), help="images to grey, or to three")
+
+
+def _conversion(command: Parser) -> None:
+    command.add_argument(
+        "--method", action=Collect, metavar="[PATH=]NAME",
+        help="signgd, group or subgradient; also by module path, repeatable",
+    )  # fmt: skip
+    command.add_argument("--time-steps", type=count, default=32, metavar="T")
+    command.add_argument(
+        "--members", action=Collect, metavar="[PATH=]M", help="neurons of a group, or signs"
+    )
+    command.add_argument("--signed", action=argparse.BooleanOptionalAction, help="group neurons")
+    command.add_argument("--preset", choices=("default", "paper"))
+    command.add_argument(
+        "--tune", action=argparse.BooleanOptionalAction, help="by default where nothing is against"
+    )
+    command.add_argument(
+        "--keep", action=Collect, nargs="+", metavar="PATH", help="modules that stay real-valued"
+    )
+    command.add_argument("--scale", choices=("channel", "tensor", "published", "unit"))
+    command.add_argument("--resting", choices=("zero", "mean"))
+    command.add_argument("--momentum", type=number, metavar="BETA")
+    command.add_argument("--functions", choices=("whole", "local"))
+    command.add_argument("--input-coding", choices=("exact", "real", "spike", "poisson"))
+    command.add_argument("--input-scale", type=positive, metavar="A")
+
+
+def _exporting(command: Parser) -> None:
+    command.add_argument(
+        "--format", choices=("hdf5", "nir", "lava"), help="by default the suffix's"
+    )
+    command.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
+    nir = command.add_argument_group("of NIR")
+    nir.add_argument("--mode", choices=("exact", "platform"))
+    nir.add_argument("--dialect", choices=("nir", "legacy", "lif"))
+    nir.add_argument("--pooling", choices=("pool", "conv"))
+    nir.add_argument("--strict", action="store_true", default=None, help="refuse any loss")
+    lava = command.add_argument_group("of Lava")
+    lava.add_argument("--profile", choices=("group", "if-soft", "if-hard", "group-graded"))
+    lava.add_argument("--weight-bits", type=count, metavar="BITS")
+    lava.add_argument("--input-levels", type=count, metavar="N")
+    lava.add_argument("--input-range", type=number, nargs=2, metavar=("LOW", "HIGH"))
+    lava.add_argument("--max-weights", type=count, metavar="N")
+
+
+def count(text: str) -> int:
+    value = _of(int, text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
+    return value
+
+
+def number(text: str) -> float:
+    value = _of(float, text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a finite number belongs here, not {text}")
+    return value
+
+
+def positive(text: str) -> float:
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"a positive number belongs here, not {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a fraction from 0 to 1 belongs here, not {text}")
+    return value
+
+
+def _of(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number belongs here, not {text!r}") from None
+
+
+# -- what does not go together --------------------------------------------------------------------
+
+
+def _check_input(command: Parser, options: argparse.Namespace) -> None:
+    """Options that say something of data that are not there are a misunderstanding."""
+    if getattr(options, "data", None) is not None:
+        return
+    given = {
+        "--labels": options.labels,
+        "--scale-pixels": options.scale_pixels or None,
+        "--mean": options.mean,
+        "--std": options.std,
+        "--resize": options.resize,
+        "--channels": options.channels,
+    }
+    for name, value in given.items():
+        if value is not None:
+            command.error(f"{name} is of --data, which is not given")
+
+
+def _check_reference(command: Parser, options: argparse.Namespace) -> None:
+    if options.weights is not None and options.reference is None:
+        command.error("--weights is of --reference, which is not given")
+
+
+def _check_doctor(command: Parser, options: argparse.Namespace) -> None:
+    _check_reference(command, options)
+    if options.apply != (options.output is not None):
+        command.error("--apply writes to -o FILE.h5: give both, or none of them")
+
+
+CHECKS: dict[str, Callable[[Parser, argparse.Namespace], None]] = {
+    "check": _check_input,
+    "export": _check_input,
+    "verify": _check_input,
+    "evaluate": _check_reference,
+    "bench": _check_reference,
+    "report": _check_reference,
+    "doctor": _check_doctor,
+}
+
+
+# -- the TOML file --------------------------------------------------------------------------------
+
+
+def _config_file(arguments: Sequence[str]) -> str | None:
+    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    found.add_argument("--config", nargs="?")
+    try:
+        return found.parse_known_args(list(arguments))[0].config  # type: ignore[no-any-return]
+    except (argparse.ArgumentError, SystemExit):
+        return None
+
+
+def _configure(command: Parser, name: str, file: str, names: set[str]) -> None:
+    """The values of a TOML file as defaults of the command: its own keys, and those of [name]."""
+    try:
+        with open(file, "rb") as opened:
+            table = tomllib.load(opened)
+    except OSError as error:
+        command.error(f"--config: cannot read '{file}': {error.strerror or error}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        command.error(f"--config: '{file}' is not TOML: {error}")
+    values = {key: value for key, value in table.items() if key not in names}
+    own = table.get(name, {})
+    if not isinstance(own, dict):
+        command.error(f"--config: '{name}' in '{file}' is a table of options, [{name}]")
+    actions = {
+        action.dest: action for action in command._actions if action.dest not in ("help", "config")
+    }
+    for key, value in {**values, **own}.items():
+        action = actions.get(key.replace("-", "_"))
+        if action is None:
+            command.error(
+                f"--config: {name} has no option {key!r} ('{file}'); known: "
+                f"{', '.join(sorted(dest.replace('_', '-') for dest in actions))}"
+            )
+        action.default = _value(command, action, key, value, file)
+        action.required = False
+        if not action.option_strings:
+            action.nargs = "?"
+        for group in command._mutually_exclusive_groups:
+            if action in group._group_actions:
+                group.required = False
+
+
+def _value(command: Parser, action: argparse.Action, key: str, value: Any, file: str) -> Any:
+    where = f"--config: {key} in '{file}'"
+    if action.nargs == 0:  # true or false
+        if not isinstance(value, bool):
+            command.error(f"{where} is true or false, not {value!r}")
+        return value
+    several = action.nargs in ("+", 2) or isinstance(action, Collect)
+    items = value if isinstance(value, list) and several else [value]
+    if isinstance(action.nargs, int) and len(items) != action.nargs:
+        command.error(f"{where} is {action.nargs} values, not {value!r}")
+    found = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+            command.error(f"{where} cannot be {item!r}")
+        try:
+            item = action.type(str(item)) if callable(action.type) else item
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            command.error(f"{where}: {error}")
+        if not callable(action.type):
+            item = str(item)
+        if action.choices is not None and item not in action.choices:
+            known = ", ".join(map(str, action.choices))
+            command.error(f"{where} is one of {known}, not {item!r}")
+        found.append(item)
+    return found if several else found[0]

@@ -1,0 +1,461 @@
+"""Each command, as a user types it and through main: what it prints, writes, and its exit code."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cli_zoo
+import pytest
+import torch
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.cli import main
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Networks, their exports, and data."""
+    folder = tmp_path_factory.mktemp("cli")
+    x, y = cli_zoo.data()
+    torch.manual_seed(0)
+    signgd = sg.convert(cli_zoo.tiny(), x, time_steps=8, tune=False)
+    group = sg.convert(cli_zoo.tiny(), x, time_steps=4, method="group", signed=False)
+    sg.save(signgd, folder / "net.h5")
+    sg.save(group, folder / "group.h5")
+    sg.save(sg.convert(cli_zoo.pooled(), x, time_steps=4, method="group"), folder / "pooled.h5")
+    sg.export(group, folder / "group.nir")
+    import numpy as np
+
+    np.savez(folder / "test.npz", x=x.numpy(), y=y.numpy())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def command(*arguments):
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "spikingjelly_signgd.cli", *arguments],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def document(capsys):
+    """What stands on standard output is JSON and nothing else."""
+    return json.loads(capsys.readouterr().out)
+
+
+DATA = ["--data", "cli_zoo:data"]
+SOME = [*DATA, "--samples", "8"]
+
+GOOD = {
+    "check": (["cli_zoo:tiny", "--input", "1", "4", "4"], "Sequential can be converted."),
+    "convert": (["cli_zoo:tiny", *DATA, "--no-tune", "-o", "a.h5"], "written to a.h5"),
+    "evaluate": (["net.h5", "--data", "test.npz"], "96 samples of test.npz"),
+    "doctor": (["net.h5", *SOME], "agreement"),
+    "export": (["group.h5", "-o", "b.nir"], "no loss"),
+    "verify": (["group.nir", "--network", "group.h5", "--samples", "2"], "(nir): verified"),
+    "energy": (["net.h5", *SOME], "estimate"),
+    "bench": (["net.h5", *SOME, "--repeats", "1"], "8 images at once, T = 8"),
+    "report": (["net.h5", *SOME, "-o", "a.html"], "written to a.html"),
+}  # fmt: skip
+
+BAD = {
+    "check": (["cli_zoo:cosine", "--input", "1", "4", "4"], 3, "aten.cos"),
+    "convert": (["cli_zoo:cosine", *DATA, "-o", "c.h5"], 3, "cos"),
+    "evaluate": (["net.h5", *DATA, "--time-steps", "1", "--min-agreement", "1"], 5, "is below"),
+    "doctor": (["absent.h5", *DATA], 2, "there is no file 'absent.h5'"),
+    "export": (["pooled.h5", "-o", "c.nir"], 3, "max_pool"),
+    "verify": (["net.h5", "--network", "group.h5"], 4, ""),
+    "energy": (["net.h5", *SOME, "--table", "guess"], 2, "there is no 'guess'; known: "),
+    "bench": (["net.h5", "--data", "test.npz", "--reference", "cli_zoo:wide"], 2, "returns [2, 5]"),
+    "report": (["net.h5", *DATA, "-o", "absent/a.html"], 2, "the folder 'absent' does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good(name, folder):
+    arguments, text = GOOD[name]
+    done = command(name, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout and "Traceback" not in done.stderr
+    if "-o" in arguments:
+        assert (folder / arguments[-1]).stat().st_size > 100
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad(name, folder):
+    before = set(folder.iterdir())
+    arguments, code, text = BAD[name]
+    done = command(name, *arguments, "--json")
+    assert done.returncode == code, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] is False and text in json.dumps(report)
+    assert "Traceback" not in done.stderr
+    assert set(folder.iterdir()) == before, "a file was left behind"
+
+
+def test_every_command_is_run_with_good_and_bad_input():
+    from spikingjelly_signgd.cli.commands import COMMANDS
+
+    assert set(COMMANDS) == set(GOOD) == set(BAD)
+
+
+# -- convert --------------------------------------------------------------------------------------
+
+
+def test_convert_does_what_convert_does(folder, capsys):
+    arguments = ["--time-steps", "6", "--method", "group", "--method", "1=signgd", "--members", "2"]
+    assert main(["convert", "cli_zoo:tiny", *DATA, *arguments, "-o", "d.h5", "--json"]) == 0
+    report = document(capsys)
+    have = sg.load("d.h5")
+    method = {"": "group", "1": "signgd"}
+    want = sg.convert(cli_zoo.tiny(), cli_zoo.images(), time_steps=6, method=method, members=2)
+    assert [n.kind for n in have.neurons] == [n.kind for n in want.neurons] == ["signgd"]
+    assert [n.members for n in have.neurons] == [n.members for n in want.neurons] == [2]
+    assert torch.equal(have.neurons[0].scale, want.neurons[0].scale)
+    assert report["network"]["by_layer"] == {"1": 64} and report["calibration_samples"] == 96
+    assert report["provenance"]["command"].startswith("spikingjelly-signgd convert cli_zoo:tiny")
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute"),
+    [
+        (["--preset", "paper"], ("preset", "paper")),
+        (["--scale", "tensor"], ("scale", "tensor")),
+        (["--input-coding", "real"], ("input_coding", "real")),
+        (["--functions", "local"], ("functions", None)),
+        (["--seed", "3"], ("seed", 3)),
+        (["--samples", "40"], ("calibration_samples", 40)),
+    ],
+)
+def test_convert_passes_its_options_on(options, attribute, capsys):
+    assert main(["convert", "cli_zoo:pooled", *DATA, "--no-tune", *options, "-o", "e.h5"]) == 0
+    name, value = attribute
+    found = sg.load("e.h5").provenance[name]
+    assert found["max_pool"] == "local" if value is None else found == value
+
+
+def test_convert_keeps_modules_real_valued(capsys):
+    arguments = ["--no-tune", "--keep", "1", "-o", "f.h5", "--json"]
+    assert main(["convert", "cli_zoo:tiny", *DATA, *arguments]) == 0
+    assert document(capsys)["network"]["kept"] == {"1": 64}
+    assert main(["convert", "cli_zoo:tiny", *DATA, "--keep", "act", "-o", "f.h5"]) == 2
+    assert "'act'" in capsys.readouterr().err
+
+
+def test_convert_tunes(capsys):
+    assert main(["convert", "cli_zoo:tiny", *DATA, "--time-steps", "4", "-o", "g.h5"]) == 0
+    assert "tuned: output error" in capsys.readouterr().out
+    assert sg.Tuning.of(sg.load("g.h5")) is not None
+    assert main(["convert", "cli_zoo:tiny", *SOME, "--tune", "-o", "g.h5"]) == 2
+    assert "64 calibration samples or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--method", "spiking"], "method is one of"),
+        (["--method", "layer9=group"], "'layer9'"),
+        (["--members", "two"], "'two' is not a number"),
+        (["--momentum", "0.5", "--method", "group"], "momentum has no meaning"),
+        (["--signed"], "signed has no meaning"),
+        (["-o", "net.txt"], "ends in .h5"),
+        (["-o", "."], "ends in .h5"),
+        (["-o", "absent/net.h5"], "does not exist"),
+    ],
+)
+def test_convert_refuses(options, text, capsys):
+    assert main(["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "h.h5", *options]) == 2
+    out, err = capsys.readouterr()
+    assert text in err and err.startswith("convert: ") and not out
+    assert not Path("h.h5").exists()
+
+
+def test_an_output_that_was_there_is_replaced_whole_or_not_at_all(capsys):
+    Path("i.h5").write_text("old")
+    assert main(["convert", "cli_zoo:cosine", *DATA, "-o", "i.h5"]) == 3
+    assert Path("i.h5").read_text() == "old"
+    assert main(["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "i.h5"]) == 0
+    assert sg.load("i.h5").time_steps == 32
+
+
+# -- evaluate -------------------------------------------------------------------------------------
+
+
+def test_evaluate_is_evaluate(capsys):
+    steps = ["--time-steps", "8", "1", "4", "4"]
+    assert main(["evaluate", "net.h5", *DATA, *steps, "--json"]) == 0
+    report = document(capsys)
+    x, y = cli_zoo.data()
+    snn = sg.build(sg.load("net.h5"))
+    want = sg.evaluate(snn, [(x, y)], (1, 4, 8), reference=cli_zoo.tiny())
+    assert [row["T"] for row in report["rows"]] == [1, 4, 8]
+    assert [row["accuracy"] for row in report["rows"]] == list(want.accuracy)
+    assert [row["agreement"] for row in report["rows"]] == list(want.agreement)
+    errors = [row["error"] for row in report["rows"]]
+    assert errors == pytest.approx(list(want.error), rel=1e-4)
+    assert report["reference_accuracy"] == 1.0 and report["samples"] == 96
+
+
+@pytest.mark.parametrize("backend", ["spikingjelly", "norse"])
+def test_evaluate_against_the_model_itself(backend, capsys):
+    arguments = ["--reference", "cli_zoo:tiny", "--backend", backend, "--json"]
+    assert main(["evaluate", "net.h5", *DATA, *arguments]) == 0
+    report = document(capsys)
+    assert report["reference"] == "cli_zoo:tiny" and report["backend"] == backend
+    assert [row["T"] for row in report["rows"]] == [1, 2, 4, 8], "powers of two up to the network's"
+    assert main(["evaluate", "net.h5", *DATA, "--reference", "cli_zoo:other", "--json"]) == 0
+    assert document(capsys)["reference_accuracy"] < 1
+
+
+def test_evaluate_reads_an_exact_nir_file(capsys):
+    assert main(["evaluate", "group.nir", *DATA, "--time-steps", "4", "--json"]) == 0
+    nir = document(capsys)["rows"]
+    assert main(["evaluate", "group.h5", *DATA, "--time-steps", "4", "--json"]) == 0
+    assert document(capsys)["rows"][0]["accuracy"] == nir[0]["accuracy"]
+
+
+@pytest.mark.parametrize("what", ["agreement", "accuracy"])
+def test_evaluate_below_a_limit(what, capsys):
+    at_1 = ["evaluate", "net.h5", *DATA, "--time-steps", "1", f"--min-{what}"]
+    assert main([*at_1, "0.99"]) == 5
+    assert f"is below --min-{what} 0.99" in capsys.readouterr().out
+    assert main([*at_1, "0.01", "--json"]) == 0
+    assert document(capsys)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--data", "cli_zoo:unlabelled", "--min-accuracy", "0.5"], "needs labels"),
+        ([*DATA, "--reference", "cli_zoo:wide"], "returns [2, 5] where the network returns [2, 3]"),
+        ([*DATA, "--reference", "cli_zoo:absent"], "cannot load 'cli_zoo:absent'"),
+        (["--data", "cli_zoo:uneven"], "have samples of other shapes"),
+        (["--data", "cli_zoo:data", "--resize", "8", "8"], "the network takes samples [1, 4, 4]"),
+        (["--data", "absent.npz"], "there is no file 'absent.npz'"),
+    ],
+)
+def test_evaluate_refuses(arguments, text, capsys):
+    assert main(["evaluate", "net.h5", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"no network", "not an HDF5 file"), (None, "is damaged")],
+)
+def test_a_file_that_is_no_network(content, text, folder, capsys):
+    image = bytearray((folder / "net.h5").read_bytes())
+    image[-40] ^= 1
+    (folder / "broken.h5").write_bytes(content or image)
+    assert main(["evaluate", "broken.h5", *DATA]) == 2
+    assert text in capsys.readouterr().err
+    assert main(["verify", "broken.h5"]) == 4
+    assert text in capsys.readouterr().err
+    assert main(["evaluate", "test.npz", *DATA]) == 2
+    assert "'test.npz' is no network" in capsys.readouterr().err
+
+
+# -- doctor, energy, bench, report ----------------------------------------------------------------
+
+
+def test_doctor_applies_what_it_found(folder, capsys):
+    network = sg.load("net.h5")
+    (neuron,) = network.neurons
+    wrong = {neuron.name: neuron.scale / 8}
+    nodes = tuple(
+        type(n)(**{**vars(n), "scale": wrong[n.name]}) if n.name in wrong else n
+        for n in network.nodes
+    )
+    sg.save(network.replace(nodes=nodes), "ill.h5")
+    arguments = ["--reference", "cli_zoo:tiny", "--json"]
+    assert main(["doctor", "ill.h5", *DATA, *arguments, "--apply", "-o", "well.h5"]) == 0
+    report = document(capsys)
+    assert report["findings"][0]["layer"] == neuron.name and report["applied"]
+    errors = []
+    for name in ("ill.h5", "well.h5"):
+        assert main(["evaluate", name, *DATA, "--time-steps", "8", "--json"]) == 0
+        errors.append(document(capsys)["rows"][0]["error"])
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_doctor_writes_a_healthy_network_as_it_is(capsys):
+    network = sg.convert(cli_zoo.tiny(), cli_zoo.images(), time_steps=64, tune=False)
+    sg.save(network, "healthy.h5")
+    assert main(["doctor", "healthy.h5", *DATA, "--apply", "-o", "same.h5", "--json"]) == 0
+    report = document(capsys)
+    assert not report["applied"] and not report["findings"]
+    assert sg.load("same.h5").time_steps == 64
+
+
+def test_energy_by_table(capsys):
+    from spikingjelly_signgd.analysis.energy import TABLES
+
+    name = next(iter(TABLES))
+    arguments = ["--table", name, "--time-steps", "2", "8", "--json"]
+    assert main(["energy", "net.h5", *SOME, *arguments]) == 0
+    report = document(capsys)
+    found = sg.analysis.count_operations(sg.build(sg.load("net.h5")), cli_zoo.images(8), 8)
+    assert name in json.dumps(report) and "estimate" in json.dumps(report)
+    others = [other for other in TABLES if other != name]
+    assert not any(f'"{other}"' in json.dumps(report) for other in others)
+    assert str(found.synaptic).removesuffix(".0") in json.dumps(report)
+
+
+def test_bench_times_what_it_says(capsys):
+    arguments = ["--time-steps", "4", "--repeats", "3", "--reference", "cli_zoo:tiny"]
+    threads = torch.get_num_threads()
+    assert main(["bench", "net.h5", *SOME, *arguments, "--threads", "1", "--json"]) == 0
+    assert torch.get_num_threads() == threads, "threads are as they were"
+    report = document(capsys)
+    assert report["threads"] == 1 and report["time_steps"] == 4 and report["samples"] == 8
+    spiking = report["spiking"]
+    assert len(spiking["runs"]) == 3 and spiking["min"] == min(spiking["runs"])
+    assert spiking["image_and_step"] == pytest.approx(spiking["median"] / 32)
+    assert report["ratio"] == pytest.approx(spiking["median"] / report["source"]["median"])
+    assert (
+        report["kernels"] == {"1": {"runs": "cpu", "reason": ""}}
+        or report["kernels"]["1"]["reason"]
+    )
+
+
+def test_report_holds_certificates(folder, capsys):
+    assert main(["verify", "group.nir", "--network", "group.h5", "-o", "cert.json"]) == 0
+    arguments = ["--certificate", "cert.json", "group.nir", "--reference", "cli_zoo:tiny"]
+    assert main(["report", "group.h5", *SOME, *arguments, "-o", "b.html", "--json"]) == 0
+    capsys.readouterr()
+    page = Path("b.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html") and "group.nir" in page
+    assert "spikingjelly-signgd report group.h5" in page
+    Path("none.json").write_text("{}")
+    assert main(["report", "group.h5", *SOME, "--certificate", "none.json", "-o", "c.html"]) == 2
+    assert "is none that verify -o wrote" in capsys.readouterr().err
+    assert not Path("c.html").exists()
+
+
+# -- export and verify ----------------------------------------------------------------------------
+
+
+def test_export_and_verify(capsys):
+    pytest.importorskip("nir")
+    lava = ["--profile", "group", "--weight-bits", "6", *DATA]
+    assert main(["export", "group.h5", "-o", "c.net", *lava, "--json"]) == 0
+    report = document(capsys)
+    assert report["format"] == "lava" and report["report"]["agreement"] > 0.5
+    single = sg.convert(
+        cli_zoo.tiny(), cli_zoo.images(), time_steps=4, method="group", members=1, signed=False
+    )
+    sg.save(single, "single.h5")
+    nir = ["--mode", "platform", "--dialect", "lif"]
+    assert main(["export", "single.h5", "-o", "any.bin", "--format", "nir", *nir, "--json"]) == 0
+    report = document(capsys)["report"]
+    assert (report["mode"], report["dialect"]) == ("platform", "lif") and report["losses"]
+    assert main(["export", "single.h5", "-o", "strict.nir", *nir, "--strict"]) == 3
+    assert "nothing may be lost" in capsys.readouterr().err and not Path("strict.nir").exists()
+    assert main(["export", "group.h5", "-o", "again.h5"]) == 0
+    assert Path("again.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-o", "x.onnx"], "does not say the format"),
+        (["-o", "x.nir", "--weight-bits", "6"], "--weight-bits: not of the format nir"),
+        (["-o", "x.nir", "--data", "test.npz"], "--data: not of the format nir"),
+        (["-o", "x.h5", "--mode", "exact"], "--mode: not of the format hdf5"),
+    ],
+)
+def test_export_refuses(arguments, text, capsys):
+    assert main(["export", "group.h5", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_verify_embeds_and_writes_its_certificate(folder, capsys):
+    Path("v.h5").write_bytes(Path("net.h5").read_bytes())
+    assert main(["verify", "v.h5", "--no-embed", "--data", "test.npz", "--json"]) == 0
+    report = document(capsys)
+    assert report["samples"] == 8 and report["inputs"].startswith("given")
+    assert Path("v.h5").read_bytes() == Path("net.h5").read_bytes()
+    arguments = ["--network", "net.h5", "--time-steps", "3", "-o", "v.json"]
+    assert main(["verify", "v.h5", *arguments]) == 0
+    assert Path("v.h5").read_bytes() != Path("net.h5").read_bytes()
+    certificate = json.loads(Path("v.json").read_text())
+    assert certificate["ok"] and certificate["time_steps"] == 3
+    assert main(["verify", "test.npz"]) == 2
+    assert "does not say its format" in capsys.readouterr().err
+
+
+# -- of every command -----------------------------------------------------------------------------
+
+
+def test_standard_output_is_kept_for_the_document(capsys):
+    assert main(["check", "cli_zoo:loud", "--input", "1", "4", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] and "building the model" in err
+
+
+def test_quiet(capsys):
+    quiet = ["--input", "1", "4", "4", "--quiet"]
+    assert main(["check", "cli_zoo:loud", *quiet]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["check", "cli_zoo:cosine", *quiet, "--json"]) == 3
+    assert document(capsys)["ok"] is False
+    assert main(["check", "cli_zoo:absent", *quiet]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "cannot load" in err
+
+
+def test_progress_bars_on_a_terminal(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    evaluate = ["evaluate", "net.h5", *SOME, "--json"]
+    assert main(evaluate) == 0 and document(capsys)["samples"] == 8
+    shown = terminal.getvalue()
+    assert "evaluating" in shown
+    assert main([*evaluate, "--quiet"]) == 0 and document(capsys)["samples"] == 8
+    assert terminal.getvalue() == shown
+
+
+def test_interrupted(capsys):
+    assert main(["check", "cli_zoo:interrupted", "--input", "1", "4", "4"]) == 130
+    assert capsys.readouterr().err == "check: interrupted\n"
+
+
+def test_warnings_are_lines_and_in_the_document(capsys):
+    arguments = ["cli_zoo:tiny", *DATA, "--no-tune", "--preset", "paper", "--input-coding", "spike"]
+    arguments += ["--input-scale", "0.01", "--time-steps", "2", "-o", "w.h5"]
+    assert main(["convert", *arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["warnings"]
+    assert found and all(f"warning: {line}" in err for line in found)
+
+
+def test_the_same_command_gives_the_same_file(capsys):
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        os.chdir(name)
+        assert main(["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "net.h5"]) == 0
+        os.chdir("..")
+    assert Path("one/net.h5").read_bytes() == Path("two/net.h5").read_bytes()
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m spikingjelly_signgd.cli check cli_zoo:tiny --input 1 4 4 | head -c 1",
+        shell=True, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    )  # fmt: skip
+    assert len(done.stdout) == 1 and not done.stderr
