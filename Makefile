@@ -9,10 +9,13 @@ LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test test-slow test-norse lava nir-readers lint gpu clean
+.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
+
+report: $(VENV)/.stamp
+	$(PY) examples/report.py
 
 test: $(VENV)/.stamp
 	@echo "== on spikingjelly 0.0.0.0.14, the tests that touch the simulator"
@@ -50,6 +53,27 @@ nir-readers: $(VENV)/.stamp
 	@echo "== NIR files in other readers"
 	@PYTHONPATH="$(VENV)/snntorch" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_nir_readers.py
 
+# The site of the documentation, in site/; its tools, the extra docs, are an environment of their own
+DOCS := $(VENV)/docs
+docs: $(VENV)/.stamp $(DOCS)/.stamp
+	@$(PY) docs/tables.py --check
+	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
+	@echo "== the documentation: $(CURDIR)/site/index.html"
+
+$(DOCS)/.stamp: pyproject.toml
+	$(PYTHON) -m venv "$(DOCS)"
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"
+	$(DOCS)/bin/python -m pip --quiet --disable-pip-version-check install -r "$(DOCS)/requirements.txt"
+	touch $@
+
+# Networks in NeuroBench, which lies beside .venv with what its benchmarks, models and metrics
+# import; the extra brings its data sets' dependencies, too
+neurobench: $(VENV)/.stamp
+	$(PIP) install --no-deps --upgrade --target "$(VENV)/neurobench" neurobench==2.3.0 snntorch==1.0.0
+	@echo "== in NeuroBench"
+	@PYTHONPATH="$(VENV)/neurobench" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_neurobench.py
+
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
@@ -60,7 +84,7 @@ gpu:
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" .cache site build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by its pin. The simulators come without their dependencies, of which torchvision
@@ -72,7 +96,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pytest pytest-xdist ruff
+	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pillow pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
