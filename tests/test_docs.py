@@ -259,6 +259,7 @@ README_BLOCKS = {
     "own": "aten.sin",
     "in C": "softsign",
     "fewer": "sg.search(",
+    "what happened": "write_report(",
 }
 
 
@@ -299,6 +300,25 @@ def test_readme_functions():
     exec(in_readme(README_BLOCKS["own"]), scope)
     exec(in_readme(README_BLOCKS["in C"]), scope)
     assert scope["softsign"](torch.tensor([3.0])) == 0.75
+
+
+def test_readme_what_happened(folder, capsys):
+    from data import digits
+    from networks import load_network
+
+    data, model = digits(), load_network("vgg", "digits")
+    network = sg.convert(model, data.train.images[:64], time_steps=4, tune=False)
+    scope = {
+        "snn": sg.build(network),
+        "model": model,
+        "images": data.test.images[:16],
+        "labels": data.test.labels[:16],
+    }
+    exec(in_readme(README_BLOCKS["what happened"]), scope)
+    out = capsys.readouterr().out
+    assert "output error" in out and "break-even T" in out
+    assert scope["network"].time_steps > 4, "mended: T = 4 is too small"
+    assert {path.name for path in folder.iterdir()} == {"report.html"}
 
 
 @pytest.mark.slow
