@@ -19,7 +19,6 @@ from spikingjelly_signgd.network import Function, Linear
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 from spikingjelly_signgd.neurons.schedules import ExponentialSchedule
 
-pytestmark = pytest.mark.spikingjelly
 STEPS = 16
 slow = partial(pytest.param, marks=pytest.mark.slow)
 NAMES = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")

@@ -13,8 +13,6 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import TABLES, EnergyTable, count_operations, estimate_energy
 from spikingjelly_signgd.analysis.energy import LIMIT, shown
 
-pytestmark = pytest.mark.spikingjelly
-
 FP32, MEMORY, STORED = "45 nm fp32", "45 nm fp32 + memory", "45 nm fp32 + stored sums"
 BIT = 20 / 64  # pJ
 
