@@ -162,8 +162,9 @@ class Evaluation:
     """One row for each T: what ``evaluate`` measured on ``samples`` samples.
 
     ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a
-    reference are absent; ``error`` is the relative output error, the norm of the difference over
-    the norm of the reference's outputs.
+    reference are absent, or the outputs have one column, of which there is nothing to choose;
+    ``error`` is the relative output error, the norm of the difference over the norm of the
+    reference's outputs.
     """
 
     time_steps: tuple[int, ...]
@@ -233,7 +234,7 @@ def evaluate(
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)
     squared = dict.fromkeys(steps, 0.0)
-    norm, samples, labelled, right = 0.0, 0, 0, 0
+    norm, samples, labelled, right, classes = 0.0, 0, 0, 0, 0
     for batch in progress(loader, "evaluating", _length(loader)):
         x, y = _pair(batch)
         if y is not None and y.shape != x.shape[:1]:
@@ -248,6 +249,7 @@ def evaluate(
                 "what run returns for other networks."
             )
         samples += len(x)
+        classes = outputs[steps[0]].shape[1]
         target = None
         if reference is not None:
             with eval_mode(reference):
@@ -266,10 +268,12 @@ def evaluate(
     if samples == 0:
         raise InputError("the loader is empty; nothing can be evaluated.")
     has_reference = reference is not None
+    if classes < 2:
+        labelled = 0
     return Evaluation(
         steps,
         tuple(correct[t] / labelled if labelled else None for t in steps),
-        tuple(same[t] / samples if has_reference else None for t in steps),
+        tuple(same[t] / samples if has_reference and classes > 1 else None for t in steps),
         tuple((squared[t] / norm) ** 0.5 if has_reference and norm else None for t in steps),
         right / labelled if labelled and has_reference else None,
         samples,

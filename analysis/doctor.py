@@ -61,6 +61,7 @@ from .mending import (
 from .recording import LARGEST, record
 
 SAMPLES = 128  # at most, that trials are made with
+FEW = 16  # below this a note says that they are few
 MOST = 4  # layers whose spikes are mended one after the other
 
 
@@ -270,11 +271,16 @@ def diagnose(
             blame = min(1.0, squared / whole)
             can = compared.right[name] is not None
             findings.append(Finding(name, cause, f"{text}; {mend}", mend, blame, can))
+    if len(x) < FEW:
+        notes.append(
+            f"{len(x)} sample{'s' * (len(x) > 1)}: a mend chosen on so few may be for these alone."
+        )
     found, mended, outcome = _of_spikes(source, few, last, whole, layers)
     ordered = sorted(findings + found, key=lambda f: -f.blame)
     if ordered:
-        texts = [finding.mend for finding in ordered if finding.applicable]
-        mended = mended.replace(provenance={**mended.provenance, "doctor": texts})
+        texts = [finding.text for finding in ordered if finding.applicable]
+        known = mended.provenance.get("doctor", [])
+        mended = mended.replace(provenance={**mended.provenance, "doctor": [*known, *texts]})
     return Diagnosis(
         steps,
         len(x),
@@ -308,6 +314,12 @@ def _check(network: SpikingNetwork, x: Tensor, y: Tensor | None) -> None:
         raise InputError(
             f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
             f"y is {list(y.shape)}."
+        )
+    if y is not None and (y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0):
+        raise InputError(f"labels are class indices, integers from 0 on, but y is {y.dtype}.")
+    if x.device.type != "cpu":
+        raise InputError(
+            f"diagnose runs on the CPU, but x is on {x.device}: diagnose(snn.cpu(), x.cpu(), ...)."
         )
 
 
@@ -349,6 +361,10 @@ def _outcomes(
             judged = classes(source, want)
             if not judged:
                 continue
+            if y is not None and int(y.max()) >= want.shape[1]:
+                raise InputError(
+                    f"a label is {int(y.max())}, but the outputs are of {want.shape[1]} classes."
+                )
             prediction = outputs[t].argmax(1)
             same[t] += int((prediction == want.argmax(1)).sum())
             if y is not None:

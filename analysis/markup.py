@@ -118,7 +118,7 @@ def kept(text: str) -> str:
 
 
 def page(title: str, *children: Any) -> str:
-    style = resources.files(__package__).joinpath("report.css").read_text()
+    style = resources.files(__package__).joinpath("report.css").read_text("utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

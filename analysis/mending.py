@@ -127,12 +127,19 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
         if error <= ALONE_GAIN * now:
             usual = [pair for pair in tried if pair[1].planned and pair[0] <= ALONE_GAIN * now]
             mends.append(min(usual, key=lambda pair: pair[0])[1] if usual else mend)
-    if len(mends) < 2:
-        return []
-    together = trial.rerun({mend.node.name: mend.node for mend in mends})
-    if not together.error <= GAIN * trial.start.error:
-        return []
-    return [_told(mend, network, trial, saturated) for mend in mends]
+    for together in (mends, _scales(trial)):
+        if len(together) < 2:
+            continue
+        outcome = trial.rerun({mend.node.name: mend.node for mend in together})
+        if outcome.error <= GAIN * trial.start.error:
+            return [_told(mend, network, trial, saturated) for mend in together]
+    return []
+
+
+def _scales(trial: Trial) -> list[Mend]:
+    """Every scale as the calibration gives it, for networks that were planned with others."""
+    nodes = [n for n in trial.network.neurons if isinstance(n, SignGDNeuron)]
+    return [mend for n in nodes for mend in planned(trial, n) if mend.cause == "scale"]
 
 
 def _times(node: SignGDNeuron | GroupNeuron, exponent: float) -> Mend:
@@ -174,10 +181,11 @@ def planned(trial: Trial, node: SignGDNeuron | GroupNeuron) -> Iterator[Mend]:
     now, then = ([s(t) for t in range(1, steps + 1)] for s in (node.schedule, schedule))
     if any(abs(a - b) > 1e-3 * b for a, b in zip(now, then, strict=True)):
         yield Mend(replace(node, schedule=schedule), "schedule", True)
-    scale = planned_scale(network, node, known)
-    if scale is not None and _differ(node.scale, scale):
+    scale = calibrated_scale(network, node, known)
+    if _differ(node.scale, scale):
         factor = float((torch.as_tensor(scale) / torch.as_tensor(node.scale).to(scale)).median())
-        yield Mend(replace(node, scale=scale), "scale", True, factor)
+        asked = network.provenance.get("scale", "channel") in ("channel", "tensor")
+        yield Mend(replace(node, scale=scale), "scale", asked, factor)
     if _differ(node.resting, 0.0):
         yield Mend(replace(node, resting=0.0), "resting", True)
     if "mean" in known and _differ(node.resting, known["mean"]):
@@ -202,17 +210,15 @@ def _planned_group(node: GroupNeuron, known: Mapping[str, Tensor], steps: int) -
             yield Mend(mend, "threshold", True, float(ratio.median()))
 
 
-def planned_scale(
+def calibrated_scale(
     network: SpikingNetwork, node: SignGDNeuron, known: Mapping[str, Tensor]
-) -> Tensor | None:
-    """The scale that the calibration gives, None where another was asked for."""
-    kind = network.provenance.get("scale", "channel")
-    if kind not in ("channel", "tensor") or node.name not in network.names():
-        return None
+) -> Tensor:
+    """The scale that the calibration gives."""
     whole = known["tensor_quantile"]
     if float(whole) == 0.0:
         return torch.ones_like(whole)
-    if kind == "tensor" or isinstance(node.scale, float):
+    kind = network.provenance.get("scale", "channel")
+    if kind == "tensor" or (kind == "channel" and isinstance(node.scale, float)):
         return whole
     return known["quantile"].clamp(min=SMALLEST_CHANNEL * float(whole))
 

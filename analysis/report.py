@@ -130,7 +130,7 @@ def write_report(
     given = _check_given(check, certificates)
     report = _measure(snn, x, y, reference, check, steps, given, samples)
     report.facts = _facts(report, x, command)
-    write_whole(target, _page(report, title).encode())
+    write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
     return target
 
 
@@ -665,7 +665,8 @@ def _exports(report: _Report) -> Html:
     if not report.certificates:
         return _note("No certificate was given: that an exported file computes the same was not "
                      "verified. Pass certificates=[verify(path, network=network)].")  # fmt: skip
-    return join(_certificate(certificate) for certificate in report.certificates)
+    whose = "As they were handed over: that they are of this network is for who did to know."
+    return join([_note(whose), *(_certificate(found) for found in report.certificates)])
 
 
 def _certificate(found: Certificate) -> Html:

@@ -137,6 +137,8 @@ def evaluate_(options: argparse.Namespace) -> Result:
         if least is None:
             continue
         if found is None:
+            if table.error[last] is not None and (name == "agreement" or data.y is not None):
+                raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
             raise InputError(
                 f"--min-{name} needs labels: '{options.data}' has none; give --labels."
             )
@@ -517,27 +519,21 @@ def _described(network: SpikingNetwork) -> dict[str, Any]:
 
 
 def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespace) -> Any:
-    """Of a .json that ``verify -o`` wrote; any other file is verified now."""
-    from ..exporters import Certificate
+    """Of an exported file, verified now: an older certificate may be of another network."""
     from ..exporters import verify as run_verify
-    from ..exporters.verification import Check
+    from ..exporters.formats import SUFFIXES
 
     if not path.is_file():
         raise InputError(f"--certificate: there is no file '{path}'.")
-    if path.suffix.lower() != ".json":
-        try:
-            return run_verify(path, network=network, seed=options.seed, embed=False)
-        except FormatError as error:
-            raise Refused(str(error), UNVERIFIED) from error
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"--certificate takes exported files ({', '.join(SUFFIXES)}), which are verified "
+            f"against the network of the report; '{path}' is none."
+        )
     try:
-        data = json.loads(path.read_text())
-        data.pop("ok")
-        checks = tuple(Check(**check) for check in data.pop("checks"))
-        return Certificate(checks=checks, notes=tuple(data.pop("notes")), **data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatError(
-            f"--certificate: '{path}' is none that verify -o wrote ({error})."
-        ) from error
+        return run_verify(path, network=network, seed=options.seed, embed=False)
+    except FormatError as error:
+        raise Refused(str(error), UNVERIFIED) from error
 
 
 def _times(function: Callable[[], Any], repeats: int) -> list[float]:

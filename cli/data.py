@@ -421,7 +421,7 @@ def _collected(
                 break
     except SignGDError:
         raise
-    except Exception as error:  # whatever the user's loader raises
+    except (Exception, SystemExit) as error:  # whatever the user's loader raises
         raise InputError(f"'{spec}' fails: {type(error).__name__}: {error}") from error
     if ys and len(ys) != len(xs):
         raise InputError(f"'{spec}' gives batches with labels and batches without.")

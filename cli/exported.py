@@ -145,13 +145,22 @@ def _program(data: dict[str, Any]) -> dict[str, Any]:
     """The program without what is for people, and without conditions given as source text."""
     graph = data["graph_module"]["graph"]
     for node in graph["nodes"]:
-        if not OPERATION.fullmatch(node["target"]):
+        if not OPERATION.fullmatch(node["target"]) or not _dispatched(node["target"]):
             raise FormatError(f"it calls {node['target']!r}, which is no operation of ATen.")
         stack = node["metadata"].get("nn_module_stack")
         node["metadata"] = {} if stack is None else {"nn_module_stack": stack}
     data["guards_code"] = []
     _values(data)
     return data
+
+
+def _dispatched(target: str) -> bool:
+    """Not one of those that only TorchScript has, such as aten.save, which writes files."""
+    if not target.startswith("torch.ops.aten."):
+        return True
+    name, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
+    full = f"aten::{name}" + (f".{overload}" if overload != "default" else "")
+    return bool(torch._C._dispatch_has_kernel(full))
 
 
 def _values(value: Any, key: str = "") -> None:

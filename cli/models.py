@@ -63,7 +63,7 @@ def attribute(spec: str, what: str, form: str) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
         return found
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise SignGDError(f"cannot load '{spec}': {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
@@ -74,7 +74,7 @@ def call(spec: str, factory: Any) -> Any:
     sys.path.insert(0, here)
     try:
         return factory()
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise SignGDError(f"cannot load '{spec}': {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)

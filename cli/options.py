@@ -179,8 +179,10 @@ def _common(command: Parser) -> None:
     group.add_argument("--json", action="store_true", help="one JSON document on standard output")
     group.add_argument("--quiet", action="store_true", help="only errors, and --json")
     group.add_argument("--threads", type=count, metavar="N", help="of torch")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
-    group.add_argument("--config", metavar="FILE.toml", help="options by name; those given win")
+    group.add_argument("--seed", type=seed, default=0, metavar="N")
+    group.add_argument(
+        "--config", metavar="FILE.toml", help="options by name; the same given here wins"
+    )
 
 
 def _model(command: Parser) -> None:
@@ -284,6 +286,13 @@ def count(text: str) -> int:
     value = _of(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
+    return value
+
+
+def seed(text: str) -> int:
+    value = _of(int, text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"a seed is a number from 0 to 2^63 - 1, not {value}")
     return value
 
 

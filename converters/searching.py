@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,8 +60,8 @@ def search(
         (``converters/mixing.py``). The budget is then one of the whole network: on the calibration
         samples it sends no more than ``spikes`` times its neurons, where a group neuron counts by
         what it sends and not by m T. At T = 1 and at the best T of signGD neurons alone; the least
-        error on samples held out from all choices and tuning, a quarter, wins, signGD neurons alone
-        among them. 107 samples or more.
+        error on samples held out, a quarter, wins, signGD neurons alone among them; of two sets of
+        thresholds the better one is chosen there too.
     iterations
         Of the tuning of the best split, as ``tune`` has them.
     options
@@ -102,7 +101,9 @@ def search(
     apart, rest = x[: len(x) // 5], x[len(x) // 5 :]
     held = min(HELD_OUT, len(rest) // 4) if mix else 0
     if len(rest) - held < FEWEST:
-        least = math.ceil(FEWEST * 5 / 4 * (4 / 3 if mix else 1))
+        least = len(x)
+        while least - least // 5 - mix * min(HELD_OUT, (least - least // 5) // 4) < FEWEST:
+            least += 1
         raise CalibrationError(
             f"search takes {least} calibration samples or more, but there are {len(x)}."
         )

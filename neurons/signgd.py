@@ -1,7 +1,7 @@
 r"""signGD neuron: a spike is the sign of a gradient step toward f(x), for any function f.
 
 .. math::
-    x(t) &= x(t-1) - \eta_{in}(t)\, W \sigma_{in}(t) \\
+    x(t) &= x(t-1) - \eta_{in}(t)\, W (s_{in}\, \sigma_{in}(t)) \\
     \sigma(t) &= +1 \text{ where } v(t-1) \ge f(x(t)), \text{ else } -1 \\
     v(t) &= v(t-1) - \eta(t)\, s\, \sigma(t)
 

@@ -55,6 +55,10 @@ def needs(size):
     return nn.Linear(size, size)
 
 
+def leaves():
+    raise SystemExit(0)
+
+
 def breaks():
     raise RuntimeError("weights.pt is missing")
 '''
@@ -130,6 +134,7 @@ WRONG = {
     "my_package.models:text": "gives str, not a torch.nn.Module",
     "my_package.models:number": "cannot load .*'int' object is not callable",
     "my_package.models:needs": "cannot load .*missing 1 required positional argument: 'size'",
+    "my_package.models:leaves": "cannot load .*SystemExit: 0",
     "my_package.models:breaks": "cannot load .*RuntimeError: weights.pt is missing",
     "my_package.syntax:factory": "cannot load .*SyntaxError",
 }

@@ -161,6 +161,9 @@ UNSAFE = {
     "a file as a tensor": in_graph(
         lambda graph, data: graph["nodes"][0].update(target="torch.ops.aten.from_file.default")
     ),
+    "an operation that writes a file": in_graph(
+        lambda graph, data: graph["nodes"][0].update(target="torch.ops.aten.save.default")
+    ),
     "an operator": in_graph(
         lambda graph, data: graph["nodes"][0].update(target="_operator.methodcaller")
     ),

@@ -14,6 +14,7 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import diagnose
 from spikingjelly_signgd.analysis.doctor import Finding
+from spikingjelly_signgd.analysis.examination import reach
 from spikingjelly_signgd.converters.searching import replanned
 from spikingjelly_signgd.network import Function, Linear
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
@@ -275,6 +276,17 @@ def test_two_scales_that_hide_each_other():
     assert agreement(diagnosis.apply(), healthy) == agreement(healthy, healthy)
 
 
+def test_scales_that_were_never_calibrated():
+    """Too small everywhere, by little each: the same T is enough with the calibrated ones."""
+    train = digits().train.images[:128]
+    bad = sg.convert(model_of("vgg"), train, time_steps=8, scale="unit", tune=False)
+    diagnosis = examined(bad, bad)
+    assert {(f.layer, f.cause) for f in diagnosis.findings} == {(n, "scale") for n in bad.names()}
+    assert diagnosis.apply().time_steps == 8 and diagnosis.error[8] > 0.5
+    lost = 1 - diagnosis.agreement[8]
+    assert lost > 0.1 and 1 - agreement(diagnosis.apply(), bad) <= 0.1 * lost
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_healthy(name):
     diagnosis = examined(converted(name), converted(name))
@@ -385,7 +397,7 @@ def test_errors_of_a_layer_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
     network = sg.convert(model, images(), time_steps=8, tune=False)
     network = seeded(network, "2", scale=network["2"].scale * 0.3)
-    diagnosis = examined(network, steps=(2, 8))
+    diagnosis = diagnose(sg.build(network), images(), time_steps=(2, 8))
     (row,) = diagnosis.layers
     snn = sg.build(network)
     want = snn.ann(images())
@@ -403,6 +415,17 @@ def test_errors_of_a_layer_by_hand():
         still = (have.amax(0) == have.amin(0)) & (want.amax(0) > want.amin(0))
         assert row.dead[t] == pytest.approx(float(still.double().mean()))
     assert row.neurons == 9 and row.module == "2" and row.kind == "signgd"
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"members": 3}])
+def test_reach(options):
+    """What is called saturated is what a neuron cannot decode, not what it can."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
+    network = sg.convert(model, images(), time_steps=6, tune=False)
+    network = seeded(network, "2", **options)
+    far = sg.run(sg.build(network), 1e4 * images(), 6)[6].amax(0)  # as far as it goes
+    top = reach(network["2"], 6)[1]
+    assert torch.allclose(far, torch.as_tensor(top).expand_as(far), rtol=1e-4)
 
 
 def test_without_a_reference_the_text_says_so():
@@ -444,7 +467,7 @@ def test_to_dict():
     }
     assert told["accuracy"]["16"] < told["source_accuracy"] <= 1
     assert isinstance(diagnosis.findings[0], Finding)
-    assert diagnosis.apply().provenance["doctor"] == [diagnosis.findings[0].mend]
+    assert diagnosis.apply().provenance["doctor"] == [diagnosis.findings[0].text]
     (row, *_) = (r for r in diagnosis.layers if r.name == "2")
     assert row.saturated[STEPS] > 0.2
 
@@ -475,6 +498,10 @@ def test_bad_input():
         diagnose(snn, images()[:0])
     with pytest.raises(sg.errors.InputError, match="one for each sample"):
         diagnose(snn, images(), labels()[:3])
+    with pytest.raises(sg.errors.InputError, match="integers from 0 on"):
+        diagnose(snn, images(), labels().float())
+    with pytest.raises(sg.errors.InputError, match="a label is 10, but the outputs are of 10"):
+        diagnose(snn, images(), labels().clamp(min=9) + 1)
 
 
 @pytest.mark.slow

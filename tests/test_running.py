@@ -405,3 +405,13 @@ def test_a_progress_bar_on_a_terminal_alone(snn, capsys):
     sg.run(snn, X, 4, chunk=1)
     sg.evaluate(snn, [X], 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_one_output_is_no_choice():
+    """The argmax of one column is always 0: no agreement of 100 % for a network that is far off."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
+    x = torch.randn(64, 6)
+    snn = sg.build(sg.convert(model, x, time_steps=3, tune=False))
+    table = sg.evaluate(snn, [(x, torch.zeros(64).long())], 3, reference=model)
+    assert table.agreement == table.accuracy == (None,) and table.error[0] > 0
+    assert table.reference_accuracy is None and "-" in str(table)

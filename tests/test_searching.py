@@ -146,7 +146,7 @@ def test_what_contradicts_is_refused(model, images):
             sg.search(model, images, spikes=4, methods=methods)
     with pytest.raises(sg.InputError, match="method"):
         sg.search(model, images, spikes=4, methods=BOTH, method="group")
-    with pytest.raises(sg.CalibrationError, match="107"):
+    with pytest.raises(sg.CalibrationError, match="106"):
         sg.search(model, images[:100], spikes=2, methods=BOTH)
 
 

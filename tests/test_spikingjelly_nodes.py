@@ -525,7 +525,7 @@ def test_a_schedule_that_ends() -> None:
 # ---------------------------------------------------------------------------- signGD dynamics
 
 # Linear(w1, b1), function, Linear(w2, b2) on a constant input x, decoded values to 6 decimals:
-# the published code's (facts/signgd.md, section 9)
+# the published code's
 X_07 = "0.105 0.189787 0.258858 0.315591 0.362557 0.401723 0.434612 0.462412 0.486055 0.506281"
 X_03 = (
     "-0.045 -0.081337 -0.110939 -0.135253 -0.155381 -0.172167 -0.186262 -0.198176 -0.208309 "
