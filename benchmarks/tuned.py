@@ -473,13 +473,18 @@ def learned_table(data: str) -> list[str]:
 def union_table(data: str) -> list[str]:
     lines: list[str] = []
     for budget, splits in SPLITS.items():
-        heads = [f"m T = {budget}", *(f"{m} x {t}" for m, t in splits), "by layer"]
-        rows = []
-        for name in NETWORKS:
-            ways = [Way(data, name, t, members=m, learn=ALL) for m, t in splits]
-            searched = known(Way(data, name, budget, "search"))
-            rows.append([name, *(percent(known(w), error=True) for w in ways),
-                         percent(searched, error=True)])  # fmt: skip
+        columns = {
+            f"{m} x {t}": [known(Way(data, n, t, members=m, learn=ALL)) for n in NETWORKS]
+            for m, t in splits
+        }
+        searched = [known(Way(data, name, budget, "search")) for name in NETWORKS]
+        if any(searched):
+            columns["by layer"] = searched
+        heads = [f"m T = {budget}", *columns]
+        rows = [
+            [name, *(percent(of[i], error=True) for of in columns.values())]
+            for i, name in enumerate(NETWORKS)
+        ]
         lines += [*lines_of(heads, rows), ""]
     heads = ["T = 1", *(f"m = {m}" for m in ONE_STEP)]
     rows = [
@@ -644,7 +649,8 @@ def attention_table() -> list[str]:
             if m > 1:
                 ways[f"m = {m}, T = {t}, tuned"] = Way(data, "vit", t, members=m, learn=ALL)
         rows.append({what: percent(known(way), error=True) for what, way in ways.items()})
-    return lines_of(["vit", "fashion", "digits"], [[k, *(row[k] for row in rows)] for k in rows[0]])
+    shown = [[k, *(row[k] for row in rows)] for k in rows[0]]
+    return lines_of(["vit", "fashion", "digits"], [r for r in shown if r[1:] != ["–", "–"]])
 
 
 TABLES: dict[str, Callable[[str], list[str]]] = {
