@@ -145,8 +145,7 @@ class Bench:
         rows = {}
         for row in found.to_dict()["rows"]:
             row |= {"samples": found.samples, "neurons": sum(snn.network.count().values())}
-            row["cost"] = count_operations(snn, data.test.images[:1], row["T"]).to_dict()
-            row["cost"].pop("layers")
+            row["cost"] = cost_of(snn, data.test.images[:1], row["T"])
             rows[replace(way, steps=row["T"])] = row
         return rows
 
@@ -166,8 +165,7 @@ class Bench:
         found = sg.evaluate(snn, batches, network.time_steps, reference=model)
         row |= found.to_dict()["rows"][0] | {"samples": found.samples, "T": network.time_steps}
         row["neurons"] = sum(network.count().values())
-        row["cost"] = count_operations(snn, data.test.images[:COUNTED]).to_dict()
-        row["cost"].pop("layers")
+        row["cost"] = cost_of(snn, data.test.images[:COUNTED], network.time_steps)
         if way in learned(way.data, way.network):
             row["steps"] = {
                 node.name: [node.schedule(t) for t in range(1, way.steps + 1)]
@@ -190,12 +188,11 @@ class Bench:
             taken += float(left.steps.sum())
         samples = sum(len(x) for x, _ in batches)
         full = snn.network.time_steps
-        cost = count_operations(snn, data.test.images[:1], full).to_dict()
+        cost = cost_of(snn, data.test.images[:1], full)
         per_step = ("spikes", "events", "synaptic", "synaptic_events", "sum_macs", "multiplies",
                     "evaluations")  # fmt: skip
         mean = taken / samples
         cost |= {name: cost[name] * mean / full for name in per_step}
-        cost.pop("layers")
         margin = rule.to_dict()["margin"]
         return {
             "agreement": same / samples,
@@ -206,6 +203,12 @@ class Bench:
             "neurons": sum(snn.network.count().values()),
             "cost": cost,
         }
+
+
+def cost_of(snn: Any, x: torch.Tensor, time_steps: int) -> dict[str, Any]:
+    """What the tables show, of one run: no layers, and no levels of which there may be hundreds."""
+    found = count_operations(snn, x, time_steps).to_dict()
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def _same(a: sg.SpikingNetwork, b: sg.SpikingNetwork) -> bool:
