@@ -576,7 +576,8 @@ def ablation_table(data: str) -> list[str]:
             for budget in BUDGETS:
                 ways = ways_of(data, name, budget)
                 cells.append(percent(known(ways[0]), error=True) if ways else "")
-            rows.append([idea, *cells])
+            if {*cells} - {"–", ""}:
+                rows.append([idea, *cells])
         heads = [f"{name}: spikes of each neuron", *map(str, BUDGETS)]
         lines += [*lines_of(heads, rows), ""]
     heads = [""] + [f"{name}, T = {t}" for name in ("vgg", "convnext") for t in LEFT_OUT_STEPS]
@@ -696,7 +697,9 @@ def plot(data: str, path: Path) -> None:
             ]
             several = "members" in idea or "groups" in idea
             color = grouped((i - 7) / 4.5) if several else alone(i / 7)
-            x, y = zip(*points, strict=True) if points else ((), ())
+            if not points:
+                continue
+            x, y = zip(*points, strict=True)
             style = "s--" if several else "o-"
             axes.plot(x, y, style, markersize=4, color=color, label=idea)
         axes.axhline(0, color="black", linewidth=1, linestyle=":", label="source network")
