@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
-    from .anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
     from .converters import (
         NEURONS,
         CheckReport,
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
         search,
         tune,
     )
+    from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
+    from .core.network import SpikingNetwork
+    from .core.running import Evaluation, build, evaluate, run
     from .errors import (
         BackendUnavailable,
         CalibrationError,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
         UnsupportedOperation,
     )
     from .exporters import Certificate, export, load, save, verify
-    from .network import SpikingNetwork
     from .neurons.group import GroupNeuronParameters
     from .neurons.multi_step import backends
     from .neurons.nonlinearities import NONLINEARITIES, Nonlinearity
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
         SignGDNode,
         SubgradientNode,
     )
-    from .running import Evaluation, build, evaluate, run
 
 __version__ = "0.1.0"
 
@@ -116,12 +116,12 @@ _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
 
 # name -> the module it comes from; test_package.py holds this against the imports above
 _HOME = {
-    "Exit": "anytime",
-    "ExitRule": "anytime",
-    "Step": "anytime",
-    "calibrate_exit": "anytime",
-    "early_exit": "anytime",
-    "stream": "anytime",
+    "Exit": "core.anytime",
+    "ExitRule": "core.anytime",
+    "Step": "core.anytime",
+    "calibrate_exit": "core.anytime",
+    "early_exit": "core.anytime",
+    "stream": "core.anytime",
     "NEURONS": "converters",
     "CheckReport": "converters",
     "LevelsWarning": "converters",
@@ -143,7 +143,7 @@ _HOME = {
     "load": "exporters",
     "save": "exporters",
     "verify": "exporters",
-    "SpikingNetwork": "network",
+    "SpikingNetwork": "core.network",
     "GroupNeuronParameters": "neurons.group",
     "backends": "neurons.multi_step",
     "NONLINEARITIES": "neurons.nonlinearities",
@@ -161,10 +161,10 @@ _HOME = {
     "Readout": "plugins.spikingjelly",
     "SignGDNode": "plugins.spikingjelly",
     "SubgradientNode": "plugins.spikingjelly",
-    "Evaluation": "running",
-    "build": "running",
-    "evaluate": "running",
-    "run": "running",
+    "Evaluation": "core.running",
+    "build": "core.running",
+    "evaluate": "core.running",
+    "run": "core.running",
 }
 
 

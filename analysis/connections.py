@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..network import (
+from ..core.network import (
     Average,
     Constant,
     Encoder,
@@ -31,7 +31,7 @@ from ..network import (
     SubgradientNeuron,
     values_of,
 )
-from ..operations import apply_over_time, resolve
+from ..core.operations import apply_over_time, resolve
 
 WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 FOLDS, MEAN = "folds into the weights", "the number of steps"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..network import (
+from ..core.module import NetworkModule, NetworkState
+from ..core.network import (
     Encoder,
     Function,
     GroupNeuron,
@@ -27,11 +27,11 @@ from ..network import (
     SubgradientNeuron,
     values_of,
 )
-from ..network_module import NetworkModule, NetworkState
+from ..core.operations import resolve
+from ..core.progress import progress
+from ..core.running import check_run, check_steps, multi_step
+from ..errors import InputError
 from ..neurons.protocol import like
-from ..operations import resolve
-from ..progress import progress
-from ..running import check_run, check_steps, multi_step
 from .connections import Series, Walk, additions, multiplies, numbers, per_step, scalings
 
 PLACING = ("reshape", "expand", "permute", "slice", "index", "pad")  # pass values on as they are

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..converters.rules import NEURONS, Entry, Operation
-from ..errors import InputError
-from ..network import (
+from ..core.module import NetworkModule
+from ..core.network import (
     Encoder,
     Function,
     SignGDNeuron,
@@ -33,9 +33,9 @@ from ..network import (
     leaves,
     values_of,
 )
-from ..network_module import NetworkModule
-from ..operations import follows_batch
-from ..running import check_run, check_steps, run
+from ..core.operations import follows_batch
+from ..core.running import check_run, check_steps, run
+from ..errors import InputError
 from .examination import (
     Comparison,
     Outcome,
@@ -453,7 +453,7 @@ def _layers(
     )
 
 
-def _groups(nodes: list[Function], batch: int, steps: int) -> list[list[Function]]:
+def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Function]]:
     """Layers that can be recorded together."""
     groups: list[list[Function]] = []
     room = 0

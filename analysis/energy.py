@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.module import NetworkModule
+from ..core.running import check_steps
 from ..errors import InputError
-from ..network_module import NetworkModule
-from ..running import check_steps
 from .cost import DENSE, NUMBER, Counts, LayerOperations, Operations, count, table
 
 LIMIT = 256  # steps up to which a break-even is looked for where steps differ

@@ -19,8 +19,8 @@ from ..converters.conversion import source_network
 from ..converters.lowering import Options, forms
 from ..converters.rules import Entry, Operation
 from ..converters.simulation import Simulation, group_outputs
-from ..errors import InputError
-from ..network import (
+from ..core.module import NetworkModule, NetworkState, Signal, Walk, key
+from ..core.network import (
     Average,
     Constant,
     Encoder,
@@ -35,7 +35,7 @@ from ..network import (
     leaves,
     values_of,
 )
-from ..network_module import NetworkModule, NetworkState, Signal, Walk, key
+from ..errors import InputError
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.protocol import running_mean
 

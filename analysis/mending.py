@@ -18,7 +18,7 @@ from ..converters.planning import (
     relative_depths,
 )
 from ..converters.thresholds import fit
-from ..network import (
+from ..core.network import (
     Constant,
     Function,
     GroupNeuron,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.running import Evaluation
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
-from ..running import Evaluation
 
 if TYPE_CHECKING:
     from .doctor import Diagnosis

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..network import (
+from ..core.module import NetworkModule
+from ..core.network import (
     GroupNeuron,
     Growth,
     Node,
@@ -22,12 +22,12 @@ from ..network import (
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..network_module import NetworkModule
+from ..core.operations import resolve
+from ..core.running import check_run, check_steps, default_chunk, multi_step
+from ..errors import InputError
 from ..neurons.multi_step import running_sum
 from ..neurons.protocol import at_least_float32, like, running_mean
 from ..neurons.signgd import signgd_initial_state, step_size
-from ..operations import resolve
-from ..running import check_run, check_steps, default_chunk, multi_step
 
 LARGEST = 2**30  # bytes of what is recorded
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.module import NetworkModule
+from ..core.network import Function, SpikingNetwork, values_of
+from ..core.running import Evaluation, check_run, check_steps, evaluate
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
-from ..network import Function, SpikingNetwork, values_of
-from ..network_module import NetworkModule
-from ..running import Evaluation, check_run, check_steps, evaluate
 from . import plots
 from .markup import (
     INK,

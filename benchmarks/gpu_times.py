@@ -237,7 +237,7 @@ def networks(
     import networks as examples
 
     import spikingjelly_signgd as sg
-    from spikingjelly_signgd.running import default_chunk
+    from spikingjelly_signgd.core.running import default_chunk
 
     size = examples.SIZES[data]
     for name in names:

@@ -40,7 +40,9 @@ from data import fashion_mnist  # noqa: E402
 from networks import load_network  # noqa: E402
 
 import spikingjelly_signgd as sg  # noqa: E402
-from spikingjelly_signgd import network as nodes  # noqa: E402
+from spikingjelly_signgd.core import network as nodes  # noqa: E402
+from spikingjelly_signgd.core.operations import apply, resolve  # noqa: E402
+from spikingjelly_signgd.core.running import default_chunk  # noqa: E402
 from spikingjelly_signgd.neurons.group import group_step  # noqa: E402
 from spikingjelly_signgd.neurons.kernels import cpu, launch  # noqa: E402
 from spikingjelly_signgd.neurons.multi_step import (  # noqa: E402
@@ -50,8 +52,6 @@ from spikingjelly_signgd.neurons.multi_step import (  # noqa: E402
 from spikingjelly_signgd.neurons.scan import scan  # noqa: E402
 from spikingjelly_signgd.neurons.signgd import SignGDState  # noqa: E402
 from spikingjelly_signgd.neurons.surrogate import Surrogate  # noqa: E402
-from spikingjelly_signgd.operations import apply, resolve  # noqa: E402
-from spikingjelly_signgd.running import default_chunk  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 32

@@ -41,7 +41,7 @@ from train import Recipe, fit  # noqa: E402
 
 import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.analysis import count_operations  # noqa: E402
-from spikingjelly_signgd.network import SignGDNeuron  # noqa: E402
+from spikingjelly_signgd.core.network import SignGDNeuron  # noqa: E402
 
 DATA = {name: cache(load) for name, load in LOADERS.items()}
 RESULTS = Path(__file__).parent / "results" / "tuned"

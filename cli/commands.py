@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..converters.capture import eval_mode
+from ..core.module import NetworkModule
+from ..core.network import SpikingNetwork
+from ..core.running import build, evaluate, run
 from ..errors import FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
-from ..network import SpikingNetwork
-from ..network_module import NetworkModule
-from ..running import build, evaluate, run
 from .data import Data, Preparation, load_data
 from .models import load_model
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.module import NetworkModule
+from ..core.network import Function, Node, SpikingNetwork
+from ..core.operations import follows_batch
+from ..core.progress import progress
 from ..errors import CalibrationError
-from ..network import Function, Node, SpikingNetwork
-from ..network_module import NetworkModule
-from ..operations import follows_batch
-from ..progress import progress
 
 Calibration = Tensor | Iterable[Any]
 SAMPLES = 4096  # values kept for each channel and batch, for the quantile

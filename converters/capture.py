@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..core.operations import Size
 from ..errors import CalibrationError, CaptureError
-from ..operations import Size
 
 
 @dataclass(frozen=True)

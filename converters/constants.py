@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operations import Size
+from ..core.operations import Size
 from .rules import NotConvertible
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.module import NetworkModule
+from ..core.network import Function, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError, SignGDError, UnsupportedOperation
-from ..network import Function, SignGDNeuron, SpikingNetwork
-from ..network_module import NetworkModule
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds, tuning

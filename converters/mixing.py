@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network import (
+from ..core.module import NetworkModule, key
+from ..core.network import (
     Average,
     Constant,
     Function,
@@ -41,11 +42,10 @@ from ..network import (
     leaves,
     values_of,
 )
-from ..network_module import NetworkModule, key
+from ..core.progress import progress
 from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
-from ..progress import progress
 from . import thresholds
 from .planning import SMALLEST_CHANNEL, _common, _renamed, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs

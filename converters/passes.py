@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network import Linear, Node, leaves
+from ..core.network import Linear, Node, leaves
 
 Nodes = tuple[Node, ...]
 

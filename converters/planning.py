@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedOperation
-from ..network import (
+from ..core.network import (
     Average,
     Encoder,
     Function,
@@ -26,6 +25,7 @@ from ..network import (
     SubgradientNeuron,
     leaves,
 )
+from ..errors import UnsupportedOperation
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 

@@ -23,9 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..network import Average, Constant, GroupNeuron, Growth, Input, Linear, SpikingNetwork, leaves
-from ..network_module import key
-from ..progress import progress
+from ..core.module import key
+from ..core.network import (
+    Average,
+    Constant,
+    GroupNeuron,
+    Growth,
+    Input,
+    Linear,
+    SpikingNetwork,
+    leaves,
+)
+from ..core.progress import progress
 from .simulation import Simulation
 
 STEPS = 300  # of Adam, times T; but

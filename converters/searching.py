@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError
-from ..network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .calibration import Calibration, batches_of

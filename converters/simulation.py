@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..network import (
-    NEURON_NODES,
+from ..core.module import NetworkModule, NetworkState, Signal, Walk, key
+from ..core.network import (
     Average,
     Constant,
     Encoder,
@@ -22,13 +22,13 @@ from ..network import (
     Growth,
     Input,
     Linear,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
     SubgradientNeuron,
     leaves,
 )
-from ..network_module import NetworkModule, NetworkState, Signal, Walk, key
 from ..neurons.coding import (
     CodingState,
     PoissonCodingParameters,
@@ -56,7 +56,7 @@ class Simulation(NetworkModule):
     while a run is at them."""
 
     def __init__(self, network: SpikingNetwork) -> None:
-        timed = (*NEURON_NODES, Encoder, Average)
+        timed = (Neuron, Encoder, Average)
         super().__init__(
             network, {n.name: nn.Identity() for n in network.nodes if isinstance(n, timed)}
         )

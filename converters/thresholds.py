@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..network import GroupNeuron, SpikingNetwork, leaves, values_of
-from ..progress import progress
+from ..core.network import GroupNeuron, SpikingNetwork, leaves, values_of
+from ..core.progress import progress
 from .calibration import channel_shape
 from .refinement import refine
 from .simulation import Simulation, Visit, count

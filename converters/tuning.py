@@ -33,8 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..network import (
+from ..core.module import NetworkModule
+from ..core.network import (
     Constant,
     Encoder,
     Function,
@@ -45,13 +45,13 @@ from ..network import (
     SpikingNetwork,
     leaves,
 )
-from ..network_module import NetworkModule
+from ..core.operations import apply, apply_over_time, follows_batch
+from ..core.progress import progress
+from ..errors import InputError
 from ..neurons.coding import CodingState, RealCodingParameters, real_step
 from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
 from ..neurons.signgd import SignGDParameters, signgd_initial_state
-from ..operations import apply, apply_over_time, follows_batch
-from ..progress import progress
 from .calibration import Calibration, batches_of
 from .planning import default_schedule, relative_depths
 

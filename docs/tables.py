@@ -23,7 +23,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters.capture import capture
 from spikingjelly_signgd.converters.lowering import HANDLERS, Coverage, Lowering, Options, forms
 from spikingjelly_signgd.converters.rules import as_rule
-from spikingjelly_signgd.exporters.runner_functions import FUNCTIONS
+from spikingjelly_signgd.exporters.hdf5.runner_functions import FUNCTIONS
 
 PAGE = Path(__file__).parent / "support.md"
 IMAGE = (1, 4, 8, 8)  # samples, channels, height, width

@@ -4,31 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .description import load, save
     from .formats import export
+    from .hdf5.description import load, save
+    from .hdf5.runner import Runner
     from .lava import LavaReport, write_netx
-    from .netx_runner import Netx, read_netx
+    from .lava.netx import Netx, read_netx
     from .nir import NirReport, read_nir, to_graph, write_nir
-    from .nir_runner import NirRunner
-    from .runner import Runner
+    from .nir.runner import NirRunner
     from .verification import Certificate, verify
 
 _HOME = {
     "Certificate": "verification",
-    "LavaReport": "lava",
-    "Netx": "netx_runner",
-    "NirReport": "nir",
-    "NirRunner": "nir_runner",
-    "Runner": "runner",
+    "LavaReport": "lava.writer",
+    "Netx": "lava.netx",
+    "NirReport": "nir.writer",
+    "NirRunner": "nir.runner",
+    "Runner": "hdf5.runner",
     "export": "formats",
-    "load": "description",
-    "read_netx": "netx_runner",
-    "read_nir": "nir",
-    "save": "description",
-    "to_graph": "nir",
+    "load": "hdf5.description",
+    "read_netx": "lava.netx",
+    "read_nir": "nir.writer",
+    "save": "hdf5.description",
+    "to_graph": "nir.writer",
     "verify": "verification",
-    "write_netx": "lava",
-    "write_nir": "nir",
+    "write_netx": "lava.writer",
+    "write_nir": "nir.writer",
 }
 
 __all__ = [
@@ -51,8 +51,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "hdf5":  # seal
-        return import_module(".hdf5", __name__)
+    if name in ("hdf5", "lava", "nir"):
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

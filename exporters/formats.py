@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..core.network import SpikingNetwork
 from ..errors import FormatError
-from ..network import SpikingNetwork
 
 SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".nir": "nir", ".net": "lava"}
 
@@ -35,7 +35,7 @@ def export(
 
 
 def _hdf5(network: SpikingNetwork, path: Any, **options: Any) -> None:
-    from .description import save
+    from .hdf5.description import save
 
     save(network, path, **options)
 

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.network import GroupNeuron, SpikingNetwork, leaves
 from ..errors import FormatError, InputError
-from ..network import GroupNeuron, SpikingNetwork, leaves
-from .definition import run_definition
 from .files import sealed, unsealed, write_whole
 from .formats import SUFFIXES
+from .hdf5.definition import run_definition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -340,9 +340,9 @@ def _spikes(found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _verify_hdf5(request: _Request) -> Certificate:
-    from .description import content_of, load
-    from .hdf5 import read
-    from .runner import Runner
+    from .hdf5.description import content_of, load
+    from .hdf5.layout import read
+    from .hdf5.runner import Runner
 
     content = read(request.path)
     network = load(request.path, functions=request.functions)
@@ -419,7 +419,7 @@ def _of_arrays(function: Any) -> Any:
 
 
 def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
-    from ..network import Encoder
+    from ..core.network import Encoder
     from ..neurons.coding import PoissonCodingParameters, poisson_spikes
 
     for node in network.nodes:
@@ -430,7 +430,7 @@ def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
 
 
 def _embed_hdf5(data: bytes, certificate: str) -> bytes:
-    from .hdf5 import with_certificate
+    from .hdf5.layout import with_certificate
 
     return with_certificate(data, certificate)
 
@@ -441,8 +441,8 @@ def _embed_hdf5(data: bytes, certificate: str) -> bytes:
 def _verify_nir(request: _Request) -> Certificate:
     import numpy as np
 
-    from .nir_reader import import_nir, read_graph, to_network
-    from .nir_runner import NirRunner
+    from .nir.reader import import_nir, read_graph, to_network
+    from .nir.runner import NirRunner
 
     nir = import_nir()
     graph = read_graph(request.path)
@@ -610,7 +610,7 @@ def _leaves_of(structure: Any, values: Any) -> list[Any]:
 
 
 def _embed_nir(data: bytes, certificate: str) -> bytes:
-    from .nir_reader import SEAL
+    from .nir.reader import SEAL
 
     return _with_attribute(data, certificate, SEAL)
 
@@ -630,8 +630,8 @@ def _with_attribute(data: bytes, certificate: str, seal: bytes) -> bytes:
 
 def _verify_netx(request: _Request) -> Certificate:
     from ..plugins import lava_remote
-    from .lava_lowering import affine_maps, float_outputs
-    from .netx_runner import read_netx
+    from .lava.chains import affine_maps, float_outputs
+    from .lava.netx import read_netx
 
     netx = read_netx(request.path)
     steps = netx.time_steps
@@ -706,8 +706,8 @@ def _other_steps(steps: int, network: SpikingNetwork) -> list[str]:
 
 def _same_integers(netx: Any, network: SpikingNetwork) -> Check:
     """The file's integers and coding, and those of the network lowered anew."""
-    from .lava import lower
-    from .netx_runner import parse_netx
+    from .lava.netx import parse_netx
+    from .lava.writer import lower
 
     coding = netx.coding
     bits = int(netx.attributes["weight_bits"])
@@ -729,7 +729,7 @@ def _integers(netx: Any) -> dict[str, Any]:
 
 
 def _embed_netx(data: bytes, certificate: str) -> bytes:
-    from .netx_runner import SEAL
+    from .lava.netx import SEAL
 
     return _with_attribute(data, certificate, SEAL)
 

@@ -9,11 +9,13 @@ Spike coding by signs needs nothing here: it is a signGD neuron of the identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import spikes
+from .base import Node, Value
 from .schedules import Schedule
 
 
@@ -68,5 +70,23 @@ def poisson_step(
 ) -> tuple[Tensor, CodingState]:
     """Input x [B, ...] to (spikes, state); the state's v is the mean of the spikes so far."""
     t = state.t + 1
-    spikes = poisson_spikes(x, t, p)
-    return spikes, CodingState(state.v + (spikes - state.v) / t, t)
+    sent = poisson_spikes(x, t, p)
+    sign = sent.sign().unsqueeze(0)
+    spikes.tell(sign, sign.abs())
+    return sent, CodingState(state.v + (sent - state.v) / t, t)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Encoder(Node):
+    """Real-valued ("real", with its schedule) or "poisson" input coding."""
+
+    kind = "encoder"
+    coding: str
+    schedule: Schedule | None = None
+    momentum: float = 0.0
+    scale: float = 1.0
+    seed: int = 0
+    per_step: bool = False  # poisson: the spikes themselves (rate-coded networks), or their mean
+
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.encoder(self, inputs)  # type: ignore[no-any-return]

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .base import Neuron
 from .signgd import spread
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
@@ -182,3 +183,21 @@ def _for_each_member(h: Tensor, p: GroupNeuronParameters) -> Tensor:
     thresholds = p.thresholds(h)
     rank = h.dim() - (thresholds.dim() - 1)
     return thresholds.view(-1, *[1] * rank, *thresholds.shape[1:])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GroupNeuron(Neuron):
+    """Stands for a QCFS activation or for a ReLU; its output is per step, not decoded."""
+
+    kind = "group"
+    decoded = False
+    members: int
+    v_threshold: float | Tensor
+    initial_charge: float | Tensor = 0.5
+    signed: bool = False
+
+    @property
+    def parameters(self) -> GroupNeuronParameters:
+        return GroupNeuronParameters(
+            self.members, self.v_threshold, self.initial_charge, self.signed
+        )

@@ -13,11 +13,13 @@ f of the sums exactly, so f of the mean over T steps is their mean. With T = 1 i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .base import Neuron
 from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 
 Function = Callable[..., Tensor]
@@ -55,3 +57,14 @@ def selecting(owner: str, function: str | Nonlinearity) -> Nonlinearity:
             f"{row.name!r} does not. Take group neurons for ReLU and QCFS."
         )
     return row
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Growth(Neuron):
+    """The growth of a function that selects, such as max pooling, of what group neurons sent.
+
+    Its output is per step.
+    """
+
+    kind = "growth"
+    decoded = False

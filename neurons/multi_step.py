@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailable, InputError
+from . import spikes
 from .group import (
     SMALLEST_THETA,
     GroupNeuronParameters,
@@ -306,6 +307,29 @@ def signgd_multi_step(
     its code in {0 ... 2^m - 1}. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The
     state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
     """
+    heard = spikes.wanted()
+    done = _signgd(
+        x_seq, state, p, x, output, dtype, backend, surrogate, keep_v, keep_spikes or heard
+    )
+    if heard:
+        assert done.spike_seq is not None
+        number = levels(done.spike_seq, p.members, torch.int16)
+        spikes.tell(number, torch.full_like(number, p.members))
+    return done if keep_spikes else done._replace(spike_seq=None)
+
+
+def _signgd(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    output: str,
+    dtype: torch.dtype | None,
+    backend: str,
+    surrogate: Callable[[Tensor], Tensor] | None,
+    keep_v: bool,
+    keep_spikes: bool,
+) -> SignGDSequence:
     x_seq = _checked(x_seq, state.v, x, p)
     if output not in OUTPUTS:
         raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
@@ -607,9 +631,14 @@ def group_multi_step(
         or _against_types(states, dtype)
         or _against_group_gradient(surrogate, keep_v, p)
     )
+    heard = spikes.wanted() and surrogate is None
     if choose(backend, x_seq.device.type, against).backend == "torch":
         state = v if sent is None else SignedGroupState(v, sent)
-        return _group_by_definition(x_seq, state, p, counts, dtype, surrogate, detach_reset, keep_v)
+        done = _group_by_definition(
+            x_seq, state, p, counts or heard, v.dtype if heard else dtype, surrogate, detach_reset,
+            keep_v,
+        )  # fmt: skip
+        return _told(done, p, counts, dtype) if heard else done
     theta, thetas = _thetas(p, v)
     if surrogate is not None:
         assert isinstance(surrogate, Surrogate)
@@ -619,9 +648,28 @@ def group_multi_step(
         return GroupSequence(y.to(dtype), v)
     with torch.no_grad():
         y, v, *kept = operators.group(
-            x_seq, v, sent, thetas, p.members, theta, counts, dtype, keep_v
+            x_seq,
+            v,
+            sent,
+            thetas,
+            p.members,
+            theta,
+            counts or heard,
+            v.dtype if heard else dtype,
+            keep_v,
         )
-    return GroupSequence(y, v, kept[-1] if keep_v else None, kept[0] if p.signed else None)
+    done = GroupSequence(y, v, kept[-1] if keep_v else None, kept[0] if p.signed else None)
+    return _told(done, p, counts, dtype) if heard else done
+
+
+def _told(
+    done: GroupSequence, p: GroupNeuronParameters, counts: bool, dtype: torch.dtype
+) -> GroupSequence:
+    """What group neurons counted is told, and passed on as it would be otherwise."""
+    n = done.y
+    spikes.tell(n, n.abs())
+    theta = p.theta.to(n) if isinstance(p.theta, Tensor) else p.theta
+    return done._replace(y=(n if counts else n * theta).to(dtype))
 
 
 def _thetas(p: GroupNeuronParameters, v: Tensor) -> tuple[float, Tensor | None]:

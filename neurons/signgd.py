@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .base import Neuron
 from .nonlinearities import FunctionInC, Nonlinearity
 from .schedules import Schedule, name_schedule
 
@@ -266,3 +267,26 @@ def from_binary(s: Tensor, offset: Tensor | float, eta: float, members: int = 1)
     if members == 1:
         return -eta * (2 * s - offset)
     return -eta * 2.0 ** (1 - members) * (2 * s - (2**members - 1) * offset)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SignGDNeuron(Neuron):
+    kind = "signgd"
+    spike_view = True
+    schedule: Schedule
+    scale: float | Tensor = 1.0
+    resting: float | Tensor = 0.0
+    momentum: float = 0.0
+    members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
+
+    @property
+    def parameters(self) -> SignGDParameters:
+        return SignGDParameters(
+            self.function,
+            self.schedule,
+            self.scale,
+            self.resting,
+            self.arguments,
+            self.momentum,
+            self.members,
+        )

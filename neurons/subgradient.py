@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from . import spikes
+from .base import Neuron
 from .schedules import InverseSchedule, Schedule
 
 
@@ -54,4 +56,19 @@ def subgradient_step(
             f"subgradient neurons: a scale for {list(output.shape)} does not broadcast to a state "
             f"v of {list(state.v.shape)}."
         )
+    sent = fires.unsqueeze(0)
+    spikes.tell(sent, sent)
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SubgradientNeuron(Neuron):
+    """The rate-coded baseline, for ReLU."""
+
+    kind = "subgradient"
+    schedule: Schedule
+    scale: float | Tensor = 1.0
+
+    @property
+    def parameters(self) -> SubgradientParameters:
+        return SubgradientParameters(self.scale, self.schedule)

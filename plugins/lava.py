@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.network import SignGDNeuron, SpikingNetwork
 from ..errors import BackendUnavailable, FormatError, InputError
-from ..exporters.lava import MESSAGE_BITS
-from ..exporters.lava_lowering import AffineMap, affine_maps
-from ..exporters.netx_runner import GRADED, read_netx
-from ..network import SignGDNeuron, SpikingNetwork
+from ..exporters.lava.chains import AffineMap, affine_maps
+from ..exporters.lava.netx import GRADED, read_netx
+from ..exporters.lava.writer import MESSAGE_BITS
 from . import lava_environment
 
 try:

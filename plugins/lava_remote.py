@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendUnavailable, SignGDError
-from ..exporters.netx_runner import read_netx
+from ..exporters.lava.netx import read_netx
 
 PACKAGE = Path(__file__).parent.parent
 VARIABLE = "LAVA_PYTHON"

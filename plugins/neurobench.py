@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InputError
-from ..network import (
+from ..core.module import NetworkModule, key
+from ..core.network import (
     Average,
     Constant,
     Encoder,
@@ -33,10 +33,10 @@ from ..network import (
     SignGDNeuron,
     SpikingNetwork,
 )
-from ..network_module import NetworkModule, key
+from ..core.operations import apply_over_time, resolve
+from ..core.running import check_run, check_steps, run
+from ..errors import BackendUnavailable, InputError
 from ..neurons.protocol import like
-from ..operations import apply_over_time, resolve
-from ..running import check_run, check_steps, run
 from .windows import adaptive_sum, interpolated_sum
 
 try:

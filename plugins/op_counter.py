@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..core.module import NetworkModule
+from ..core.running import check_run, check_steps, multi_step
 from ..errors import BackendUnavailable, InputError
-from ..network_module import NetworkModule
 from ..neurons.protocol import like
-from ..running import check_run, check_steps, multi_step
 from . import simulator
-from .spikingjelly_nodes import Encode, GroupNode, GrowthNode, PoissonEncode, SignGDNode
+from .spikingjelly.nodes import Encode, GroupNode, GrowthNode, PoissonEncode, SignGDNode
 from .windows import adaptive_sum
 
 with simulator("spikingjelly"):

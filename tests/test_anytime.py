@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd import anytime
+from spikingjelly_signgd.core import anytime
 
 pytestmark = [
     pytest.mark.spikingjelly,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters import compare_functions
-from spikingjelly_signgd.exporters.runner import Runner
-from spikingjelly_signgd.exporters.runner_functions import FUNCTIONS
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
+from spikingjelly_signgd.exporters.hdf5.runner_functions import FUNCTIONS
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -536,7 +536,7 @@ def test_saved_loaded_and_replayed(tiny, tmp_path):
     assert torch.equal(sg.run(sg.build(loaded), x, 16)[16], sg.run(sg.build(network), x, 16)[16])
     assert dict(loaded.provenance["functions"]) == dict(network.provenance["functions"])
     replayed = Runner(tmp_path / "net.h5", dtype=np.float64).run(x[:4].numpy(), 16)
-    from spikingjelly_signgd.exporters.definition import run_definition
+    from spikingjelly_signgd.exporters.hdf5.definition import run_definition
 
     expected = run_definition(network, x[:4], 16)
     for name, spikes in expected.spikes.items():

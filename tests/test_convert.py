@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.network_module import NetworkModule
+from spikingjelly_signgd.core.module import NetworkModule
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -386,7 +386,7 @@ def test_ann_mode_is_the_source_network():
 
 def test_a_dishonest_capture_is_noticed(monkeypatch):
     """The converter holds what it captured against the model before it goes on."""
-    from spikingjelly_signgd import operations
+    from spikingjelly_signgd.core import operations
 
     honest = operations.LINEAR["linear"]
     monkeypatch.setitem(operations.LINEAR, "linear", lambda *a: 1.01 * honest(*a))

@@ -16,7 +16,7 @@ from spikingjelly_signgd.analysis import diagnose
 from spikingjelly_signgd.analysis.doctor import Finding
 from spikingjelly_signgd.analysis.examination import reach
 from spikingjelly_signgd.converters.searching import replanned
-from spikingjelly_signgd.network import Function, Linear
+from spikingjelly_signgd.core.network import Function, Linear
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 from spikingjelly_signgd.neurons.schedules import ExponentialSchedule
 

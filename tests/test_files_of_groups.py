@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters import hdf5
-from spikingjelly_signgd.exporters.definition import DefinitionNetwork, run_definition
-from spikingjelly_signgd.exporters.runner import Runner
-from spikingjelly_signgd.network import (
+from spikingjelly_signgd.core.network import (
     Average,
     GroupNeuron,
     Growth,
@@ -28,6 +25,9 @@ from spikingjelly_signgd.network import (
     SignGDNeuron,
     SpikingNetwork,
 )
+from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
+from spikingjelly_signgd.exporters.hdf5.definition import DefinitionNetwork, run_definition
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
 from spikingjelly_signgd.neurons import levels
 
 ROWS = sg.NONLINEARITIES
@@ -232,7 +232,7 @@ IN_A_FRESH_PROCESS = """
 import sys
 import torch
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters.definition import run_definition
+from spikingjelly_signgd.exporters.hdf5.definition import run_definition
 
 x = torch.load("x.pt", weights_only=True)
 for i in range(int(sys.argv[1])):
@@ -297,7 +297,7 @@ def test_growth_of_currents_is_compared_within_rounding(tmp_path):
 
 
 def test_a_growth_that_errs_is_found_out(tmp_path, monkeypatch):
-    from spikingjelly_signgd.exporters import runner
+    from spikingjelly_signgd.exporters.hdf5 import runner
 
     sg.save(NETWORKS["growth"], tmp_path / "n.h5")
     right = runner._Run._growth
@@ -480,9 +480,9 @@ def test_growth_of_several_inputs(tmp_path):
 nir = pytest.importorskip("nir")
 
 from spikingjelly_signgd.exporters.nir import read_nir, write_nir  # noqa: E402
-from spikingjelly_signgd.exporters.nir_graph import group_subgraph  # noqa: E402
-from spikingjelly_signgd.exporters.nir_reader import group_parameters  # noqa: E402
-from spikingjelly_signgd.exporters.nir_runner import NirRunner  # noqa: E402
+from spikingjelly_signgd.exporters.nir.graph import group_subgraph  # noqa: E402
+from spikingjelly_signgd.exporters.nir.reader import group_parameters  # noqa: E402
+from spikingjelly_signgd.exporters.nir.runner import NirRunner  # noqa: E402
 from spikingjelly_signgd.neurons import (  # noqa: E402
     GroupNeuronParameters,
     SignedGroupState,

@@ -26,9 +26,10 @@ from networks import load_network
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters import lava_lowering
+from spikingjelly_signgd.core.network import GroupNeuron
+from spikingjelly_signgd.exporters.lava import chains as lava_lowering
 from spikingjelly_signgd.exporters.lava import write_netx
-from spikingjelly_signgd.exporters.netx_runner import (
+from spikingjelly_signgd.exporters.lava.netx import (
     LARGEST_U,
     InputCoding,
     Netx,
@@ -36,7 +37,6 @@ from spikingjelly_signgd.exporters.netx_runner import (
     exact,
     read_netx,
 )
-from spikingjelly_signgd.network import GroupNeuron
 from spikingjelly_signgd.neurons.qcfs import QCFS
 from spikingjelly_signgd.plugins import lava_remote
 
@@ -188,7 +188,7 @@ def test_file_is_the_lowered_network(name, profile, members, steps, tmp_path, mo
         lowered.append((args, original(*args)))
         return lowered[-1][1]
 
-    monkeypatch.setattr("spikingjelly_signgd.exporters.lava.quantise", keep)
+    monkeypatch.setattr("spikingjelly_signgd.exporters.lava.writer.quantise", keep)
     write_netx(
         group_network(name, members, steps),
         tmp_path / "a.net",
@@ -812,7 +812,7 @@ def alive(pid: int) -> bool:
 
 
 def test_runner_needs_no_lava():
-    code = "import sys; import spikingjelly_signgd.exporters.netx_runner; "
+    code = "import sys; import spikingjelly_signgd.exporters.lava.netx; "
     code += "assert not [m for m in sys.modules if m.startswith('lava.')]"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -19,10 +19,10 @@ from data import digits
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.core.network import GroupNeuron, SignGDNeuron
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
 from spikingjelly_signgd.exporters.lava import write_netx
-from spikingjelly_signgd.exporters.netx_runner import read_netx
-from spikingjelly_signgd.exporters.runner import Runner
-from spikingjelly_signgd.network import GroupNeuron, SignGDNeuron
+from spikingjelly_signgd.exporters.lava.netx import read_netx
 from spikingjelly_signgd.plugins import lava_remote
 
 pytestmark = pytest.mark.skipif(
@@ -224,7 +224,7 @@ import numpy as np
 from spikingjelly_signgd.plugins import lava  # makes Lava importable
 from lava.lib.dl.netx.utils import optimize_weight_bits
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
-from spikingjelly_signgd.exporters.netx_runner import exact
+from spikingjelly_signgd.exporters.lava.netx import exact
 
 def computed(matrices):
     joint, bits, exponent, _ = optimize_weight_bits(np.hstack(matrices))
@@ -280,7 +280,7 @@ FAILING = """
 import os
 import torch
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.network import SignGDNeuron
+from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.plugins import lava, lava_environment
 
 lava_environment.end_with_workers()

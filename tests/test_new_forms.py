@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd import network as description
+from spikingjelly_signgd.core import network as description
 from spikingjelly_signgd.neurons import (
     GroupNeuronParameters,
     SignedGroupState,

@@ -22,12 +22,12 @@ import spikingjelly_signgd as sg
 
 nir = pytest.importorskip("nir")
 
-from spikingjelly_signgd.exporters import nir_graph  # noqa: E402
+from spikingjelly_signgd.core.network import Constant, Function  # noqa: E402
+from spikingjelly_signgd.exporters.nir import graph as nir_graph  # noqa: E402
 from spikingjelly_signgd.exporters.nir import read_nir, to_graph, write_nir  # noqa: E402
-from spikingjelly_signgd.exporters.nir_graph import group_subgraph, group_thresholds  # noqa: E402
-from spikingjelly_signgd.exporters.nir_reader import group_parameters, to_network  # noqa: E402
-from spikingjelly_signgd.exporters.nir_runner import NirRunner, convolve  # noqa: E402
-from spikingjelly_signgd.network import Constant, Function  # noqa: E402
+from spikingjelly_signgd.exporters.nir.graph import group_subgraph, group_thresholds  # noqa: E402
+from spikingjelly_signgd.exporters.nir.reader import group_parameters, to_network  # noqa: E402
+from spikingjelly_signgd.exporters.nir.runner import NirRunner, convolve  # noqa: E402
 from spikingjelly_signgd.neurons.group import GroupNeuronParameters, group_step  # noqa: E402
 
 

@@ -19,7 +19,7 @@ nir = pytest.importorskip("nir")
 nirtorch = pytest.importorskip("nirtorch")
 
 from spikingjelly_signgd.exporters.nir import write_nir  # noqa: E402
-from spikingjelly_signgd.exporters.nir_runner import NirRunner  # noqa: E402
+from spikingjelly_signgd.exporters.nir.runner import NirRunner  # noqa: E402
 
 TIME_STEPS = 24
 

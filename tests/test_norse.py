@@ -15,7 +15,6 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.neurons import group, multi_step, signgd
 from spikingjelly_signgd.neurons.scan import scan
 from spikingjelly_signgd.plugins import norse as plugin
-from spikingjelly_signgd.plugins import norse_neurons
 from spikingjelly_signgd.plugins.norse import (
     Encode,
     EncodeCell,
@@ -45,6 +44,7 @@ from spikingjelly_signgd.plugins.norse import (
     group_neuron_feed_forward_step,
     signgd_feed_forward_step,
 )
+from spikingjelly_signgd.plugins.norse import neurons as norse_neurons
 
 SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
 X = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(3))  # [T, B, N]
@@ -741,7 +741,7 @@ def test_recorded_states_are_not_taken_for_states():
 def test_defaults_hold_no_tensors_and_nothing_is_shared():
     for p in (SignGDParameters(), GroupNeuronParameters(), EncodeParameters(), ReadoutParameters()):
         assert not any(isinstance(value, Tensor) for value in p)
-        assert type(p).__doc__ and type(p).__module__.endswith("norse_neurons")
+        assert type(p).__doc__ and type(p).__module__.endswith("norse.neurons")
     given = SCALE.clone()
     layer = SignGD(SignGDParameters("relu", SCHEDULE, given))
     given.zero_()

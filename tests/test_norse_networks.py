@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.network_module import NetworkModule, NetworkState
+from spikingjelly_signgd.core.module import NetworkModule, NetworkState
 from spikingjelly_signgd.plugins.norse import GroupNeuron, GroupNeuronParameters, NorseNetwork
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

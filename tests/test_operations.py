@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spikingjelly_signgd.operations import (
+from spikingjelly_signgd.core.operations import (
     LINEAR,
     Size,
     apply,

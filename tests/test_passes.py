@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.network import Linear
+from spikingjelly_signgd.core.network import Linear
 
 pytestmark = pytest.mark.spikingjelly
 

@@ -14,12 +14,12 @@ from data import digits
 from networks import load_network
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters.content import Record
-from spikingjelly_signgd.exporters.hdf5 import read
-from spikingjelly_signgd.exporters.runner import Runner
-from spikingjelly_signgd.network import Constant, Function, Input, Linear, SignGDNeuron
+from spikingjelly_signgd.core.network import Constant, Function, Input, Linear, SignGDNeuron
+from spikingjelly_signgd.core.running import multi_step
+from spikingjelly_signgd.exporters.hdf5.content import Record
+from spikingjelly_signgd.exporters.hdf5.layout import read
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
 from spikingjelly_signgd.neurons import PoissonCodingParameters, poisson_spikes
-from spikingjelly_signgd.running import multi_step
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -305,7 +305,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import numpy as np
-from spikingjelly_signgd.exporters.runner import Runner
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
 
 x = np.load("x.npy")
 for name in ("vgg", "group", "mixed"):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from test_operations import CASES, arguments, every_operation
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd import operations
-from spikingjelly_signgd.exporters import content, runner_functions, runner_operations
-from spikingjelly_signgd.exporters.runner_functions import FUNCTIONS, erf, step_size
+from spikingjelly_signgd.core import operations
+from spikingjelly_signgd.core.operations import LINEAR
+from spikingjelly_signgd.exporters.hdf5 import content, runner_functions, runner_operations
+from spikingjelly_signgd.exporters.hdf5.runner_functions import FUNCTIONS, erf, step_size
 from spikingjelly_signgd.neurons.schedules import SCHEDULES
-from spikingjelly_signgd.operations import LINEAR
 
 CLOSE = {torch.float64: 1e-12, torch.float32: 2e-5}
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd import running
+from spikingjelly_signgd.core import running
 
 pytestmark = pytest.mark.spikingjelly
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.core.network import NODES, Function, leaves
 from spikingjelly_signgd.exporters import files as exporters_files
-from spikingjelly_signgd.exporters import hdf5
-from spikingjelly_signgd.exporters.content import FIELDS, OPERATIONS, SCHEDULES
-from spikingjelly_signgd.network import NODES, Function, leaves
+from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
+from spikingjelly_signgd.exporters.hdf5.content import FIELDS, OPERATIONS, SCHEDULES
 
 pytestmark = pytest.mark.spikingjelly
 

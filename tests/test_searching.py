@@ -17,7 +17,7 @@ from spikingjelly_signgd.converters.mixing import Choices, Option, joined, real
 from spikingjelly_signgd.converters.searching import replanned
 from spikingjelly_signgd.converters.simulation import Simulation
 from spikingjelly_signgd.converters.tuning import samples_of
-from spikingjelly_signgd.network import Average, Function, GroupNeuron, Growth, SignGDNeuron
+from spikingjelly_signgd.core.network import Average, Function, GroupNeuron, Growth, SignGDNeuron
 
 BOTH = ("signgd", "group")
 

@@ -9,8 +9,8 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters import thresholds
 from spikingjelly_signgd.converters.simulation import Simulation
-from spikingjelly_signgd.exporters.definition import run_definition
-from spikingjelly_signgd.network import GroupNeuron
+from spikingjelly_signgd.core.network import GroupNeuron
+from spikingjelly_signgd.exporters.hdf5.definition import run_definition
 
 X = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(6))
 

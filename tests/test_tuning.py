@@ -12,7 +12,7 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters import allocate, default_schedule, tuning
-from spikingjelly_signgd.network import SignGDNeuron
+from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.neurons import NONLINEARITIES, ExponentialSchedule, signgd_initial_state
 from spikingjelly_signgd.neurons.scan import scan
 from spikingjelly_signgd.neurons.signgd import signgd_decoded_step

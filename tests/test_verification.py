@@ -15,8 +15,9 @@ from networks import load_network
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters import runner, verification
-from spikingjelly_signgd.exporters.definition import run_definition
+from spikingjelly_signgd.exporters import verification
+from spikingjelly_signgd.exporters.hdf5 import runner
+from spikingjelly_signgd.exporters.hdf5.definition import run_definition
 from spikingjelly_signgd.plugins import lava_remote
 
 ROOT = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ import io
 import os
 from typing import Any
 
-from ..errors import FormatError
-from ..network import SpikingNetwork
-from .files import sealed, write_whole
-from .nir_graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
-from .nir_reader import SEAL, import_nir, read_graph, to_network
+from ...core.network import SpikingNetwork
+from ...errors import FormatError
+from ..files import sealed, write_whole
+from .graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
+from .reader import SEAL, import_nir, read_graph, to_network
 
 __all__ = ["NirReport", "read_graph", "read_nir", "to_graph", "write_nir"]
 

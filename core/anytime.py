@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
+from ..neurons.protocol import like
+from .module import NetworkModule, NetworkState
 from .network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork, values_of
-from .network_module import NetworkModule, NetworkState
-from .neurons.protocol import like
 from .operations import follows_batch
 from .progress import progress
 from .running import check_run, check_steps, map_tensors, multi_step
@@ -313,7 +313,7 @@ def calibrate_exit(
     calibration is too small. ``reference`` is the source network of the conversion unless given;
     ``max_steps`` is as for ``stream``. Raises InputError.
     """
-    from .converters.capture import eval_mode
+    from ..converters.capture import eval_mode
 
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")

@@ -1,6 +1,6 @@
 """The HDF5 description of a SpikingNetwork (``docs/format.md``): one writer, one reader.
 
-``hdf5.py`` holds the layout and the checks; here tensors become arrays, and rows and schedules
+``layout.py`` holds the layout and the checks; here tensors become arrays, and rows and schedules
 become what names them.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FormatError
-from ..network import NODES, Node, SpikingNetwork
-from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
-from ..neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
+from ...core.network import NODES, Node, SpikingNetwork
+from ...errors import FormatError
+from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
+from ...neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
 from .content import Content, Record
-from .hdf5 import read, require_h5py, write
+from .layout import read, require_h5py, write
 
 Function = Nonlinearity | Callable[..., Tensor]
 

@@ -1,6 +1,6 @@
 """Norse: the neurons as Norse's own cells and layers, and converted networks made of them.
 
-Works with norse 1.1; the neurons themselves are in ``norse_neurons.py``.
+Works with norse 1.1; the neurons themselves are in ``neurons.py``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
-from ..network import (
+from ...core.module import NetworkModule, NetworkState, Walk, key
+from ...core.network import (
     Average,
     Encoder,
     Node,
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..network import GroupNeuron as GroupNeuronNode
-from ..network import Growth as GrowthNode
-from ..network import SignGDNeuron as SignGDNode
-from ..network_module import NetworkModule, NetworkState, Walk, key
-from .norse_module import Layer
-from .norse_neurons import (
+from ...core.network import GroupNeuron as GroupNeuronNode
+from ...core.network import Growth as GrowthNode
+from ...core.network import SignGDNeuron as SignGDNode
+from ...errors import InputError
+from .module import Layer
+from .neurons import (
     Encode,
     EncodeCell,
     EncodeParameters,

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailable, FormatError
+from ...errors import BackendUnavailable, FormatError
+from ..files import write_whole
 from .content import (
     DEFAULTS,
     FIELDS,
@@ -29,7 +30,6 @@ from .content import (
     is_array,
     needs,
 )
-from .files import write_whole
 
 if TYPE_CHECKING:
     import h5py

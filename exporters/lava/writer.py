@@ -14,8 +14,8 @@ Profiles, each a stock file unless said otherwise:
     one neuron for each group neuron, whose spikes carry a count. Its neuron is this package's own
     Lava process: the file runs by ``plugins.lava`` alone, and says so.
 
-The layout of the file and its arithmetic are in ``netx_runner``, the lowering in
-``lava_lowering``; what is exact, lossy and refused in docs/lava.md.
+The layout of the file and its arithmetic are in ``netx``, the lowering in
+``chains``; what is exact, lossy and refused in docs/lava.md.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import BackendUnavailable, FormatError, InputError
-from ..network import GroupNeuron, SpikingNetwork
-from .files import sealed, write_whole
-from .lava_lowering import (
+from ...core.network import GroupNeuron, SpikingNetwork
+from ...errors import BackendUnavailable, FormatError, InputError
+from ..files import sealed, write_whole
+from .chains import (
     LARGEST_WEIGHT,
     AffineMap,
     IntegerLayer,
@@ -46,7 +46,7 @@ from .lava_lowering import (
     integer_counts,
     quantise,
 )
-from .netx_runner import (
+from .netx import (
     FORMAT,
     GRADED,
     LARGEST_BIAS,

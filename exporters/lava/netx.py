@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import BackendUnavailable, FormatError, InputError
-from .files import check_seal
+from ...errors import BackendUnavailable, FormatError, InputError
+from ..files import check_seal
 
 FORMAT = "spikingjelly_signgd netx"
 VERSION = (1, 0)

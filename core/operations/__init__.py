@@ -17,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size = int | str  # 49, or "3*batch"
+from ...neurons.base import Size, follows_batch, resolve
 
-
-def resolve(shape: Sequence[Size], batch: int) -> list[int]:
-    """``["3*batch", 16]`` to ``[3 * batch, 16]``."""
-    return [s if isinstance(s, int) else int(s.split("*")[0]) * batch for s in shape]
-
-
-def follows_batch(size: Size) -> bool:
-    return not isinstance(size, int)
+__all__ = [
+    "LINEAR",
+    "Size",
+    "apply",
+    "apply_linear",
+    "apply_over_time",
+    "follows_batch",
+    "resolve",
+]
 
 
 Inputs = Sequence[Tensor]

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..errors import FormatError, InputError, SignGDError
+from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record, leaves
-from .hdf5 import read
+from .layout import read
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 

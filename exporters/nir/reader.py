@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable, FormatError
-from ..network import Average, GroupNeuron, Input, Linear, Node, SpikingNetwork, leaves
-from ..neurons.group import GroupNeuronParameters
-from ..neurons.nonlinearities import NONLINEARITIES
-from ..operations import apply
-from .files import check_seal
-from .nir_graph import (
+from ...core.network import Average, GroupNeuron, Input, Linear, Node, SpikingNetwork, leaves
+from ...core.operations import apply
+from ...errors import BackendUnavailable, FormatError
+from ...neurons.group import GroupNeuronParameters
+from ...neurons.nonlinearities import NONLINEARITIES
+from ..files import check_seal
+from .graph import (
     Array,
     group_thresholds,
     in_type,

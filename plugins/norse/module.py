@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import FormatError, InputError
-from ..neurons.nonlinearities import Nonlinearity, nonlinearity
-from ..neurons.protocol import state_dtype
-from ..neurons.schedules import Schedule, schedule_from_dict
-from . import simulator
+from ...errors import FormatError, InputError
+from ...neurons.nonlinearities import Nonlinearity, nonlinearity
+from ...neurons.protocol import state_dtype
+from ...neurons.schedules import Schedule, schedule_from_dict
+from .. import simulator
 
 with simulator("norse"):
     from norse.torch.module.snn import SNN, SNNCell

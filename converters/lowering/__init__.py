@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..errors import CaptureError, InputError
-from ..network import Constant, Function, Input, Linear, Node
-from ..neurons.nonlinearities import NONLINEARITIES, Nonlinearity
-from ..operations import Size, follows_batch, resolve
-from .capture import Captured, size_of
-from .constants import BatchConstant, Masked, batch_constant, for_batch
-from .passes import remove_unused
-from .rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
+from ...core.network import Constant, Function, Input, Linear, Node
+from ...core.operations import Size, follows_batch, resolve
+from ...errors import CaptureError, InputError
+from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
+from ..capture import Captured, size_of
+from ..constants import BatchConstant, Masked, batch_constant, for_batch
+from ..passes import remove_unused
+from ..rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
 
 
 class Name(str):

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..network import (
+from ...core.module import NetworkModule, NetworkState, Walk
+from ...core.network import (
     Average,
     Encoder,
     GroupNeuron,
@@ -20,9 +21,8 @@ from ..network import (
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..network_module import NetworkModule, NetworkState, Walk
-from . import simulator
-from .spikingjelly_nodes import (
+from .. import simulator
+from .nodes import (
     Encode,
     GroupNode,
     GrowthNode,
@@ -158,7 +158,7 @@ class _Recipe(FXConversionRecipe):  # type: ignore[misc]
 
     def __init__(self, calibration: Any, *, time_steps: int = 32, **options: Any) -> None:
         if FXConversionRecipe is object:
-            from ..errors import BackendUnavailable
+            from ...errors import BackendUnavailable
 
             raise BackendUnavailable(
                 f"{type(self).__name__} plugs into ann2snn.Converter of spikingjelly 2; this "
@@ -168,7 +168,7 @@ class _Recipe(FXConversionRecipe):  # type: ignore[misc]
         self.options = {"method": self.method, "time_steps": time_steps, **options}
 
     def before_trace(self, converter: Any, ann: nn.Module) -> nn.Module:
-        from ..converters import convert
+        from ...converters import convert
 
         self._converted = build(convert(ann, self.calibration, **self.options))
         return nn.Identity()  # the model is captured already, there is nothing left to trace

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..neurons import coding, group, growth, signgd, subgradient
-from ..neurons.growth import growth_initial_state, selecting
-from ..neurons.multi_step import (
+from ...errors import InputError
+from ...neurons import coding, group, growth, signgd, subgradient
+from ...neurons.growth import growth_initial_state, selecting
+from ...neurons.multi_step import (
     BACKENDS,
     Choice,
     group_choice,
@@ -38,8 +38,8 @@ from ..neurons.multi_step import (
     signgd_choice,
     sum_choice,
 )
-from ..neurons.nonlinearities import Nonlinearity, nonlinearity
-from ..neurons.protocol import (
+from ...neurons.nonlinearities import Nonlinearity, nonlinearity
+from ...neurons.protocol import (
     at_least_float32,
     check_protocol,
     encode_step,
@@ -49,12 +49,12 @@ from ..neurons.protocol import (
     signgd_sequence,
     signgd_start,
 )
-from ..neurons.scan import scan
-from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
-from ..neurons.signgd import spread
-from ..neurons.surrogate import Surrogate
-from . import simulator
-from .norse_module import Cell, Layer, Neuron, stale
+from ...neurons.scan import scan
+from ...neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
+from ...neurons.signgd import spread
+from ...neurons.surrogate import Surrogate
+from .. import simulator
+from .module import Cell, Layer, Neuron, stale
 
 with simulator("norse"):
     from norse.torch.functional.threshold import threshold

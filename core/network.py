@@ -8,31 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .neurons.group import GroupNeuronParameters
-from .neurons.nonlinearities import Nonlinearity
-from .neurons.schedules import Schedule
-from .neurons.signgd import SignGDParameters
-from .neurons.subgradient import SubgradientParameters
-from .operations import Size
+from ..neurons.average import Average
+from ..neurons.base import Function, Neuron, Node, Size, Value, values_of
+from ..neurons.coding import Encoder
+from ..neurons.group import GroupNeuron
+from ..neurons.growth import Growth
+from ..neurons.signgd import SignGDNeuron
+from ..neurons.subgradient import SubgradientNeuron
+
+__all__ = [
+    "NODES",
+    "Average",
+    "Constant",
+    "Encoder",
+    "Function",
+    "GroupNeuron",
+    "Growth",
+    "Input",
+    "Linear",
+    "Neuron",
+    "Node",
+    "SignGDNeuron",
+    "Size",
+    "SpikingNetwork",
+    "SubgradientNeuron",
+    "fill",
+    "leaves",
+    "values_of",
+]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Node:
-    """``name`` is unique in its network; ``inputs`` are names of nodes before it.
-
-    ``shape`` is that of the value the node makes at one step, ``("4*batch", 16)`` for instance.
-    """
-
-    kind: ClassVar[str] = ""
-    name: str
-    inputs: tuple[str, ...] = ()
-    shape: tuple[Size, ...] = ()
+AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,11 +53,17 @@ class Input(Node):
 
     kind = "input"
 
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.input(self)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Constant(Node):
     kind = "constant"
     value: Tensor
+
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.constant(self)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,102 +75,8 @@ class Linear(Node):
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Function(Node):
-    """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
-
-    ``channel`` is the dimension of the channels, counted from the end; None where there is none.
-    ``module`` is the path of the source network's module that computed it.
-    """
-
-    kind = "function"
-    function: Nonlinearity
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    channel: int | None = None
-    module: str = ""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SignGDNeuron(Function):
-    kind = "signgd"
-    schedule: Schedule
-    scale: float | Tensor = 1.0
-    resting: float | Tensor = 0.0
-    momentum: float = 0.0
-    members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
-
-    @property
-    def parameters(self) -> SignGDParameters:
-        return SignGDParameters(
-            self.function,
-            self.schedule,
-            self.scale,
-            self.resting,
-            self.arguments,
-            self.momentum,
-            self.members,
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class GroupNeuron(Function):
-    """Stands for a QCFS activation or for a ReLU; its output is per step, not decoded."""
-
-    kind = "group"
-    members: int
-    v_threshold: float | Tensor
-    initial_charge: float | Tensor = 0.5
-    signed: bool = False
-
-    @property
-    def parameters(self) -> GroupNeuronParameters:
-        return GroupNeuronParameters(
-            self.members, self.v_threshold, self.initial_charge, self.signed
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Growth(Function):
-    """The growth of a function that selects, such as max pooling, of what group neurons sent.
-
-    Its output is per step; see ``neurons/growth.py``.
-    """
-
-    kind = "growth"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SubgradientNeuron(Function):
-    """The rate-coded baseline, for ReLU."""
-
-    kind = "subgradient"
-    schedule: Schedule
-    scale: float | Tensor = 1.0
-
-    @property
-    def parameters(self) -> SubgradientParameters:
-        return SubgradientParameters(self.scale, self.schedule)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Encoder(Node):
-    """Real-valued ("real", with its schedule) or "poisson" input coding."""
-
-    kind = "encoder"
-    coding: str
-    schedule: Schedule | None = None
-    momentum: float = 0.0
-    scale: float = 1.0
-    seed: int = 0
-    per_step: bool = False  # poisson: the spikes themselves (rate-coded networks), or their mean
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Average(Node):
-    """The running mean over the steps so far: decodes what rate-coded neurons send."""
-
-    kind = "average"
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.linear(self, inputs)  # type: ignore[no-any-return]
 
 
 NODES: dict[str, type[Node]] = {
@@ -170,7 +94,6 @@ NODES: dict[str, type[Node]] = {
         Average,
     )
 }
-NEURON_NODES = (SignGDNeuron, GroupNeuron, Growth, SubgradientNeuron)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +128,24 @@ class SpikingNetwork:
     def input(self) -> Input:
         return next(node for node in self.nodes if isinstance(node, Input))
 
+    @cached_property
+    def last_uses(self) -> dict[str, list[str]]:
+        """For each node the values that nobody needs after it, its own if nobody reads it."""
+        last = {node.name: node.name for node in self.nodes}
+        last |= {name: node.name for node in self.nodes for name in node.inputs}
+        uses: dict[str, list[str]] = {}
+        for value, user in last.items():
+            uses.setdefault(user, []).append(value)
+        return uses
+
     @property
-    def neurons(self) -> tuple[Node, ...]:
+    def neurons(self) -> tuple[Neuron, ...]:
         """The spiking nodes, in order."""
-        return tuple(node for node in self.nodes if isinstance(node, NEURON_NODES))
+        return self.of(Neuron)
+
+    def of(self, kind: type[AnyNode]) -> tuple[AnyNode, ...]:
+        """The nodes of a kind, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, kind))
 
     def names(self) -> list[str]:
         return [node.name for node in self.neurons]
@@ -252,11 +189,6 @@ class SpikingNetwork:
             f"{sum(self.count().values())} neurons for one input; {values}"
             f"time_steps={self.time_steps})"
         )
-
-
-def values_of(shape: tuple[Size, ...]) -> int:
-    """How many values there are for one input."""
-    return prod(s if isinstance(s, int) else int(s.split("*")[0]) for s in shape)
 
 
 def leaves(structure: Any) -> list[str]:

@@ -43,8 +43,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import FormatError
-from ..network import (
+from ...core.network import (
     Average,
     Constant,
     Encoder,
@@ -59,8 +58,9 @@ from ..network import (
     SubgradientNeuron,
     leaves,
 )
-from ..neurons.group import GroupNeuronParameters
-from ..operations import follows_batch
+from ...core.operations import follows_batch
+from ...errors import FormatError
+from ...neurons.group import GroupNeuronParameters
 
 Array = NDArray[Any]
 

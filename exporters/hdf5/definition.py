@@ -9,42 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network import (
-    NEURON_NODES,
+from ...core.module import NetworkModule, NetworkState, Walk, key
+from ...core.network import (
     Average,
     Encoder,
     GroupNeuron,
     Growth,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..network_module import NetworkModule, NetworkState, Walk, key
-from ..neurons.coding import (
+from ...core.running import map_tensors
+from ...neurons.coding import (
     CodingState,
     PoissonCodingParameters,
     RealCodingParameters,
     poisson_step,
 )
-from ..neurons.group import (
+from ...neurons.group import (
     GroupNeuronParameters,
     SignedGroupState,
     group_initial_v,
     group_step,
     signed_group_step,
 )
-from ..neurons.growth import growth_initial_state, growth_step
-from ..neurons.protocol import encode_step, like, running_mean
-from ..neurons.signgd import (
+from ...neurons.growth import growth_initial_state, growth_step
+from ...neurons.protocol import encode_step, like, running_mean
+from ...neurons.signgd import (
     SignGDParameters,
     SignGDState,
     signgd_initial_state,
     signgd_step,
     weighted_spike,
 )
-from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
-from ..running import map_tensors
+from ...neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
 
 
 class _Tensors(nn.Module):
@@ -72,7 +72,7 @@ class DefinitionNetwork(NetworkModule):
         neurons = {
             node.name: _Tensors(node)
             for node in network.nodes
-            if isinstance(node, (*NEURON_NODES, Encoder, Average))
+            if isinstance(node, (Neuron, Encoder, Average))
         }
         super().__init__(network, neurons, spikes)
         self.fired: dict[str, Tensor] = {}

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BackendUnavailable, InputError
+from ..errors import BackendUnavailable, InputError
+from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork
-from .network_module import NetworkModule, NetworkState
 from .progress import progress
 
 BACKENDS = ("spikingjelly", "norse")
@@ -33,7 +33,7 @@ def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any
         raise BackendUnavailable(
             f"no simulator is called {backend!r}; known: {', '.join(BACKENDS)}."
         )
-    from . import plugins
+    from .. import plugins
 
     plugin = getattr(plugins, backend)
     module: NetworkModule = plugin.build(network, **options)
@@ -228,7 +228,7 @@ def evaluate(
     [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
     for an empty loader.
     """
-    from .converters.capture import eval_mode
+    from ..converters.capture import eval_mode
 
     steps = check_steps(time_steps)
     correct = dict.fromkeys(steps, 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError
+from ...errors import FormatError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
+from ..neurons.multi_step import Choice, running_sum
+from ..neurons.protocol import at_least_float32, like
+from ..neurons.spikes import hear, joined
 from .network import (
     Average,
     Constant,
@@ -32,9 +35,8 @@ from .network import (
     fill,
     leaves,
 )
-from .neurons.multi_step import Choice, running_sum
-from .neurons.protocol import at_least_float32, like
 from .operations import apply, apply_linear, apply_over_time, resolve
+from .spikes import Sent
 
 
 class LinearOperation(nn.Module):
@@ -135,6 +137,7 @@ class NetworkModule(nn.Module):
     """
 
     mode = "snn"
+    listener: Callable[[Sent], None] | None = None  # told what each neuron sent
     on_fire: Callable[[Node, Tensor], None] | None = None  # told what each neuron made, [T, ...]
 
     def __init__(
@@ -334,7 +337,13 @@ class NetworkModule(nn.Module):
             arguments = [walk.x if held else walk.x.expand(walk.steps, *walk.x.shape)]  # type: ignore[arg-type]
         else:
             arguments = [self._in_time(signal, walk.steps) for signal in inputs]
-        y = self.fire(node, arguments, walk)
+        if self.listener is None:
+            y = self.fire(node, arguments, walk)
+        else:
+            with hear() as told:
+                y = self.fire(node, arguments, walk)
+            value = y.unsqueeze(0) if walk.steps is None else y
+            self.listener(Sent(node, value, joined(told)))
         if self.on_fire is not None:
             self.on_fire(node, y)
         return y, walk.steps is not None

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from ..errors import FormatError, InputError
-from .nir_reader import read_graph
+from ...errors import FormatError, InputError
+from .reader import read_graph
 
 Array = NDArray[Any]
 Edges = list[tuple[str, str]]

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import FormatError
-from ..network import (
+from ...core.network import (
     Average,
     Constant,
     Encoder,
@@ -39,8 +38,9 @@ from ..network import (
     SpikingNetwork,
     SubgradientNeuron,
 )
-from ..operations import apply, apply_linear, follows_batch
-from .netx_runner import LARGEST_BIAS
+from ...core.operations import apply, apply_linear, follows_batch
+from ...errors import FormatError
+from .netx import LARGEST_BIAS
 
 LARGEST_WEIGHT = 254  # even integers within it are what 8 bits hold
 SMALLEST_V = 6  # below, a threshold has no room between its neighbours

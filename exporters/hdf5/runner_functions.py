@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError, InputError
+from ...errors import FormatError, InputError
 
 Array = NDArray[Any]
 Function = Callable[..., Array]

@@ -24,16 +24,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..neurons.coding import (
+from ...errors import InputError
+from ...neurons.coding import (
     CodingState,
     PoissonCodingParameters,
     RealCodingParameters,
     poisson_step,
 )
-from ..neurons.group import GroupNeuronParameters, group_initial_v
-from ..neurons.growth import GrowthState, growth_initial_state, selecting
-from ..neurons.multi_step import (
+from ...neurons.group import GroupNeuronParameters, group_initial_v
+from ...neurons.growth import GrowthState, growth_initial_state, selecting
+from ...neurons.multi_step import (
     BACKENDS,
     Choice,
     group_choice,
@@ -42,8 +42,8 @@ from ..neurons.multi_step import (
     signgd_choice,
     sum_choice,
 )
-from ..neurons.nonlinearities import Nonlinearity, nonlinearity
-from ..neurons.protocol import (
+from ...neurons.nonlinearities import Nonlinearity, nonlinearity
+from ...neurons.protocol import (
     at_least_float32,
     check_protocol,
     encode_step,
@@ -54,12 +54,12 @@ from ..neurons.protocol import (
     signgd_start,
     state_dtype,
 )
-from ..neurons.scan import scan
-from ..neurons.schedules import InverseSchedule, Schedule
-from ..neurons.signgd import SignGDParameters, SignGDState
-from ..neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
-from ..neurons.surrogate import Surrogate
-from . import simulator
+from ...neurons.scan import scan
+from ...neurons.schedules import InverseSchedule, Schedule
+from ...neurons.signgd import SignGDParameters, SignGDState
+from ...neurons.subgradient import SubgradientParameters, SubgradientState, subgradient_step
+from ...neurons.surrogate import Surrogate
+from .. import simulator
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import base, neuron, surrogate

@@ -1,0 +1,85 @@
+"""The one walk through a network: what a value is, and what each node makes of it, is exchangeable.
+
+``Semantics`` says what the nodes do: compute the source network, decoded values, weighted spikes,
+gradients, the connections that spikes meet, the nodes of a file. Each node calls the method of its
+role, so a kind of node from outside the package walks like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from ..neurons.average import Average
+from ..neurons.base import Function, Neuron, Node
+from ..neurons.coding import Encoder
+from .network import Constant, Input, Linear, SpikingNetwork
+
+Value = TypeVar("Value")
+
+
+class Semantics(Generic[Value]):
+    """What each node makes of the values of its inputs. Neurons, encoders and averages are timed:
+    unless a subclass tells them apart, ``timed`` computes all three."""
+
+    def input(self, node: Input) -> Value:
+        raise NotImplementedError
+
+    def constant(self, node: Constant) -> Value:
+        raise NotImplementedError
+
+    def linear(self, node: Linear, inputs: list[Value]) -> Value:
+        raise NotImplementedError
+
+    def function(self, node: Function, inputs: list[Value]) -> Value:
+        """A nonlinearity that is computed as it is."""
+        raise NotImplementedError
+
+    def timed(self, node: Node, inputs: list[Value]) -> Value:
+        raise NotImplementedError
+
+    def neuron(self, node: Neuron, inputs: list[Value]) -> Value:
+        return self.timed(node, inputs)
+
+    def encoder(self, node: Encoder, inputs: list[Value]) -> Value:
+        return self.timed(node, inputs)
+
+    def average(self, node: Average, inputs: list[Value]) -> Value:
+        return self.timed(node, inputs)
+
+
+def walk(
+    network: SpikingNetwork,
+    semantics: Semantics[Value],
+    keep: Iterable[str] | None = None,
+    known: Mapping[str, Value] | None = None,
+) -> dict[str, Value]:
+    """The values of the nodes ``keep``, of all unless given; ``known`` are not computed again.
+
+    A value that nobody needs any more is forgotten.
+    """
+    values: dict[str, Value] = {}
+    for _ in visits(network, semantics, values, keep, known):
+        pass
+    return values
+
+
+def visits(
+    network: SpikingNetwork,
+    semantics: Semantics[Value],
+    values: dict[str, Value],
+    keep: Iterable[str] | None = None,
+    known: Mapping[str, Value] | None = None,
+) -> Iterator[Node]:
+    """``walk`` that stops before each node; ``values`` holds what its inputs are."""
+    kept = {node.name for node in network.nodes} if keep is None else set(keep)
+    known = known or {}
+    for node in network.nodes:
+        yield node
+        if node.name in known:
+            values[node.name] = known[node.name]
+        else:
+            values[node.name] = node.visit(semantics, [values[name] for name in node.inputs])
+        for name in network.last_uses.get(node.name, ()):
+            if name not in kept:
+                del values[name]

@@ -1,0 +1,75 @@
+"""What neurons sent, told by whoever ran them: nobody reconstructs it from the values that pass.
+
+A spike carries a sign, and those of one neuron and step are one event: of m signs, or of n members
+that fire. The event is a whole number, ``number``, made of so many ``spikes``:
+
+=====================  ==========================================  ==============================
+neuron                 ``number``                                  ``spikes``
+=====================  ==========================================  ==============================
+signGD, one sign       sigma in {-1, +1}                           1
+signGD, m signs        d = sum of 2 ** (m - k) sigma_k, odd        m
+group                  n, the members that fired; negative where   the size of n
+                       they were taken back
+rate-coded baseline    0 or 1                                      0 or 1
+Poisson coding         -1, 0 or 1                                  0 or 1
+=====================  ==========================================  ==============================
+
+The functions that run neurons (``signgd_multi_step``, ``group_multi_step`` and the steps of the
+others) tell the innermost ``hear``, from the codes of the kernels; outside of one nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Events(NamedTuple):
+    """What was sent in T steps, [T, *]: the ``number`` of each event, and its ``spikes``."""
+
+    number: Tensor
+    spikes: Tensor
+
+
+class _Hearers(local):
+    def __init__(self) -> None:
+        self.stack: list[list[Events]] = []
+
+
+_hearers = _Hearers()
+
+
+@contextmanager
+def hear() -> Iterator[list[Events]]:
+    """``with hear() as told``: what neurons run in this block and thread tell, in order."""
+    told: list[Events] = []
+    _hearers.stack.append(told)
+    try:
+        yield told
+    finally:
+        _hearers.stack.pop()
+
+
+def wanted() -> bool:
+    """Whether anybody hears."""
+    return not torch.compiler.is_compiling() and bool(_hearers.stack)
+
+
+def tell(number: Tensor, spikes: Tensor) -> None:
+    """Events [T, *] to whoever hears, if anybody does."""
+    if wanted():
+        _hearers.stack[-1].append(Events(number, spikes))
+
+
+def joined(told: list[Events]) -> Events | None:
+    """All that was told as one, None where nothing was."""
+    if not told:
+        return None
+    if len(told) == 1:
+        return told[0]
+    return Events(*(torch.cat([each[i] for each in told]) for i in range(2)))
