@@ -78,6 +78,7 @@ lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@"$(VENV)/bin/lint-imports" --no-cache --no-logo
 
 # On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
 gpu:
@@ -96,7 +97,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pillow pytest pytest-xdist ruff
+	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis import-linter mypy pillow pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
