@@ -1,4 +1,4 @@
-# Every target but test-norse, gpu and clean first sets up .venv, again when what it is made of has changed.
+# Every target but gpu and clean first sets up .venv, again when what it is made of has changed.
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
@@ -29,8 +29,11 @@ test-slow: $(VENV)/.stamp
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
 NORSE := $(VENV)/norse-alone
-test-norse:
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+test-norse: $(VENV)/.stamp
 	@rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
+	@cd "$$($(PY) $(PURELIB))" && cp -al torch torchgen functorch torch-*.dist-info \
+		"$$($(NORSE)/bin/python $(PURELIB))" # links: the same torch, not installed anew
 	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt torch
 	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest
 	@rm -rf build
