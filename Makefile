@@ -29,23 +29,22 @@ test-slow: $(VENV)/.stamp
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
 NORSE := $(VENV)/norse-alone
-PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 test-norse: $(VENV)/.stamp
 	@rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
-	@cd "$$($(PY) $(PURELIB))" && cp -al torch torchgen functorch torch-*.dist-info \
-		"$$($(NORSE)/bin/python $(PURELIB))" # links: the same torch, not installed anew
+	@tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
 	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt torch
-	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest
+	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
 	@rm -rf build
 	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
 		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
 	@$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
 		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
-	@$(NORSE)/bin/python -m pytest -q -m "not spikingjelly" tests/test_norse.py
+	@OMP_NUM_THREADS=1 $(NORSE)/bin/python -m pytest -q -n auto --dist worksteal \
+		-m "not spikingjelly" tests/test_norse.py
 
 # netx files and signGD networks in Lava itself, which goes into an environment of its own
 lava: $(VENV)/.stamp
-	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)"
+	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)" "$(PY)"
 	@echo "== in Lava"
 	@LAVA_PYTHON="$(VENV)/lava/bin/python" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) \
 		tests/test_lava_simulation.py tests/test_verification.py -k "lava"
