@@ -148,9 +148,7 @@ def of_nodes(node: ast.AST) -> bool:
 
 
 def is_type_call(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
-    )
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
 
 
 def interpreters(tree: ast.AST) -> Iterator[int]:
@@ -307,7 +305,8 @@ def main() -> int:
     figures["now"] = now = measure(sources(None))
     print(report(figures))
     if given.all:
-        print("\nquestions:", *(f"  {n:3d} {p}" for p, n in sorted(now.questions.items())), sep="\n")
+        asked = sorted(now.questions.items())
+        print("\nquestions:", *(f"  {n:3d} {path}" for path, n in asked), sep="\n")
         print("\nloops:", *(f"  {place}" for place in now.loops), sep="\n")
         for family, files in now.spelled.items():
             print(f"\n{family}:", *(f"  {path}" for path in files), sep="\n")
