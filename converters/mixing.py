@@ -43,7 +43,7 @@ from ..core.network import (
     values_of,
 )
 from ..core.progress import progress
-from ..neurons.multi_step import signgd_multi_step
+from ..neurons import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
 from . import thresholds

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from torch import Tensor
+
+from ..errors import InputError
 from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
@@ -25,6 +28,21 @@ def follows_batch(size: Size) -> bool:
 def values_of(shape: Sequence[Size]) -> int:
     """How many values there are for one input."""
     return prod(resolve(shape, 1))
+
+
+def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """``value`` broadcast to ``shape``, or an InputError."""
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
+        ) from error
+
+
+def broadcasts(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    behind = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(a in (1, b) for a, b in behind)
 
 
 class Code(NamedTuple):

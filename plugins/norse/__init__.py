@@ -1,6 +1,7 @@
 """Norse: the neurons as Norse's own cells and layers, and converted networks made of them.
 
-Works with norse 1.1; the neurons themselves are in ``neurons.py``.
+Works with norse 1.1; each kind of neuron has its file, and ``common.py`` says what
+they share.
 """
 
 from __future__ import annotations
@@ -21,20 +22,11 @@ from ...core.network import GroupNeuron as GroupNeuronNode
 from ...core.network import Growth as GrowthNode
 from ...core.network import SignGDNeuron as SignGDNode
 from ...errors import InputError
-from .module import Layer
-from .neurons import (
+from .coding import (
     Encode,
     EncodeCell,
     EncodeParameters,
     EncodeState,
-    GroupNeuron,
-    GroupNeuronCell,
-    GroupNeuronParameters,
-    GroupNeuronState,
-    Growth,
-    GrowthCell,
-    GrowthParameters,
-    GrowthState,
     PoissonEncode,
     PoissonEncodeCell,
     PoissonEncodeParameters,
@@ -46,18 +38,19 @@ from .neurons import (
     RunningMean,
     RunningMeanCell,
     RunningMeanState,
-    SignedGroupNeuronState,
-    SignGD,
-    SignGDCell,
-    SignGDParameters,
-    SignGDState,
-    Subgradient,
-    SubgradientCell,
-    SubgradientParameters,
-    SubgradientState,
-    group_neuron_feed_forward_step,
-    signgd_feed_forward_step,
 )
+from .group import (
+    GroupNeuron,
+    GroupNeuronCell,
+    GroupNeuronParameters,
+    GroupNeuronState,
+    SignedGroupNeuronState,
+    group_neuron_feed_forward_step,
+)
+from .growth import Growth, GrowthCell, GrowthParameters, GrowthState
+from .module import Layer
+from .signgd import SignGD, SignGDCell, SignGDParameters, SignGDState, signgd_feed_forward_step
+from .subgradient import Subgradient, SubgradientCell, SubgradientParameters, SubgradientState
 
 __all__ = [
     "Encode",

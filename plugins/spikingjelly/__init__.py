@@ -22,17 +22,11 @@ from ...core.network import (
     SubgradientNeuron,
 )
 from .. import simulator
-from .nodes import (
-    Encode,
-    GroupNode,
-    GrowthNode,
-    PoissonEncode,
-    Readout,
-    RunningMean,
-    SignGDNode,
-    SubgradientNode,
-    group_neuron_factory,
-)
+from .coding import Encode, PoissonEncode, Readout, RunningMean
+from .group import GroupNode, group_neuron_factory
+from .growth import GrowthNode
+from .signgd import SignGDNode
+from .subgradient import SubgradientNode
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import base
