@@ -237,3 +237,12 @@ class RunningMeanCell(_RunningMean, Cell):
 
 class RunningMean(_RunningMean, Layer):
     """T steps of the read-out of rate-coded networks: the mean of the inputs so far."""
+
+
+def encode_layer(node: coding.Encoder, spikes: str, kernels: str) -> Encode | PoissonEncode:
+    """The layer of a network's input coding."""
+    if node.coding == "poisson":
+        p = PoissonEncodeParameters(node.scale, node.seed, averaged=not node.per_step)
+        return PoissonEncode(p)
+    assert node.schedule is not None
+    return Encode(EncodeParameters(node.schedule, node.momentum, spikes))

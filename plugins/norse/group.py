@@ -195,3 +195,17 @@ class GroupNeuron(_GroupNeuron, Layer):
         >>> layer = GroupNeuron(GroupNeuronParameters(members=8))
         >>> spikes, state = layer(torch.randn(32, 8, 64))
     """
+
+
+def group_layer(node: group.GroupNeuron, spikes: str, kernels: str) -> GroupNeuron:
+    """The layer of a network's node."""
+    return GroupNeuron(
+        GroupNeuronParameters(
+            node.members,
+            node.v_threshold,
+            node.initial_charge,
+            method="heaviside",
+            backend=kernels,
+            signed=node.signed,
+        )
+    )

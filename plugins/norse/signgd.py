@@ -249,3 +249,21 @@ class SignGD(_SignGD, Layer):
         >>> layer = SignGD(SignGDParameters("gelu"))
         >>> spikes, state = layer(torch.randn(32, 8, 64))
     """
+
+
+def signgd_layer(node: signgd.SignGDNeuron, spikes: str, kernels: str) -> SignGD:
+    """The layer of a network's node."""
+    return SignGD(
+        SignGDParameters(
+            node.function,
+            node.schedule,
+            node.scale,
+            node.resting,
+            spikes=spikes,
+            arguments=node.arguments,
+            momentum=node.momentum,
+            method="heaviside",
+            backend=kernels,
+            members=node.members,
+        )
+    )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...neurons.base import each_tensor
 from ...neurons.choice import BACKENDS, Choice
 from ...neurons.protocol import state_dtype
 from ...neurons.scan import scan
@@ -112,7 +113,11 @@ class Stateful(base.MemoryModule):
                 "batch of another shape."
             )
         device = first[0].device
-        return self.State(*(each_tensor(value, lambda s: s.to(device, dtype)) for value in state))
+
+        def here(s: Tensor) -> Tensor:
+            return s.to(device, dtype if s.is_floating_point() else s.dtype)
+
+        return each_tensor(state, here)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], record: Record | None = None
@@ -277,12 +282,6 @@ def known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
 def same(a: Any, b: Any) -> bool:
     """Whether a value that a module was made of is still the one, a tensor the very same."""
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
-
-
-def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(each_tensor(item, fn) for item in value)
-    return fn(value) if isinstance(value, Tensor) else value
 
 
 def hold(module: nn.Module, name: str, value: Any) -> None:

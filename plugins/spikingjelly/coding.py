@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...neurons.coding import (
     CodingState,
+    Encoder,
     PoissonCodingParameters,
     RealCodingParameters,
     poisson_step,
@@ -109,6 +110,14 @@ class PoissonEncode(Stateful):
     def extra_repr(self) -> str:
         p = self.dynamics
         return f"scale={p.scale}, seed={p.seed}, averaged={self.averaged}"
+
+
+def encode(node: Encoder, spikes: str = "decoded") -> Encode | PoissonEncode:
+    """The module of a network's input coding."""
+    if node.coding == "poisson":
+        return PoissonEncode(node.scale, seed=node.seed, averaged=not node.per_step)
+    assert node.schedule is not None
+    return Encode(node.schedule, momentum=node.momentum, spikes=spikes)
 
 
 class _ReadoutState(NamedTuple):

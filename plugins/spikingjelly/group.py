@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from ...neurons.choice import Choice
-from ...neurons.group import GroupNeuronParameters, group_choice, group_initial_v, group_multi_step
+from ...neurons.group import (
+    GroupNeuron,
+    GroupNeuronParameters,
+    group_choice,
+    group_initial_v,
+    group_multi_step,
+)
 from ...neurons.protocol import at_least_float32
 from .. import simulator
 from .base import Made, Record, Shapes, hold, known_surrogate, same, show
@@ -70,6 +76,11 @@ class GroupNode(Made):
         self._make()
         if not isinstance(v_initial := self._first_v(), Tensor):
             self._start_from(v_initial)
+
+    @classmethod
+    def of(cls, node: GroupNeuron, spikes: str = "decoded") -> GroupNode:
+        charge = node.initial_charge
+        return cls(node.members, node.v_threshold, initial_charge=charge, signed=node.signed)
 
     def _first_v(self) -> float | Tensor:
         meta = any(buffer.is_meta for buffer in self.buffers(recurse=False))

@@ -13,7 +13,7 @@ from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import at_least_float32, check_protocol, signgd_sequence, signgd_start
 from ...neurons.schedules import Schedule
-from ...neurons.signgd import SignGDParameters, SignGDState, signgd_choice
+from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
 from .base import Made, Record, Shapes, hold, known_surrogate, same, show
 
 
@@ -95,6 +95,19 @@ class SignGDNode(Made):
         self._make()  # checked at birth
         if not isinstance(resting, Tensor):
             self._start_from(float(resting))
+
+    @classmethod
+    def of(cls, node: SignGDNeuron, spikes: str = "decoded") -> SignGDNode:
+        return cls(
+            node.function,
+            node.schedule,
+            scale=node.scale,
+            resting=node.resting,
+            spikes=spikes,
+            arguments=node.arguments,
+            momentum=node.momentum,
+            members=node.members,
+        )
 
     def start(self, *x: Tensor) -> None:
         """x(0), one for each argument, of the run that begins now; a reset forgets it."""
