@@ -174,6 +174,20 @@ class SpikingNetwork:
         seen = [node for node in self.nodes if type(node) is Function]
         return {node.name: values_of(node.shape) * batch for node in seen}
 
+    def products(self, node: Function) -> int:
+        """The products of two signals in one evaluation of all neurons of a node."""
+        name = node.function.name
+        inputs, constants = [self[each] for each in node.inputs], self.of(Constant)
+        if name not in ("mul", "matmul", "attention") or any(x in constants for x in inputs):
+            return 0
+        if name == "mul":
+            return node.values
+        depth = values_of(inputs[0].shape[-1:])
+        if name == "matmul":
+            return node.values * depth
+        keys = values_of(inputs[1].shape[-1:])
+        return inputs[0].values * keys + node.values * keys
+
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)
 

@@ -21,11 +21,13 @@ from ...neurons.base import Size, follows_batch, resolve
 
 __all__ = [
     "LINEAR",
+    "WEIGHTED",
     "Size",
     "apply",
     "apply_linear",
     "apply_over_time",
     "follows_batch",
+    "moves",
     "resolve",
 ]
 
@@ -220,6 +222,15 @@ LINEAR: dict[str, Apply] = {
     "pad": _pad,
     "upsample": _upsample,
 }
+
+
+WEIGHTED = frozenset(("conv", "conv_transpose", "linear", "matmul", "einsum"))
+MOVES = frozenset(("reshape", "expand", "permute", "cat", "slice", "index", "pad"))
+
+
+def moves(op: str, attributes: Attributes) -> bool:
+    """Whether every value of the result is one of the inputs' values, or that of a border."""
+    return op in MOVES or (op == "upsample" and attributes["mode"].startswith("nearest"))
 
 
 def apply(op: str, inputs: Inputs, attributes: Attributes, tensors: Tensors, batch: int) -> Tensor:
