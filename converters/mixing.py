@@ -44,6 +44,7 @@ from ..core.network import (
 )
 from ..core.operations import moves
 from ..core.progress import progress
+from ..core.spikes import Sent, listening
 from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
@@ -376,17 +377,17 @@ def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     if not any(isinstance(node, GroupNeuron) for node in network.nodes):
         return total
     simulation = Simulation(network)
-    sent = 0.0
+    told = 0.0
 
-    def listen(node: Node, y: Tensor) -> None:
-        nonlocal sent
-        if isinstance(node, GroupNeuron):
-            sent += spikes_of(node, y)
+    def listen(sent: Sent) -> None:
+        nonlocal told
+        if isinstance(sent.node, GroupNeuron) and sent.events is not None:
+            told += float(sent.events.spikes.double().sum())
 
-    simulation.on_fire = listen
-    for part in x.split(32):
-        simulation.outputs(part, network.time_steps)
-    return total + sent / len(x)
+    with listening(simulation, listen):
+        for part in x.split(32):
+            simulation.outputs(part, network.time_steps)
+    return total + told / len(x)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from torch import Tensor
+
 from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
@@ -36,6 +38,17 @@ class Code(NamedTuple):
     most: int
 
 
+class Factor(NamedTuple):
+    """What spikes are still to be multiplied by, equal where ``name`` is. With ``adds`` a step of a
+    known size is added or subtracted where no weight is met, and nothing is multiplied."""
+
+    name: str
+    adds: bool = False
+
+
+FOLDS = Factor("folds into the weights")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
@@ -52,6 +65,31 @@ class Node:
     def values(self) -> int:
         """How many values the node makes for one input."""
         return values_of(self.shape)
+
+    @property
+    def code(self) -> Code | None:
+        """What an event of the node is; None where it sends none, or passes on those of others."""
+        return None
+
+    @property
+    def most_spikes(self) -> int:
+        """The most spikes that one value sends in a step."""
+        return 1
+
+    @property
+    def unit(self) -> float | Tensor | None:
+        """The size of one spike in what passes, where that is the same in every step."""
+        return None
+
+    @property
+    def factor(self) -> Factor | None:
+        """What its spikes are still to be multiplied by."""
+        return None
+
+    @property
+    def steady(self) -> bool:
+        """Whether every step sends the same number of spikes, whatever the input."""
+        return True
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
@@ -84,6 +122,25 @@ class Neuron(Function):
     decoded: ClassVar[bool] = True
     # whether it passes weighted spikes in the spike view, each receiver integrating its own input
     spike_view: ClassVar[bool] = False
+
+    @property
+    def finest(self) -> float:
+        """The smallest spike of a step beside its largest."""
+        return 1.0
+
+    def numbers(self, arguments: int) -> int:
+        """The float32 numbers kept from one step to the next; ``arguments`` are the values of f's
+        arguments that are not constant."""
+        return self.values + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Additions and comparisons of one update of all neurons, f and arrivals apart."""
+        return self.values + arguments
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one update of all neurons, by numbers that change with time."""
+        return 0
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]

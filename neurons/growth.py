@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Neuron
+from .base import FOLDS, Factor, Neuron
 from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 
 Function = Callable[..., Tensor]
@@ -68,3 +68,11 @@ class Growth(Neuron):
 
     kind = "growth"
     decoded = False
+
+    @property
+    def factor(self) -> Factor:
+        return FOLDS
+
+    @property
+    def steady(self) -> bool:
+        return False

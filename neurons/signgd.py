@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Neuron
+from .base import Code, Factor, Neuron
 from .nonlinearities import FunctionInC, Nonlinearity
 from .schedules import Schedule, name_schedule
 
@@ -278,6 +278,34 @@ class SignGDNeuron(Neuron):
     resting: float | Tensor = 0.0
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
+
+    @property
+    def code(self) -> Code:
+        m = self.members
+        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}", adds=True)
+
+    @property
+    def finest(self) -> float:
+        return 2.0 ** (1 - self.members)
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.momentum else 1) + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Against f(x), and a step: for each sign."""
+        return self.values * (2 * self.members + (1 if self.momentum else 0))
+
+    @property
+    def products(self) -> int:
+        return self.values if self.momentum else 0  # of v's memory
 
     @property
     def parameters(self) -> SignGDParameters:

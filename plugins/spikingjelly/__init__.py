@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...core.module import NetworkModule, NetworkState, Walk
+from ...core.module import NetworkModule, NetworkState, Walk, select
 from ...core.network import (
     Average,
     Encoder,
@@ -91,6 +91,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         self._state = None
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def select(self, index: Tensor, batch: int) -> None:
+        for module in self.neurons.values():
+            memories = getattr(module, "_memories", {})
+            memories.update(select(memories, index, batch))
 
 
 def build(
