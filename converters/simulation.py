@@ -148,7 +148,7 @@ def group_outputs(x_seq: Tensor, node: GroupNeuron) -> Tensor:
         v, sent, n = count(v + x, sent, theta, node.members, node.signed)
         counts.append(n)
     number = torch.stack(counts)
-    spikes.tell(number, number.abs())
+    spikes.tell(lambda: spikes.Events(number, number.abs()))
     return number * theta
 
 

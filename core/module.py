@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -359,7 +360,7 @@ class NetworkModule(nn.Module):
             with hear() as told:
                 y = self.fire(node, arguments, walk)
             value = y.unsqueeze(0) if walk.steps is None else y
-            self.listener(Sent(node, value, joined(told)))
+            self.listener(Sent(node, value, partial(joined, told)))
         return y, walk.steps is not None
 
     def _input(self, walk: Walk) -> Signal:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf, nan
 from typing import Any, NamedTuple
 
@@ -24,7 +26,8 @@ from .walk import Semantics, walk
 REAL = Code("graded", 32, 1)  # sums of weighted spikes: no small integers
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sent:
     """A block of T steps of one node: ``value`` [T, *], what it passes on (v decoded so far, the
     weighted spikes or the outputs of each step), and its ``events``, None where it sends none.
 
@@ -34,7 +37,11 @@ class Sent(NamedTuple):
 
     node: Node
     value: Tensor
-    events: Events | None
+    told: Callable[[], Events | None]
+
+    @cached_property
+    def events(self) -> Events | None:
+        return self.told()
 
 
 @contextmanager
@@ -112,6 +119,12 @@ def selected(function: Callable[..., Tensor], sizes: list[Tensor]) -> Tensor:
     return found
 
 
+def passed(value: Tensor, unit: Tensor) -> Events:
+    """The events of a value that is made of units; where there is none each is one spike."""
+    number = torch.where(unit > 0, (value.double() / unit).round(), value.sign().double())
+    return Events(number, number.abs())
+
+
 class Pooling:
     """Completes what pooling sent by its events."""
 
@@ -121,14 +134,11 @@ class Pooling:
         self.units: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
 
     def __call__(self, sent: Sent) -> Sent:
-        if sent.events is not None or sent.node.name not in self.names:
+        if sent.node.name not in self.names:
             return sent
-        unit = self._units(sent)[sent.node.name]
-        whole = (sent.value.double() / unit).round()
-        number = torch.where(unit > 0, whole, sent.value.sign().double())
-        return sent._replace(events=Events(number, number.abs()))
+        return replace(sent, told=lambda: passed(sent.value, self._unit(sent)))
 
-    def _units(self, sent: Sent) -> dict[str, Tensor]:
+    def _unit(self, sent: Sent) -> Tensor:
         shape, made = sent.node.shape, sent.value.shape[1:]
         sizes = zip(shape, made, resolve(shape, 1), strict=True)
         batch = next((n // one for size, n, one in sizes if follows_batch(size)), 1)
@@ -136,7 +146,7 @@ class Pooling:
         if key not in self.units:
             found = walk(self.network, Units(batch), keep=self.names)
             self.units = {key: {k: unit.size.to(key[1]) for k, unit in found.items()}}
-        return self.units[key]
+        return self.units[key][sent.node.name]
 
 
 def codes(network: SpikingNetwork) -> dict[str, Code]:

@@ -72,8 +72,7 @@ def poisson_step(
     """Input x [B, ...] to (spikes, state); the state's v is the mean of the spikes so far."""
     t = state.t + 1
     sent = poisson_spikes(x, t, p)
-    sign = sent.sign().unsqueeze(0)
-    spikes.tell(sign, sign.abs())
+    spikes.tell(lambda: spikes.Events(sent.sign().unsqueeze(0), sent.sign().abs().unsqueeze(0)))
     return sent, CodingState(state.v + (sent - state.v) / t, t)
 
 

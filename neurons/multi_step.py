@@ -313,9 +313,13 @@ def signgd_multi_step(
     )
     if heard:
         assert done.spike_seq is not None
-        number = levels(done.spike_seq, p.members, torch.int16)
-        spikes.tell(number, torch.full_like(number, p.members))
+        spikes.tell(partial(_signs, done.spike_seq, p.members))
     return done if keep_spikes else done._replace(spike_seq=None)
+
+
+def _signs(spike_seq: Tensor, members: int) -> spikes.Events:
+    number = levels(spike_seq, members, torch.int16)
+    return spikes.Events(number, torch.full_like(number, members))
 
 
 def _signgd(
@@ -667,7 +671,7 @@ def _told(
 ) -> GroupSequence:
     """What group neurons counted is told, and passed on as it would be otherwise."""
     n = done.y
-    spikes.tell(n, n.abs())
+    spikes.tell(lambda: spikes.Events(n, n.abs()))
     theta = p.theta.to(n) if isinstance(p.theta, Tensor) else p.theta
     return done._replace(y=(n if counts else n * theta).to(dtype))
 

@@ -56,8 +56,7 @@ def subgradient_step(
             f"subgradient neurons: a scale for {list(output.shape)} does not broadcast to a state "
             f"v of {list(state.v.shape)}."
         )
-    sent = fires.unsqueeze(0)
-    spikes.tell(sent, sent)
+    spikes.tell(lambda: spikes.Events(fires.unsqueeze(0), fires.unsqueeze(0)))
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
 
 
