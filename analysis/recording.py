@@ -18,9 +18,9 @@ from ..core.operations import resolve
 from ..core.running import check_run, check_steps, default_chunk, multi_step
 from ..core.spikes import Sent, listening
 from ..errors import InputError
-from ..neurons.multi_step import running_sum
+from ..neurons import running_sum
+from ..neurons.base import spread
 from ..neurons.protocol import at_least_float32, like, running_mean
-from ..neurons.signgd import spread
 
 LARGEST = 2**30  # bytes of what is recorded
 

@@ -45,7 +45,7 @@ from ..core.network import (
 from ..core.operations import moves
 from ..core.progress import progress
 from ..core.spikes import Sent, listening
-from ..neurons.multi_step import signgd_multi_step
+from ..neurons import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
 from . import thresholds

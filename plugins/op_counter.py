@@ -34,7 +34,7 @@ from ..core.running import check_run, check_steps, multi_step
 from ..errors import BackendUnavailable, InputError
 from ..neurons.spikes import Events, Told, hear, joined
 from . import simulator
-from .spikingjelly.nodes import Encode, GroupNode, GrowthNode, SignGDNode
+from .spikingjelly import Encode, GroupNode, GrowthNode, SignGDNode
 from .windows import adaptive_sum
 
 with simulator("spikingjelly"):

@@ -33,8 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import FOLDS, Code, Factor, Neuron
-from .signgd import spread
+from ..base import FOLDS, Code, Factor, Neuron, spread
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
