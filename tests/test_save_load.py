@@ -512,7 +512,7 @@ def test_class_names(networks, tmp_path):
 
 def test_a_certificate_does_not_change_the_checksum(files, tmp_path):
     before = hdf5.read(files / "group.h5")
-    certified = hdf5.with_certificate((files / "group.h5").read_bytes(), '{"mismatches": 0}')
+    certified = hdf5.embed((files / "group.h5").read_bytes(), '{"mismatches": 0}')
     (tmp_path / "bad.h5").write_bytes(certified)
     after = hdf5.read(tmp_path / "bad.h5")
     assert after.certificate == {"mismatches": 0} and before.certificate is None
