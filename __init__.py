@@ -34,8 +34,8 @@ if TYPE_CHECKING:
         UnsupportedOperation,
     )
     from .exporters import Certificate, export, load, save, verify
+    from .neurons.choice import backends
     from .neurons.group import GroupNeuronParameters
-    from .neurons.multi_step import backends
     from .neurons.nonlinearities import NONLINEARITIES, Nonlinearity
     from .neurons.qcfs import QCFS
     from .neurons.schedules import (
@@ -151,7 +151,7 @@ _HOME = {
     "verify": "exporters",
     "SpikingNetwork": "core.network",
     "GroupNeuronParameters": "neurons.group",
-    "backends": "neurons.multi_step",
+    "backends": "neurons.choice",
     "NONLINEARITIES": "neurons.nonlinearities",
     "Nonlinearity": "neurons.nonlinearities",
     "QCFS": "neurons.qcfs",

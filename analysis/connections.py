@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.network import (
@@ -31,9 +29,8 @@ from ..core.network import (
     SubgradientNeuron,
     values_of,
 )
-from ..core.operations import apply_over_time, resolve
+from ..core.operations import LINEAR, connections, resolve
 
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 FOLDS, MEAN = "folds into the weights", "the number of steps"
 STEP = SignGDNeuron.kind  # a step of known size is added or subtracted, never multiplied
 
@@ -121,7 +118,7 @@ class Walk:
             if any(part is not None for part in parts)
         }
         spikes, sums, static = (found.get(kind) for kind in Signal._fields)
-        if node.op not in WEIGHTED:
+        if not LINEAR[node.op].weighted:
             return Signal(spikes, _mask(sums), _mask(static))
         if spikes is not None:
             self.synaptic[node.name] = per_step(spikes)
@@ -143,53 +140,11 @@ class Walk:
             else part.cpu().expand(steps, *part.shape[1:])
             for part, shape in zip(parts, shapes, strict=True)
         ]
-        if node.op == "upsample":
-            return _upsampled(values[0], node.attributes)
-        tensors = {
-            name: (value.cpu() != 0).double() if name == "weight" else value.cpu()
-            for name, value in node.tensors.items()
-        }
-        op, attributes, grown = _counting(node, values[0])
-        out = apply_over_time(
-            op, values, [True] * len(values), attributes, tensors, self.batch, linear_part=True
-        )
-        return out * grown
+        tensors = {name: value.cpu() for name, value in node.tensors.items()}
+        return connections(node.op, values, node.attributes, tensors, self.batch)
 
     def _shape(self, name: str) -> list[int]:
         return resolve(self.network[name].shape, self.batch)
-
-
-def _counting(node: Linear, x: Tensor) -> tuple[str, dict[str, Any], float | Tensor]:
-    """An operation whose connections are ones: averages become sums, or are multiplied up."""
-    a = dict(node.attributes)
-    if node.op == "mean":
-        return "sum", a, 1.0
-    if node.op == "add":
-        return "add", {**a, "coefficients": (1, 1)}, 1.0
-    if node.op == "avg_pool":
-        if len(a["kernel_size"]) > 1:
-            return "avg_pool", {**a, "divisor_override": 1}, 1.0
-        return "avg_pool", {**a, "count_include_pad": True}, float(prod(a["kernel_size"]))
-    if node.op == "adaptive_avg_pool":
-        size = torch.ones((), dtype=torch.double)
-        for out, n in zip(a["output_size"], x.shape[-len(a["output_size"]) :], strict=True):
-            i = torch.arange(out)
-            ends = (i + 1) * n
-            one = -(-ends // out) - i * n // out
-            size = size.unsqueeze(-1) * one
-        return "adaptive_avg_pool", a, size
-    return node.op, a, 1.0
-
-
-def _upsampled(x: Tensor, a: Mapping[str, Any]) -> Tensor:
-    """Every input that an output takes anything of, one dimension after the other."""
-    mode = {"bilinear": "linear", "trilinear": "linear"}.get(a["mode"], a["mode"])
-    corners = a.get("align_corners")
-    for dim, out in enumerate(a["size"], -len(a["size"])):
-        one = torch.eye(x.shape[dim], dtype=torch.double).unsqueeze(1)
-        found = F.interpolate(one, size=out, mode=mode, align_corners=corners)
-        x = (x.movedim(dim, -1) @ (found.squeeze(1).abs() > 1e-12).double()).movedim(-1, dim)
-    return x
 
 
 def _mask(value: Tensor | None) -> Tensor | None:
@@ -279,7 +234,7 @@ def scalings(network: SpikingNetwork) -> dict[str, tuple[int, int]]:
                 found[node.name] = 0, values
             elif summed:
                 found[node.name] = values, 0
-        elif isinstance(node, Linear) and node.op in WEIGHTED:
+        elif isinstance(node, Linear) and LINEAR[node.op].weighted:
             different = len(arriving - {FOLDS})
             if different:
                 found[node.name] = different * values, 0

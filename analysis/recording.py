@@ -25,7 +25,7 @@ from ..core.network import (
 from ..core.operations import resolve
 from ..core.running import check_run, check_steps, default_chunk, multi_step
 from ..errors import InputError
-from ..neurons.multi_step import running_sum
+from ..neurons import running_sum
 from ..neurons.protocol import at_least_float32, like, running_mean
 from ..neurons.signgd import signgd_initial_state, step_size
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..neurons.multi_step import Choice, running_sum
+from ..neurons.choice import Choice, running_sum
 from ..neurons.protocol import at_least_float32, like
 from ..neurons.spikes import hear, joined
 from .network import (

@@ -1,12 +1,19 @@
-"""What nodes of a network description share, and what every kind of neuron says of itself."""
+"""What nodes of a network description share, and what every kind of neuron says of itself.
+
+A kind from elsewhere is a subclass of ``Neuron`` with ``start`` and ``sequence``, its definition in
+torch, and an entry ``NODES[kind]`` (``core/network.py``). It then runs in every simulator.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
+from torch import Tensor
+
+from ..errors import InputError
 from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
@@ -25,6 +32,37 @@ def follows_batch(size: Size) -> bool:
 def values_of(shape: Sequence[Size]) -> int:
     """How many values there are for one input."""
     return prod(resolve(shape, 1))
+
+
+def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """``value`` broadcast to ``shape``, or an InputError."""
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
+        ) from error
+
+
+def broadcasts(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    behind = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(a in (1, b) for a, b in behind)
+
+
+def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A state, a tensor or a tuple of states, with ``fn`` applied to its tensors."""
+    if isinstance(value, tuple):
+        items = [each_tensor(item, fn) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return fn(value) if isinstance(value, Tensor) else value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a state."""
+    if isinstance(value, Tensor):
+        yield value
+    for item in value if isinstance(value, tuple) else ():
+        yield from tensors_in(item)
 
 
 class Code(NamedTuple):
@@ -87,3 +125,30 @@ class Neuron(Function):
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The state before a first step with these inputs, [B, ...] each.
+
+        A state is a tensor, a number, None, or a tuple of states.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
+
+        What it sends it may ``tell`` (``neurons/spikes.py``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The node's tensors by name, those of f's arguments as ``argument_*``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values |= {f"argument_{key}": value for key, value in self.arguments.items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The node with these ``tensors`` in the place of its own."""
+        arguments = {k: tensors.get(f"argument_{k}", v) for k, v in self.arguments.items()}
+        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
+        return replace(self, arguments=arguments, **own)

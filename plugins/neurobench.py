@@ -33,7 +33,7 @@ from ..core.network import (
     SignGDNeuron,
     SpikingNetwork,
 )
-from ..core.operations import apply_over_time, resolve
+from ..core.operations import LINEAR, apply_over_time, resolve
 from ..core.running import check_run, check_steps, run
 from ..errors import BackendUnavailable, InputError
 from ..neurons.protocol import like
@@ -53,7 +53,6 @@ except ModuleNotFoundError as error:
 
 __all__ = ["AllSynapticOperations", "NeuroBenchNetwork"]
 
-WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "einsum")
 REAL = 0.5  # stands for a real value: no spike for NeuroBench
 
 
@@ -252,7 +251,7 @@ class Layers(nn.Module):
         self.rest = nn.ModuleDict()
         for node in network.nodes:
             if isinstance(node, Linear) and node.tensors:
-                group = self.connections if node.op in WEIGHTED else self.rest
+                group = self.connections if LINEAR[node.op].weighted else self.rest
                 group[key(node.name)] = _layer(node) or Other(node)
         self.neurons = nn.ModuleDict({key(name): Sent() for name in network.names()})
 
@@ -417,7 +416,7 @@ class Passing:
 
     def _linear(self, node: Linear, inputs: list[Signal]) -> Signal:
         static = self._static(node, inputs)
-        if node.op in WEIGHTED:
+        if LINEAR[node.op].weighted:
             (signal,) = inputs
             self.meet(node, signal)
             if not signal.moves:

@@ -30,7 +30,7 @@ from ..core.running import check_run, check_steps, multi_step
 from ..errors import BackendUnavailable, InputError
 from ..neurons.protocol import like
 from . import simulator
-from .spikingjelly.nodes import Encode, GroupNode, GrowthNode, PoissonEncode, SignGDNode
+from .spikingjelly import Encode, GroupNode, GrowthNode, PoissonEncode, SignGDNode
 from .windows import adaptive_sum
 
 with simulator("spikingjelly"):

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import NODES, Function, leaves
+from spikingjelly_signgd.core.operations import LINEAR
 from spikingjelly_signgd.exporters import files as exporters_files
 from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
-from spikingjelly_signgd.exporters.hdf5.content import FIELDS, OPERATIONS, SCHEDULES
+from spikingjelly_signgd.exporters.hdf5.content import FIELDS, SCHEDULES
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -838,10 +839,10 @@ def test_every_field_is_documented():
 def test_every_operation_schedule_and_function_is_documented(files):
     rows = {op: (quoted(attributes), quoted(tensors))
             for op, attributes, tensors, _ in table("### Linear operations")}  # fmt: skip
-    assert set(rows) == set(OPERATIONS)
-    for op, (attributes, required, others) in OPERATIONS.items():
-        assert set(rows[op][0]) - {"align_corners"} == set(attributes), op
-        assert set(rows[op][1]) == {*required, *others}, op
+    assert set(rows) == set(LINEAR)
+    for op, row in LINEAR.items():
+        assert set(rows[op][0]) - {"align_corners"} == set(row.attributes), op
+        assert set(rows[op][1]) == {*row.tensors, *row.optional}, op
     schedules = {kind: set(quoted(parameters)) for kind, parameters, _ in table("### Schedules")}
     assert schedules == {kind: set(checks) for kind, checks in SCHEDULES.items()}
     functions = {row[0]: row for row in table("### Functions")}

@@ -1,17 +1,34 @@
 """What a description holds, as plain data, and what each part of it may be.
 
 NumPy arrays, numbers, strings, lists and dicts: torch is not needed to read one, to check it or to
-run it. ``FIELDS`` and ``OPERATIONS`` are the tables of ``docs/format.md``. NumPy comes with h5py
-and is imported where it is used, so that ``save`` can say what to install where both are missing.
+run it. ``FIELDS`` here and the rows of ``core/operations`` are the tables of ``docs/format.md``.
+NumPy comes with h5py and is imported where it is used, so that ``save`` can say what to install
+where both are missing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...core.checks import (
+    Check,
+    either,
+    flag,
+    integer,
+    is_array,
+    mapping,
+    names,
+    natural,
+    number,
+    optional,
+    positive,
+    sizes,
+    text,
+)
+from ...core.operations.rows import LINEAR
 from ...errors import FormatError
 
 if TYPE_CHECKING:
@@ -56,64 +73,6 @@ class Content:
     certificate: Mapping[str, Any] | None = None
 
 
-Check = Callable[[Any], bool]
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
-
-
-def _natural(value: Any) -> bool:
-    return _integer(value) and value >= 0
-
-
-def _number(value: Any) -> bool:
-    return (_integer(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _size(value: Any) -> bool:
-    if isinstance(value, str):
-        times, star, batch = value.partition("*")
-        return star == "*" and batch == "batch" and times.isdecimal() and len(times) < 18
-    return _natural(value)
-
-
-def _sizes(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(_size(v) for v in value)
-
-
-def _integers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(_integer(v) for v in value)
-
-
-def _naturals(value: Any) -> bool:
-    return _integers(value) and all(v >= 0 for v in value)
-
-
-def _counts(value: Any) -> bool:
-    return _naturals(value) and 0 not in value and 0 < len(value) <= 3
-
-
-def is_array(value: Any) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape")
-
-
 def _finite(value: Any) -> bool:
     import numpy as np
 
@@ -121,44 +80,32 @@ def _finite(value: Any) -> bool:
 
 
 def _number_or_array(value: Any) -> bool:
-    return _number(value) or (is_array(value) and value.dtype.kind == "f")
+    return number(value) or (is_array(value) and value.dtype.kind == "f")
 
 
 def _scale(value: Any) -> bool:
-    return _positive(value) or (
+    return positive(value) or (
         _number_or_array(value) and is_array(value) and bool((value > 0).all())
     )
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _either(*choices: Any) -> Check:
-    return lambda value: any(c(value) if callable(c) else value == c for c in choices)
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _row(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
-        and _text(value.get("name"))
-        and (value.get("arity") is None or _natural(value["arity"]))
-        and all(_flag(value.get(flag)) for flag in ("fires_at_tie", "elementwise", "own"))
-        and _flag(value.get("selects", False))  # came with 1.2
+        and text(value.get("name"))
+        and (value.get("arity") is None or natural(value["arity"]))
+        and all(flag(value.get(key)) for key in ("fires_at_tie", "elementwise", "own"))
+        and flag(value.get("selects", False))  # came with 1.2
     )
 
 
 SCHEDULES: dict[str, dict[str, Check]] = {
-    "exponential": {"initial": _positive, "decay": _positive},
-    "inverse": {"initial": _positive, "delay": lambda v: _number(v) and v >= 0},
-    "constant": {"initial": _positive},
+    "exponential": {"initial": positive, "decay": positive},
+    "inverse": {"initial": positive, "delay": lambda v: number(v) and v >= 0},
+    "constant": {"initial": positive},
     "list": {
-        "values": lambda v: isinstance(v, (list, tuple)) and all(map(_positive, v)),
-        "tail": _positive,
+        "values": lambda v: isinstance(v, (list, tuple)) and all(map(positive, v)),
+        "tail": positive,
     },
 }
 MAY_BE_ABSENT = {"tail"}  # of a schedule
@@ -174,20 +121,20 @@ def _schedule(value: Any) -> bool:
 
 
 def _momentum(value: Any) -> bool:
-    return _number(value) and 0 <= value < 1
+    return number(value) and 0 <= value < 1
 
 
-_NODE: dict[str, Check] = {"name": _text, "inputs": _names, "shape": _sizes}
+_NODE: dict[str, Check] = {"name": text, "inputs": names, "shape": sizes}
 _FUNCTION: dict[str, Check] = {
     "function": _row,
-    "arguments": _mapping,
-    "channel": _optional(_integer),
-    "module": _text,
+    "arguments": mapping,
+    "channel": optional(integer),
+    "module": text,
 }
 FIELDS: dict[str, dict[str, Check]] = {
     "input": _NODE,
     "constant": {**_NODE, "value": _finite},
-    "linear": {**_NODE, "op": _text, "attributes": _mapping, "tensors": _mapping},
+    "linear": {**_NODE, "op": text, "attributes": mapping, "tensors": mapping},
     "function": {**_NODE, **_FUNCTION},
     "signgd": {
         **_NODE,
@@ -196,108 +143,31 @@ FIELDS: dict[str, dict[str, Check]] = {
         "scale": _scale,
         "resting": _number_or_array,
         "momentum": _momentum,
-        "members": lambda v: _natural(v) and 1 <= v <= MOST_SIGNS,
+        "members": lambda v: natural(v) and 1 <= v <= MOST_SIGNS,
     },
     "group": {
         **_NODE,
         **_FUNCTION,
-        "members": lambda v: _natural(v) and 1 <= v <= LARGEST_MEMBERS,
+        "members": lambda v: natural(v) and 1 <= v <= LARGEST_MEMBERS,
         "v_threshold": _scale,
         "initial_charge": _number_or_array,
-        "signed": _flag,
+        "signed": flag,
     },
     "growth": {**_NODE, **_FUNCTION},
     "subgradient": {**_NODE, **_FUNCTION, "schedule": _schedule, "scale": _scale},
     "encoder": {
         **_NODE,
-        "coding": _either("real", "poisson"),
-        "schedule": _optional(_schedule),
+        "coding": either("real", "poisson"),
+        "schedule": optional(_schedule),
         "momentum": _momentum,
-        "scale": _positive,
-        "seed": _integer,
-        "per_step": _flag,
+        "scale": positive,
+        "seed": integer,
+        "per_step": flag,
     },
     "average": _NODE,
 }
 ARITY = {"input": 0, "constant": 0, "group": 1, "subgradient": 1, "encoder": 1, "average": 1}
 
-_PADDING = _either("same", "valid", _naturals)
-_POOL: dict[str, Check] = {
-    "kernel_size": _counts,
-    "stride": _counts,
-    "padding": _naturals,
-    "ceil_mode": _flag,
-    "count_include_pad": _flag,
-}
-_REDUCE: dict[str, Check] = {"dim": _integers, "keepdim": _flag}
-# operation -> its attributes, its tensors, its other tensors that may be absent
-OPERATIONS: dict[str, tuple[dict[str, Check], tuple[str, ...], tuple[str, ...]]] = {
-    "conv": (
-        {"stride": _counts, "padding": _PADDING, "dilation": _counts, "groups": _natural},
-        ("weight",),
-        ("bias",),
-    ),
-    "conv_transpose": (
-        {
-            "stride": _counts,
-            "padding": _naturals,
-            "output_padding": _naturals,
-            "groups": _natural,
-            "dilation": _counts,
-        },
-        ("weight",),
-        ("bias",),
-    ),
-    "linear": ({}, ("weight",), ("bias",)),
-    "matmul": ({"side": _either("left", "right")}, ("weight",), ()),
-    "einsum": ({"equation": _text, "position": _either(0, 1)}, ("weight",), ()),
-    "affine": ({"shape": _sizes}, (), ("weight", "bias")),
-    "add": (
-        {
-            "coefficients": lambda v: (
-                isinstance(v, (list, tuple)) and [*map(_number, v)] == [True] * 2
-            )
-        },
-        (),
-        (),
-    ),
-    "avg_pool": ({**_POOL, "divisor_override": _optional(_integer)}, (), ()),
-    "adaptive_avg_pool": ({"output_size": _counts}, (), ()),
-    "mean": (_REDUCE, (), ()),
-    "sum": (_REDUCE, (), ()),
-    "reshape": ({"shape": _sizes}, (), ()),
-    "expand": ({"shape": _sizes}, (), ()),
-    "permute": ({"dims": _integers}, (), ()),
-    "cat": ({"dim": _integer}, (), ()),
-    "slice": (
-        {
-            "dim": _integer,
-            "start": _size,
-            "stop": _size,
-            "step": lambda v: _natural(v) and v > 0,
-        },
-        (),
-        (),
-    ),
-    "index": ({"dim": _integer}, ("index",), ()),
-    "pad": (
-        {
-            "pad": _integers,
-            "mode": _either("constant", "reflect", "replicate", "circular"),
-            "value": _number,
-        },
-        (),
-        (),
-    ),
-    "upsample": (
-        {
-            "size": _counts,
-            "mode": _either("nearest", "linear", "bilinear", "trilinear"),
-        },
-        (),
-        (),
-    ),
-}
 _SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_padding")  # one for each
 
 
@@ -312,13 +182,12 @@ def check(content: Content) -> None:
     missing = [name for name in leaves(content.outputs) if name not in seen]
     if missing:
         raise FormatError(f"the outputs name {missing[0]!r}, but no node is called so.")
-    if not (_natural(content.time_steps) and content.time_steps >= 1):
+    if not (natural(content.time_steps) and content.time_steps >= 1):
         raise FormatError(f"time_steps is an integer >= 1, but it is {content.time_steps!r}.")
     if not isinstance(content.provenance, Mapping):
         raise FormatError("provenance is not a JSON object.")
-    names = content.class_names
-    if names is not None and not _names(names):
-        raise FormatError(f"class_names is a list of strings, but it is {names!r}.")
+    if not optional(names)(content.class_names):
+        raise FormatError(f"class_names is a list of strings, but it is {content.class_names!r}.")
 
 
 def _check_node(node: Record, before: set[str]) -> None:
@@ -409,20 +278,20 @@ def _check_finite(where: str, name: str, value: Any) -> None:
 
 def _check_operation(node: Record, where: str) -> None:
     op, attributes, tensors = node["op"], node["attributes"], node["tensors"]
-    if op not in OPERATIONS:
+    if op not in LINEAR:
         raise FormatError(
-            f"{where}: no linear operation is called {op!r}; known: {', '.join(OPERATIONS)}."
+            f"{where}: no linear operation is called {op!r}; known: {', '.join(LINEAR)}."
         )
-    checks, required, others = OPERATIONS[op]
-    for name, fits in checks.items():
+    row = LINEAR[op]
+    for name, fits in row.attributes.items():
         if name not in attributes or not fits(attributes[name]):
             shown = _shown(attributes[name]) if name in attributes else "missing"
             raise FormatError(f"{where}: the attribute {name} of {op} is {shown}.")
-    for name in required:
+    for name in row.tensors:
         if name not in tensors:
             raise FormatError(f"{where}: {op} has a tensor {name!r}, which is missing.")
     for name in tensors:
-        if name not in (*required, *others) or not is_array(tensors[name]):
+        if name not in (*row.tensors, *row.optional) or not is_array(tensors[name]):
             raise FormatError(f"{where}: {op} has no tensor {name!r}.")
     lengths = {len(attributes[k]) for k in _SPATIAL if isinstance(attributes.get(k), (list, tuple))}
     if len(lengths) > 1:
@@ -430,7 +299,7 @@ def _check_operation(node: Record, where: str) -> None:
     if op.startswith("conv") and tensors["weight"].ndim != len(attributes["stride"]) + 2:
         raise FormatError(f"{where}: the weight of {op} is {_shown(tensors['weight'])}.")
     inputs = len(node["inputs"])
-    if inputs < 1 or (op == "add" and inputs != 2) or (op not in ("add", "cat") and inputs != 1):
+    if inputs != (row.inputs or max(inputs, 1)):
         raise FormatError(f"{where}: {op} has {inputs} inputs.")
 
 

@@ -32,8 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Neuron
-from .signgd import spread
+from ..base import Neuron, spread
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 

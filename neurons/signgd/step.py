@@ -32,17 +32,17 @@ group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .base import Neuron
-from .nonlinearities import FunctionInC, Nonlinearity
-from .schedules import Schedule, name_schedule
+from ...errors import InputError
+from ..base import Neuron, spread
+from ..nonlinearities import FunctionInC, Nonlinearity
+from ..schedules import Schedule, name_schedule
 
 MOST_MEMBERS = 8  # the signs of one step fit a byte
 
@@ -123,16 +123,6 @@ def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
     """v at rest, with the shape, device and float type of ``like``, which is f(x)."""
     resting = torch.as_tensor(p.resting, dtype=like.dtype, device=like.device)
     return SignGDState(spread(resting, like.shape, "resting"))
-
-
-def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """``value`` broadcast to ``shape``, or an InputError."""
-    try:
-        return value.expand(shape)
-    except RuntimeError as error:
-        raise InputError(
-            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
-        ) from error
 
 
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:
