@@ -231,7 +231,7 @@ def test_a_runner_that_errs_is_found_out(group, tmp_path, monkeypatch):
         count.flat[0] += 1
         return out, count
 
-    monkeypatch.setattr(runner._Run, "_group", wrong)
+    monkeypatch.setitem(runner._NEURONS, "group", wrong)
     certificate = sg.verify(tmp_path / "net.h5", X)
     assert not certificate.ok
     assert certificate.checks[0].mismatches == group.time_steps * len(group.names())

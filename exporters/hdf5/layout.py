@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.checks import is_array
+from ...core.registry import look_up
 from ...errors import BackendUnavailable, FormatError
 from ..files import Seal, write_whole
 from .content import (
-    DEFAULTS,
-    FIELDS,
     VERSION,
     Content,
     Record,
     check,
     input_coding,
-    is_array,
     needs,
 )
+from .kinds import KINDS
 
 if TYPE_CHECKING:
     import h5py
@@ -391,14 +391,15 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
 def _read_node(item: _Item, version: tuple[int, int]) -> Record:
     written = item.attributes["kind"]
     kind, _, since = written.partition(" ")
-    if kind not in FIELDS or since not in ("", *READ):
+    row = look_up(KINDS, kind)
+    if row is None or since not in ("", *READ):
         raise FormatError(
-            f"node {item.path} is of kind {written!r}; known: {', '.join(FIELDS)}, and of these "
+            f"node {item.path} is of kind {written!r}; known: {', '.join(KINDS)}, and of these "
             f"what came with {', '.join(READ)}. It was written by a newer release; install one."
         )
-    present = [name for name in FIELDS[kind] if name in item.items or item.has(name)]
+    present = [name for name in row.fields if name in item.items or item.has(name)]
     fields = {name: _read_field(item, name) for name in present}
-    before = DEFAULTS.get(kind, {}) if version < (1, 2) else {}
+    before = row.since if version < (1, 2) else {}
     return Record(kind, {**before, **fields})
 
 
