@@ -133,6 +133,30 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Timed(Node):
+    """A node that keeps a state from one step to the next: its dynamics."""
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The state before a first step with these inputs, [B, ...] each.
+
+        A state is a tensor, a number, None, or a tuple of states.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
+
+        What it sends it may ``tell`` (``neurons/spikes.py``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """One step in torch alone: inputs [B, ...] to (what passes, state)."""
+        y_seq, state = self.sequence(tuple(x.unsqueeze(0) for x in inputs), state)
+        return y_seq[0], state
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Function(Node):
     """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
 
@@ -151,7 +175,7 @@ class Function(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron(Function):
+class Neuron(Function, Timed):
     """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
 
     # what passes: v, decoded so far, or what one step adds to a sum
@@ -180,20 +204,6 @@ class Neuron(Function):
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
-
-    def start(self, inputs: tuple[Tensor, ...]) -> Any:
-        """The state before a first step with these inputs, [B, ...] each.
-
-        A state is a tensor, a number, None, or a tuple of states.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
-
-    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
-
-        What it sends it may ``tell`` (``neurons/spikes.py``).
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
 
     @property
     def tensors(self) -> dict[str, Tensor]:

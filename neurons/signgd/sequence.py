@@ -31,6 +31,7 @@ from .step import (
     levels,
     signgd_step,
     signgd_surrogate_step,
+    signs,
     step_size,
 )
 
@@ -136,13 +137,8 @@ def signgd_multi_step(
     )
     if heard:
         assert done.spike_seq is not None
-        spikes.tell(partial(_signs, done.spike_seq, p.members))
+        spikes.tell(partial(signs, done.spike_seq, p.members))
     return done if keep_spikes else done._replace(spike_seq=None)
-
-
-def _signs(spike_seq: Tensor, members: int) -> spikes.Events:
-    number = levels(spike_seq, members, torch.int16)
-    return spikes.Events(number, torch.full_like(number, members))
 
 
 def _signgd(
