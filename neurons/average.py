@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Factor, Timed, Value
+from .base import Timed, Value
 from .protocol import running_mean
-
-MEAN = Factor("the number of steps")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -83,6 +83,7 @@ class Factor(NamedTuple):
 
 
 FOLDS = Factor("folds into the weights")
+MEAN = Factor("the number of steps")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .average import MEAN
-from .base import FOLDS, Code, Factor, Timed, Value
+from .base import FOLDS, MEAN, Code, Factor, Timed, Value
 from .scan import scan
 from .schedules import Schedule
 
