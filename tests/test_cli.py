@@ -94,7 +94,7 @@ BLOCKERS = [
 def test_three_unsupported_operations_are_all_listed():
     done = command("check", "my_package.models:three", "--input", "6")
     assert done.returncode == 3, done.stderr
-    text = done.stdout[done.stdout.index("3 to mend") :]
+    text = done.stdout[done.stdout.index("3 to fix") :]
     lines = text.splitlines()[1:]
     assert len(lines) == 3
     for line, (path, operation) in zip(lines, BLOCKERS, strict=True):

@@ -28,7 +28,7 @@ from ...errors import CaptureError, InputError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
 from ..constants import BatchConstant, Masked, batch_constant, for_batch
-from ..passes import remove_unused
+from ..graph import used
 from ..rules import Entry, NotConvertible, Operation, Rule, aten, find_rule, power
 
 
@@ -67,16 +67,14 @@ def forms(functions: Functions, base: Mapping[str, str] | None = None) -> dict[s
         functions = dict.fromkeys(COMPOUND, functions)
     if not isinstance(functions, Mapping):
         raise InputError(
-            f"functions is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
+            f"forms is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
             f"these, but it is {functions!r}."
         )
     for name, form in functions.items():
         if name not in COMPOUND:
-            raise InputError(
-                f"functions has an entry for {name!r}; known are {', '.join(COMPOUND)}."
-            )
+            raise InputError(f"forms has an entry for {name!r}; known are {', '.join(COMPOUND)}.")
         if form not in FORMS:
-            raise InputError(f"functions is one of {', '.join(FORMS)}, but it is {form!r}.")
+            raise InputError(f"forms is one of {', '.join(FORMS)}, but it is {form!r}.")
     return {**dict.fromkeys(COMPOUND, "whole"), **(base or {}), **functions}
 
 
@@ -239,9 +237,9 @@ class Lowering:
             self._report("linear", ", ".join(ops) or "identity")
 
     def _report_absorbed(self) -> None:
-        used = {node.name for node in remove_unused(tuple(self.nodes), self.outputs)}
+        seen = {node.name for node in used(self.nodes, self.outputs)}
         for row, functions in self._made.items():
-            left = [n for n in functions if n.name in used or n.name not in self.absorbed]
+            left = [n for n in functions if n.name in seen or n.name not in self.absorbed]
             detail = _listed(left) or "part of attention"
             self.coverage[row] = replace(self.coverage[row], detail=detail)
 
