@@ -53,7 +53,7 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
         if not bool(x.isfinite().all()):
             raise CalibrationError(
                 f"batch {len(found)} of the calibration data holds NaN or infinity; remove those "
-                "samples or mend the preprocessing."
+                "samples or fix the preprocessing."
             )
         found.append(x.clone() if x.is_inference() else x)
     if not found:

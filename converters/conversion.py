@@ -37,7 +37,9 @@ class CheckReport:
         return not self.blockers
 
     def to_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "ok": self.ok, "rows": [asdict(row) for row in self.rows]}
+        """JSON-able; of each row "mend" is the older name of "fix"."""
+        rows = [{**asdict(row), "mend": row.fix} for row in self.rows]
+        return {"model": self.model, "ok": self.ok, "rows": rows}
 
     def __str__(self) -> str:
         shown = [row for row in self.rows if row.becomes != "constant"]
@@ -59,7 +61,7 @@ class CheckReport:
 def describe(row: Coverage) -> str:
     """One blocker: where, what, the fix."""
     kind = f" ({row.module})" if row.module else ""
-    fix = f"; {row.mend}" if row.mend else ""
+    fix = f"; {row.fix}" if row.fix else ""
     return f"'{row.path or '(model)'}'{kind}: {row.detail}{fix}"
 
 
@@ -85,7 +87,6 @@ def check(
     return _lowered(model, x, settings)[1]
 
 
-@torch.inference_mode(False)  # what is learned has gradients
 def convert(
     model: nn.Module,
     calibration: Calibration,
@@ -116,23 +117,23 @@ def convert(
     ``calibration`` is a tensor [N, ...] or batches x or (x, y). None is the preset's choice;
     ``help(converters.Settings)`` says more about each argument.
 
-    method        "signgd", "group", "subgradient", or a dict from module paths
-    time_steps    T that the network is planned for
-    preset        "paper": what the published implementation computes
-    schedule      step sizes, in units of each neuron's scale
-    input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
-    scale         "channel", "tensor", "published" or "unit"
-    resting       v(0): "zero" or the calibration's "mean"
-    momentum      of the step rule, in [0, 1)
-    members       m of signGD (signs a step) and group neurons; also by module path
-    signed        whether group neurons may take spikes back
-    keep          module paths whose nonlinearities stay real-valued
-    forms         "whole" or "local": pooling, norms and attention in one neuron or many
-    tune          whether steps, scales and resting values are learned
-    neurons       which operation is which neuron: sg.NEURONS | {...}
-    max_batches   of the calibration, at most; seed: of what is drawn
-    passes        in place of converters.PASSES
-    functions     the older name of forms
+        method        "signgd", "group", "subgradient", or a dict from module paths
+        time_steps    T that the network is planned for
+        preset        "paper": what the published implementation computes
+        schedule      step sizes, in units of each neuron's scale
+        input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
+        scale         "channel", "tensor", "published" or "unit"
+        resting       v(0): "zero" or the calibration's "mean"
+        momentum      of the step rule, in [0, 1)
+        members       m of signGD (signs a step) and group neurons; also by module path
+        signed        whether group neurons may take spikes back
+        keep          module paths whose nonlinearities stay real-valued
+        forms         "whole" or "local": pooling, norms and attention in one neuron or many
+        tune          whether steps, scales and resting values are learned
+        neurons       which operation is which neuron: sg.NEURONS | {...}
+        max_batches   of the calibration, at most; seed: of what is drawn
+        passes        in place of converters.PASSES
+        functions     the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted,
     CaptureError, CalibrationError, InputError, and SignGDError if the captured
@@ -160,10 +161,11 @@ def convert(
         max_batches=max_batches,
         seed=seed,
     )
-    context = Context(model, settings, batches_of(calibration, max_batches))
-    network = lower(model, context.batches[0], settings)
-    for one in PASSES if passes is None else passes:
-        network = one(network, context)
+    with torch.inference_mode(False):  # what is learned has gradients
+        context = Context(model, settings, batches_of(calibration, max_batches))
+        network = lower(model, context.batches[0], settings)
+        for one in PASSES if passes is None else passes:
+            network = one(network, context)
     return network
 
 
@@ -175,7 +177,7 @@ def _forms(forms: Functions | None, functions: Functions | None) -> Functions | 
     warnings.warn(
         "functions= of convert and check is called forms= now, and goes with the next release.",
         DeprecationWarning,
-        stacklevel=4,
+        stacklevel=3,
     )
     return functions
 

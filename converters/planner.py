@@ -186,5 +186,5 @@ def _check_range(network: SpikingNetwork) -> None:
             + "; ".join(saturated)
             + ". They saturate. Choose scale='channel' or 'tensor', or a longer schedule.",
             SaturationWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -215,7 +215,7 @@ def _group_members(layer: Layer, levels: int | None) -> int:
             f"Choose time_steps that divide {levels}, or members with members * time_steps "
             f"= {levels}.",
             LevelsWarning,
-            stacklevel=10,
+            stacklevel=9,
         )
     return members
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -50,7 +51,13 @@ class Coverage:
     module: str  # torch.nn.GELU
     becomes: str  # "linear" | "neuron" | "constant" | "unsupported"
     detail: str = ""  # the neuron functions, or why not
-    mend: str = ""
+    fix: str = ""
+
+    @property
+    def mend(self) -> str:
+        """The older name of ``fix``."""
+        warnings.warn("Coverage.mend is called fix now.", DeprecationWarning, stacklevel=2)
+        return self.fix
 
 
 COMPOUND = ("max_pool", "norm", "softmax", "matmul", "attention")
