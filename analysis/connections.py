@@ -24,7 +24,6 @@ from ..core.network import (
 )
 from ..core.operations import LINEAR, resolve
 from ..core.walk import Semantics, walk
-from ..neurons.average import MEAN
 from ..neurons.base import FOLDS, MEAN, Factor
 
 Series = dict[str, Tensor]  # by node, a number for each step [steps]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..converters.conversion import source_network
-from ..converters.lowering import Options, forms
 from ..converters.rules import Entry, Operation
+from ..converters.settings import Settings
 from ..converters.simulation import Simulation, group_outputs
 from ..core.module import NetworkModule, NetworkState, Signal, Walk, key
 from ..core.network import (
@@ -142,8 +142,9 @@ def lower(
     """The reference as a description of functions, in the forms that the network was made with."""
     kinds = network.provenance.get("functions") or {}
     paper = network.provenance.get("preset") == "paper"
-    options = Options(forms(dict(kinds)), guard=not paper)
-    found = source_network(reference, x[:2], neurons, options, network.time_steps)
+    preset = "paper" if paper else None
+    settings = Settings(preset=preset, forms=kinds, neurons=neurons, time_steps=network.time_steps)
+    found = source_network(reference, x[:2], settings)
     if not paper:
         return found
     nodes = tuple(  # that preset takes another GELU, and says so

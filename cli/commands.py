@@ -31,9 +31,7 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 
 # options that are arguments of sg.convert as they are
-CONVERSION = (
-    "signed preset tune keep scale resting momentum functions input_coding input_scale".split()
-)
+CONVERSION = "signed preset tune keep scale resting momentum forms input_coding input_scale".split()
 # and of a format's writer, where it takes them
 EXPORTING = (
     "time_steps mode dialect pooling strict "
@@ -84,7 +82,7 @@ def check(options: argparse.Namespace) -> Result:
     else:
         options.samples = min(options.samples or 2, 2)
         x = _data(options).x
-    report = run_check(model, x, functions=options.functions or "whole")
+    report = run_check(model, x, forms=options.forms)
     return Result(report.to_dict(), str(report), OK if report.ok else UNSUPPORTED)
 
 

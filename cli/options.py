@@ -100,7 +100,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     either = shape.add_mutually_exclusive_group(required=True)
     either.add_argument("--input", type=count, nargs="+", metavar="SIZE", help="of one sample")
     _data(check, required=False, group=either)
-    check.add_argument("--functions", choices=("whole", "local"), help="as for convert")
+    check.add_argument("--forms", "--functions", choices=("whole", "local"), help="as for convert")
 
     convert = command("convert", "a trained model to a spiking network, an .h5 file")
     _model(convert)
@@ -269,7 +269,7 @@ def _conversion(command: Parser) -> None:
     command.add_argument("--scale", choices=("channel", "tensor", "published", "unit"))
     command.add_argument("--resting", choices=("zero", "mean"))
     command.add_argument("--momentum", type=number, metavar="BETA")
-    command.add_argument("--functions", choices=("whole", "local"))
+    command.add_argument("--forms", "--functions", choices=("whole", "local"))
     command.add_argument("--input-coding", choices=("exact", "real", "spike", "poisson"))
     command.add_argument("--input-scale", type=positive, metavar="A")
 

@@ -39,6 +39,7 @@ from ..core.network import (
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    fill,
     leaves,
     values_of,
 )
@@ -49,7 +50,8 @@ from ..neurons import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
 from . import thresholds
-from .planning import SMALLEST_CHANNEL, _common, _renamed, default_schedule, relative_depths
+from .calibration import tensors_of
+from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs
 from .tuning import Samples, _loss, samples_of
 
@@ -358,7 +360,7 @@ def joined(network: SpikingNetwork, chosen: Nodes) -> SpikingNetwork:
             static = type(node) is Function or isinstance(node, Linear)
             if not static or moving.intersection(inputs):
                 moving.add(node.name)
-    outputs = _renamed(network.outputs, mean)
+    outputs = fill(network.outputs, {name: mean(name) for name in leaves(network.outputs)})
     return network.replace(nodes=tuple(nodes), outputs=outputs)
 
 
@@ -395,8 +397,7 @@ def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | 
     """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
     simulation = Simulation(network)
     parts = [
-        thresholds._leaves(simulation.outputs(part, network.time_steps))
-        for part in samples.x.split(32)
+        tensors_of(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)
     ]
     outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
     error = float(_loss(outputs, samples)) ** 0.5

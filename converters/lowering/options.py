@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,13 @@ class Coverage:
     module: str  # torch.nn.GELU
     becomes: str  # "linear" | "neuron" | "constant" | "unsupported"
     detail: str = ""  # the neuron functions, or why not
-    mend: str = ""
+    fix: str = ""
+
+    @property
+    def mend(self) -> str:
+        """The older name of ``fix``."""
+        warnings.warn("Coverage.mend is called fix now.", DeprecationWarning, stacklevel=2)
+        return self.fix
 
 
 COMPOUND = ("max_pool", "norm", "softmax", "matmul", "attention")
@@ -38,16 +45,14 @@ def forms(functions: Functions, base: Mapping[str, str] | None = None) -> dict[s
         functions = dict.fromkeys(COMPOUND, functions)
     if not isinstance(functions, Mapping):
         raise InputError(
-            f"functions is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
+            f"forms is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
             f"these, but it is {functions!r}."
         )
     for name, form in functions.items():
         if name not in COMPOUND:
-            raise InputError(
-                f"functions has an entry for {name!r}; known are {', '.join(COMPOUND)}."
-            )
+            raise InputError(f"forms has an entry for {name!r}; known are {', '.join(COMPOUND)}.")
         if form not in FORMS:
-            raise InputError(f"functions is one of {', '.join(FORMS)}, but it is {form!r}.")
+            raise InputError(f"forms is one of {', '.join(FORMS)}, but it is {form!r}.")
     return {**dict.fromkeys(COMPOUND, "whole"), **(base or {}), **functions}
 
 
