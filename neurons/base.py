@@ -123,6 +123,10 @@ class Neuron(Function):
     # whether it passes weighted spikes in the spike view, each receiver integrating its own input
     spike_view: ClassVar[bool] = False
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
 

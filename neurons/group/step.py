@@ -25,6 +25,7 @@ et al., IJCAI 2022 (signed neurons with memory). At a tie, h = k theta, member k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple
@@ -194,6 +195,9 @@ class GroupNeuron(Neuron):
     v_threshold: float | Tensor
     initial_charge: float | Tensor = 0.5
     signed: bool = False
+
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.v_threshold  # what it cannot send is not below zero
 
     @property
     def parameters(self) -> GroupNeuronParameters:
