@@ -28,7 +28,7 @@ from ..core.module import NetworkModule
 from ..core.network import (
     Encoder,
     Function,
-    SignGDNeuron,
+    Neuron,
     SpikingNetwork,
     leaves,
     values_of,
@@ -47,7 +47,6 @@ from .examination import (
     compare,
     lower,
     parts,
-    reach,
     relative,
 )
 from .mending import (
@@ -408,7 +407,7 @@ def _layers(
     snn: NetworkModule, source: SpikingNetwork, x: Tensor, steps: tuple[int, ...]
 ) -> tuple[LayerErrors, ...]:
     network, last = snn.network, steps[-1]
-    nodes = [node for node in network.neurons if isinstance(node, Function)]
+    nodes = network.neurons
     kinds = ("isolated", "cumulative")
     sums = {(n.name, kind, t): Sums() for n in nodes for kind in kinds for t in steps}
     ends = list(dict.fromkeys(leaves(source.outputs)))
@@ -453,9 +452,9 @@ def _layers(
     )
 
 
-def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Function]]:
+def _groups(nodes: Sequence[Neuron], batch: int, steps: int) -> list[list[Neuron]]:
     """Layers that can be recorded together."""
-    groups: list[list[Function]] = []
+    groups: list[list[Neuron]] = []
     room = 0
     for node in nodes:
         size = 16 * steps * batch * values_of(node.shape)  # decoded and sent, at most float64
@@ -467,15 +466,12 @@ def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Func
     return groups
 
 
-def _saturated(node: Function, want: Tensor, steps: int) -> int:
-    limits = reach(node, steps)
+def _saturated(node: Neuron, want: Tensor, steps: int) -> int:
+    limits = node.reach(steps)
     if limits is None:
         return 0
     low, high = (torch.as_tensor(limit).to(want) for limit in limits)
-    outside = want > high
-    if isinstance(node, SignGDNeuron):  # what a group neuron cannot send is not below zero
-        outside = outside | (want < low)
-    return int(outside.sum())
+    return int(((want > high) | (want < low)).sum())
 
 
 class _Spread:

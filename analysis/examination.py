@@ -369,18 +369,3 @@ class _One(Simulation):
     def __init__(self, node: Node) -> None:
         nn.Module.__init__(self)
         self.group = {node.name: node} if isinstance(node, GroupNeuron) else {}
-
-
-def reach(node: Node, steps: int) -> tuple[Any, Any] | None:
-    """What a neuron can decode after so many steps: from, to; None where there is no limit."""
-    if isinstance(node, SignGDNeuron):
-        total, buffer = 0.0, 0.0
-        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
-            buffer = node.momentum * buffer + 2 - 2.0 ** (1 - node.members)
-            total += node.schedule(t) * buffer
-        return node.resting - total * node.scale, node.resting + total * node.scale
-    if isinstance(node, GroupNeuron):
-        return 0.0, node.v_threshold
-    if isinstance(node, SubgradientNeuron):
-        return 0.0, node.scale
-    return None

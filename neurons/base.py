@@ -203,6 +203,10 @@ class Neuron(Function, Timed):
         """Multiplications of one update of all neurons, by numbers that change with time."""
         return 0
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
 

@@ -12,6 +12,7 @@ Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the pu
 
 from __future__ import annotations
 
+import math
 from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
@@ -68,6 +69,9 @@ class SubgradientNeuron(Neuron):
     kind = "subgradient"
     schedule: Schedule
     scale: float | Tensor = 1.0
+
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.scale  # what it cannot send is not below zero
 
     @property
     def code(self) -> Code:

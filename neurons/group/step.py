@@ -204,6 +204,9 @@ class GroupNeuron(Neuron):
     initial_charge: float | Tensor = 0.5
     signed: bool = False
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.v_threshold  # what it cannot send is not below zero
+
     @property
     def code(self) -> Code:
         kind = "graded" if self.members > 1 else "sign" if self.signed else "binary"

@@ -301,7 +301,7 @@ def _signgd_by_kernel(
 ) -> SignGDSequence:
     if found is None:
         x_seq = [_fitting(target_over_time(x_seq, p), state.v).to(torch.float32)]
-        found = FunctionInC(operators.IDENTITY.key, (), ())
+        found = FunctionInC(launch.IDENTITY.key, (), ())
     steps = x_seq[0].shape[0]
     if found.tensors:  # a kernel reads all arguments of f in one type
         x_seq = [a.to(torch.float32) for a in x_seq]

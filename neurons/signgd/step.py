@@ -276,6 +276,13 @@ class SignGDNeuron(Neuron):
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        total, buffer = 0.0, 0.0
+        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
+            buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
+            total += self.schedule(t) * buffer
+        return self.resting - total * self.scale, self.resting + total * self.scale
+
     @property
     def code(self) -> Code:
         m = self.members
