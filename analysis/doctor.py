@@ -28,7 +28,6 @@ from ..core.module import NetworkModule
 from ..core.network import (
     Encoder,
     Neuron,
-    SignGDNeuron,
     SpikingNetwork,
     leaves,
     values_of,
@@ -47,7 +46,6 @@ from .examination import (
     compare,
     lower,
     parts,
-    reach,
     relative,
 )
 from .mending import (
@@ -468,14 +466,11 @@ def _groups(nodes: Sequence[Neuron], batch: int, steps: int) -> list[list[Neuron
 
 
 def _saturated(node: Neuron, want: Tensor, steps: int) -> int:
-    limits = reach(node, steps)
+    limits = node.reach(steps)
     if limits is None:
         return 0
     low, high = (torch.as_tensor(limit).to(want) for limit in limits)
-    outside = want > high
-    if isinstance(node, SignGDNeuron):  # what a group neuron cannot send is not below zero
-        outside = outside | (want < low)
-    return int(outside.sum())
+    return int(((want > high) | (want < low)).sum())
 
 
 class _Spread:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..converters.conversion import source_network
-from ..converters.lowering import Options, forms
 from ..converters.rules import Entry, Operation
+from ..converters.settings import Settings
 from ..converters.simulation import Simulation, sequence
 from ..core.module import NetworkModule, NetworkState, Signal, Source, Walk, key
 from ..core.network import (
@@ -24,14 +24,12 @@ from ..core.network import (
     Constant,
     Encoder,
     Function,
-    GroupNeuron,
     Input,
     Linear,
     Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
-    SubgradientNeuron,
     Timed,
     leaves,
     values_of,
@@ -123,8 +121,9 @@ def lower(
     """The reference as a description of functions, in the forms that the network was made with."""
     kinds = network.provenance.get("functions") or {}
     paper = network.provenance.get("preset") == "paper"
-    options = Options(forms(dict(kinds)), guard=not paper)
-    found = source_network(reference, x[:2], neurons, options, network.time_steps)
+    preset = "paper" if paper else None
+    settings = Settings(preset=preset, forms=kinds, neurons=neurons, time_steps=network.time_steps)
+    found = source_network(reference, x[:2], settings)
     if not paper:
         return found
     nodes = tuple(  # that preset takes another GELU, and says so
@@ -331,18 +330,3 @@ def alone(node: Neuron, inputs: list[Tensor], steps: int, at: Collection[int]) -
     if not node.decoded:
         y = running_mean(y, torch.zeros_like(y[0]), 0)[0]
     return {t: y[t - 1].clone() for t in at}
-
-
-def reach(node: Node, steps: int) -> tuple[Any, Any] | None:
-    """What a neuron can decode after so many steps: from, to; None where there is no limit."""
-    if isinstance(node, SignGDNeuron):
-        total, buffer = 0.0, 0.0
-        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
-            buffer = node.momentum * buffer + 2 - 2.0 ** (1 - node.members)
-            total += node.schedule(t) * buffer
-        return node.resting - total * node.scale, node.resting + total * node.scale
-    if isinstance(node, GroupNeuron):
-        return 0.0, node.v_threshold
-    if isinstance(node, SubgradientNeuron):
-        return 0.0, node.scale
-    return None

@@ -69,7 +69,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions({})
     except Exception as error:
-        raise CaptureError(_mend(model, error)) from error
+        raise CaptureError(_what_to_change(model, error)) from error
     constants = _constants(program)
     inputs = [
         s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"
@@ -85,7 +85,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             f"{type(model).__name__} changes its own state in forward ({targets}); a converted "
             "network has no place for that. Compute it outside forward, or freeze it."
         )
-    return Captured(program.graph, constants, inputs[0], _plain(spec, flat, model))
+    return Captured(program.graph, constants, inputs[0], _structure(spec, flat, model))
 
 
 def _try_out(model: nn.Module, sample: Tensor) -> None:
@@ -131,7 +131,7 @@ def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return constants
 
 
-def _plain(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
+def _structure(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
     """The outputs as fx nodes in plain lists, tuples and dicts."""
     outputs = pytree.tree_unflatten(flat, spec)
 
@@ -155,7 +155,7 @@ def _plain(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
     return check(outputs)
 
 
-def _mend(model: nn.Module, error: Exception) -> str:
+def _what_to_change(model: nn.Module, error: Exception) -> str:
     text = str(error)
     name = type(model).__name__
     first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__

@@ -144,11 +144,11 @@ def _loss(
 ) -> Tensor:
     """The squared error of the outputs over their square, with a gradient."""
     network, source = simulation.network, _Means(simulation, x, logs, charges)
-    simulation.on_fire = lambda node, y: source.means.update({node.name: y.mean(0)})
+    simulation.listener = lambda sent: source.means.update({sent.node.name: sent.value.mean(0)})
     try:
         simulation.outputs(x, network.time_steps)
     finally:
-        simulation.on_fire = None
+        simulation.listener = None
     wanted = simulation.activations(x)
     values = walk(network, source, leaves(network.outputs))
     total = x.new_zeros(())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.module import NetworkModule, NetworkState, Signal, Source, Walk
 from ..core.network import GroupNeuron, Node, SpikingNetwork, Timed, leaves
 from ..core.walk import Together, visits
+from ..neurons import spikes
 
 
 class Visit(NamedTuple):
@@ -72,8 +73,10 @@ def group_outputs(x_seq: Tensor, node: GroupNeuron) -> Tensor:
     v = charge * theta + sent
     for x in x_seq:
         v, sent, n = count(v + x, sent, theta, node.members, node.signed)
-        counts.append(n * theta)
-    return torch.stack(counts)
+        counts.append(n)
+    number = torch.stack(counts)
+    spikes.tell(lambda: spikes.Events(number, number.abs()))
+    return number * theta
 
 
 def count(

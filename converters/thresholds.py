@@ -29,14 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.network import GroupNeuron, SpikingNetwork, leaves, values_of
 from ..core.progress import progress
-from .calibration import channel_shape
+from .calibration import channel_shape, tensors_of
 from .refinement import refine
 from .simulation import Simulation, Visit, count
 
@@ -119,8 +119,8 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     squared = torch.zeros(len(x), dtype=torch.float64)
     norm = torch.zeros(len(x), dtype=torch.float64)
     for part in torch.arange(len(x)).split(64):
-        have = _leaves(simulation.outputs(x[part], network.time_steps))
-        want = _leaves(simulation.ann(x[part]))
+        have = tensors_of(simulation.outputs(x[part], network.time_steps))
+        want = tensors_of(simulation.ann(x[part]))
         for a, b in zip(have, want, strict=True):
             # an output need not lead with the batch; one error is then that of all
             rows = len(part) if b.shape[:1] == part.shape else 1
@@ -128,13 +128,6 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
             squared[part] += (a - b).square().sum(1).cpu()
             norm[part] += b.square().sum(1).cpu()
     return squared / norm.mean().clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _leaves(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [tensor for item in items for tensor in _leaves(item)]
 
 
 def _weights(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,20 @@ class NetworkState(NamedTuple):
     neurons: dict[str, Any]
     previous: Tensor | None = None
     readouts: dict[str, Tensor] | None = None
+
+
+def select(value: Any, index: Tensor, batch: int) -> Any:
+    """A state of ``batch`` samples, in whatever nesting of tuples and dicts, for some of them."""
+    if isinstance(value, Tensor):
+        return value[index] if value.shape[:1] == (batch,) else value
+    if isinstance(value, dict):
+        return {k: select(item, index, batch) for k, item in value.items()}
+    if not isinstance(value, tuple):
+        return value
+    if value and all(isinstance(item, int) for item in value):  # a shape that was seen
+        return (len(index), *value[1:]) if value[0] == batch else value
+    items = [select(item, index, batch) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 class Source(Semantics[Tensor]):
@@ -228,9 +243,7 @@ class Walk(Semantics[Signal]):
             with hear() as told:
                 y = module.fire(node, inputs, self)
             value = y.unsqueeze(0) if self.steps is None else y
-            module.listener(Sent(node, value, joined(told)))
-        if module.on_fire is not None:
-            module.on_fire(node, y)
+            module.listener(Sent(node, value, partial(joined, told)))
         return y, self.steps is not None
 
 
@@ -290,7 +303,6 @@ class NetworkModule(nn.Module):
 
     mode = "snn"
     listener: Callable[[Sent], None] | None = None  # told what each neuron sent
-    on_fire: Callable[[Node, Tensor], None] | None = None  # told what each neuron made, [T, ...]
 
     def __init__(
         self,
@@ -344,6 +356,9 @@ class NetworkModule(nn.Module):
 
     def reset(self) -> None:
         """Forget what the simulator's modules keep from step to step."""
+
+    def select(self, index: Tensor, batch: int) -> None:
+        """Keep in what the simulator's modules keep these of the ``batch`` samples alone."""
 
     def for_sequences(self) -> AbstractContextManager[None]:
         """Inside, the simulator's modules take whole sequences and record nothing."""

@@ -74,6 +74,18 @@ class Code(NamedTuple):
     most: int
 
 
+class Factor(NamedTuple):
+    """What spikes are still to be multiplied by, equal where ``name`` is. With ``adds`` a step of a
+    known size is added or subtracted where no weight is met, and nothing is multiplied."""
+
+    name: str
+    adds: bool = False
+
+
+FOLDS = Factor("folds into the weights")
+MEAN = Factor("the number of steps")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
@@ -92,6 +104,31 @@ class Node:
     def values(self) -> int:
         """How many values the node makes for one input."""
         return values_of(self.shape)
+
+    @property
+    def code(self) -> Code | None:
+        """What an event of the node is; None where it sends none, or passes on those of others."""
+        return None
+
+    @property
+    def most_spikes(self) -> int:
+        """The most spikes that one value sends in a step."""
+        return 1
+
+    @property
+    def unit(self) -> float | Tensor | None:
+        """The size of one spike in what passes, where that is the same in every step."""
+        return None
+
+    @property
+    def factor(self) -> Factor | None:
+        """What its spikes are still to be multiplied by."""
+        return None
+
+    @property
+    def steady(self) -> bool:
+        """Whether every step sends the same number of spikes, whatever the input."""
+        return True
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
@@ -163,6 +200,29 @@ class Neuron(Function, Timed):
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
+
+    @property
+    def finest(self) -> float:
+        """The smallest spike of a step beside its largest."""
+        return 1.0
+
+    def numbers(self, arguments: int) -> int:
+        """The float32 numbers kept from one step to the next; ``arguments`` are the values of f's
+        arguments that are not constant."""
+        return self.values + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Additions and comparisons of one update of all neurons, f and arrivals apart."""
+        return self.values + arguments
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one update of all neurons, by numbers that change with time."""
+        return 0
+
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import Neuron
+from .base import FOLDS, Factor, Neuron
 from .choice import against_input, against_types, check_types, choose
 from .kernels import operators
 from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
@@ -127,6 +127,14 @@ class Growth(Neuron):
 
     kind = "growth"
     decoded = False
+
+    @property
+    def factor(self) -> Factor:
+        return FOLDS
+
+    @property
+    def steady(self) -> bool:
+        return False
 
     def start(self, inputs: tuple[Tensor, ...]) -> GrowthState:
         return growth_initial_state(inputs, partial(self.function, **self.arguments))

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import spikes
-from ..base import Neuron, spread
+from ..base import Code, Factor, Neuron, spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
 
@@ -196,6 +196,12 @@ def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
     return 2 * fires.to(dtype) - (2**members - 1)
 
 
+def signs(fires: Tensor, members: int) -> spikes.Events:
+    """What neurons sent in steps [T, *] that fired so: every sign is a spike."""
+    number = levels(fires, members, torch.int16)
+    return spikes.Events(number, torch.full_like(number, members))
+
+
 def signgd_surrogate_step(
     x: tuple[Tensor, ...],
     state: SignGDState,
@@ -270,6 +276,41 @@ class SignGDNeuron(Neuron):
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        total, buffer = 0.0, 0.0
+        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
+            buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
+            total += self.schedule(t) * buffer
+        return self.resting - total * self.scale, self.resting + total * self.scale
+
+    @property
+    def code(self) -> Code:
+        m = self.members
+        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}", adds=True)
+
+    @property
+    def finest(self) -> float:
+        return 2.0 ** (1 - self.members)
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.momentum else 1) + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Against f(x), and a step: for each sign."""
+        return self.values * (2 * self.members + (1 if self.momentum else 0))
+
+    @property
+    def products(self) -> int:
+        return self.values if self.momentum else 0  # of v's memory
+
     @property
     def parameters(self) -> SignGDParameters:
         return SignGDParameters(
@@ -315,6 +356,4 @@ class SignGDNeuron(Neuron):
         return weighted_spike(fires, after, p), SignGDSpikeState(x, after)
 
     def _tell(self, fires: Tensor) -> None:
-        if spikes.wanted():
-            number = levels(fires.unsqueeze(0), self.members, torch.int16)
-            spikes.tell(number, torch.full_like(number, self.members))
+        spikes.tell(lambda: signs(fires.unsqueeze(0), self.members))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...core.modes import having
-from ...core.module import NetworkModule, NetworkState, Walk
+from ...core.module import NetworkModule, NetworkState, Walk, select
 from ...core.network import Neuron, Node, SpikingNetwork
 from .. import simulator
 from .base import Kernel
@@ -97,6 +97,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         self._state = None
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def select(self, index: Tensor, batch: int) -> None:
+        for module in self.neurons.values():
+            memories = getattr(module, "_memories", {})
+            memories.update(select(memories, index, batch))
 
 
 def build(
