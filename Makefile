@@ -9,7 +9,7 @@ LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint gpu clean
+.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -78,6 +78,11 @@ lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+# What the package computes and writes, row by row against the revision BASE; ONLY chooses cases
+golden: $(VENV)/.stamp
+	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
+		--only "$(ONLY)" --jobs $(or $(JOBS),1)
 
 # On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
 gpu:
