@@ -17,6 +17,7 @@ class Average(Timed):
     """The running mean over the steps so far: decodes what rate-coded neurons send."""
 
     kind = "average"
+    spike_view = False
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.average(self, inputs)  # type: ignore[no-any-return]

@@ -94,6 +94,8 @@ class Node:
     """
 
     kind: ClassVar[str] = ""
+    # whether the node has its place in the spike view, where increments and weighted spikes pass
+    spike_view: ClassVar[bool] = True
     name: str
     inputs: tuple[str, ...] = ()
     shape: tuple[Size, ...] = ()
@@ -156,6 +158,22 @@ class Timed(Node):
         y_seq, state = self.sequence(tuple(x.unsqueeze(0) for x in inputs), state)
         return y_seq[0], state
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The node's tensors by name, those of f's arguments as ``argument_*``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given: Mapping[str, Any] = values.get("arguments", {})
+        values |= {f"argument_{key}": value for key, value in given.items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The node with these ``tensors`` in the place of its own."""
+        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
+        given: Mapping[str, Any] = getattr(self, "arguments", {})
+        if given:
+            own["arguments"] = {k: tensors.get(f"argument_{k}", v) for k, v in given.items()}
+        return replace(self, **own)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Function(Node):
@@ -166,6 +184,7 @@ class Function(Node):
     """
 
     kind = "function"
+    spike_view = False
     function: Nonlinearity
     arguments: Mapping[str, Any] = field(default_factory=dict)
     channel: int | None = None
@@ -181,8 +200,6 @@ class Neuron(Function, Timed):
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
-    # whether it passes weighted spikes in the spike view, each receiver integrating its own input
-    spike_view: ClassVar[bool] = False
 
     @property
     def finest(self) -> float:
@@ -209,16 +226,3 @@ class Neuron(Function, Timed):
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The node's tensors by name, those of f's arguments as ``argument_*``."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values |= {f"argument_{key}": value for key, value in self.arguments.items()}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The node with these ``tensors`` in the place of its own."""
-        arguments = {k: tensors.get(f"argument_{k}", v) for k, v in self.arguments.items()}
-        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
-        return replace(self, arguments=arguments, **own)

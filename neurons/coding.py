@@ -114,6 +114,10 @@ class Encoder(Timed):
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.encoder(self, inputs)  # type: ignore[no-any-return]
 
+    @property
+    def spike_view(self) -> bool:  # type: ignore[override]
+        return self.coding == "real"
+
     def start(self, inputs: tuple[Tensor, ...]) -> CodingState:
         return CodingState(torch.zeros_like(inputs[0]))
 
