@@ -115,11 +115,11 @@ def _loss(
 ) -> Tensor:
     """The squared error of the outputs over their square, with a gradient."""
     network, means = simulation.network, {}
-    simulation.on_fire = lambda node, y: means.update({node.name: y.mean(0)})
+    simulation.listener = lambda sent: means.update({sent.node.name: sent.value.mean(0)})
     try:
         simulation.outputs(x, network.time_steps)
     finally:
-        simulation.on_fire = None
+        simulation.listener = None
     wanted = simulation.activations(x)
     values: dict[str, Tensor] = {}
     for node in network.nodes:

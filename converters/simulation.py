@@ -29,6 +29,7 @@ from ..core.network import (
     SubgradientNeuron,
     leaves,
 )
+from ..neurons import spikes
 from ..neurons.coding import (
     CodingState,
     PoissonCodingParameters,
@@ -126,8 +127,8 @@ def _subgradient(x: Tensor, state: Any, node: Any) -> tuple[Tensor, SubgradientS
 def _encoder(x: Tensor, state: Any, node: Any) -> tuple[Tensor, CodingState]:
     state = CodingState(torch.zeros_like(x)) if state is None else state
     if node.coding == "poisson":
-        spikes, state = poisson_step(x, state, PoissonCodingParameters(node.scale, node.seed))
-        return (spikes if node.per_step else state.v), state
+        sent, state = poisson_step(x, state, PoissonCodingParameters(node.scale, node.seed))
+        return (sent if node.per_step else state.v), state
     return encode_step(x, state, RealCodingParameters(node.schedule, node.momentum), "decoded")
 
 
@@ -145,8 +146,10 @@ def group_outputs(x_seq: Tensor, node: GroupNeuron) -> Tensor:
     v = charge * theta + sent
     for x in x_seq:
         v, sent, n = count(v + x, sent, theta, node.members, node.signed)
-        counts.append(n * theta)
-    return torch.stack(counts)
+        counts.append(n)
+    number = torch.stack(counts)
+    spikes.tell(lambda: spikes.Events(number, number.abs()))
+    return number * theta
 
 
 def count(

@@ -48,8 +48,8 @@ from ..core.network import (
 from ..core.operations import apply, apply_over_time, follows_batch
 from ..core.progress import progress
 from ..errors import InputError
+from ..neurons import signgd_multi_step
 from ..neurons.coding import CodingState, RealCodingParameters, real_step
-from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
 from ..neurons.signgd import SignGDParameters, signgd_initial_state
 from .calibration import Calibration, batches_of

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..neurons.multi_step import Choice, running_sum
+from ..neurons.choice import Choice, running_sum
 from ..neurons.protocol import at_least_float32, like
 from ..neurons.spikes import hear, joined
 from .network import (
@@ -105,6 +106,20 @@ class NetworkState(NamedTuple):
     readouts: dict[str, Tensor] | None = None
 
 
+def select(value: Any, index: Tensor, batch: int) -> Any:
+    """A state of ``batch`` samples, in whatever nesting of tuples and dicts, for some of them."""
+    if isinstance(value, Tensor):
+        return value[index] if value.shape[:1] == (batch,) else value
+    if isinstance(value, dict):
+        return {k: select(item, index, batch) for k, item in value.items()}
+    if not isinstance(value, tuple):
+        return value
+    if value and all(isinstance(item, int) for item in value):  # a shape that was seen
+        return (len(index), *value[1:]) if value[0] == batch else value
+    items = [select(item, index, batch) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
 @dataclass
 class Walk:
     """One pass through the nodes: one step (``steps`` None) or a block of steps.
@@ -138,7 +153,6 @@ class NetworkModule(nn.Module):
 
     mode = "snn"
     listener: Callable[[Sent], None] | None = None  # told what each neuron sent
-    on_fire: Callable[[Node, Tensor], None] | None = None  # told what each neuron made, [T, ...]
 
     def __init__(
         self,
@@ -193,6 +207,9 @@ class NetworkModule(nn.Module):
 
     def reset(self) -> None:
         """Forget what the simulator's modules keep from step to step."""
+
+    def select(self, index: Tensor, batch: int) -> None:
+        """Keep in what the simulator's modules keep these of the ``batch`` samples alone."""
 
     # -- running ------------------------------------------------------------------------------
 
@@ -343,9 +360,7 @@ class NetworkModule(nn.Module):
             with hear() as told:
                 y = self.fire(node, arguments, walk)
             value = y.unsqueeze(0) if walk.steps is None else y
-            self.listener(Sent(node, value, joined(told)))
-        if self.on_fire is not None:
-            self.on_fire(node, y)
+            self.listener(Sent(node, value, partial(joined, told)))
         return y, walk.steps is not None
 
     def _input(self, walk: Walk) -> Signal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,32 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InputError
+from ..errors import InputError
 from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork
 from .progress import progress
+from .registry import SIMULATORS
 
-BACKENDS = ("spikingjelly", "norse")
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
-def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
+def build(
+    network: SpikingNetwork, simulator: str = "spikingjelly", **options: Any
+) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``backend`` is "spikingjelly" or "norse". ``options`` go to the plugin: ``spikes="decoded"``
-    (default: what passes is what a receiver has decoded) or ``"signed"`` (weighted spikes pass,
-    each node integrates), and ``kernels="auto"``, what runs the neurons (``backends``). Raises
-    BackendUnavailable where the simulator is unknown or not installed.
+    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are its
+    own, of ours ``spikes="decoded"`` (default: what passes is what a receiver has decoded) or
+    ``"signed"`` (weighted spikes pass, each node integrates), and ``kernels="auto"``, what runs the
+    neurons (``backends``). Raises BackendUnavailable where the simulator is unknown or not
+    installed.
     """
-    if backend not in BACKENDS:
-        raise BackendUnavailable(
-            f"no simulator is called {backend!r}; known: {', '.join(BACKENDS)}."
+    if "backend" in options:
+        warnings.warn(
+            'build(network, backend=...) is now build(network, simulator=...); "backend" goes with '
+            "the next release.",
+            DeprecationWarning,
+            stacklevel=2,
         )
-    from .. import plugins
-
-    plugin = getattr(plugins, backend)
-    module: NetworkModule = plugin.build(network, **options)
+        simulator = options.pop("backend")
+    module: NetworkModule = SIMULATORS.find(simulator).build(network, **options)
     return module
 
 

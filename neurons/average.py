@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Node, Value
+from .base import Factor, Node, Value
+
+MEAN = Factor("the number of steps")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

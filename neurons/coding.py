@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .base import Node, Value
+from .average import MEAN
+from .base import FOLDS, Code, Factor, Node, Value
 from .schedules import Schedule
 
 
@@ -71,8 +72,7 @@ def poisson_step(
     """Input x [B, ...] to (spikes, state); the state's v is the mean of the spikes so far."""
     t = state.t + 1
     sent = poisson_spikes(x, t, p)
-    sign = sent.sign().unsqueeze(0)
-    spikes.tell(sign, sign.abs())
+    spikes.tell(lambda: spikes.Events(sent.sign().unsqueeze(0), sent.sign().abs().unsqueeze(0)))
     return sent, CodingState(state.v + (sent - state.v) / t, t)
 
 
@@ -87,6 +87,29 @@ class Encoder(Node):
     scale: float = 1.0
     seed: int = 0
     per_step: bool = False  # poisson: the spikes themselves (rate-coded networks), or their mean
+
+    @property
+    def spikes(self) -> bool:
+        """Whether it sends spikes, not real values."""
+        return self.coding == "poisson"
+
+    @property
+    def code(self) -> Code | None:
+        return Code("sign", 1, 1) if self.spikes else None
+
+    @property
+    def unit(self) -> float | None:
+        return self.scale if self.spikes and self.per_step else None
+
+    @property
+    def factor(self) -> Factor | None:
+        if not self.spikes:
+            return None
+        return FOLDS if self.per_step else MEAN
+
+    @property
+    def steady(self) -> bool:
+        return not self.spikes
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.encoder(self, inputs)  # type: ignore[no-any-return]

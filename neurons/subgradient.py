@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import spikes
-from .base import Neuron
-from .schedules import InverseSchedule, Schedule
+from .base import Code, Factor, Neuron
+from .schedules import InverseSchedule, Schedule, name_schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,7 @@ def subgradient_step(
             f"subgradient neurons: a scale for {list(output.shape)} does not broadcast to a state "
             f"v of {list(state.v.shape)}."
         )
-    sent = fires.unsqueeze(0)
-    spikes.tell(sent, sent)
+    spikes.tell(lambda: spikes.Events(fires.unsqueeze(0), fires.unsqueeze(0)))
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
 
 
@@ -68,6 +67,25 @@ class SubgradientNeuron(Neuron):
     kind = "subgradient"
     schedule: Schedule
     scale: float | Tensor = 1.0
+
+    @property
+    def code(self) -> Code:
+        return Code("binary", 1, 1)
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}")
+
+    @property
+    def steady(self) -> bool:
+        return False
+
+    def additions(self, arguments: int) -> int:
+        return 2 * self.values
+
+    @property
+    def products(self) -> int:
+        return self.values  # v
 
     @property
     def parameters(self) -> SubgradientParameters:

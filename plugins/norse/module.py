@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import FormatError, InputError
+from ...neurons.base import Node, each_tensor, tensors_in
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import state_dtype
 from ...neurons.schedules import Schedule, schedule_from_dict
@@ -103,13 +104,14 @@ class Neuron(nn.Module):
                 f"{type(state).__name__}. A layer in Lift hands on the state of the module before; "
                 "put layers into SequentialState as they are."
             )
-        if state[0].device != inputs[0].device:
-            raise InputError(
-                f"{cls.__name__}: the state is on {state[0].device}, the input on "
-                f"{inputs[0].device}. Pass state=None, or move the state's tensors."
-            )
+        for value in tensors_in(state):
+            if value.device != inputs[0].device:
+                raise InputError(
+                    f"{cls.__name__}: the state is on {value.device}, the input on "
+                    f"{inputs[0].device}. Pass state=None, or move the state's tensors."
+                )
         cls.check_state(inputs, state)
-        return type(state)(*(each_tensor(value, lambda s: s.to(dtype)) for value in state))
+        return each_tensor(state, lambda s: s.to(dtype) if s.is_floating_point() else s)
 
     # -- parameters -----------------------------------------------------------------------------
 
@@ -184,7 +186,11 @@ class Neuron(nn.Module):
                 saved = state[name]
             if saved == _plain(now):
                 continue
-            if name in ("function", "spikes") or _has_tensor(_plain(now)) or _has_tensor(saved):
+            if (
+                name in ("function", "spikes", "node")
+                or _has_tensor(_plain(now))
+                or _has_tensor(saved)
+            ):
                 raise FormatError(
                     f"{self._get_name()}: the saved neuron has {name}={saved!r}, this one "
                     f"{_plain(now)!r}. Make it with the parameters it was saved with."
@@ -283,6 +289,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Schedule):
         return value.to_dict()
+    if isinstance(value, Tensor):  # a node's, which is saved by itself
+        return "tensor"
+    if isinstance(value, Node):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     is_function = isinstance(value, Nonlinearity) or callable(value)
     return nonlinearity(value).name if is_function else repr(value)
 
@@ -306,13 +316,7 @@ def _shown(value: Any) -> str:
         return f"({', '.join(map(_shown, value))})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
-    return value.name if isinstance(value, Nonlinearity) else repr(value)
-
-
-def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(each_tensor(item, fn) for item in value)
-    return fn(value) if isinstance(value, Tensor) else value
+    return value.name if isinstance(value, (Node, Nonlinearity)) else repr(value)
 
 
 def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:
@@ -384,7 +388,7 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
 
 def _own(state: Any) -> Any:
     """A state that shares no memory with the parameters it was made of."""
-    return type(state)(*(each_tensor(value, Tensor.clone) for value in state))
+    return each_tensor(state, Tensor.clone)
 
 
 def merge_states(states: list[Any]) -> Any:

@@ -25,6 +25,7 @@ et al., IJCAI 2022 (signed neurons with memory). At a tie, h = k theta, member k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple
@@ -32,8 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Neuron
-from .signgd import spread
+from ..base import FOLDS, Code, Factor, Neuron, spread
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
@@ -195,6 +195,35 @@ class GroupNeuron(Neuron):
     v_threshold: float | Tensor
     initial_charge: float | Tensor = 0.5
     signed: bool = False
+
+    @property
+    def code(self) -> Code:
+        kind = "graded" if self.members > 1 else "sign" if self.signed else "binary"
+        bits = math.ceil(math.log2(self.members * (2 if self.signed else 1)))
+        return Code(kind, max(1, bits), self.members)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def unit(self) -> float | Tensor:
+        return self.parameters.theta
+
+    @property
+    def factor(self) -> Factor:
+        return FOLDS
+
+    @property
+    def steady(self) -> bool:
+        return False
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.signed else 1)
+
+    def additions(self, arguments: int) -> int:
+        """Charge, compare with each threshold, reset."""
+        return self.values * (2 * self.members + 3 if self.signed else self.members + 2)
 
     @property
     def parameters(self) -> GroupNeuronParameters:

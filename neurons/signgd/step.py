@@ -32,17 +32,17 @@ group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .base import Neuron
-from .nonlinearities import FunctionInC, Nonlinearity
-from .schedules import Schedule, name_schedule
+from ...errors import InputError
+from ..base import Code, Factor, Neuron, spread
+from ..nonlinearities import FunctionInC, Nonlinearity
+from ..schedules import Schedule, name_schedule
 
 MOST_MEMBERS = 8  # the signs of one step fit a byte
 
@@ -123,16 +123,6 @@ def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
     """v at rest, with the shape, device and float type of ``like``, which is f(x)."""
     resting = torch.as_tensor(p.resting, dtype=like.dtype, device=like.device)
     return SignGDState(spread(resting, like.shape, "resting"))
-
-
-def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """``value`` broadcast to ``shape``, or an InputError."""
-    try:
-        return value.expand(shape)
-    except RuntimeError as error:
-        raise InputError(
-            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
-        ) from error
 
 
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:
@@ -278,6 +268,34 @@ class SignGDNeuron(Neuron):
     resting: float | Tensor = 0.0
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
+
+    @property
+    def code(self) -> Code:
+        m = self.members
+        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}", adds=True)
+
+    @property
+    def finest(self) -> float:
+        return 2.0 ** (1 - self.members)
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.momentum else 1) + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Against f(x), and a step: for each sign."""
+        return self.values * (2 * self.members + (1 if self.momentum else 0))
+
+    @property
+    def products(self) -> int:
+        return self.values if self.momentum else 0  # of v's memory
 
     @property
     def parameters(self) -> SignGDParameters:
