@@ -17,8 +17,8 @@ from ...errors import CaptureError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
 from ..constants import BatchConstant, Masked, batch_constant, for_batch
-from ..graph import used
 from ..rules import Entry, NotConvertible, Operation, Rule, find_rule
+from ..uses import used
 from .options import Coverage, Options
 from .tables import (
     ASSERTIONS,
