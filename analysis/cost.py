@@ -29,7 +29,7 @@ from ..core.network import (
 )
 from ..core.operations import resolve
 from ..core.progress import progress
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
 from ..errors import InputError
 from ..neurons.protocol import like
 from .connections import Series, Walk, additions, multiplies, numbers, per_step, scalings
@@ -457,7 +457,7 @@ def _simulate(snn: NetworkModule, x: Tensor, steps: int, told: bool) -> Iterator
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             while listener.t < steps:
                 size = min(chunk, steps - listener.t)
                 state = snn.advance(x, size, static, state)[1]

@@ -23,7 +23,7 @@ from ..core.network import (
     SubgradientNeuron,
 )
 from ..core.operations import resolve
-from ..core.running import check_run, check_steps, default_chunk, multi_step
+from ..core.running import check_run, check_steps, default_chunk
 from ..errors import InputError
 from ..neurons import running_sum
 from ..neurons.protocol import at_least_float32, like, running_mean
@@ -88,7 +88,7 @@ def record(
     state = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             for start in range(0, steps, chunk):
                 _, state = snn.advance(x, min(chunk, steps - start), static, state)
     finally:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import eval_mode
 from .calibration import Calibration, batches_of
-from .capture import eval_mode
 from .conversion import _tensors, check_time_steps, convert
 from .lowering import FORMS
 from .simulation import Simulation

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import Function, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError, SignGDError, UnsupportedOperation
@@ -17,7 +18,7 @@ from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds, tuning
 from .calibration import Calibration, batches_of, statistics
-from .capture import capture, eval_mode
+from .capture import capture
 from .lowering import Coverage, Functions, Lowering, Options, forms
 from .passes import fuse_batch_norm, remove_unused
 from .planning import CODINGS, METHODS, SCALES, Plan, belongs, plan

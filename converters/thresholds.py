@@ -70,7 +70,7 @@ def fit(
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
-    fitted = [n.name for n in network.nodes if isinstance(n, GroupNeuron) and _is_free(n)]
+    fitted = [n.name for n in network.of(GroupNeuron) if n.function.name == "relu"]
     if not fitted:
         return network
     read = [network[name] for name in (*fitted, *leaves(network.outputs))]
@@ -95,10 +95,6 @@ def fit(
     }
     best = fitted_network if accepted else network
     return best.replace(provenance={**network.provenance, "thresholds": record})
-
-
-def _is_free(node: GroupNeuron) -> bool:
-    return node.function.name == "relu"
 
 
 def _images(
@@ -187,7 +183,7 @@ def _fit(
     weights = _weights(Simulation(network), x, names, generator)
     simulation = Simulation(network)
     visits = simulation.visits(simulation.check_input(x), network.time_steps)
-    for visit in progress(visits, "choosing thresholds", len(simulation.group)):
+    for visit in progress(visits, "choosing thresholds", len(network.of(GroupNeuron))):
         node = visit.node
         if node.name not in names:
             continue
@@ -196,12 +192,13 @@ def _fit(
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
-        simulation.group[node.name] = replace(
+        simulation.changes[node.name] = replace(
             node,
             v_threshold=_plain(theta * node.members, shape),
             initial_charge=_plain(charge, shape),
         )
-    return refine(simulation.changed(), torch.cat([x, more]), names, seed)
+    chosen = network.with_nodes(simulation.changes)
+    return refine(chosen, torch.cat([x, more]), names, seed)
 
 
 def _plain(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Neuron, Node, Size, Value, values_of
+from ..neurons.base import Function, Neuron, Node, Size, Timed, Value, values_of
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -38,6 +38,7 @@ __all__ = [
     "Size",
     "SpikingNetwork",
     "SubgradientNeuron",
+    "Timed",
     "fill",
     "leaves",
     "values_of",
@@ -173,6 +174,10 @@ class SpikingNetwork:
         """The functions that do not spike, and how many values each computes at every step."""
         seen = [node for node in self.nodes if type(node) is Function]
         return {node.name: values_of(node.shape) * batch for node in seen}
+
+    def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
+        """The network with other nodes in the places of those of their names."""
+        return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
 
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import eval_mode
 from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork
 from .progress import progress
@@ -55,25 +55,6 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
-@contextmanager
-def multi_step(snn: NetworkModule) -> Iterator[None]:
-    """Every node in step mode "m", no layer recording; what was set before comes back."""
-    wanted = {"step_mode": "m", "record_states": False}
-    before = [
-        (module, name, getattr(module, name))
-        for module in snn.modules()
-        for name in wanted
-        if hasattr(module, name)
-    ]
-    for module, name, _ in before:
-        setattr(module, name, wanted[name])
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-
-
 @torch.no_grad()
 def run(
     snn: NetworkModule,
@@ -105,7 +86,7 @@ def run(
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
                 if sequence:
@@ -233,8 +214,6 @@ def evaluate(
     [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
     for an empty loader.
     """
-    from ..converters.capture import eval_mode
-
     steps = check_steps(time_steps)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)

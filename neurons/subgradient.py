@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import spikes
 from .base import Neuron
+from .scan import scan
 from .schedules import InverseSchedule, Schedule
 
 
@@ -72,3 +73,18 @@ class SubgradientNeuron(Neuron):
     @property
     def parameters(self) -> SubgradientParameters:
         return SubgradientParameters(self.scale, self.schedule)
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SubgradientState:
+        return SubgradientState(torch.zeros_like(inputs[0]))
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SubgradientState
+    ) -> tuple[Tensor, SubgradientState]:
+        return scan(_decoded_step, inputs[0], state, self.parameters)
+
+
+def _decoded_step(
+    x: Tensor, state: SubgradientState, p: SubgradientParameters
+) -> tuple[Tensor, SubgradientState]:
+    _, state = subgradient_step(x, state, p)
+    return state.v, state

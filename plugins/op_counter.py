@@ -26,7 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core.module import NetworkModule
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
 from ..errors import BackendUnavailable, InputError
 from ..neurons.protocol import like
 from . import simulator
@@ -321,7 +321,7 @@ def count(
         snn.reset()
         try:
             state = snn._start(x) if snn.spikes == "signed" else None
-            with multi_step(snn), DispatchCounterMode([spikes, synops, macs]):
+            with snn.for_sequences(), DispatchCounterMode([spikes, synops, macs]):
                 snn.advance(x, steps, {}, state)
         finally:
             snn.reset()

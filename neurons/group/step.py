@@ -27,12 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import spikes
 from ..base import Neuron, spread
+from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
@@ -200,3 +202,15 @@ class GroupNeuron(Neuron):
         return GroupNeuronParameters(
             self.members, self.v_threshold, self.initial_charge, self.signed
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Tensor | SignedGroupState:
+        v = group_initial_v(inputs[0], self.parameters)
+        return SignedGroupState(v, torch.zeros_like(inputs[0])) if self.signed else v
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        p, step = self.parameters, signed_group_step if self.signed else group_step
+        y_seq, state = scan(step, inputs[0], state, p)  # type: ignore[arg-type]
+        if spikes.wanted():
+            number = (y_seq / _theta(y_seq, p)).round()
+            spikes.tell(number, number.abs())
+        return y_seq, state

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .. import spikes
 from ..base import Neuron, spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
@@ -280,3 +281,40 @@ class SignGDNeuron(Neuron):
             self.momentum,
             self.members,
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
+        p = self.parameters
+        return signgd_initial_state(p.target(*inputs).to(inputs[0].dtype), p)
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SignGDState
+    ) -> tuple[Tensor, SignGDState]:
+        """T steps [T, B, ...] to (v [T, B, ...], state), by the kernels where there are any."""
+        from .sequence import signgd_multi_step
+
+        done = signgd_multi_step(inputs, state, self.parameters, dtype=inputs[0].dtype)
+        return done.y, done.state
+
+    def step(self, inputs: tuple[Tensor, ...], state: SignGDState) -> tuple[Tensor, SignGDState]:
+        fires, state = signgd_step(inputs, state, self.parameters)
+        self._tell(fires)
+        return state.v, state
+
+    def spike_start(self, inputs: tuple[Tensor, ...]) -> SignGDSpikeState:
+        """The state before a first step in the spike view, where the inputs are x(0)."""
+        return SignGDSpikeState(inputs, self.start(inputs))
+
+    def spike_step(
+        self, inputs: tuple[Tensor, ...], state: SignGDSpikeState
+    ) -> tuple[Tensor, SignGDSpikeState]:
+        """One step of the spike view in torch alone: (weighted spikes, state) of such spikes."""
+        p = self.parameters
+        x = tuple(a + b for a, b in zip(state.x, inputs, strict=True))
+        fires, after = signgd_step(x, state.neuron, p)
+        self._tell(fires)
+        return weighted_spike(fires, after, p), SignGDSpikeState(x, after)
+
+    def _tell(self, fires: Tensor) -> None:
+        if spikes.wanted():
+            number = levels(fires.unsqueeze(0), self.members, torch.int16)
+            spikes.tell(number, torch.full_like(number, self.members))
