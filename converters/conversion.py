@@ -15,7 +15,7 @@ from ..errors import InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
-from .lowering import Coverage, Functions, Lowering
+from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
 from .settings import Context, Settings
@@ -70,8 +70,8 @@ def check(
     sample: Tensor,
     *,
     neurons: Mapping[Operation, Entry] | None = None,
-    forms: Functions | None = None,
-    functions: Functions | None = None,
+    forms: Forms | None = None,
+    functions: Forms | None = None,
 ) -> CheckReport:
     """What each operation of ``model`` becomes, all unsupported ones included.
 
@@ -103,13 +103,13 @@ def convert(
     members: int | Mapping[str, int] | None = None,
     signed: bool | None = None,
     keep: Sequence[str] = (),
-    forms: Functions | None = None,
+    forms: Forms | None = None,
     tune: bool | None = None,
     neurons: Mapping[Operation, Entry] | None = None,
     max_batches: int | None = 32,
     seed: int = 0,
     passes: Sequence[Pass] | None = None,
-    functions: Functions | None = None,
+    functions: Forms | None = None,
 ) -> SpikingNetwork:
     """A trained model to a spiking network; the model handed in is left as it was.
 
@@ -169,7 +169,7 @@ def convert(
     return network
 
 
-def _forms(forms: Functions | None, functions: Functions | None) -> Functions | None:
+def _forms(forms: Forms | None, functions: Forms | None) -> Forms | None:
     if functions is None:
         return forms
     if forms is not None:

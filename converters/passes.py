@@ -20,9 +20,9 @@ from ..core.network import Function, Linear, Node, SignGDNeuron, SpikingNetwork,
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
 from .calibration import statistics, tensors_of
-from .graph import used, users
 from .planner import plan
 from .settings import Context, belongs
+from .uses import used, users
 
 Pass = Callable[[SpikingNetwork, Context], SpikingNetwork]
 KEPT = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")  # in the network

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.network import Function, Node
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
-from .lowering import Functions, Options, forms
+from .lowering import Forms, Options, forms
 from .planning import AVERAGING, METHODS
 from .rules import NEURONS, Entry, Operation
 
@@ -122,7 +122,7 @@ class Settings:
     members: int | Mapping[str, int] | None = None
     signed: bool | None = None
     keep: Sequence[str] = ()
-    forms: Functions | None = None
+    forms: Forms | None = None
     tune: bool | None = None
     neurons: Mapping[Operation, Entry] | None = None
     max_batches: int | None = 32

@@ -182,10 +182,6 @@ class SpikingNetwork:
         seen = [node for node in self.nodes if type(node) is Function]
         return {node.name: values_of(node.shape) * batch for node in seen}
 
-    def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
-        """The network with other nodes in the places of those of their names."""
-        return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
-
     def products(self, node: Function) -> int:
         """The products of two signals in one evaluation of all neurons of a node."""
         name = node.function.name
@@ -199,6 +195,10 @@ class SpikingNetwork:
             return node.values * depth
         keys = values_of(inputs[1].shape[-1:])
         return inputs[0].values * keys + node.values * keys
+
+    def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
+        """The network with other nodes in the places of those of their names."""
+        return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
 
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)

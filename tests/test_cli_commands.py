@@ -132,7 +132,8 @@ def test_convert_does_what_convert_does(folder, capsys):
         (["--preset", "paper"], ("preset", "paper")),
         (["--scale", "tensor"], ("scale", "tensor")),
         (["--input-coding", "real"], ("input_coding", "real")),
-        (["--functions", "local"], ("functions", None)),
+        (["--forms", "local"], ("functions", None)),
+        (["--functions", "local"], ("functions", None)),  # its older name
         (["--seed", "3"], ("seed", 3)),
         (["--samples", "40"], ("calibration_samples", 40)),
     ],

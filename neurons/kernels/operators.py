@@ -6,7 +6,7 @@ A schedule and a function travel as text, so that one graph serves every number 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,20 +29,20 @@ _TYPES = {
 }
 
 
-def _operator(launched: Callable[..., Iterator[Any]]) -> Any:
+def _operator(name: str) -> Any:
     """The operator of a function of ``launch``: its outputs, filled; unfilled in a graph."""
 
     def run(*given: Any) -> Any:
-        filling = launched(*given)
+        filling = getattr(launch, name)(*given)
         outputs = next(filling)
         for _ in filling:
             pass
         return outputs
 
     operator = torch.library.custom_op(
-        f"spikingjelly_signgd::{launched.__name__}", run, mutates_args=(), schema=_schema(launched)
+        f"spikingjelly_signgd::{name}", run, mutates_args=(), schema=_schema(getattr(launch, name))
     )
-    operator.register_fake(lambda *given: next(launched(*given)))
+    operator.register_fake(lambda *given: next(getattr(launch, name)(*given)))
     return operator
 
 
@@ -53,13 +53,13 @@ def _schema(launched: Callable[..., Any]) -> str:
     return f"({given}) -> {_TYPES[signature.return_annotation]}"
 
 
-signgd = _operator(launch.signgd)
-group = _operator(launch.group)
-group_train = _operator(launch.group_train)
-group_gradient = _operator(launch.group_gradient)
-track = _operator(launch.track)
-track_gradient = _operator(launch.track_gradient)
-running_sum = _operator(launch.running_sum)
+signgd = _operator("signgd")
+group = _operator("group")
+group_train = _operator("group_train")
+group_gradient = _operator("group_gradient")
+track = _operator("track")
+track_gradient = _operator("track_gradient")
+running_sum = _operator("running_sum")
 
 
 # -- gradients ------------------------------------------------------------------------------------
