@@ -29,6 +29,7 @@ from ..core.network import (
     Encoder,
     Neuron,
     SpikingNetwork,
+    SubgradientNeuron,
     leaves,
     values_of,
 )
@@ -37,7 +38,6 @@ from ..core.running import check_run, check_steps, run
 from ..errors import InputError
 from .examination import (
     Comparison,
-    Described,
     Outcome,
     Sums,
     Trial,
@@ -295,15 +295,17 @@ def diagnose(
 
 
 def _check(network: SpikingNetwork, x: Tensor, y: Tensor | None) -> None:
-    for node in network.nodes:
-        poisson = isinstance(node, Encoder) and node.coding == "poisson"
-        if poisson or node.kind == "subgradient":
+    for node in network.of(Encoder):
+        if node.coding == "poisson":
             raise InputError(
-                f"diagnose examines signGD and group neurons, but '{node.name}' is "
-                f"{'Poisson-coded input' if poisson else 'a neuron of the rate-coded baseline'}. "
-                "Convert with another "
-                + ("input_coding." if poisson else "method, or compare what run returns.")
+                f"diagnose examines signGD and group neurons, but '{node.name}' is Poisson-coded "
+                "input. Convert with another input_coding."
             )
+    for neuron in network.of(SubgradientNeuron):
+        raise InputError(
+            f"diagnose examines signGD and group neurons, but '{neuron.name}' is a neuron of the "
+            "rate-coded baseline. Convert with another method, or compare what run returns."
+        )
     if not network.neurons:
         raise InputError("diagnose examines neurons, but the network has none that spikes.")
     if len(x) == 0:
@@ -348,13 +350,14 @@ def _outcomes(
     sums = {t: [Sums() for _ in ends] for t in steps}
     same, right = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
     own, judged = 0, False
-    true = Described(source)
+    true = NetworkModule(source, {})
     for start, part in _placed(source, x, steps[-1]):
         outputs = run(snn, part, steps)
         values = true.activations(part, keep=ends)
         for t in steps:
-            for each, name, have in zip(sums[t], ends, _flat(source, outputs[t]), strict=True):
-                each.add(have, values[name])
+            have = dict(zip(leaves(source.outputs), leaves(outputs[t]), strict=True))
+            for each, name in zip(sums[t], ends, strict=True):
+                each.add(have[name], values[name])
             want = values[ends[0]]
             judged = classes(source, want)
             if not judged:
@@ -378,22 +381,6 @@ def _outcomes(
     )
 
 
-def _flat(network: SpikingNetwork, outputs: Any) -> list[Tensor]:
-    """The distinct outputs, in the order of their names."""
-    found: dict[str, Tensor] = {}
-
-    def walk(structure: Any, values: Any) -> None:
-        if isinstance(structure, str):
-            found.setdefault(structure, values)
-            return
-        keys = structure if isinstance(structure, Mapping) else range(len(structure))
-        for k in keys:
-            walk(structure[k], values[k])
-
-    walk(network.outputs, outputs)
-    return [found[name] for name in dict.fromkeys(leaves(network.outputs))]
-
-
 def _placed(network: SpikingNetwork, x: Tensor, steps: int) -> list[tuple[int, Tensor]]:
     found, start = [], 0
     for part in parts(network, x, steps):
@@ -414,9 +401,9 @@ def _layers(
     beyond = {(n.name, t): 0 for n in nodes for t in steps}
     seen = dict.fromkeys((n.name for n in nodes), 0)
     spread: dict[tuple[str, int], _Spread] = {}
-    true = Described(source)
+    true = NetworkModule(source, {})
     for part in parts(network, x, last):
-        values = true.all_values(part)
+        values = true.all_activations(part)
         for group in _groups(nodes, len(part), last):
             recording = record(snn, part, last, [node.name for node in group])
             for node in group:
@@ -501,11 +488,11 @@ def _at_readout(compared: Comparison, x: Tensor) -> dict[str, float]:
     """For each wrong node the squared output error where it alone is wrong, and nothing spikes."""
     if not compared.wrong:
         return {}
-    own = Described(compared.mended)
+    own = NetworkModule(compared.mended, {})
     ends = list(dict.fromkeys(leaves(compared.mended.outputs)))
     found: dict[str, float] = {}
     for name in compared.wrong:
-        wrong = Described(compared.mended.with_nodes({name: compared.own[name]}))
+        wrong = NetworkModule(compared.mended.with_nodes({name: compared.own[name]}), {})
         sums = [Sums() for _ in ends]
         for part in parts(compared.mended, x, 1):
             want = own.activations(part, keep=ends)

@@ -45,16 +45,6 @@ TOLERANCE = 1e-4  # of a node's value, fed the same inputs; rounding is near 1e-
 TINY = torch.finfo(torch.float64).tiny
 
 
-class Described(NetworkModule):
-    """A description whose neurons are their functions."""
-
-    def __init__(self, network: SpikingNetwork) -> None:
-        super().__init__(network, {})
-
-    def all_values(self, x: Tensor) -> dict[str, Tensor]:
-        return self.activations(x, keep=[node.name for node in self.network.nodes])
-
-
 class Sums:
     """Squared differences and squared norms of pairs of tensors, gathered over parts."""
 
@@ -139,7 +129,7 @@ class _Beside(Semantics[Tensor]):
     """Each node on what the reference has ``there`` for its inputs; differences are gathered."""
 
     def __init__(self, network: SpikingNetwork, reference: SpikingNetwork) -> None:
-        self.module = Described(network)
+        self.module = NetworkModule(network, {})
         self.passed = _passed(network, {node.name for node in reference.nodes})
         self.errors: dict[str, Sums] = {}
         self.shapes: dict[str, bool] = {}
@@ -180,9 +170,9 @@ class _Beside(Semantics[Tensor]):
 @torch.no_grad()
 def compare(network: SpikingNetwork, reference: SpikingNetwork, x: Tensor) -> Comparison:
     """Node by node: what each makes of the reference's values of its inputs."""
-    true, beside = Described(reference), _Beside(network, reference)
+    true, beside = NetworkModule(reference, {}), _Beside(network, reference)
     for part in parts(network, x, 1):
-        beside.take(true.all_values(part), true.check_input(part))
+        beside.take(true.all_activations(part), true.check_input(part))
     wrong = dict.fromkeys(beside.shapes, 1.0)
     wrong.update({k: s.error for k, s in beside.errors.items() if not s.error <= TOLERANCE})
     order = [node.name for node in network.nodes if node.name in wrong]
@@ -201,9 +191,10 @@ def compare(network: SpikingNetwork, reference: SpikingNetwork, x: Tensor) -> Co
 def _passed(network: SpikingNetwork, names: Collection[str]) -> dict[str, str]:
     """What planning puts in, and the source network has not: values pass it unchanged."""
     found: dict[str, str] = {}
+    coded = [node for node in network.of(SignGDNeuron) if node.function.name == "identity"]
+    put_in: set[Node] = {*network.of(Average), *network.of(Encoder), *coded}
     for node in network.nodes:
-        coded = isinstance(node, SignGDNeuron) and node.function.name == "identity"
-        if node.name not in names and (isinstance(node, (Average, Encoder)) or coded):
+        if node in put_in and node.name not in names:
             (before,) = node.inputs
             found[node.name] = found.get(before, before)
     return found
@@ -252,7 +243,7 @@ class Trial(Simulation):
         self.parts = parts(network, self.check_input(x), steps)
         total = sum(values_of(node.shape) for node in network.nodes) * steps * len(x)
         self.kept: list[dict[str, Signal]] | None = None
-        source = Described(network)
+        source = NetworkModule(network, {})
         self.targets = [_leaves(network, source, part) for part in self.parts]
         if total <= VALUES:
             self.kept = [self._pass(part, {}, keep=None) for part in self.parts]
@@ -305,7 +296,7 @@ class Trial(Simulation):
         return torch.cat([total[:1], total[1:] - total[:-1]])
 
 
-def _leaves(network: SpikingNetwork, source: Described, x: Tensor) -> list[Tensor]:
+def _leaves(network: SpikingNetwork, source: NetworkModule, x: Tensor) -> list[Tensor]:
     names = list(dict.fromkeys(leaves(network.outputs)))
     values = source.activations(x, keep=names)
     return [values[name] for name in names]

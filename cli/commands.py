@@ -56,17 +56,6 @@ class Result:
     code: int = OK
 
 
-class Source(nn.Module):
-    """The source network, as a network's file holds it."""
-
-    def __init__(self, snn: NetworkModule) -> None:
-        super().__init__()
-        self._snn = (snn,)  # not a submodule: its modes are its own
-
-    def forward(self, x: Tensor) -> Any:
-        return self._snn[0].ann(x)
-
-
 # -- the commands ---------------------------------------------------------------------------------
 
 
@@ -450,7 +439,7 @@ def _reference(
 ) -> tuple[nn.Module, str]:
     """The source model, and what to call it."""
     if options.reference is None:
-        return Source(snn), "the source network in the file"
+        return snn.source, "the source network in the file"
     model = load_model(options.reference, options.weights)
     x = data.x[:2]
     try:

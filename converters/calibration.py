@@ -156,11 +156,3 @@ def _summary(found: Mapping[str, Any], q: float) -> dict[str, Tensor]:
         "tensor_quantile": flat[min(len(flat) - 1, round(q * (len(flat) - 1)))],
         "element_maximum": found["element"],
     }
-
-
-def tensors_of(structure: Any) -> list[Tensor]:
-    """The tensors in lists, tuples and dicts, in order."""
-    if isinstance(structure, Tensor):
-        return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [tensor for item in items for tensor in tensors_of(item)]

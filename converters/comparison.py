@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.modes import eval_mode
-from .calibration import Calibration, batches_of, tensors_of
+from ..core.network import leaves
+from .calibration import Calibration, batches_of
 from .conversion import convert
 from .lowering import FORMS
 from .settings import check_time_steps
@@ -61,13 +62,13 @@ def compare_functions(
     batches = batches_of(calibration)
     x = torch.cat(batches)[:samples]
     with eval_mode(model):
-        expected = tensors_of(model(x.clone()))
+        expected = leaves(model(x.clone()))
     steps = [t for t in (1, 2, 4, 8, 16, 32, 64, 128) if t < time_steps] + [time_steps]
     rows = []
     for form in FORMS:
         plan = {"time_steps": time_steps, "tune": False, **options}
         network = convert(model, batches, forms=form, **plan)
-        outputs = tensors_of(Simulation(network).outputs(x, time_steps))
+        outputs = leaves(Simulation(network).outputs(x, time_steps))
         error = {t: _relative([y[t - 1] for y in outputs], expected) for t in steps}
         counts = network.count()
         rows.append(FunctionsRow(form, len(counts), sum(counts.values()), error))

@@ -50,7 +50,6 @@ from ..core.walk import Semantics, walk
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
-from .calibration import tensors_of
 from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs, sequence
 from .tuning import Samples, loss_of, samples_of
@@ -411,9 +410,7 @@ def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
 def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | None]:
     """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
     simulation = Simulation(network)
-    parts = [
-        tensors_of(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)
-    ]
+    parts = [leaves(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)]
     outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
     error = float(loss_of(outputs, samples)) ** 0.5
     first = samples.targets[0]

@@ -19,7 +19,7 @@ from ..core.module import NetworkModule
 from ..core.network import Function, Linear, Node, SignGDNeuron, SpikingNetwork, leaves
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
-from .calibration import statistics, tensors_of
+from .calibration import statistics
 from .planner import plan
 from .settings import Context, belongs
 from .uses import used, users
@@ -146,7 +146,7 @@ def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         expected = model(x.clone())  # which may work in place on its input
     actual = NetworkModule(network, {}).ann(x)
     stepped = any(n.function.name == "qcfs" for n in network.of(Function))
-    for have, want in zip(tensors_of(actual), tensors_of(expected), strict=True):
+    for have, want in zip(leaves(actual), leaves(expected), strict=True):
         if have.shape != want.shape:
             raise SignGDError(
                 f"the captured network returns {list(have.shape)} where {type(model).__name__} "

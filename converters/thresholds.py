@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ..core.network import GroupNeuron, SpikingNetwork, leaves, values_of
 from ..core.progress import progress
-from .calibration import channel_shape, tensors_of
+from .calibration import channel_shape
 from .refinement import refine
 from .simulation import Simulation, Visit, count
 
@@ -119,8 +119,8 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     squared = torch.zeros(len(x), dtype=torch.float64)
     norm = torch.zeros(len(x), dtype=torch.float64)
     for part in torch.arange(len(x)).split(64):
-        have = tensors_of(simulation.outputs(x[part], network.time_steps))
-        want = tensors_of(simulation.ann(x[part]))
+        have = leaves(simulation.outputs(x[part], network.time_steps))
+        want = leaves(simulation.ann(x[part]))
         for a, b in zip(have, want, strict=True):
             # an output need not lead with the batch; one error is then that of all
             rows = len(part) if b.shape[:1] == part.shape else 1

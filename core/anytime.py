@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
-from .network import SpikingNetwork
+from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
 from .progress import progress
-from .running import check_run, check_steps, map_tensors
+from .running import check_run, check_steps
 from .spikes import Sent, listening
 
 
@@ -107,7 +107,7 @@ class _Run:
                         block, self.state = self.snn.advance(self.x[t - 1 : t], state=self.state)
                     else:
                         block, self.state = self.snn.advance(self.x, 1, self.static, self.state)
-                yield Step(t, map_tensors(block, _first), self.spikes)
+                yield Step(t, each_leaf(block, _first), self.spikes)
         finally:
             self.snn.reset()
 

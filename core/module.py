@@ -392,10 +392,18 @@ class NetworkModule(nn.Module):
         """The source network: every neuron replaced by its function, x [B, ...]."""
         return fill(self.network.outputs, self.activations(x))
 
+    @property
+    def source(self) -> nn.Module:
+        """The source network, as the description holds it, as a module of its own."""
+        return _Ann(self)
+
     def activations(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The value of the nodes ``keep`` (the outputs, unless named) in the source network."""
         source = Source(self, self.check_input(x))
         return walk(self.network, source, leaves(self.network.outputs) if keep is None else keep)
+
+    def all_activations(self, x: Tensor) -> dict[str, Tensor]:
+        return self.activations(x, [node.name for node in self.network.nodes])
 
     def activations_after(
         self, values: Mapping[str, Tensor], changed: Mapping[str, Tensor]
@@ -478,6 +486,15 @@ class NetworkModule(nn.Module):
                 value = (sums[0] if walk.steps is None else sums).to(value.dtype)
             outputs[name] = value
         return fill(self.network.outputs, outputs), state
+
+
+class _Ann(nn.Module):
+    def __init__(self, snn: NetworkModule) -> None:
+        super().__init__()
+        self._snn = (snn,)  # no submodule: its modes are its own
+
+    def forward(self, x: Tensor) -> Any:
+        return self._snn[0].ann(x)
 
 
 def key(name: str) -> str:

@@ -6,7 +6,7 @@ simulated is what is saved and exported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ __all__ = [
     "SpikingNetwork",
     "SubgradientNeuron",
     "Timed",
+    "each_leaf",
     "fill",
     "leaves",
     "values_of",
@@ -217,18 +218,24 @@ class SpikingNetwork:
         )
 
 
-def leaves(structure: Any) -> list[str]:
-    """The node names in a structure of outputs, in order."""
-    if isinstance(structure, str):
+def leaves(structure: Any) -> list[Any]:
+    """What lists, tuples and dicts hold in the end, in order: names of nodes, or tensors."""
+    if isinstance(structure, Mapping):
+        structure = tuple(structure.values())
+    if not isinstance(structure, (list, tuple)):
         return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [name for item in items for name in leaves(item)]
+    return [leaf for item in structure for leaf in leaves(item)]
+
+
+def each_leaf(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """The same structure with ``function`` applied to each of ``leaves``."""
+    if isinstance(structure, Mapping):
+        return {key: each_leaf(item, function) for key, item in structure.items()}
+    if not isinstance(structure, (list, tuple)):
+        return function(structure)
+    return type(structure)(each_leaf(item, function) for item in structure)
 
 
 def fill(structure: Any, values: Mapping[str, Any]) -> Any:
     """The structure with each name replaced by its value."""
-    if isinstance(structure, str):
-        return values[structure]
-    if isinstance(structure, Mapping):
-        return {key: fill(item, values) for key, item in structure.items()}
-    return type(structure)(fill(item, values) for item in structure)
+    return each_leaf(structure, values.__getitem__)

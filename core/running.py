@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState
-from .network import SpikingNetwork
+from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
 
@@ -94,7 +94,7 @@ def run(
                 else:
                     block, state = snn.advance(x, size, static, state)
                 for t in wanted & set(range(start + 1, start + size + 1)):
-                    found[t] = map_tensors(block, partial(_at, step=t - start - 1))
+                    found[t] = each_leaf(block, partial(_at, step=t - start - 1))
     finally:
         snn.reset()
     return {t: found[t] for t in steps}
@@ -132,15 +132,6 @@ def default_chunk(network: SpikingNetwork, batch: int, device: str = "cpu") -> i
             size *= s if isinstance(s, int) else int(s.split("*")[0])
         largest = max(largest, size)
     return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cpu"]) // largest)
-
-
-def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
-    """The same structure with ``function`` applied to each tensor."""
-    if isinstance(structure, Tensor):
-        return function(structure)
-    if isinstance(structure, Mapping):
-        return {key: map_tensors(value, function) for key, value in structure.items()}
-    return type(structure)(map_tensors(value, function) for value in structure)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from spikingjelly_signgd.converters.simulation import Simulation
+from spikingjelly_signgd.core.module import NetworkModule
 from spikingjelly_signgd.core.network import (
     Average,
     Encoder,
     GroupNeuron,
     Growth,
+    Input,
+    Linear,
+    Neuron,
     Node,
     SignGDNeuron,
+    SpikingNetwork,
     SubgradientNeuron,
 )
+from spikingjelly_signgd.core.walk import Semantics, Together, following, visits, walk
 from spikingjelly_signgd.neurons import ExponentialSchedule, InverseSchedule
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 from spikingjelly_signgd.neurons.signgd import signgd_spike_step
@@ -100,3 +109,92 @@ def test_real_coding_sends_its_increments_in_the_spike_view() -> None:
         y, state = node.spike_step((x,), state)
         assert torch.equal(y, v - before)
         before = v
+
+
+# -- the walk ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stranger(Neuron):
+    """A kind of neuron that nobody has heard of: passes its input on, negated."""
+
+    kind = "stranger"
+
+    def start(self, inputs: tuple[Tensor, ...]) -> None:
+        return None
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, None]:
+        return -inputs[0], None
+
+
+def chain() -> SpikingNetwork:
+    """x -> doubled -> stranger -> the sum of both; "aside" is read by nobody."""
+    two = {"weight": torch.tensor(2.0)}
+    nodes = (
+        Input(name="x", shape=SHAPE),
+        Linear(name="doubled", inputs=("x",), shape=SHAPE, op="affine", tensors=two,
+               attributes={"shape": list(SHAPE)}),
+        Stranger(name="stranger", inputs=("doubled",), shape=SHAPE, function=RELU),
+        Linear(name="aside", inputs=("x",), shape=SHAPE, op="affine", tensors=two,
+               attributes={"shape": list(SHAPE)}),
+        Linear(name="sum", inputs=("doubled", "stranger"), shape=SHAPE, op="add",
+               attributes={"coefficients": [1, 1]}),
+    )  # fmt: skip
+    return SpikingNetwork(nodes, "sum", 4)
+
+
+class Paths(Semantics[str]):
+    """What was visited, written as a formula."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    def each(self, node: Node, inputs: Sequence[str] = ()) -> str:
+        self.order.append(node.name)
+        return f"{node.name}({', '.join(inputs)})" if inputs else node.name
+
+    input = linear = timed = each  # type: ignore[assignment]
+
+
+def test_nodes_are_visited_by_their_roles_also_those_of_a_stranger() -> None:
+    values = walk(chain(), Paths(), keep=["sum"])
+    assert values == {"sum": "sum(doubled(x), stranger(doubled(x)))"}
+    assert set(walk(chain(), Paths())) == {"x", "doubled", "stranger", "aside", "sum"}
+
+
+def test_what_is_known_is_not_visited_again() -> None:
+    paths = Paths()
+    values = walk(chain(), paths, keep=["sum"], known={"doubled": "d", "x": "x"})
+    assert values == {"sum": "sum(d, stranger(d))"}
+    assert paths.order == ["stranger", "aside", "sum"]
+
+
+def test_a_value_that_nobody_needs_any_more_is_forgotten() -> None:
+    values: dict[str, str] = {}
+    held = {node.name: set(values) for node in visits(chain(), Paths(), values, keep=["sum"])}
+    assert held["sum"] == {"doubled", "stranger"}
+    assert set(values) == {"sum"}
+
+
+def test_what_follows_from_a_node() -> None:
+    assert following(chain(), ["doubled"]) == {"doubled", "stranger", "sum"}
+    assert following(chain(), []) == set()
+
+
+def test_semantics_side_by_side() -> None:
+    both = walk(chain(), Together(Paths(), Paths()), keep=["sum"])["sum"]
+    assert both == (walk(chain(), Paths(), keep=["sum"])["sum"],) * 2
+
+
+def test_a_changed_value_is_followed_to_the_outputs() -> None:
+    """ReLU(2 x) + 2 x, by the source network's functions."""
+    module, x = NetworkModule(chain(), {}), torch.randn(5, 3)
+    values = module.all_activations(x)
+    assert torch.equal(values["sum"], (2 * x).relu() + 2 * x)
+    after = module.activations_after(values, {"stranger": torch.ones(5, 3)})
+    assert set(after) == {"sum"} and torch.equal(after["sum"], 2 * x + 1)
+
+
+def test_a_stranger_is_simulated_by_its_definition() -> None:
+    x = torch.randn(5, 3)
+    assert torch.equal(Simulation(chain()).outputs(x, 4), torch.zeros(4, 5, 3))

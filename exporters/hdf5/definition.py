@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.module import NetworkModule, NetworkState, Walk
-from ...core.network import Node, SignGDNeuron, SpikingNetwork, Timed
-from ...core.running import map_tensors
+from ...core.network import Node, SignGDNeuron, SpikingNetwork, Timed, each_leaf
 from ...neurons.protocol import like
 from ...neurons.signgd.sequence import bits
 from ...neurons.spikes import Events, hear, joined
@@ -105,4 +104,4 @@ def run_definition(
         for name, seen in kept.items():
             seen.append(module.fired[name])
     found = {name: torch.stack(seen) for name, seen in kept.items()}
-    return DefinitionRun(found, map_tensors(outputs, Tensor.clone))
+    return DefinitionRun(found, each_leaf(outputs, Tensor.clone))
