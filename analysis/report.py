@@ -403,7 +403,7 @@ def _coverage(report: _Report) -> Html:
             row.path or "(model)",
             row.operation,
             row.becomes,
-            row.detail + (f"; {row.mend}" if row.mend else ""),
+            row.detail + (f"; {row.fix}" if row.fix else ""),
         ]
         for row in shown
     ]

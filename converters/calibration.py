@@ -53,7 +53,7 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
         if not bool(x.isfinite().all()):
             raise CalibrationError(
                 f"batch {len(found)} of the calibration data holds NaN or infinity; remove those "
-                "samples or mend the preprocessing."
+                "samples or fix the preprocessing."
             )
         found.append(x.clone() if x.is_inference() else x)
     if not found:
@@ -156,3 +156,11 @@ def _summary(found: Mapping[str, Any], q: float) -> dict[str, Tensor]:
         "tensor_quantile": flat[min(len(flat) - 1, round(q * (len(flat) - 1)))],
         "element_maximum": found["element"],
     }
+
+
+def tensors_of(structure: Any) -> list[Tensor]:
+    """The tensors in lists, tuples and dicts, in order."""
+    if isinstance(structure, Tensor):
+        return [structure]
+    items = structure.values() if isinstance(structure, Mapping) else structure
+    return [tensor for item in items for tensor in tensors_of(item)]

@@ -39,15 +39,19 @@ from ..core.network import (
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    fill,
     leaves,
     values_of,
 )
+from ..core.operations import moves
 from ..core.progress import progress
+from ..core.spikes import Sent, listening
 from ..neurons import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
 from . import thresholds
-from .planning import SMALLEST_CHANNEL, _common, _renamed, default_schedule, relative_depths
+from .calibration import tensors_of
+from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs
 from .tuning import Samples, _loss, samples_of
 
@@ -55,8 +59,6 @@ GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)  # m trie
 FIRST = (0.26, 0.3, 0.4, 0.52, 0.65)  # steps tried for signGD neurons, in scales
 IMAGES = 128  # each choice is tried on, at most
 VALUES = 2**26  # of all nodes for them
-# what spikes pass without being added up
-ROUTES = ("reshape", "expand", "permute", "cat", "slice", "index")
 
 Nodes = Mapping[str, Node]
 
@@ -78,7 +80,7 @@ def units(network: SpikingNetwork) -> list[tuple[SignGDNeuron, ...]]:
         before = {source[name] for name in node.inputs}
         one = before.pop() if len(before) == 1 else None
         if isinstance(node, Linear):
-            source[node.name] = one if node.op in ROUTES else None
+            source[node.name] = one if _passes_on(node) else None
         elif isinstance(node, SignGDNeuron):
             if one is not None and node.function.selects:
                 found[one].append(node)
@@ -89,6 +91,11 @@ def units(network: SpikingNetwork) -> list[tuple[SignGDNeuron, ...]]:
         else:
             source[node.name] = None
     return [tuple(nodes) for nodes in found.values()]
+
+
+def _passes_on(node: Linear) -> bool:
+    """Whether spikes pass without being added up, and none has a value that a border fills in."""
+    return moves(node.op, node.attributes) and node.op not in ("pad", "upsample")
 
 
 def may_be_group(node: Function) -> bool:
@@ -353,7 +360,7 @@ def joined(network: SpikingNetwork, chosen: Nodes) -> SpikingNetwork:
             static = type(node) is Function or isinstance(node, Linear)
             if not static or moving.intersection(inputs):
                 moving.add(node.name)
-    outputs = _renamed(network.outputs, mean)
+    outputs = fill(network.outputs, {name: mean(name) for name in leaves(network.outputs)})
     return network.replace(nodes=tuple(nodes), outputs=outputs)
 
 
@@ -372,17 +379,17 @@ def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     if not any(isinstance(node, GroupNeuron) for node in network.nodes):
         return total
     simulation = Simulation(network)
-    sent = 0.0
+    told = 0.0
 
-    def listen(node: Node, y: Tensor) -> None:
-        nonlocal sent
-        if isinstance(node, GroupNeuron):
-            sent += spikes_of(node, y)
+    def listen(sent: Sent) -> None:
+        nonlocal told
+        if isinstance(sent.node, GroupNeuron) and sent.events is not None:
+            told += float(sent.events.spikes.double().sum())
 
-    simulation.on_fire = listen
-    for part in x.split(32):
-        simulation.outputs(part, network.time_steps)
-    return total + sent / len(x)
+    with listening(simulation, listen):
+        for part in x.split(32):
+            simulation.outputs(part, network.time_steps)
+    return total + told / len(x)
 
 
 @torch.no_grad()
@@ -390,8 +397,7 @@ def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | 
     """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
     simulation = Simulation(network)
     parts = [
-        thresholds._leaves(simulation.outputs(part, network.time_steps))
-        for part in samples.x.split(32)
+        tensors_of(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)
     ]
     outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
     error = float(_loss(outputs, samples)) ** 0.5

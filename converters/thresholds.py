@@ -29,14 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.network import GroupNeuron, SpikingNetwork, leaves, values_of
 from ..core.progress import progress
-from .calibration import channel_shape
+from .calibration import channel_shape, tensors_of
 from .refinement import refine
 from .simulation import Simulation, Visit, count
 
@@ -70,7 +70,7 @@ def fit(
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
-    fitted = [n.name for n in network.nodes if isinstance(n, GroupNeuron) and _is_free(n)]
+    fitted = [n.name for n in network.of(GroupNeuron) if n.function.name == "relu"]
     if not fitted:
         return network
     read = [network[name] for name in (*fitted, *leaves(network.outputs))]
@@ -97,10 +97,6 @@ def fit(
     return best.replace(provenance={**network.provenance, "thresholds": record})
 
 
-def _is_free(node: GroupNeuron) -> bool:
-    return node.function.name == "relu"
-
-
 def _images(
     network: SpikingNetwork, batches: Sequence[Tensor], seed: int
 ) -> tuple[Tensor, int, Tensor]:
@@ -123,8 +119,8 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     squared = torch.zeros(len(x), dtype=torch.float64)
     norm = torch.zeros(len(x), dtype=torch.float64)
     for part in torch.arange(len(x)).split(64):
-        have = _leaves(simulation.outputs(x[part], network.time_steps))
-        want = _leaves(simulation.ann(x[part]))
+        have = tensors_of(simulation.outputs(x[part], network.time_steps))
+        want = tensors_of(simulation.ann(x[part]))
         for a, b in zip(have, want, strict=True):
             # an output need not lead with the batch; one error is then that of all
             rows = len(part) if b.shape[:1] == part.shape else 1
@@ -132,13 +128,6 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
             squared[part] += (a - b).square().sum(1).cpu()
             norm[part] += b.square().sum(1).cpu()
     return squared / norm.mean().clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _leaves(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [tensor for item in items for tensor in _leaves(item)]
 
 
 def _weights(
@@ -187,7 +176,7 @@ def _fit(
     weights = _weights(Simulation(network), x, names, generator)
     simulation = Simulation(network)
     visits = simulation.visits(simulation.check_input(x), network.time_steps)
-    for visit in progress(visits, "choosing thresholds", len(simulation.group)):
+    for visit in progress(visits, "choosing thresholds", len(network.of(GroupNeuron))):
         node = visit.node
         if node.name not in names:
             continue
@@ -196,12 +185,13 @@ def _fit(
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
-        simulation.group[node.name] = replace(
+        simulation.changes[node.name] = replace(
             node,
             v_threshold=_plain(theta * node.members, shape),
             initial_charge=_plain(charge, shape),
         )
-    return refine(simulation.changed(), torch.cat([x, more]), names, seed)
+    chosen = network.with_nodes(simulation.changes)
+    return refine(chosen, torch.cat([x, more]), names, seed)
 
 
 def _plain(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:

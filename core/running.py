@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,32 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InputError
+from ..errors import InputError
+from .modes import eval_mode
 from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork
 from .progress import progress
+from .registry import SIMULATORS
 
-BACKENDS = ("spikingjelly", "norse")
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
-def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
+def build(
+    network: SpikingNetwork, simulator: str = "spikingjelly", **options: Any
+) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``backend`` is "spikingjelly" or "norse". ``options`` go to the plugin: ``spikes="decoded"``
-    (default: what passes is what a receiver has decoded) or ``"signed"`` (weighted spikes pass,
-    each node integrates), and ``kernels="auto"``, what runs the neurons (``backends``). Raises
-    BackendUnavailable where the simulator is unknown or not installed.
+    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are its
+    own, of ours ``spikes="decoded"`` (default: what passes is what a receiver has decoded) or
+    ``"signed"`` (weighted spikes pass, each node integrates), and ``kernels="auto"``, what runs the
+    neurons (``backends``). Raises BackendUnavailable where the simulator is unknown or not
+    installed.
     """
-    if backend not in BACKENDS:
-        raise BackendUnavailable(
-            f"no simulator is called {backend!r}; known: {', '.join(BACKENDS)}."
+    if "backend" in options:
+        warnings.warn(
+            'build(network, backend=...) is now build(network, simulator=...); "backend" goes with '
+            "the next release.",
+            DeprecationWarning,
+            stacklevel=2,
         )
-    from .. import plugins
-
-    plugin = getattr(plugins, backend)
-    module: NetworkModule = plugin.build(network, **options)
+        simulator = options.pop("backend")
+    module: NetworkModule = SIMULATORS.find(simulator).build(network, **options)
     return module
 
 
@@ -48,25 +53,6 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
             f"time_steps is an integer of at least 1 or several of them, but it is {time_steps!r}."
         )
     return steps
-
-
-@contextmanager
-def multi_step(snn: NetworkModule) -> Iterator[None]:
-    """Every node in step mode "m", no layer recording; what was set before comes back."""
-    wanted = {"step_mode": "m", "record_states": False}
-    before = [
-        (module, name, getattr(module, name))
-        for module in snn.modules()
-        for name in wanted
-        if hasattr(module, name)
-    ]
-    for module, name, _ in before:
-        setattr(module, name, wanted[name])
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 @torch.no_grad()
@@ -100,7 +86,7 @@ def run(
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
                 if sequence:
@@ -228,8 +214,6 @@ def evaluate(
     [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
     for an empty loader.
     """
-    from ..converters.capture import eval_mode
-
     steps = check_steps(time_steps)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)

@@ -74,6 +74,18 @@ class Code(NamedTuple):
     most: int
 
 
+class Factor(NamedTuple):
+    """What spikes are still to be multiplied by, equal where ``name`` is. With ``adds`` a step of a
+    known size is added or subtracted where no weight is met, and nothing is multiplied."""
+
+    name: str
+    adds: bool = False
+
+
+FOLDS = Factor("folds into the weights")
+MEAN = Factor("the number of steps")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
@@ -82,6 +94,8 @@ class Node:
     """
 
     kind: ClassVar[str] = ""
+    # whether the node has its place in the spike view, where increments and weighted spikes pass
+    spike_view: ClassVar[bool] = True
     name: str
     inputs: tuple[str, ...] = ()
     shape: tuple[Size, ...] = ()
@@ -91,44 +105,39 @@ class Node:
         """How many values the node makes for one input."""
         return values_of(self.shape)
 
+    @property
+    def code(self) -> Code | None:
+        """What an event of the node is; None where it sends none, or passes on those of others."""
+        return None
+
+    @property
+    def most_spikes(self) -> int:
+        """The most spikes that one value sends in a step."""
+        return 1
+
+    @property
+    def unit(self) -> float | Tensor | None:
+        """The size of one spike in what passes, where that is the same in every step."""
+        return None
+
+    @property
+    def factor(self) -> Factor | None:
+        """What its spikes are still to be multiplied by."""
+        return None
+
+    @property
+    def steady(self) -> bool:
+        """Whether every step sends the same number of spikes, whatever the input."""
+        return True
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Function(Node):
-    """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
-
-    ``channel`` is the dimension of the channels, counted from the end; None where there is none.
-    ``module`` is the path of the source network's module that computed it.
-    """
-
-    kind = "function"
-    function: Nonlinearity
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    channel: int | None = None
-    module: str = ""
-
-    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
-        return semantics.function(self, inputs)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron(Function):
-    """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
-
-    # what passes: v, decoded so far, or what one step adds to a sum
-    decoded: ClassVar[bool] = True
-    # whether it passes weighted spikes in the spike view, each receiver integrating its own input
-    spike_view: ClassVar[bool] = False
-
-    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
-        """From where to where it decodes after so many steps; None where there is no limit."""
-        return None
-
-    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
-        return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
+class Timed(Node):
+    """A node that keeps a state from one step to the next: its dynamics."""
 
     def start(self, inputs: tuple[Tensor, ...]) -> Any:
         """The state before a first step with these inputs, [B, ...] each.
@@ -144,15 +153,76 @@ class Neuron(Function):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
 
+    def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """One step in torch alone: inputs [B, ...] to (what passes, state)."""
+        y_seq, state = self.sequence(tuple(x.unsqueeze(0) for x in inputs), state)
+        return y_seq[0], state
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The node's tensors by name, those of f's arguments as ``argument_*``."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values |= {f"argument_{key}": value for key, value in self.arguments.items()}
+        given: Mapping[str, Any] = values.get("arguments", {})
+        values |= {f"argument_{key}": value for key, value in given.items()}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The node with these ``tensors`` in the place of its own."""
-        arguments = {k: tensors.get(f"argument_{k}", v) for k, v in self.arguments.items()}
         own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
-        return replace(self, arguments=arguments, **own)
+        given: Mapping[str, Any] = getattr(self, "arguments", {})
+        if given:
+            own["arguments"] = {k: tensors.get(f"argument_{k}", v) for k, v in given.items()}
+        return replace(self, **own)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Function(Node):
+    """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
+
+    ``channel`` is the dimension of the channels, counted from the end; None where there is none.
+    ``module`` is the path of the source network's module that computed it.
+    """
+
+    kind = "function"
+    spike_view = False
+    function: Nonlinearity
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    channel: int | None = None
+    module: str = ""
+
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.function(self, inputs)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Neuron(Function, Timed):
+    """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
+
+    # what passes: v, decoded so far, or what one step adds to a sum
+    decoded: ClassVar[bool] = True
+
+    @property
+    def finest(self) -> float:
+        """The smallest spike of a step beside its largest."""
+        return 1.0
+
+    def numbers(self, arguments: int) -> int:
+        """The float32 numbers kept from one step to the next; ``arguments`` are the values of f's
+        arguments that are not constant."""
+        return self.values + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Additions and comparisons of one update of all neurons, f and arrivals apart."""
+        return self.values + arguments
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one update of all neurons, by numbers that change with time."""
+        return 0
+
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
+
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.neuron(self, inputs)  # type: ignore[no-any-return]

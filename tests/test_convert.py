@@ -1,5 +1,7 @@
 """What converts, and how close: every operation, every trap that other converters fall into."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -386,10 +388,10 @@ def test_ann_mode_is_the_source_network():
 
 def test_a_dishonest_capture_is_noticed(monkeypatch):
     """The converter holds what it captured against the model before it goes on."""
-    from spikingjelly_signgd.core import operations
+    from spikingjelly_signgd.core.operations import LINEAR, forms
 
-    honest = operations.LINEAR["linear"]
-    monkeypatch.setitem(operations.LINEAR, "linear", lambda *a: 1.01 * honest(*a))
+    row, honest = LINEAR["linear"], forms.FORMS["linear"]
+    monkeypatch.setitem(LINEAR, "linear", replace(row, run=lambda *a: 1.01 * honest(*a)))
     with pytest.raises(sg.SignGDError, match="differs from Elementwise"):
         sg.convert(Elementwise(F.gelu), torch.randn(8, 16))
 

@@ -213,7 +213,7 @@ def test_signgd_refusals(tmp_path):
         ("local", "one chain of layers"),
         ("whole", "not a function of one value"),
     ):
-        network = sg.convert(normed, x, time_steps=4, functions=functions)
+        network = sg.convert(normed, x, time_steps=4, forms=functions)
         sg.save(network, tmp_path / "a.h5")
         with pytest.raises(lava_remote.LavaError, match=why):
             lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)

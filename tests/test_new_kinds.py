@@ -47,7 +47,7 @@ class Leaky(Neuron):
             v = h - fires * self.threshold
             fired.append(fires)
         all_fires = torch.stack(fired)
-        spikes.tell(all_fires, all_fires)
+        spikes.tell(lambda: spikes.Events(all_fires, all_fires))
         sent = sent + all_fires.sum(0)
         return all_fires * self.threshold, LeakyState(v, sent, t + len(fired))
 

@@ -1,21 +1,31 @@
 """Linear operations over a block of time steps are each step in turn, whatever the layout."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
+from spikingjelly_signgd.converters.lowering import HANDLERS
+from spikingjelly_signgd.core.checks import integer
+from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.operations import (
     LINEAR,
+    Operation,
     Size,
     apply,
     apply_linear,
     apply_over_time,
     resolve,
 )
+from spikingjelly_signgd.exporters.hdf5 import Runner
 
 PRODUCTS = {"conv", "conv_transpose", "linear", "matmul", "einsum"}  # rounding follows the size
 B = "1*batch"
@@ -338,3 +348,56 @@ def test_one_compiled_graph_for_every_number_of_steps_and_samples(op):
         torch.testing.assert_close(compiled(*block), apply_over_time(*block))
         counts.append(compiles.frame_count)
     assert counts == counts[:1] * 3, "compiled anew for another shape"
+
+
+# -- an operation added by a caller ---------------------------------------------------------------
+
+
+class Cumulative(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)).cumsum(-1))
+
+
+@pytest.fixture
+def cumulative(monkeypatch):
+    """A row, and which ATen operation becomes it."""
+    row = Operation(
+        {"dim": integer},
+        run=lambda x, a, w, batch, time: x[0].cumsum(a["dim"]),
+        numpy=lambda x, a, w, batch: np.cumsum(x[0], a["dim"]),
+    )
+    monkeypatch.setitem(LINEAR, "cumsum", row)
+    monkeypatch.setitem(
+        HANDLERS,
+        torch.ops.aten.cumsum,
+        lambda low, x, dim: low.linear("cumsum", [x], low.shape(), None, dim=dim),
+    )
+
+
+@pytest.mark.spikingjelly
+@pytest.mark.parametrize("method", ["signgd", "group"])
+def test_an_operation_added_by_a_caller(cumulative, method, tmp_path):
+    torch.manual_seed(0)
+    model, x = Cumulative(), torch.randn(16, 4)
+    network = sg.convert(model, x, method=method, time_steps=64, tune=False)
+    assert "cumsum" in {node.op for node in network.of(Linear)}
+    snn = sg.build(network)
+    out = sg.run(snn, x, 64)[64]
+    torch.testing.assert_close(out, model(x).detach(), atol=0.1, rtol=0)
+    assert count_operations(snn, x).synaptic_events > 0
+    sg.save(network, tmp_path / "network.h5")
+    torch.testing.assert_close(sg.run(sg.build(sg.load(tmp_path / "network.h5")), x, 64)[64], out)
+    runner = Runner(tmp_path / "network.h5")
+    np.testing.assert_allclose(runner.run(x.numpy(), 64).outputs[64], out, atol=1e-3)
+
+
+def test_an_operation_without_a_numpy_form_is_named(cumulative, tmp_path, monkeypatch):
+    network = sg.convert(Cumulative(), torch.randn(16, 4))
+    sg.save(network, tmp_path / "network.h5")
+    monkeypatch.setitem(LINEAR, "cumsum", replace(LINEAR["cumsum"], numpy=None))
+    with pytest.raises(sg.FormatError, match="'cumsum' has no NumPy form; give its row one"):
+        Runner(tmp_path / "network.h5").run(np.zeros((1, 4), np.float32))

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import NODES, Function, leaves
+from spikingjelly_signgd.core.operations import LINEAR
 from spikingjelly_signgd.exporters import files as exporters_files
 from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
-from spikingjelly_signgd.exporters.hdf5.content import FIELDS, OPERATIONS, SCHEDULES
+from spikingjelly_signgd.exporters.hdf5.kinds import KINDS, SCHEDULES
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -512,7 +513,7 @@ def test_class_names(networks, tmp_path):
 
 def test_a_certificate_does_not_change_the_checksum(files, tmp_path):
     before = hdf5.read(files / "group.h5")
-    certified = hdf5.with_certificate((files / "group.h5").read_bytes(), '{"mismatches": 0}')
+    certified = hdf5.embed((files / "group.h5").read_bytes(), '{"mismatches": 0}')
     (tmp_path / "bad.h5").write_bytes(certified)
     after = hdf5.read(tmp_path / "bad.h5")
     assert after.certificate == {"mismatches": 0} and before.certificate is None
@@ -564,8 +565,8 @@ def test_large_tensors_are_chunked_and_compressed(networks, tmp_path, monkeypatc
 
 def test_fields_are_those_of_the_nodes():
     for kind, node in NODES.items():
-        assert set(FIELDS[kind]) == {field.name for field in fields(node)}
-    assert set(FIELDS) == set(NODES)
+        assert set(KINDS[kind].fields) == {field.name for field in fields(node)}
+    assert set(KINDS) == set(NODES)
 
 
 def read_or_refused(path):
@@ -838,10 +839,10 @@ def test_every_field_is_documented():
 def test_every_operation_schedule_and_function_is_documented(files):
     rows = {op: (quoted(attributes), quoted(tensors))
             for op, attributes, tensors, _ in table("### Linear operations")}  # fmt: skip
-    assert set(rows) == set(OPERATIONS)
-    for op, (attributes, required, others) in OPERATIONS.items():
-        assert set(rows[op][0]) - {"align_corners"} == set(attributes), op
-        assert set(rows[op][1]) == {*required, *others}, op
+    assert set(rows) == set(LINEAR)
+    for op, row in LINEAR.items():
+        assert set(rows[op][0]) - {"align_corners"} == set(row.attributes), op
+        assert set(rows[op][1]) == {*row.tensors, *row.optional}, op
     schedules = {kind: set(quoted(parameters)) for kind, parameters, _ in table("### Schedules")}
     assert schedules == {kind: set(checks) for kind, checks in SCHEDULES.items()}
     functions = {row[0]: row for row in table("### Functions")}

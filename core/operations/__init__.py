@@ -1,262 +1,33 @@
-"""The linear operations of a network description, and how torch computes each.
+"""The linear operations of a network description: one row for each, which a caller can add to.
 
-An operation is affine in all its inputs together: ``apply`` computes the whole, ``apply_linear``
-its linear part (without bias, padding value or constant), which is what weighted spikes and
-increments pass through. ``apply_over_time`` does either at many time steps at once. Attributes are
-JSON-able; a size that follows the batch is written ``"3*batch"`` and resolved when the operation
-runs, so the batch may lie in any dimension.
+``rows`` says what an operation is and loads no torch; ``forms`` computes it by torch. The NumPy
+forms, an independent witness, are ``exporters/hdf5/runner_operations.py``.
 """
 
-from __future__ import annotations
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from collections.abc import Callable, Mapping, Sequence
-from string import ascii_letters
-from typing import Any
+from .rows import LINEAR, Operation, moves
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from ...neurons.base import Size, follows_batch, resolve
+if TYPE_CHECKING:
+    from ...neurons.base import Size, follows_batch, resolve
+    from .forms import apply, apply_linear, apply_over_time, connections
 
 __all__ = [
     "LINEAR",
+    "Operation",
     "Size",
     "apply",
     "apply_linear",
     "apply_over_time",
+    "connections",
     "follows_batch",
+    "moves",
     "resolve",
 ]
 
 
-Inputs = Sequence[Tensor]
-Attributes = Mapping[str, Any]
-Tensors = Mapping[str, Tensor]
-# ``time`` is 1 where every input leads with a time axis [K, ...], else 0
-Apply = Callable[[Inputs, Attributes, Tensors, int, int], Tensor]
-
-
-def _shift(dim: int, time: int) -> int:
-    """The dimension of one step, in a value that leads with time."""
-    return dim + time if dim >= 0 else dim
-
-
-def _align(x: Tensor, rank: int, time: int) -> Tensor:
-    """x broadcasts to ``rank`` dimensions from the right; its time axis stays in front of them."""
-    missing = rank + time - x.dim()
-    if not time or missing <= 0:
-        return x
-    return x.reshape(x.shape[0], *[1] * missing, *x.shape[1:])
-
-
-def _expand_to(x: Tensor, shape: Sequence[Size], batch: int, time: int) -> Tensor:
-    return _align(x, len(shape), time).expand(*x.shape[:time], *resolve(shape, batch))
-
-
-def _fold(run: Callable[[Tensor], Tensor], x: Tensor, spatial: int) -> Tensor:
-    """``run`` of [N, C, *spatial]: time and all else before C are folded into N."""
-    lead = x.dim() - spatial - 1
-    if lead < 2:
-        return run(x)
-    return run(x.flatten(0, lead - 1)).unflatten(0, x.shape[:lead])
-
-
-def _conv(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    n = len(a["stride"])
-    conv = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
-    weights = w["weight"], w.get("bias")
-    options = a["stride"], a["padding"], a["dilation"], a["groups"]
-    return _fold(lambda v: conv(v, *weights, *options), x[0], n)
-
-
-def _conv_transpose(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    n = len(a["stride"])
-    conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
-    weights = w["weight"], w.get("bias")
-    options = a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"]
-    return _fold(lambda v: conv(v, *weights, *options), x[0], n)
-
-
-def _linear(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return F.linear(x[0], w["weight"], w.get("bias"))
-
-
-def _matmul(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    value, weight, left = x[0], w["weight"], a["side"] == "left"
-    vector = time and value.dim() == 2  # at every step a matrix of one column, or of one row
-    if vector:
-        value = value.unsqueeze(-1 if left else -2)
-    value = _align(value, weight.dim(), time)
-    out = weight @ value if left else value @ weight
-    return out.squeeze(-1 if left or weight.dim() == 1 else -2) if vector else out
-
-
-def _einsum(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    position = a["position"]
-    equation = _equation_over_time(a["equation"], position) if time else a["equation"]
-    operands = [x[0], w["weight"]] if position == 0 else [w["weight"], x[0]]
-    out: Tensor = torch.einsum(equation, *operands)
-    return out
-
-
-def _equation_over_time(equation: str, position: int) -> str:
-    """``"nc,cd->nd"`` to ``"anc,cd->and"``: a new index leads the value and the result."""
-    terms, arrow, out = equation.replace(" ", "").partition("->")
-    if not arrow:  # what occurs once, in alphabetical order
-        out = "".join(c for c in sorted(ascii_letters) if terms.count(c) == 1)
-        out = "..." + out if "..." in terms else out
-    time = next(c for c in ascii_letters if c not in equation)
-    operands = [time * (i == position) + term for i, term in enumerate(terms.split(","))]
-    return f"{','.join(operands)}->{time}{out}"
-
-
-def _affine(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    # without its bias the linear part still has the broadcast shape
-    out = _expand_to(x[0], a["shape"], batch, time)
-    weight, bias = w.get("weight"), w.get("bias")
-    if weight is not None:
-        out = out * weight
-    if bias is None:
-        return out
-    # the product is nobody else's; addcmul would round once where this rounds twice
-    return out + bias if weight is None or bias.dtype != out.dtype else out.add_(bias)
-
-
-def _add(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    first, second = a["coefficients"]
-    rank = max(v.dim() for v in x) - time
-    left, right = (_align(v, rank, time) for v in x)
-    return torch.add(left if first == 1 else left * first, right, alpha=second)
-
-
-def _avg_pool(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    n = len(a["kernel_size"])
-    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
-    options = [a[k] for k in ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")]
-    if n > 1:
-        options.append(a.get("divisor_override"))
-    return _fold(lambda v: pool(v, *options), x[0], n)
-
-
-def _adaptive_avg_pool(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    size = a["output_size"]
-    if all(s == 1 for s in size):  # as torch computes it, in any layout
-        return x[0].mean(list(range(-len(size), 0)), True)
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-    return _fold(lambda v: pool(v, size), x[0], len(size))
-
-
-def _mean(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return _reduce(torch.mean, x[0], a, time)
-
-
-def _sum(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return _reduce(torch.sum, x[0], a, time)
-
-
-def _reduce(reduction: Callable[..., Tensor], x: Tensor, a: Attributes, time: int) -> Tensor:
-    dims = [_shift(d, time) for d in a["dim"]]
-    return reduction(x, dims, a["keepdim"]) if dims else x  # torch takes [] for all
-
-
-def _reshape(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return x[0].reshape(*x[0].shape[:time], *resolve(a["shape"], batch))
-
-
-def _expand(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return _expand_to(x[0], a["shape"], batch, time)
-
-
-def _permute(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return x[0].permute(*range(time), *(_shift(d, time) for d in a["dims"]))
-
-
-def _cat(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return torch.cat(list(x), _shift(a["dim"], time))
-
-
-def _slice(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    index = [slice(None)] * x[0].dim()
-    start, stop = resolve([a["start"], a["stop"]], batch)
-    index[_shift(a["dim"], time)] = slice(start, stop, a["step"])
-    return x[0][tuple(index)]
-
-
-def _index(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    return x[0].index_select(_shift(a["dim"], time), w["index"])
-
-
-def _pad(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    pad, mode = a["pad"], a["mode"]
-    if mode == "constant":
-        return F.pad(x[0], pad, value=a["value"])
-    return _fold(lambda v: F.pad(v, pad, mode=mode), x[0], len(pad) // 2)
-
-
-def _upsample(x: Inputs, a: Attributes, w: Tensors, batch: int, time: int) -> Tensor:
-    options = {"size": a["size"], "mode": a["mode"], "align_corners": a.get("align_corners")}
-    return _fold(lambda v: F.interpolate(v, **options), x[0], len(a["size"]))
-
-
-LINEAR: dict[str, Apply] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "linear": _linear,
-    "matmul": _matmul,
-    "einsum": _einsum,
-    "affine": _affine,
-    "add": _add,
-    "avg_pool": _avg_pool,
-    "adaptive_avg_pool": _adaptive_avg_pool,
-    "mean": _mean,
-    "sum": _sum,
-    "reshape": _reshape,
-    "expand": _expand,
-    "permute": _permute,
-    "cat": _cat,
-    "slice": _slice,
-    "index": _index,
-    "pad": _pad,
-    "upsample": _upsample,
-}
-
-
-def apply(op: str, inputs: Inputs, attributes: Attributes, tensors: Tensors, batch: int) -> Tensor:
-    """The operation ``op`` on its inputs, one time step."""
-    return LINEAR[op](inputs, attributes, tensors, batch, 0)
-
-
-def apply_linear(
-    op: str, inputs: Inputs, attributes: Attributes, tensors: Tensors, batch: int
-) -> Tensor:
-    """The linear part of ``op``: what increments pass through."""
-    return LINEAR[op](inputs, *_linear_part(attributes, tensors), batch, 0)
-
-
-def apply_over_time(
-    op: str,
-    inputs: Inputs,
-    in_time: Sequence[bool],
-    attributes: Attributes,
-    tensors: Tensors,
-    batch: int,
-    linear_part: bool = False,
-) -> Tensor:
-    """``apply``, or ``apply_linear``, at K time steps at once: [K, ...].
-
-    ``in_time`` says which inputs, at least one, lead with a time axis [K, ...]; the others are the
-    same at every step.
-    """
-    steps = next(x.shape[0] for x, led in zip(inputs, in_time, strict=True) if led)
-    inputs = [
-        x if led else x.expand(steps, *x.shape) for x, led in zip(inputs, in_time, strict=True)
-    ]
-    if linear_part:
-        attributes, tensors = _linear_part(attributes, tensors)
-    return LINEAR[op](inputs, attributes, tensors, batch, 1)
-
-
-def _linear_part(attributes: Attributes, tensors: Tensors) -> tuple[Attributes, Tensors]:
-    tensors = {name: value for name, value in tensors.items() if name != "bias"}
-    return ({**attributes, "value": 0.0} if "value" in attributes else attributes), tensors
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".forms", __name__), name)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from ...core.operations.rows import LINEAR
+from ...errors import FormatError
 from .runner_functions import Array, parts, windows
 
 Attributes = Mapping[str, Any]
 Tensors = Mapping[str, Array]
-Operation = Callable[[Sequence[Array], Attributes, Tensors, int], Array]
+Form = Callable[[Sequence[Array], Attributes, Tensors, int], Array]
 
 
 def resolve(shape: Sequence[int | str], batch: int) -> list[int]:
@@ -250,7 +252,7 @@ def _interpolated(x: Array, axis: int, new: int, align: bool) -> Array:
     return np.asarray((1 - weight) * np.take(x, left, axis) + weight * np.take(x, right, axis))
 
 
-OPERATIONS: dict[str, Operation] = {
+OPERATIONS: dict[str, Form] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "linear": _linear,
@@ -273,12 +275,20 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+def _form(op: str) -> Form:
+    """As the operation's row says, if a caller's does."""
+    form = LINEAR[op].numpy or OPERATIONS.get(op)
+    if form is None:
+        raise FormatError(f"the operation {op!r} has no NumPy form; give its row one, numpy=.")
+    return form
+
+
 def apply(op: str, x: Sequence[Array], a: Attributes, w: Tensors, batch: int) -> Array:
     """The operation ``op`` on its inputs, one time step."""
-    return OPERATIONS[op](x, a, w, batch)
+    return _form(op)(x, a, w, batch)
 
 
 def apply_linear(op: str, x: Sequence[Array], a: Attributes, w: Tensors, batch: int) -> Array:
     """The linear part of ``op``: what weighted spikes pass through."""
     w = {name: value for name, value in w.items() if name != "bias"}
-    return OPERATIONS[op](x, {**a, "value": 0.0} if "value" in a else a, w, batch)
+    return _form(op)(x, {**a, "value": 0.0} if "value" in a else a, w, batch)

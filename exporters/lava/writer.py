@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ...core.network import GroupNeuron, SpikingNetwork
 from ...errors import BackendUnavailable, FormatError, InputError
-from ..files import sealed, write_whole
+from ..files import write_whole
 from .chains import (
     LARGEST_WEIGHT,
     AffineMap,
@@ -210,7 +210,7 @@ def write_netx(
     )
     if given is not None:
         report = _measure(report, written, maps, layers, given, labels)
-    write_whole(path, sealed(content, SEAL))
+    write_whole(path, SEAL.on(content))
     return report
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.network import SpikingNetwork
 from ...errors import FormatError
-from ..files import sealed, write_whole
+from ..files import write_whole
 from .graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
 from .reader import SEAL, import_nir, read_graph, to_network
 
@@ -91,7 +91,7 @@ def write_nir(
     import_nir().write(image, graph)
     if dialect == "legacy":
         _for_older_readers(image)
-    write_whole(path, sealed(image.getvalue(), SEAL))
+    write_whole(path, SEAL.on(image.getvalue()))
     return report
 
 

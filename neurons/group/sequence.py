@@ -162,7 +162,7 @@ def _told(
 ) -> GroupSequence:
     """What group neurons counted is told, and passed on as it would be otherwise."""
     n = done.y
-    spikes.tell(n, n.abs())
+    spikes.tell(lambda: spikes.Events(n, n.abs()))
     theta = p.theta.to(n) if isinstance(p.theta, Tensor) else p.theta
     return done._replace(y=(n if counts else n * theta).to(dtype))
 

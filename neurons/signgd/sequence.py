@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from .step import (
     levels,
     signgd_step,
     signgd_surrogate_step,
+    signs,
     step_size,
 )
 
@@ -144,8 +146,7 @@ def signgd_multi_step(
     done = _signgd(x_seq, state, p, x, backend, asked)
     if heard:
         assert done.spike_seq is not None
-        number = levels(done.spike_seq, p.members, torch.int16)
-        spikes.tell(number, torch.full_like(number, p.members))
+        spikes.tell(partial(signs, done.spike_seq, p.members))
     return done if keep_spikes else done._replace(spike_seq=None)
 
 

@@ -7,11 +7,13 @@ Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...core.module import NetworkModule, NetworkState, Walk
+from ...core.modes import having
+from ...core.module import NetworkModule, NetworkState, Walk, select
 from ...core.network import Neuron, Node, SpikingNetwork
 from .. import simulator
 from .base import Kernel
@@ -78,6 +80,9 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         outputs, self._state = run(x, state=self._state)
         return outputs
 
+    def for_sequences(self) -> AbstractContextManager[None]:
+        return having(self, step_mode="m")
+
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         y: Tensor = self.neuron(node.name)(*inputs)
         return y
@@ -92,6 +97,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         self._state = None
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def select(self, index: Tensor, batch: int) -> None:
+        for module in self.neurons.values():
+            memories = getattr(module, "_memories", {})
+            memories.update(select(memories, index, batch))
 
 
 def build(
