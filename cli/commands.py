@@ -369,9 +369,9 @@ def plain(value: Any) -> Any:
 
 def _of_report(report: Any) -> Any:
     """A writer's report as plain data."""
-    if report is None:
-        return None
-    return report.to_dict() if hasattr(report, "to_dict") else dict(vars(report))
+    if hasattr(report, "to_dict"):
+        return report.to_dict()
+    return dict(vars(report)) if hasattr(report, "__dict__") else report
 
 
 def _data(options: argparse.Namespace) -> Data:

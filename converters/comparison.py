@@ -30,6 +30,8 @@ class FunctionsRow:
 
 @dataclass(frozen=True)
 class FunctionsReport:
+    """What ``compare_functions`` measured: ``report["whole"]`` is a row; ``print`` shows them."""
+
     rows: tuple[FunctionsRow, ...]
 
     def __getitem__(self, functions: str) -> FunctionsRow:
@@ -56,7 +58,7 @@ def compare_functions(
     """Neurons and output error with ``forms="whole"`` and with "local".
 
     Each is converted for ``time_steps`` with the other ``options`` of ``convert``, and run by the
-    definitions on the first ``samples`` of the calibration data.
+    definitions on the first ``samples`` of the calibration data. Raises what ``convert`` raises.
     """
     check_time_steps(time_steps)
     batches = batches_of(calibration)

@@ -216,8 +216,8 @@ class Choices:
                 shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
                 group = replace(
                     group,
-                    v_threshold=thresholds.as_parameter(theta * group.members, shape),
-                    initial_charge=thresholds.as_parameter(charge, shape),
+                    v_threshold=thresholds.per_channel(theta * group.members, shape),
+                    initial_charge=thresholds.per_channel(charge, shape),
                 )
             y = group_outputs(x.expand(self.steps, *x.shape), group)
             yield self._option(group, y.mean(0), spikes_of(group, y) / len(x), values)

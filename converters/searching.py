@@ -44,40 +44,44 @@ def search(
     Parameters
     ----------
     calibration
-        As for ``convert``; on a fifth of the samples the agreement is measured, with the others,
-        64 at least, plans are chosen and tuned.
+        As for ``convert``; on a fifth of the samples the agreement is measured,
+        with the others, 64 at least, plans are chosen and tuned.
     spikes
-        A budget: on average so many spikes of each neuron for one input. Of its splits m T each is
-        tuned for a moment, the best at length; then members are exchanged between layers
-        (``allocate``), which keeps the number of spikes of the whole network.
+        A budget: on average so many spikes of each neuron for one input. Of its
+        splits m T each is tuned for a moment, the best at length; then members
+        are exchanged between layers (``allocate``), which keeps the number of
+        spikes of the whole network.
     agreement
-        A target instead: the fewest spikes whose agreement with the source network's predictions,
-        on the samples kept for it, is at least that. So those choose the budget, and the agreement
-        on them is a little better than on others.
+        A target instead: the fewest spikes whose agreement with the source
+        network's predictions, on the samples kept for it, is at least that. So
+        those choose the budget, and the agreement on them is a little better
+        than on others.
     methods
-        ("signgd",), or ("signgd", "group") to choose also the method of each layer of ReLUs or
-        QCFS activations, with the pooling of what it sends, by output error per spike really sent
-        (``converters/mixing.py``). The budget is then one of the whole network: on the calibration
-        samples it sends no more than ``spikes`` times its neurons, where a group neuron counts by
-        what it sends and not by m T. At T = 1 and at the best T of signGD neurons alone; the least
-        error on samples held out, a quarter, wins, signGD neurons alone among them; of two sets of
-        thresholds the better one is chosen there too.
-    iterations
-        Of the tuning of the best split, as ``tune`` has them.
-    options
-        Of ``convert``, but for time_steps, members, method, schedule and tune.
+        ("signgd",), or ("signgd", "group") to choose also the method of each
+        layer of ReLUs or QCFS activations, with the pooling of what it sends,
+        by output error per spike really sent (``converters/mixing.py``). The
+        budget is then one of the whole network: on the calibration samples it
+        sends no more than ``spikes`` times its neurons, where a group neuron
+        counts by what it sends and not by m T. At T = 1 and at the best T of
+        signGD neurons alone; the least error on samples held out, a quarter,
+        wins, signGD neurons alone among them; of two sets of thresholds the
+        better one is chosen there too.
+    iterations, options
+        Of the tuning of the best split, as ``tune`` has them; of ``convert``,
+        but for time_steps, members, method, schedule and tune.
 
-    Takes some minutes for the example networks, for a target as long again for each budget up to
-    it; group neurons add one or two to each.
+    Takes some minutes for the example networks, for a target as long again for
+    each budget up to it; group neurons add one or two to each.
 
-    ``provenance["search"]`` holds every plan tried with its error, and the agreement of the result;
-    with group neurons also "sent", the mean spikes of a neuron, "changed", the layers that are of
-    group neurons, "layers", the error and the mean spikes of each choice for one layer, the others
-    real-valued, and "tuning", that of the signGD neurons while the others were real-valued. The
-    same seed, machine and threads give the same result.
+    ``provenance["search"]`` holds every plan tried with its error, and the
+    result's agreement; with group neurons also "sent", the mean spikes of a
+    neuron, "changed", the layers that are of group neurons, "layers", error and
+    mean spikes of each choice for one layer, and "tuning", that of the signGD
+    neurons, both while the others were real-valued. The same seed, machine and
+    threads give the same result.
 
-    Raises InputError for contradictory arguments and for an agreement that no budget up to 64
-    reaches, CalibrationError, and what ``convert`` raises.
+    Raises InputError for contradictory arguments and for an agreement that no
+    budget up to 64 reaches, CalibrationError, and what ``convert`` raises.
     """
     if (spikes is None) == (agreement is None):
         raise InputError("search takes spikes=, a budget, or agreement=, a target: one of them.")
@@ -309,6 +313,7 @@ def allocate(network: SpikingNetwork, calibration: Calibration) -> SpikingNetwor
     layer's neurons times T. The member that lowers the error most for its price is paid for by
     those that raise it least, as long as the error falls and no more spikes are sent than before.
     Returns the network itself where no exchange helps.
+    Raises CalibrationError.
     """
     x = torch.cat(batches_of(calibration, None))[: 4 * BATCH]
     samples = samples_of(network, x)

@@ -62,11 +62,11 @@ class Samples(NamedTuple):
 
 
 def fit(
-    network: SpikingNetwork, found: Statistics, batches: Sequence[Tensor], seed: int
+    network: SpikingNetwork, seen: Statistics, batches: Sequence[Tensor], seed: int
 ) -> SpikingNetwork:
     """``network`` with the thresholds and initial charges of group neurons for ReLUs chosen.
 
-    ``found`` is what ``calibration.statistics`` saw. Deterministic for a seed.
+    ``seen`` is what ``calibration.statistics`` saw. Deterministic for a seed.
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
@@ -82,7 +82,7 @@ def fit(
     part = images[: len(images) - held]
     rest = images[len(part) :] if held else images  # too few to hold any out
     errors = output_errors(network, rest)
-    fitted_network = choose(network, found, part, more, fitted, seed)
+    fitted_network = choose(network, seen, part, more, fitted, seed)
     change = output_errors(fitted_network, rest) - errors
     mean = float(change.mean())
     accepted = mean <= 0
@@ -140,7 +140,7 @@ def weights(
         with torch.enable_grad():
             part = simulation.check_input(part).detach().clone().requires_grad_()
             values = simulation.activations(part, keep=[*names, *ends])
-            found = {name: torch.zeros_like(values[name]) for name in names}
+            squares = {name: torch.zeros_like(values[name]) for name in names}
             for _ in range(PROJECTIONS):
                 total = sum((_signs(values[end], generator) * values[end]).sum() for end in ends)
                 if not isinstance(total, Tensor) or not total.requires_grad:
@@ -150,8 +150,8 @@ def weights(
                 )
                 for name, gradient in zip(names, gradients, strict=True):
                     if gradient is not None:
-                        found[name] += gradient.square()
-        for name, weight in found.items():
+                        squares[name] += gradient.square()
+        for name, weight in squares.items():
             parts[name].append(weight.detach())
     return {name: torch.cat(weights) for name, weights in parts.items()}
 
@@ -164,7 +164,7 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def choose(
     network: SpikingNetwork,
-    found: Statistics,
+    seen: Statistics,
     x: Tensor,
     more: Tensor,
     names: Sequence[str],
@@ -181,20 +181,21 @@ def choose(
         if node.name not in names:
             continue
         samples = layer_samples(visit, costs.get(node.name), network.time_steps, generator)
-        samples = with_largest(samples, found[node.name]["maximum"])
+        samples = with_largest(samples, seen[node.name]["maximum"])
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
         simulation.changes[node.name] = replace(
             node,
-            v_threshold=as_parameter(theta * node.members, shape),
-            initial_charge=as_parameter(charge, shape),
+            v_threshold=per_channel(theta * node.members, shape),
+            initial_charge=per_channel(charge, shape),
         )
     chosen = network.with_nodes(simulation.changes)
     return refine(chosen, torch.cat([x, more]), names, seed)
 
 
-def as_parameter(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
+def per_channel(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
+    """[C, 1] in the shape that broadcasts against the layer; a number where it is one for all."""
     return value.reshape(shape).clone() if shape else float(value)
 
 
@@ -262,7 +263,7 @@ def errors(samples: Samples, theta: Tensor, charge: Tensor, members: int, signed
     """E [C, K] of K pairs (theta, c) [C, K] for each channel, over the sum of the weights."""
     steps, channels, size = samples.x.shape
     together = max(1, 2**22 // (theta.shape[1] * size))
-    found = []
+    parts = []
     for c in range(0, channels, together):
         part = slice(c, c + together)
         x, y, w = samples.x[:, part, None], samples.y[part, None], samples.w[part, None]
@@ -272,5 +273,5 @@ def errors(samples: Samples, theta: Tensor, charge: Tensor, members: int, signed
         for t in range(steps):
             v, sent, _ = count(v + x[t], sent, one, members, signed)
         error = (sent * one / steps - y).square()
-        found.append((w * error).sum(-1) / w.sum(-1))
-    return torch.cat(found)
+        parts.append((w * error).sum(-1) / w.sum(-1))
+    return torch.cat(parts)

@@ -55,22 +55,31 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
+def planned_steps(snn: Any) -> int:
+    """The T that a network was planned for; 1 for what is none, which ``check_run`` refuses."""
+    return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
+
+
 @torch.no_grad()
 def run(
     snn: NetworkModule,
     x: Tensor,
-    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    time_steps: int | Sequence[int] | None = None,
     *,
     sequence: bool = False,
     chunk: int | None = None,
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
-    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Time passes in chunks
-    of ``chunk`` steps (by default as many as keep one value of a block within 16 MiB, or 512 MiB on
-    a GPU), so memory follows the chunk and not T. States are reset before and after. Raises
-    InputError.
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Unless given,
+    ``time_steps`` are the T that the network was planned for, of a sequence all its steps. Time
+    passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
+    MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
+    after. Raises InputError.
     """
+    if time_steps is None:
+        whole = sequence and isinstance(x, Tensor) and x.dim()
+        time_steps = len(x) if whole else planned_steps(snn)
     steps = check_steps(time_steps)
     last = max(steps)
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
@@ -194,18 +203,18 @@ def _percent(value: float | None) -> str:
 def evaluate(
     snn: NetworkModule,
     loader: Iterable[Any],
-    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    time_steps: int | Sequence[int] | None = None,
     *,
     reference: nn.Module | None = None,
     chunk: int | None = None,
 ) -> Evaluation:
     """Accuracy, agreement with ``reference`` and relative output error at each T.
 
-    ``loader`` yields batches (x, y) or x: x [B, ...], y [B] class indices. The output is
-    [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
-    for an empty loader.
+    ``time_steps`` are the T that the network was planned for unless given. ``loader`` yields
+    batches (x, y) or x: x [B, ...], y [B] class indices. The output is [B, classes]. The reference
+    is evaluated in eval mode, its mode comes back. Raises InputError for an empty loader.
     """
-    steps = check_steps(time_steps)
+    steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)
     squared = dict.fromkeys(steps, 0.0)

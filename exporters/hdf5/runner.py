@@ -109,7 +109,7 @@ class Runner:
     def run(
         self,
         x: Any,
-        time_steps: int | Iterable[int] = (1, 2, 4, 8, 16, 32),
+        time_steps: int | Iterable[int] | None = None,
         *,
         delay: bool = False,
         sequence: bool = False,
@@ -120,10 +120,14 @@ class Runner:
     ) -> Result:
         """The decoded outputs after each of ``time_steps``, and all spikes on the way there.
 
+        ``time_steps`` are the T in the file unless given, of a sequence all its steps.
+
         x is [B, ...], one static input, or [T, B, ...] with ``sequence``. ``record`` and ``values``
         say what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
         in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
         """
+        if time_steps is None:
+            time_steps = len(x) if sequence else self.content.time_steps
         steps = _checked_steps(time_steps)
         view = self._checked_view(view)
         x = self._checked_input(x, sequence, max(steps))
@@ -327,9 +331,10 @@ class _Run:
                 "KINDS one, numpy=."
             )
         before = self.states.get(node.name)
-        value, after = form(node, inputs, None if before is None else before.v, self.runner.dtype)
-        self.states[node.name] = _State(after)
-        return value, value
+        state = None if before is None else before.v
+        value, fires, state = form(node, inputs, state, self.runner.dtype)
+        self.states[node.name] = _State(state)
+        return value, fires
 
     def _input(self, step: int) -> Array:
         return self.x[step - 1] if self.sequence else self.x

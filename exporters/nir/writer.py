@@ -29,7 +29,7 @@ def to_graph(
     time_steps: int | None = None,
     strict: bool = False,
 ) -> tuple[Any, NirReport]:
-    """The network as a ``nir.NIRGraph``, and what is lost. See ``write_nir``."""
+    """The network as a ``nir.NIRGraph``, and what is lost; raises as ``write_nir`` does."""
     nir = import_nir()
     if not isinstance(network, SpikingNetwork):
         raise FormatError(

@@ -12,18 +12,3 @@ from .step import (
     signed_group_step,
     signed_group_surrogate_step,
 )
-
-__all__ = [
-    "GroupNeuron",
-    "GroupNeuronParameters",
-    "GroupSequence",
-    "SMALLEST_THETA",
-    "SignedGroupState",
-    "group_choice",
-    "group_initial_v",
-    "group_multi_step",
-    "group_step",
-    "group_surrogate_step",
-    "signed_group_step",
-    "signed_group_surrogate_step",
-]

@@ -115,27 +115,13 @@ def group(
     counts: bool,
     dtype: torch.dtype,
     keep_v: bool,
+    keep_h: bool = False,
 ) -> Iterator[list[Tensor]]:
-    """[y_seq, v, sent if given, v_seq if keep_v]; y the counts if ``counts``.
+    """[y_seq, v, sent if given, h_seq if keep_h, v_seq if keep_v]; y the counts if ``counts``.
 
-    ``sent`` makes the neurons signed; ``thetas`` are by channel, in the place of ``theta``.
+    ``sent`` makes the neurons signed; ``thetas`` are by channel, in the place of ``theta``. h is
+    kept where theta is a number and nothing is taken back.
     """
-    return _group(x_seq, v, sent, thetas, members, theta, counts, dtype, False, keep_v)
-
-
-def _group(
-    x_seq: Tensor,
-    v: Tensor,
-    sent: Tensor | None,
-    thetas: Tensor | None,
-    members: int,
-    theta: float,
-    counts: bool,
-    dtype: torch.dtype,
-    keep_h: bool,
-    keep_v: bool,
-) -> Iterator[list[Tensor]]:
-    """``group``; h is kept, before v, where theta is a number and nothing is taken back."""
     steps, like = x_seq.shape[0], step_like([x_seq], x_seq.shape[1:])
     given = [tensor for tensor in (sent, thetas) if tensor is not None]
     assert not keep_h or not given
@@ -179,9 +165,10 @@ def group_train(
     detach_reset: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(y_seq, v, h_seq)."""
-    run = _group(x_seq, v, None, None, members, theta, False, x_seq.dtype, True, False)
-    for outputs in run:
-        yield outputs[0], outputs[1], outputs[2]
+    for y, after, *kept in group(
+        x_seq, v, None, None, members, theta, False, x_seq.dtype, False, keep_h=True
+    ):
+        yield y, after, kept[0]
 
 
 def group_gradient(

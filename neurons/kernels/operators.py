@@ -47,10 +47,11 @@ def _operator(name: str) -> Any:
 
 
 def _schema(launched: Callable[..., Any]) -> str:
+    """Of a signature, without what has a default."""
     signature = inspect.signature(launched)
-    kinds = {name: each.annotation for name, each in signature.parameters.items()}
-    given = ", ".join(f"{_TYPES.get(kind, kind)} {name}" for name, kind in kinds.items())
-    return f"({given}) -> {_TYPES[signature.return_annotation]}"
+    given = [each for each in signature.parameters.values() if each.default is each.empty]
+    typed = [f"{_TYPES.get(each.annotation, each.annotation)} {each.name}" for each in given]
+    return f"({', '.join(typed)}) -> {_TYPES[signature.return_annotation]}"
 
 
 signgd = _operator("signgd")

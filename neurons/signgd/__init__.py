@@ -18,26 +18,3 @@ from .step import (
     step_size,
     weighted_spike,
 )
-
-__all__ = [
-    "MOST_MEMBERS",
-    "OUTPUTS",
-    "SignGDNeuron",
-    "SignGDParameters",
-    "SignGDSequence",
-    "SignGDSpikeState",
-    "SignGDState",
-    "from_binary",
-    "function_choice",
-    "levels",
-    "signgd_choice",
-    "signgd_decoded_step",
-    "signgd_fires",
-    "signgd_initial_state",
-    "signgd_multi_step",
-    "signgd_spike_step",
-    "signgd_step",
-    "signgd_surrogate_step",
-    "step_size",
-    "weighted_spike",
-]

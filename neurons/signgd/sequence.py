@@ -109,6 +109,16 @@ def _against_own_gradient(
     return against_gradient(surrogate, keeps, "scale", p.scale)
 
 
+class _Asked(NamedTuple):
+    """What ``signgd_multi_step`` is asked to make."""
+
+    output: str
+    dtype: torch.dtype | None
+    surrogate: Callable[[Tensor], Tensor] | None
+    keep_v: bool
+    keep_spikes: bool
+
+
 def signgd_multi_step(
     x_seq: Sequence[Tensor],
     state: SignGDState,
@@ -132,9 +142,8 @@ def signgd_multi_step(
     state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
     """
     heard = spikes.wanted()
-    done = _signgd(
-        x_seq, state, p, x, output, dtype, backend, surrogate, keep_v, keep_spikes or heard
-    )
+    asked = _Asked(output, dtype, surrogate, keep_v, keep_spikes or heard)
+    done = _signgd(x_seq, state, p, x, backend, asked)
     if heard:
         assert done.spike_seq is not None
         spikes.tell(partial(signs, done.spike_seq, p.members))
@@ -146,19 +155,17 @@ def _signgd(
     state: SignGDState,
     p: SignGDParameters,
     x: Sequence[Tensor] | None,
-    output: str,
-    dtype: torch.dtype | None,
     backend: str,
-    surrogate: Callable[[Tensor], Tensor] | None,
-    keep_v: bool,
-    keep_spikes: bool,
+    asked: _Asked,
 ) -> SignGDSequence:
+    output, dtype, surrogate = asked[:3]
     x_seq = _checked(x_seq, state.v, x, p)
     if output not in OUTPUTS:
         raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
     if surrogate is not None and output not in OUTPUTS[:2]:
         raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
     dtype = x_seq[0].dtype if dtype is None else dtype
+    asked = asked._replace(dtype=dtype)
     if dtype == torch.int8 and p.members == MOST_MEMBERS and output in OUTPUTS[2:]:
         raise ValueError(
             f"signgd_multi_step: int8 does not hold what {p.members} signs make of a step; use "
@@ -167,24 +174,22 @@ def _signgd(
     against = (
         _against(x_seq[0].dtype, p)
         or against_types((state.v, *(x or ())), dtype)
-        or _against_own_gradient(surrogate, keep_spikes or (keep_v and output == "signed"), p)
+        or _against_own_gradient(
+            surrogate, asked.keep_spikes or (asked.keep_v and output == "signed"), p
+        )
     )
     choice = choose(backend, x_seq[0].device.type, against)
     if choice.backend == "torch":
-        return _signgd_by_definition(
-            x_seq, state, p, x, output, dtype, surrogate, keep_v, keep_spikes
-        )
+        return _signgd_by_definition(x_seq, state, p, x, asked)
     if surrogate is not None:
-        return _signgd_with_gradient(x_seq, state, p, x, output, dtype, surrogate, keep_v)
+        return _signgd_with_gradient(x_seq, state, p, x, asked)
     found = p.in_c if _function_choice(backend, choice, p).backend != "torch" else None
     with torch.no_grad():
         if x is None or (found is not None and all(a.shape == state.v.shape for a in x)):
-            return _signgd_by_kernel(
-                x_seq, x or (), state, p, found, output, dtype, keep_v, keep_spikes
-            )
+            return _signgd_by_kernel(x_seq, x or (), state, p, found, asked)
         # what an input integrates is needed by torch, or shared by several neurons
         x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
-        result = _signgd_by_kernel(x_seq, (), state, p, found, output, dtype, keep_v, keep_spikes)
+        result = _signgd_by_kernel(x_seq, (), state, p, found, asked)
         return result._replace(x=tuple(a[-1].clone() for a in x_seq))
 
 
@@ -239,12 +244,9 @@ def _signgd_by_definition(
     state: SignGDState,
     p: SignGDParameters,
     x: Sequence[Tensor] | None,
-    output: str,
-    dtype: torch.dtype,
-    surrogate: Callable[[Tensor], Tensor] | None,
-    keep_v: bool,
-    keep_spikes: bool,
+    asked: _Asked,
 ) -> SignGDSequence:
+    output, dtype, surrogate, keep_v, keep_spikes = asked
     y, v_seq, spike_seq = [], [], []
     carried = None if x is None else tuple(x)
     for step in zip(*x_seq, strict=True):
@@ -294,10 +296,7 @@ def _signgd_by_kernel(
     state: SignGDState,
     p: SignGDParameters,
     found: FunctionInC | None,
-    output: str,
-    dtype: torch.dtype,
-    keep_v: bool,
-    keep_spikes: bool,
+    asked: _Asked,
 ) -> SignGDSequence:
     if found is None:
         x_seq = [_fitting(target_over_time(x_seq, p), state.v).to(torch.float32)]
@@ -319,18 +318,18 @@ def _signgd_by_kernel(
         p.schedule_name,
         unit,
         state.t,
-        output,
-        dtype,
-        keep_v,
-        keep_spikes,
+        asked.output,
+        asked.dtype,
+        asked.keep_v,
+        asked.keep_spikes,
     )
     x_last, rest = tuple(rest[: len(x)]), rest[len(x) :]
     return SignGDSequence(
         y,
         SignGDState(v, state.t + steps),
         x_last,
-        rest[0] if keep_v else None,
-        rest[-1] if keep_spikes else None,
+        rest[0] if asked.keep_v else None,
+        rest[-1] if asked.keep_spikes else None,
     )
 
 
@@ -358,11 +357,9 @@ def _signgd_with_gradient(
     state: SignGDState,
     p: SignGDParameters,
     x: Sequence[Tensor] | None,
-    output: str,
-    dtype: torch.dtype,
-    surrogate: Callable[[Tensor], Tensor],
-    keep_v: bool,
+    asked: _Asked,
 ) -> SignGDSequence:
+    output, dtype, surrogate, keep_v, _ = asked
     assert isinstance(surrogate, Surrogate)
     carried: tuple[Tensor, ...] = ()
     if x is not None:

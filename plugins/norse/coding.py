@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...neurons import coding
@@ -52,10 +51,6 @@ class _Encode(Neuron):
         offset = 0.0 if p.spikes == "binary" else None
         check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum)
         check_schedule(cls.__name__, p.schedule)
-
-    @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> EncodeState:
-        return EncodeState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
@@ -109,10 +104,6 @@ class _PoissonEncode(Neuron):
     @classmethod
     def check_parameters(cls, p: PoissonEncodeParameters) -> None:
         coding.PoissonCodingParameters(p.scale, p.seed)
-
-    @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> PoissonEncodeState:
-        return PoissonEncodeState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(
@@ -217,10 +208,6 @@ class RunningMeanState(NamedTuple):
 class _RunningMean(Neuron):
     Parameters = RunningMeanParameters
     State = RunningMeanState
-
-    @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> RunningMeanState:
-        return RunningMeanState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(

@@ -43,8 +43,8 @@ class Neuron(nn.Module):
 
     @classmethod
     def start(cls, inputs: tuple[Tensor, ...], p: Any) -> Any:
-        """The state before a first step with these inputs, [B, ...] each."""
-        raise NotImplementedError
+        """The state before a first step with these inputs, [B, ...] each; zeros unless said."""
+        return cls.State(torch.zeros_like(inputs[0]))  # type: ignore[operator]
 
     @classmethod
     def check_state(cls, inputs: tuple[Tensor, ...], state: Any) -> None:

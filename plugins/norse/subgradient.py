@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...errors import InputError
@@ -42,10 +41,6 @@ class _Subgradient(Neuron):
     def check_parameters(cls, p: SubgradientParameters) -> None:
         check_schedule(cls.__name__, p.schedule)
         subgradient.SubgradientParameters(p.scale, p.schedule)
-
-    @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: Any) -> SubgradientState:
-        return SubgradientState(torch.zeros_like(inputs[0]))
 
     @classmethod
     def sequence(

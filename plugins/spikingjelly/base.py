@@ -42,8 +42,8 @@ class Stateful(base.MemoryModule):
     """A module that is its pure step, or its pure sequence of steps.
 
     Its memories are the fields of ``State``, whose ``shapes``, those of the inputs, is None until
-    the first step. A subclass writes ``_initial_state`` and ``_step``, or ``_sequence``, of which
-    a single step is then one of length 1.
+    the first step. A subclass writes ``_step``, or ``_sequence``, of which a single step is then
+    one of length 1, and ``_initial_state`` where it is not zeros.
     """
 
     State: ClassVar[type[Any]]
@@ -57,7 +57,7 @@ class Stateful(base.MemoryModule):
         self.step_mode = step_mode
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> Any:
-        raise NotImplementedError
+        return self.State(torch.zeros_like(inputs[0]))
 
     def _step(
         self, inputs: tuple[Tensor, ...], state: Any, record: Record | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...neurons.coding import (
@@ -21,9 +20,9 @@ from .base import Record, Shapes, Stateful, hold, show
 
 class _EncodeState(NamedTuple):
     v: Tensor
-    t: int
-    buffer: Tensor | None
-    shapes: Shapes | None
+    t: int = 0
+    buffer: Tensor | None = None
+    shapes: Shapes | None = None
 
 
 class Encode(Stateful):
@@ -52,9 +51,6 @@ class Encode(Stateful):
         self.members = members
         self.spikes = spikes
 
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _EncodeState:
-        return _EncodeState(torch.zeros_like(inputs[0]), 0, None, None)
-
     def _step(
         self, inputs: tuple[Tensor, ...], state: _EncodeState, record: Record | None
     ) -> tuple[Tensor, _EncodeState]:
@@ -71,8 +67,8 @@ class Encode(Stateful):
 
 class _PoissonEncodeState(NamedTuple):
     v: Tensor
-    t: int
-    shapes: Shapes | None
+    t: int = 0
+    shapes: Shapes | None = None
 
 
 class PoissonEncode(Stateful):
@@ -90,9 +86,6 @@ class PoissonEncode(Stateful):
         super().__init__(step_mode)
         self.dynamics = PoissonCodingParameters(scale, seed)
         self.averaged = averaged
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _PoissonEncodeState:
-        return _PoissonEncodeState(torch.zeros_like(inputs[0]), 0, None)
 
     def _step(
         self, inputs: tuple[Tensor, ...], state: _PoissonEncodeState, record: Record | None
@@ -116,8 +109,8 @@ def encode(node: Encoder, spikes: str = "decoded") -> Encode | PoissonEncode:
 
 class _ReadoutState(NamedTuple):
     y: Tensor
-    t: int
-    shapes: Shapes | None
+    t: int = 0
+    shapes: Shapes | None = None
 
 
 class Readout(Stateful):
@@ -175,8 +168,8 @@ class Readout(Stateful):
 
 class _RunningMeanState(NamedTuple):
     total: Tensor
-    t: int
-    shapes: Shapes | None
+    t: int = 0
+    shapes: Shapes | None = None
 
 
 class RunningMean(Stateful):
@@ -186,9 +179,6 @@ class RunningMean(Stateful):
 
     def __init__(self, *, step_mode: str = "s") -> None:
         super().__init__(step_mode)
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _RunningMeanState:
-        return _RunningMeanState(torch.zeros_like(inputs[0]), 0, None)
 
     def _sequence(
         self, inputs: tuple[Tensor, ...], state: _RunningMeanState, record: Record | None

@@ -14,8 +14,8 @@ from .base import Record, Recording, Shapes, hold, show
 
 class _SubgradientNodeState(NamedTuple):
     v: Tensor
-    t: int
-    shapes: Shapes | None
+    t: int = 0
+    shapes: Shapes | None = None
 
 
 class SubgradientNode(Recording):
@@ -44,9 +44,6 @@ class SubgradientNode(Recording):
         if self._dynamics.scale is not self.scale:
             self._dynamics = SubgradientParameters(self.scale, self.schedule)
         return self._dynamics
-
-    def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SubgradientNodeState:
-        return _SubgradientNodeState(torch.zeros_like(inputs[0]), 0, None)
 
     @torch.no_grad()
     def _step(
