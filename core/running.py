@@ -122,7 +122,7 @@ def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: boo
         )
     x = snn.check_input(x, leading=int(sequence))
     if not bool(x.isfinite().all()):
-        raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+        raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
     if sequence and x.shape[0] < last:
         raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
     return x

@@ -80,8 +80,8 @@ def test_a_source_network_that_is_not_finite():
 
 
 RUN = {
-    "NaN": (with_value(float("nan")), "NaN or infinity; remove or mend"),
-    "infinity": (with_value(float("inf")), "NaN or infinity; remove or mend"),
+    "NaN": (with_value(float("nan")), "NaN or infinity; remove or fix"),
+    "infinity": (with_value(float("inf")), "NaN or infinity; remove or fix"),
     "integers": ((X * 10).long(), r"torch.int64; convert it as in training"),
     "features": (torch.rand(8, 5), r"input is \[B, 4\], but x is \[8, 5\]"),
     "no batch": (torch.rand(4), r"input is \[B, 4\], but x is \[4\]"),

@@ -18,7 +18,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.exporters import verification
 from spikingjelly_signgd.exporters.hdf5 import runner
 from spikingjelly_signgd.exporters.hdf5.definition import run_definition
-from spikingjelly_signgd.plugins import lava_remote
+from spikingjelly_signgd.exporters.lava import remote as lava_remote
 
 ROOT = Path(__file__).parent.parent
 DATA = digits()

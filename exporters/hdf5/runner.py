@@ -183,7 +183,7 @@ class Runner:
                 f"{list(x.shape)}."
             )
         if not np.isfinite(x).all():
-            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
         if sequence and len(x) < last:
             raise InputError(f"the sequence has {len(x)} steps, but time_steps asks for {last}.")
         return x.astype(self.dtype)

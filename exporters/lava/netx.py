@@ -121,7 +121,7 @@ class InputCoding:
                 f"{list(x.shape)}."
             )
         if not np.isfinite(x).all():
-            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
         p = np.rint((x.reshape(len(x), -1) - self.low) / self.step)
         clipped: NDArray[np.int64] = p.clip(0, self.levels).astype(np.int64)
         return clipped

@@ -18,14 +18,13 @@ from ..verification import (
     content_hash,
     other_steps,
 )
+from . import remote
 from .chains import affine_maps, float_outputs
 from .netx import parse_netx, read_netx
 from .writer import lower
 
 
 def verify(request: Request) -> Certificate:
-    from ...plugins import lava_remote
-
     netx = read_netx(request.path)
     steps = netx.time_steps
     if request.time_steps not in (None, steps):
@@ -40,9 +39,9 @@ def verify(request: Request) -> Certificate:
         notes += other_steps(steps, request.network)
     else:
         notes.append(ALONE)
-    lava = lava_remote.available(request.python)
+    lava = remote.available(request.python)
     if lava:
-        done = lava_remote.verify_netx(request.path, x.numpy(), python=request.python)
+        done = remote.verify_netx(request.path, x.numpy(), python=request.python)
         checks.append(
             Check(
                 "Lava and the integer runner",

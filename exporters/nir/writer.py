@@ -76,7 +76,7 @@ def write_nir(
     ``pooling="conv"`` writes pools as convolutions, for readers that know no pools (Norse 1.1.0).
     ``time_steps`` stands in the metadata, by default the network's. ``strict`` refuses any loss.
 
-    Raises FormatError for what NIR cannot express (each node by name, with the mend) and for
+    Raises FormatError for what NIR cannot express (each node by name, with the fix) and for
     what cannot be written; BackendUnavailable without the package nir.
     """
     graph, report = to_graph(

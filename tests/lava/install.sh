@@ -5,7 +5,7 @@
 #
 # From an environment with torch on the same disk its files are linked, not installed anew.
 # The last releases ask for Python 3.10, torch < 2.4 and NumPy < 2, but are pure Python; what fails
-# on newer ones is mended at run time (plugins/lava_environment.py). An environment that is whole
+# on newer ones is fixed at run time (plugins/lava/environment.py). An environment that is whole
 # already is left as it is.
 set -euo pipefail
 
