@@ -41,13 +41,12 @@ AT_HOME = {"network": "core", "network_module": "core", "operations": "core", "r
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "a nonlinearity": ("gelu", "silu", "softplus", "hardswish", "mish", "elu"),
-    "a linear operation": ("upsample", "avg_pool", "einsum", "affine", "conv_transpose"),
+    "a linear operation": ("upsample", "avg_pool", "einsum", "conv_transpose"),
     "a simulator": ("norse",),
     "a format": ("nir", "lava"),
-    "a neuron kind": ("subgradient", "growth", "group"),
+    "a neuron kind": ("subgradient", "growth"),
 }
 SPELLED = {
-    "group": {"GroupNeuron", "group"},
     "growth": {"Growth", "growth"},
     "subgradient": {"SubgradientNeuron", "subgradient"},
 }

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from data import digits  # noqa: E402
 from networks import load_network, make_network  # noqa: E402
 
-pytestmark = pytest.mark.spikingjelly
 FORMS = ("whole", "local")
 L, E, H = 6, 8, 2
 
@@ -529,6 +528,7 @@ def tiny(request):
     return sg.convert(model, x, time_steps=16, forms=request.param), x
 
 
+@pytest.mark.spikingjelly
 def test_saved_loaded_and_replayed(tiny, tmp_path):
     network, x = tiny
     sg.save(network, tmp_path / "net.h5")

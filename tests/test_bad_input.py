@@ -10,8 +10,6 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 
-pytestmark = pytest.mark.spikingjelly
-
 
 def small():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))

@@ -10,8 +10,6 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.module import NetworkModule
 
-pytestmark = pytest.mark.spikingjelly
-
 
 class Elementwise(nn.Module):
     """Linear, a function of one or two values, Linear."""
@@ -106,6 +104,7 @@ BINARY = {
 
 
 @pytest.mark.parametrize("name", UNARY)
+@pytest.mark.spikingjelly
 def test_functions_of_one_value(name):
     error, network = relative_error(Elementwise(UNARY[name]), torch.randn(32, 16))
     assert error <= 0.005, f"relative output error {error:.4f}"
@@ -113,6 +112,7 @@ def test_functions_of_one_value(name):
 
 
 @pytest.mark.parametrize("name", BINARY)
+@pytest.mark.spikingjelly
 def test_functions_of_several_values(name):
     error, network = relative_error(Elementwise(BINARY[name], 2), torch.randn(32, 16))
     assert error <= 0.005, f"relative output error {error:.4f}"
@@ -298,6 +298,7 @@ def test_a_range_that_ends_too_early_is_told():
         sg.convert(model, x, preset="paper")
 
 
+@pytest.mark.spikingjelly
 def test_a_batch_of_another_size_and_one_of_one():
     model = SequenceFirst()
     x = torch.randn(32, 16)
@@ -397,6 +398,7 @@ def test_a_dishonest_capture_is_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize("model", [Residual, SequenceFirst, Shared, ClassToken, TokensInBatch])
+@pytest.mark.spikingjelly
 def test_the_two_views_agree(model):
     """Spikes through the linear parts alone, integrated, are the decoded values."""
     model, x = model().double(), torch.randn(6, 16, dtype=torch.float64)
@@ -423,6 +425,7 @@ def test_the_two_views_agree_on_images():
             torch.testing.assert_close(spikes[t], decoded[t], rtol=0, atol=1e-11)
 
 
+@pytest.mark.spikingjelly
 def test_chunks_and_step_modes_give_the_same_numbers():
     from spikingjelly.activation_based import functional
 
@@ -495,6 +498,7 @@ class Names(nn.Module):
         return self.update(self.input["encode"](self.update(y))) + self.relu(y)
 
 
+@pytest.mark.spikingjelly
 def test_names_that_others_use_too():
     model, x = Names(), torch.rand(16, 16)
     for options in ({}, {"input_coding": "real"}, {"method": "group", "members": 16}):
@@ -537,6 +541,7 @@ class Scalars(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.spikingjelly
 def test_other_precisions(dtype):
     model, x = Scalars().to(dtype).eval(), torch.randn(8, 16).to(dtype)
     network = sg.convert(model, x, time_steps=64)
@@ -601,6 +606,7 @@ def test_the_input_and_a_constant_as_outputs():
 
 
 @pytest.mark.parametrize("spikes", ["decoded", "signed"])
+@pytest.mark.spikingjelly
 def test_a_batch_of_another_size_needs_a_reset(spikes):
     model, x = Residual(), torch.randn(6, 16)
     snn = sg.build(sg.convert(model, x), spikes=spikes)

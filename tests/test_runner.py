@@ -20,8 +20,6 @@ from spikingjelly_signgd.exporters.hdf5.layout import read
 from spikingjelly_signgd.exporters.hdf5.runner import Runner
 from spikingjelly_signgd.neurons import PoissonCodingParameters, poisson_spikes
 
-pytestmark = pytest.mark.spikingjelly
-
 SIGNGD: list[tuple[str, int | None, int]] = [
     (name, None, 32) for name in ("vgg", "resnet", "convnext", "mixer", "resmlp")
 ]
@@ -125,6 +123,7 @@ def test_every_spike_of_the_examples_is_the_definitions(data, folder, name, leve
 
 
 @pytest.mark.parametrize("name", [n for n in test_save_load.NETWORKS if "poisson" not in n])
+@pytest.mark.spikingjelly
 def test_every_option_of_a_conversion(folder, name):
     """Per-channel scales, resting values, momentum, real and spike coding, lists, mixed methods."""
     make, options = test_save_load.NETWORKS[name]
@@ -179,6 +178,7 @@ def test_poisson_spikes_are_given(folder, name):
 
 @pytest.mark.parametrize("name", ["signgd", "paper", "momentum", "group", "mixed"])
 @pytest.mark.parametrize("delay", [False, True])
+@pytest.mark.spikingjelly
 def test_a_sequence_of_inputs(folder, name, delay):
     make, options = test_save_load.NETWORKS[name]
     network = sg.convert(make(), test_save_load.X, **{"time_steps": 16, **options})

@@ -27,8 +27,6 @@ from spikingjelly_signgd.exporters import files as exporters_files
 from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
 from spikingjelly_signgd.exporters.hdf5.kinds import KINDS, SCHEDULES
 
-pytestmark = pytest.mark.spikingjelly
-
 STEPS = (1, 5, 16)
 
 

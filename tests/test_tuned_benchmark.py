@@ -11,8 +11,6 @@ from tuned import Way
 
 import spikingjelly_signgd as sg
 
-pytestmark = pytest.mark.spikingjelly
-
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
