@@ -50,7 +50,7 @@ def moved(low: Lowering, refusal: str = "") -> Value:
     """
     target: Any = low.here.target
     found = None
-    if torch.Tag.nondeterministic_seeded not in target.tags:
+    if torch.Tag.nondeterministic_seeded not in target.tags and _real_values(low):
         with torch.no_grad():
             found = Trial(low).maps()
     if found is None:
@@ -60,6 +60,13 @@ def moved(low: Lowering, refusal: str = "") -> Value:
 
 
 OTHERWISE.append(moved)
+
+
+def _real_values(low: Lowering) -> bool:
+    """Whether the operation makes floating-point values of such values."""
+    metas = [n.meta["val"] for n in (*_signals(low).values(), low.here)]
+    flat = [v for m in metas for v in (m if isinstance(m, (list, tuple)) else [m])]
+    return all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in flat)
 
 
 def _results(low: Lowering) -> list[tuple[Size, ...]]:
@@ -99,14 +106,10 @@ class Trial:
 
     def maps(self) -> list[Map] | None:
         """For each result where its values come from; None where they do not just come."""
-        metas = [n.meta["val"] for n in (*self.signals.values(), self.low.here)]
-        flat = [v for m in metas for v in (m if isinstance(m, (list, tuple)) else [m])]
         if any(_batch_of(shape) is None for shape in (*self.shapes, *self.results)):
             return None
-        made = max(math.prod(_inner(shape)) for shape in self.results)
-        if max(sum(self.sizes), made) > MOST_VALUES or not 0 < made:
-            return None
-        if not all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in flat):
+        made = [math.prod(_inner(shape)) for shape in self.results]
+        if max(sum(self.sizes), *made) > MOST_VALUES or 0 in made:
             return None
         try:
             maps = self._labelled()
@@ -145,9 +148,9 @@ class Trial:
             yield torch.full(shape, fill, dtype=torch.double)
 
     def _agrees(self, maps: Sequence[Map], samples: int, values: Tensor) -> bool:
+        exact = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
         pairs = zip(maps, self.run(values), strict=True)
-        return all(torch.equal(m(values).nan_to_num(0.125), o.nan_to_num(0.125)) and
-                   torch.equal(m(values).isnan(), o.isnan()) for m, o in pairs)  # fmt: skip
+        return all(torch.allclose(one(values), out, **exact) for one, out in pairs)  # type: ignore[arg-type]
 
     def run(self, values: Tensor) -> list[Tensor]:
         """The results [samples, M] for all signals' values, [samples, N]."""
