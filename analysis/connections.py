@@ -24,8 +24,7 @@ from ..core.network import (
 )
 from ..core.operations import LINEAR, resolve
 from ..core.walk import Semantics, walk
-from ..neurons.average import MEAN
-from ..neurons.base import FOLDS, Factor
+from ..neurons.base import FOLDS, MEAN, Factor
 
 Series = dict[str, Tensor]  # by node, a number for each step [steps]
 

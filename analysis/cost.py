@@ -17,7 +17,7 @@ from ..core.module import NetworkModule, NetworkState
 from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
 from ..core.progress import progress
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
@@ -335,7 +335,7 @@ def _simulate(snn: NetworkModule, x: Tensor, steps: int) -> Iterator[_Block]:
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn), listening(snn, block):
+        with snn.for_sequences(), listening(snn, block):
             while block.t < steps:
                 size = min(chunk, steps - block.t)
                 state = snn.advance(x, size, static, state)[1]

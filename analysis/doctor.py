@@ -27,8 +27,7 @@ from ..converters.rules import NEURONS, Entry, Operation
 from ..core.module import NetworkModule
 from ..core.network import (
     Encoder,
-    Function,
-    SignGDNeuron,
+    Neuron,
     SpikingNetwork,
     leaves,
     values_of,
@@ -38,8 +37,8 @@ from ..core.running import check_run, check_steps, run
 from ..errors import InputError
 from .examination import (
     Comparison,
+    Described,
     Outcome,
-    Source,
     Sums,
     Trial,
     alone,
@@ -47,7 +46,6 @@ from .examination import (
     compare,
     lower,
     parts,
-    reach,
     relative,
 )
 from .mending import (
@@ -350,7 +348,7 @@ def _outcomes(
     sums = {t: [Sums() for _ in ends] for t in steps}
     same, right = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
     own, judged = 0, False
-    true = Source(source)
+    true = Described(source)
     for start, part in _placed(source, x, steps[-1]):
         outputs = run(snn, part, steps)
         values = true.activations(part, keep=ends)
@@ -408,7 +406,7 @@ def _layers(
     snn: NetworkModule, source: SpikingNetwork, x: Tensor, steps: tuple[int, ...]
 ) -> tuple[LayerErrors, ...]:
     network, last = snn.network, steps[-1]
-    nodes = [node for node in network.neurons if isinstance(node, Function)]
+    nodes = network.neurons
     kinds = ("isolated", "cumulative")
     sums = {(n.name, kind, t): Sums() for n in nodes for kind in kinds for t in steps}
     ends = list(dict.fromkeys(leaves(source.outputs)))
@@ -416,7 +414,7 @@ def _layers(
     beyond = {(n.name, t): 0 for n in nodes for t in steps}
     seen = dict.fromkeys((n.name for n in nodes), 0)
     spread: dict[tuple[str, int], _Spread] = {}
-    true = Source(source)
+    true = Described(source)
     for part in parts(network, x, last):
         values = true.all_values(part)
         for group in _groups(nodes, len(part), last):
@@ -430,9 +428,9 @@ def _layers(
                     have = recording.decoded[name][t - 1]
                     sums[name, "isolated", t].add(found[t], want)
                     sums[name, "cumulative", t].add(have, want)
-                    ahead = true.outputs_with(values, {name: found[t]}, len(part))
-                    for each, end, y in zip(outputs[name, t], ends, ahead, strict=True):
-                        each.add(y, values[end])
+                    ahead = true.activations_after(values, {name: found[t]})
+                    for each, end in zip(outputs[name, t], ends, strict=True):
+                        each.add(ahead[end], values[end])
                     beyond[name, t] += _saturated(node, want, t)
                     spread.setdefault((name, t), _Spread(node)).add(have, want)
     return tuple(
@@ -453,9 +451,9 @@ def _layers(
     )
 
 
-def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Function]]:
+def _groups(nodes: Sequence[Neuron], batch: int, steps: int) -> list[list[Neuron]]:
     """Layers that can be recorded together."""
-    groups: list[list[Function]] = []
+    groups: list[list[Neuron]] = []
     room = 0
     for node in nodes:
         size = 16 * steps * batch * values_of(node.shape)  # decoded and sent, at most float64
@@ -467,21 +465,18 @@ def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Func
     return groups
 
 
-def _saturated(node: Function, want: Tensor, steps: int) -> int:
-    limits = reach(node, steps)
+def _saturated(node: Neuron, want: Tensor, steps: int) -> int:
+    limits = node.reach(steps)
     if limits is None:
         return 0
     low, high = (torch.as_tensor(limit).to(want) for limit in limits)
-    outside = want > high
-    if isinstance(node, SignGDNeuron):  # what a group neuron cannot send is not below zero
-        outside = outside | (want < low)
-    return int(outside.sum())
+    return int(((want > high) | (want < low)).sum())
 
 
 class _Spread:
     """Whether units differ from sample to sample, as decoded and in the source network."""
 
-    def __init__(self, node: Function) -> None:
+    def __init__(self, node: Neuron) -> None:
         self.led = bool(node.shape) and follows_batch(node.shape[0])
         self.limits: list[tuple[Tensor, Tensor]] | None = None
 
@@ -506,14 +501,11 @@ def _at_readout(compared: Comparison, x: Tensor) -> dict[str, float]:
     """For each wrong node the squared output error where it alone is wrong, and nothing spikes."""
     if not compared.wrong:
         return {}
-    own = Source(compared.mended)
+    own = Described(compared.mended)
     ends = list(dict.fromkeys(leaves(compared.mended.outputs)))
     found: dict[str, float] = {}
     for name in compared.wrong:
-        nodes = tuple(
-            compared.own[name] if node.name == name else node for node in compared.mended.nodes
-        )
-        wrong = Source(compared.mended.replace(nodes=nodes))
+        wrong = Described(compared.mended.with_nodes({name: compared.own[name]}))
         sums = [Sums() for _ in ends]
         for part in parts(compared.mended, x, 1):
             want = own.activations(part, keep=ends)

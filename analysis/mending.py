@@ -23,12 +23,14 @@ from ..core.network import (
     Function,
     GroupNeuron,
     Linear,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    Timed,
 )
 from ..neurons.schedules import Schedule, schedule_from_dict
-from .examination import Outcome, Source, Trial, alone
+from .examination import Described, Outcome, Trial, alone
 
 GAIN = 0.7  # of the output error: what a mend has to leave less than; plans as they are leave 0.8
 FLOOR = 0.03  # output error below which nothing is looked for
@@ -47,17 +49,16 @@ ALONE_GAIN = 0.4  # of its error by itself, for mends of several layers at once
 class Mend:
     """``node`` in place of the one of its name. ``planned``: as planning would have made it."""
 
-    node: Function
+    node: Neuron
     cause: str
     planned: bool
     factor: float = 1.0
-    before: Node | None = None
+    before: Timed | None = None
     text: str = ""
     mend: str = ""
 
     def applied(self, network: SpikingNetwork) -> SpikingNetwork:
-        nodes = tuple(self.node if n.name == self.node.name else n for n in network.nodes)
-        return network.replace(nodes=nodes)
+        return network.with_nodes({self.node.name: self.node})
 
 
 def adequate(outcome: Outcome) -> bool:
@@ -108,14 +109,14 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
         return []
     network, steps = trial.network, trial.steps
     x = trial.parts[0][:ALONE]
-    values = Source(network).all_values(x)
+    values = Described(network).all_values(x)
     mends: list[Mend] = []
     for node in network.neurons:
         if not isinstance(node, (SignGDNeuron, GroupNeuron)):
             continue
         inputs, want = [values[name] for name in node.inputs], values[node.name]
 
-        def off(changed: Node, inputs: list[Tensor] = inputs, want: Tensor = want) -> float:
+        def off(changed: Neuron, inputs: list[Tensor] = inputs, want: Tensor = want) -> float:
             return float((alone(changed, inputs, steps, [steps])[steps] - want).double().norm())
 
         now = off(node)
@@ -271,7 +272,7 @@ def _told(
 ) -> Mend:
     """The mend with its verdict line."""
     name = mend.node.name
-    before = network[name]
+    before: Any = network[name]
     share = saturated.get(name, 0.0)
     if mend.cause in ("scale", "threshold"):
         up = mend.factor > 1
@@ -296,13 +297,13 @@ def _told(
         why = "its step sizes are not those planned for this depth"
     elif mend.cause == "resting":
         what = "start from 0" if mend.planned else "start from the mean of the calibration"
-        value = float(torch.as_tensor(before.resting).double().mean())  # type: ignore[attr-defined]
+        value = float(torch.as_tensor(before.resting).double().mean())
         why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
     elif mend.cause == "charge":
-        value = float(torch.as_tensor(before.initial_charge).double().mean())  # type: ignore[attr-defined]
+        value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
     else:
-        assert isinstance(mend.node, GroupNeuron) and isinstance(before, GroupNeuron)
+        assert isinstance(mend.node, GroupNeuron)
         levels = mend.node.arguments["levels"]
         what = f"set them to {mend.node.members}, so that m T = L = {levels}"
         why = f"m T is {before.members} x {network.time_steps}"
@@ -315,10 +316,10 @@ def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
     assert isinstance(before, SignGDNeuron) and isinstance(after, SignGDNeuron)
     steps, network = trial.steps, trial.network
     x = trial.parts[0][:ALONE]
-    values = Source(network).all_values(x)
+    values = Described(network).all_values(x)
     inputs, want = [values[name] for name in before.inputs], values[before.name]
 
-    def off(node: Node, t: int) -> float:
+    def off(node: Neuron, t: int) -> float:
         return float((alone(node, inputs, t, [t])[t] - want).double().norm())
 
     aim = 1.1 * off(after, steps)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.module import NetworkModule
 from ..core.network import Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
-from ..core.running import check_run, check_steps, default_chunk, multi_step
+from ..core.running import check_run, check_steps, default_chunk
 from ..core.spikes import Sent, listening
 from ..errors import InputError
 from ..neurons import running_sum
@@ -83,7 +83,7 @@ def record(
     state = None
     snn.reset()
     try:
-        with multi_step(snn), listening(snn, listen):
+        with snn.for_sequences(), listening(snn, listen):
             for start in range(0, steps, chunk):
                 _, state = snn.advance(x, min(chunk, steps - start), static, state)
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..converters.capture import eval_mode
+from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..core.registry import FORMATS, look_up
@@ -380,9 +380,9 @@ def plain(value: Any) -> Any:
 
 def _of_report(report: Any) -> Any:
     """A writer's report as plain data."""
-    if report is None:
-        return None
-    return report.to_dict() if hasattr(report, "to_dict") else dict(vars(report))
+    if hasattr(report, "to_dict"):
+        return report.to_dict()
+    return dict(vars(report)) if hasattr(report, "__dict__") else report
 
 
 def _data(options: argparse.Namespace) -> Data:

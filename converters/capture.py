@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..core.modes import eval_mode
 from ..core.operations import Size
 from ..errors import CalibrationError, CaptureError
 
@@ -25,26 +26,6 @@ class Captured:
     constants: dict[str, Tensor]  # placeholder name -> parameter, buffer or lifted constant
     input_name: str
     outputs: Any  # the fx nodes of the outputs, in the structure that the model returns
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every submodule has its own mode and attributes back.
-
-    A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
-    The fused attention that torch takes in eval mode, one opaque operation, is off meanwhile.
-    """
-    before = [(module, _attributes(module)) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 @contextmanager
@@ -63,14 +44,6 @@ def _masks_unread() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes; its dicts of parameters, buffers and children by a copy."""
-    return {
-        name: value.copy() if name in ("_parameters", "_buffers", "_modules") else value
-        for name, value in vars(module).items()
-    }
 
 
 def capture(model: nn.Module, sample: Tensor) -> Captured:

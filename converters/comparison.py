@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import eval_mode
 from .calibration import Calibration, batches_of, tensors_of
-from .capture import eval_mode
 from .conversion import convert
 from .lowering import FORMS
 from .settings import check_time_steps

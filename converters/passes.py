@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import Function, Linear, Node, SignGDNeuron, SpikingNetwork, leaves
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
 from .calibration import statistics, tensors_of
-from .capture import eval_mode
 from .planner import plan
 from .settings import Context, belongs
 from .uses import used, users

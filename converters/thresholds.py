@@ -70,7 +70,7 @@ def fit(
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
-    fitted = [n.name for n in network.nodes if isinstance(n, GroupNeuron) and _is_free(n)]
+    fitted = [n.name for n in network.of(GroupNeuron) if n.function.name == "relu"]
     if not fitted:
         return network
     read = [network[name] for name in (*fitted, *leaves(network.outputs))]
@@ -78,11 +78,11 @@ def fit(
         reason = "the batch is not the first dimension of every group neuron and output"
         why = {"chosen": "quantile", "reason": reason}
         return network.replace(provenance={**network.provenance, "thresholds": why})
-    images, held, more = _images(network, batches, seed)
+    images, held, more = images_of(network, batches, seed)
     part = images[: len(images) - held]
     rest = images[len(part) :] if held else images  # too few to hold any out
     errors = output_errors(network, rest)
-    fitted_network = _fit(network, seen, part, more, fitted, seed)
+    fitted_network = choose(network, seen, part, more, fitted, seed)
     change = output_errors(fitted_network, rest) - errors
     mean = float(change.mean())
     accepted = mean <= 0
@@ -97,11 +97,7 @@ def fit(
     return best.replace(provenance={**network.provenance, "thresholds": record})
 
 
-def _is_free(node: GroupNeuron) -> bool:
-    return node.function.name == "relu"
-
-
-def _images(
+def images_of(
     network: SpikingNetwork, batches: Sequence[Tensor], seed: int
 ) -> tuple[Tensor, int, Tensor]:
     """As many images as time and memory allow, in random order, and how many are held out; and
@@ -134,7 +130,7 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     return squared / norm.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _weights(
+def weights(
     simulation: Simulation, x: Tensor, names: Sequence[str], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """For each neuron the mean squared gradient of random signs times the outputs."""
@@ -166,7 +162,7 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _fit(
+def choose(
     network: SpikingNetwork,
     seen: Statistics,
     x: Tensor,
@@ -177,32 +173,33 @@ def _fit(
     """The neurons ``names`` chosen one after the other, each on what those before it send, then all
     together, on ``more`` images too."""
     generator = torch.Generator().manual_seed(seed)
-    weights = _weights(Simulation(network), x, names, generator)
+    costs = weights(Simulation(network), x, names, generator)
     simulation = Simulation(network)
     visits = simulation.visits(simulation.check_input(x), network.time_steps)
-    for visit in progress(visits, "choosing thresholds", len(simulation.group)):
+    for visit in progress(visits, "choosing thresholds", len(network.of(GroupNeuron))):
         node = visit.node
         if node.name not in names:
             continue
-        samples = _samples(visit, weights.get(node.name), network.time_steps, generator)
-        samples = _with(samples, seen[node.name]["maximum"])
+        samples = layer_samples(visit, costs.get(node.name), network.time_steps, generator)
+        samples = with_largest(samples, seen[node.name]["maximum"])
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
-        simulation.group[node.name] = replace(
+        simulation.changes[node.name] = replace(
             node,
-            v_threshold=per_channel(theta * node.members, shape),
-            initial_charge=per_channel(charge, shape),
+            v_threshold=as_parameter(theta * node.members, shape),
+            initial_charge=as_parameter(charge, shape),
         )
-    return refine(simulation.changed(), torch.cat([x, more]), names, seed)
+    chosen = network.with_nodes(simulation.changes)
+    return refine(chosen, torch.cat([x, more]), names, seed)
 
 
-def per_channel(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
+def as_parameter(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
     """[C, 1] in the shape that broadcasts against the layer; a number where it is one for all."""
     return value.reshape(shape).clone() if shape else float(value)
 
 
-def _samples(
+def layer_samples(
     visit: Visit, weight: Tensor | None, steps: int, generator: torch.Generator
 ) -> Samples:
     node = visit.node
@@ -225,7 +222,7 @@ def _samples(
     return Samples(x, y, w + 1e-3 * w.mean() + torch.finfo(w.dtype).tiny)
 
 
-def _with(samples: Samples, largest: Tensor) -> Samples:
+def with_largest(samples: Samples, largest: Tensor) -> Samples:
     """And, evenly, the largest value of all images, so that many levels do not clip it."""
     y = largest.reshape(-1, 1).to(samples.y).clamp(min=0)
     y = y if len(y) == len(samples.y) else y.max().reshape(1, 1)

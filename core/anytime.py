@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
 from .network import SpikingNetwork
 from .operations import follows_batch
 from .progress import progress
-from .running import check_run, check_steps, map_tensors, multi_step
+from .running import check_run, check_steps, map_tensors
 from .spikes import Sent, listening
 
 
@@ -101,7 +102,7 @@ class _Run:
         try:
             for t in range(1, self.last + 1):
                 self.spikes = torch.zeros(self.batch, device=self.x.device)
-                with multi_step(self.snn), listening(self.snn, self._count):
+                with self.snn.for_sequences(), listening(self.snn, self._count):
                     if self.sequence:
                         block, self.state = self.snn.advance(self.x[t - 1 : t], state=self.state)
                     else:
@@ -284,8 +285,6 @@ def calibrate_exit(
     calibration is too small. ``reference`` is the source network of the conversion unless given;
     ``max_steps`` is as for ``stream``. Raises InputError.
     """
-    from ..converters.capture import eval_mode
-
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []

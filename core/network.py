@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Neuron, Node, Size, Value, values_of
+from ..neurons.base import Function, Neuron, Node, Size, Timed, Value, values_of
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -39,6 +39,7 @@ __all__ = [
     "Size",
     "SpikingNetwork",
     "SubgradientNeuron",
+    "Timed",
     "fill",
     "leaves",
     "values_of",
@@ -194,6 +195,10 @@ class SpikingNetwork:
             return node.values * depth
         keys = values_of(inputs[1].shape[-1:])
         return inputs[0].values * keys + node.values * keys
+
+    def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
+        """The network with other nodes in the places of those of their names."""
+        return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
 
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)

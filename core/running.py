@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import eval_mode
 from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork
 from .progress import progress
@@ -60,25 +60,6 @@ def planned_steps(snn: Any) -> int:
     return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
 
 
-@contextmanager
-def multi_step(snn: NetworkModule) -> Iterator[None]:
-    """Every node in step mode "m", no layer recording; what was set before comes back."""
-    wanted = {"step_mode": "m", "record_states": False}
-    before = [
-        (module, name, getattr(module, name))
-        for module in snn.modules()
-        for name in wanted
-        if hasattr(module, name)
-    ]
-    for module, name, _ in before:
-        setattr(module, name, wanted[name])
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-
-
 @torch.no_grad()
 def run(
     snn: NetworkModule,
@@ -114,7 +95,7 @@ def run(
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
                 if sequence:
@@ -242,8 +223,6 @@ def evaluate(
     batches (x, y) or x: x [B, ...], y [B] class indices. The output is [B, classes]. The reference
     is evaluated in eval mode, its mode comes back. Raises InputError for an empty loader.
     """
-    from ..converters.capture import eval_mode
-
     steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)

@@ -112,8 +112,10 @@ def selected(function: Callable[..., Tensor], sizes: list[Tensor]) -> Tensor:
     """The unit of what a function selects: that of all it may take, NaN where they differ."""
     found = torch.full((), nan)
     for nothing in (0.0, inf, -inf):  # which is never the one that is selected
-        sizes_or = [torch.where(size == 0, nothing, size) for size in sizes]
-        least, most = -function(*(-size for size in sizes_or)), function(*sizes_or)
+        most, least = (
+            sign * function(*(torch.where(size == 0, nothing, sign * size) for size in sizes))
+            for sign in (1, -1)
+        )
         agreed = torch.where((least == most) & most.isfinite(), most, nan)
         found = torch.where(found.isnan(), agreed, found)
     return found

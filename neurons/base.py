@@ -83,6 +83,7 @@ class Factor(NamedTuple):
 
 
 FOLDS = Factor("folds into the weights")
+MEAN = Factor("the number of steps")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,6 +94,8 @@ class Node:
     """
 
     kind: ClassVar[str] = ""
+    # whether the node has its place in the spike view, where increments and weighted spikes pass
+    spike_view: ClassVar[bool] = True
     name: str
     inputs: tuple[str, ...] = ()
     shape: tuple[Size, ...] = ()
@@ -133,6 +136,46 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Timed(Node):
+    """A node that keeps a state from one step to the next: its dynamics."""
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The state before a first step with these inputs, [B, ...] each.
+
+        A state is a tensor, a number, None, or a tuple of states.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
+
+        What it sends it may ``tell`` (``neurons/spikes.py``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """One step in torch alone: inputs [B, ...] to (what passes, state)."""
+        y_seq, state = self.sequence(tuple(x.unsqueeze(0) for x in inputs), state)
+        return y_seq[0], state
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The node's tensors by name, those of f's arguments as ``argument_*``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given: Mapping[str, Any] = values.get("arguments", {})
+        values |= {f"argument_{key}": value for key, value in given.items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The node with these ``tensors`` in the place of its own."""
+        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
+        given: Mapping[str, Any] = getattr(self, "arguments", {})
+        if given:
+            own["arguments"] = {k: tensors.get(f"argument_{k}", v) for k, v in given.items()}
+        return replace(self, **own)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Function(Node):
     """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
 
@@ -141,6 +184,7 @@ class Function(Node):
     """
 
     kind = "function"
+    spike_view = False
     function: Nonlinearity
     arguments: Mapping[str, Any] = field(default_factory=dict)
     channel: int | None = None
@@ -151,13 +195,11 @@ class Function(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron(Function):
+class Neuron(Function, Timed):
     """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
-    # whether it passes weighted spikes in the spike view, each receiver integrating its own input
-    spike_view: ClassVar[bool] = False
 
     @property
     def finest(self) -> float:
@@ -178,32 +220,9 @@ class Neuron(Function):
         """Multiplications of one update of all neurons, by numbers that change with time."""
         return 0
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]
-
-    def start(self, inputs: tuple[Tensor, ...]) -> Any:
-        """The state before a first step with these inputs, [B, ...] each.
-
-        A state is a tensor, a number, None, or a tuple of states.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
-
-    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
-
-        What it sends it may ``tell`` (``neurons/spikes.py``).
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The node's tensors by name, those of f's arguments as ``argument_*``."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values |= {f"argument_{key}": value for key, value in self.arguments.items()}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The node with these ``tensors`` in the place of its own."""
-        arguments = {k: tensors.get(f"argument_{k}", v) for k, v in self.arguments.items()}
-        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
-        return replace(self, arguments=arguments, **own)

@@ -83,7 +83,7 @@ def _missing(backend: str) -> str:
 @_constant
 def uncompiled(function: str, backend: str) -> str:
     """Why the C code of a function cannot be run, empty if it can."""
-    return launch.PROVIDERS[DEVICES[backend]].missing(operators.function_of(function))
+    return launch.PROVIDERS[DEVICES[backend]].missing(launch.function_of(function))
 
 
 def sum_choice(backend: str, like: Tensor) -> Choice:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .average import MEAN
-from .base import FOLDS, Code, Factor, Node, Value
+from .base import FOLDS, MEAN, Code, Factor, Timed, Value
+from .scan import scan
 from .schedules import Schedule
 
 
@@ -77,7 +77,7 @@ def poisson_step(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Encoder(Node):
+class Encoder(Timed):
     """Real-valued ("real", with its schedule) or "poisson" input coding."""
 
     kind = "encoder"
@@ -113,3 +113,34 @@ class Encoder(Node):
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.encoder(self, inputs)  # type: ignore[no-any-return]
+
+    @property
+    def spike_view(self) -> bool:  # type: ignore[override]
+        return self.coding == "real"
+
+    def start(self, inputs: tuple[Tensor, ...]) -> CodingState:
+        return CodingState(torch.zeros_like(inputs[0]))
+
+    def step(self, inputs: tuple[Tensor, ...], state: CodingState) -> tuple[Tensor, CodingState]:
+        """One step, [B, ...]: what is decoded so far, or the Poisson spikes of this step."""
+        if self.coding == "poisson":
+            sent, state = poisson_step(
+                inputs[0], state, PoissonCodingParameters(self.scale, self.seed)
+            )
+            return (sent if self.per_step else state.v), state
+        assert self.schedule is not None
+        return real_step(inputs[0], state, RealCodingParameters(self.schedule, self.momentum))
+
+    def spike_step(
+        self, inputs: tuple[Tensor, ...], state: CodingState
+    ) -> tuple[Tensor, CodingState]:
+        """Real-valued coding in the spike view: the increments of v."""
+        v, after = self.step(inputs, state)
+        return v - state.v, after
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: CodingState
+    ) -> tuple[Tensor, CodingState]:
+        """T steps of inputs [T, B, ...]."""
+        steps = list(zip(*inputs, strict=True))
+        return scan(lambda x, before, _: self.step(x, before), steps, state, None)

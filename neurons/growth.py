@@ -25,6 +25,7 @@ from .base import FOLDS, Factor, Neuron
 from .choice import against_input, against_types, check_types, choose
 from .kernels import operators
 from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
+from .scan import scan
 
 Function = Callable[..., Tensor]
 
@@ -134,3 +135,12 @@ class Growth(Neuron):
     @property
     def steady(self) -> bool:
         return False
+
+    def start(self, inputs: tuple[Tensor, ...]) -> GrowthState:
+        return growth_initial_state(inputs, partial(self.function, **self.arguments))
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: GrowthState
+    ) -> tuple[Tensor, GrowthState]:
+        function = partial(self.function, **self.arguments)
+        return scan(growth_step, list(zip(*inputs, strict=True)), state, function)

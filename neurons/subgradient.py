@@ -12,6 +12,7 @@ Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the pu
 
 from __future__ import annotations
 
+import math
 from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import spikes
 from .base import Code, Factor, Neuron
+from .scan import scan
 from .schedules import InverseSchedule, Schedule, name_schedule
 
 
@@ -68,6 +70,9 @@ class SubgradientNeuron(Neuron):
     schedule: Schedule
     scale: float | Tensor = 1.0
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.scale  # what it cannot send is not below zero
+
     @property
     def code(self) -> Code:
         return Code("binary", 1, 1)
@@ -90,3 +95,18 @@ class SubgradientNeuron(Neuron):
     @property
     def parameters(self) -> SubgradientParameters:
         return SubgradientParameters(self.scale, self.schedule)
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SubgradientState:
+        return SubgradientState(torch.zeros_like(inputs[0]))
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SubgradientState
+    ) -> tuple[Tensor, SubgradientState]:
+        return scan(_decoded_step, inputs[0], state, self.parameters)
+
+
+def _decoded_step(
+    x: Tensor, state: SubgradientState, p: SubgradientParameters
+) -> tuple[Tensor, SubgradientState]:
+    _, state = subgradient_step(x, state, p)
+    return state.v, state

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core import spikes as stream
 from ..core.module import NetworkModule
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
 from ..errors import BackendUnavailable, InputError
 from ..neurons.spikes import Events, Told, hear, joined
 from . import simulator
@@ -368,7 +368,7 @@ def count(
         snn.reset()
         try:
             state = snn._start(x) if snn.spikes == "signed" else None
-            with multi_step(snn), DispatchCounterMode([spikes, synops, macs]):
+            with snn.for_sequences(), DispatchCounterMode([spikes, synops, macs]):
                 snn.advance(x, steps, {}, state)
         finally:
             snn.reset()

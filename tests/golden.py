@@ -118,10 +118,12 @@ def _group(members: int, time_steps: int, signed: bool, *also: str, **options: A
     return Setting(EXPLICIT | options, time_steps, also)
 
 
-def settings(kind: str, data: str, part: str) -> dict[str, Setting]:
+def settings(kind: str, data: str, network: str) -> dict[str, Setting]:
     """The settings for networks of a kind: "gelu", "relu", with "avg" in place of max pooling, or
-    "qcfs"; ``part`` is a module path."""
+    "qcfs"."""
     import spikingjelly_signgd as sg
+
+    part = PARTS[network]
 
     real = {"input_coding": "real", "input_scale": 1.0}
     always = {
@@ -175,10 +177,12 @@ def settings(kind: str, data: str, part: str) -> dict[str, Setting]:
         return group | baseline | {"signed-m4-T2": mixed["signed-m4-T2"]}
     if data != "digits":
         return always if kind == "gelu" else always | {"signed-m4-T2": mixed["signed-m4-T2"]}
+    further = {name: further[name] for name in FURTHER.get(network, further)}
     refused = {"subgradient": baseline["subgradient"]}
     if kind == "gelu":
         return always | further | refused | {"group": _group(4, 2, False)}
-    return always | further | group | mixed | refused
+    few = {name: mixed[name] for name in ("signed-m4-T2", "mixed")}
+    return always | further | (group | mixed if network == "resnet" else few) | refused
 
 
 def lava_settings(network: str) -> dict[str, Setting]:
@@ -205,6 +209,14 @@ PARTS = {
     "resmlp": "blocks.0",
     "vit": "blocks.0",
 }
+# of the further settings those of networks that do not have them all; conversions take the time
+FURTHER = {
+    "vgg": ("poisson", "paper", "local", "keep"),
+    "resnet": ("real", "published-inverse", "members"),
+    "mixer": ("paper", "mean-tensor", "members"),
+    "resmlp": ("real", "momentum", "keep"),
+    "vit": ("paper", "local"),
+}
 LAVA = ("mlp", "conv", "gelu")
 # of each data set; sorted so that workers that take every n-th have about the same to do
 MODELS = [
@@ -229,7 +241,7 @@ def cases_of(model: str) -> dict[str, Setting]:
         base, _, variant = name.partition("_")
         kinds = {"": "relu" if base in ("vgg", "resnet") else "gelu", "avg": "avg"}
         kind = kinds.get(variant, "qcfs")
-        found = settings(kind, data, PARTS[base])
+        found = settings(kind, data, base)
     return {f"{model}/{setting}": value for setting, value in found.items()}
 
 
@@ -445,6 +457,8 @@ class _Case:
             if "more" in also:
                 self.anytime(network)
                 self.nir_dialects(network)
+            if self.name.endswith("/signgd-m4-T2"):  # the same with every setting
+                self.checked()
             if "lava" in also:
                 self.lava(network)
             if self.name in DIAGNOSED:
@@ -550,7 +564,8 @@ class _Case:
             name = f"{self.name}/{view}"
             with self.record.attempt(f"{name}/operations"):
                 snn = sg.build(network, "spikingjelly", spikes=view, kernels="auto")
-                found = sg.analysis.count_operations(snn, self.x, self.steps)
+                steps = sorted({1, self.setting.time_steps})
+                found = sg.analysis.count_operations(snn, self.x, steps)
                 for t, operations in found.items():
                     table = operations.to_dict(each=True)
                     layers = table.pop("layers")
@@ -558,9 +573,10 @@ class _Case:
                     self.record.add(f"{name}/operations/{t}/layers", layers)
                     self.record.add(f"{name}/operations/{t}/shown", str(operations))
             with self.record.attempt(f"{name}/energy"):
+                steps = sorted({1, self.setting.time_steps})
                 snn = sg.build(network, "spikingjelly", spikes=view, kernels="auto")
                 tables = sg.analysis.TABLES
-                energy = sg.analysis.estimate_energy(snn, self.x, self.steps, tables=tables)
+                energy = sg.analysis.estimate_energy(snn, self.x, steps, tables=tables)
                 self.record.add(f"{name}/energy/table", energy.to_dict())
                 self.record.add(f"{name}/energy/shown", str(energy))
             with self.record.attempt(f"{name}/op_counter"):
@@ -599,8 +615,8 @@ class _Case:
             self.record.add(f"{name}/content", file_content(path))
             again = sg.load(path)
             self.record.add(f"{name}/loaded", [again.nodes, again.outputs, again.time_steps])
-            self.runner(name, path)
-        if self.name.startswith("digits"):
+            self.runner(name, again, path)
+        if "more" in self.setting.also:
             with self.record.attempt(f"{name}/verified"):
                 found = sg.verify(
                     path,
@@ -621,43 +637,39 @@ class _Case:
         for mode in ("exact", "platform"):
             self.nir(network, mode, "nir", "pool")
 
-    def runner(self, name: str, path: Path) -> None:
+    def runner(self, name: str, network: Any, path: Path) -> None:
         """The NumPy runner: both precisions and views, and the delays of a chip."""
-        ways = [(dtype, view) for dtype in ("float32", "float64") for view in ("spike", "decoded")]
-        for dtype, view in (*ways, ("float64", "delay")):
-            where = f"{name}/runner-{dtype}-{view}"
-            with self.record.attempt(where):
-                run = inside("Runner")(path, dtype, None)
-                found = run.run(
-                    self.x.numpy(),
-                    self.steps,
-                    delay=view == "delay",
-                    sequence=False,
-                    view=run.view if view == "delay" else view,
-                    record=True,
-                    values=True,
-                    input_spikes=self.poisson(path),
-                )
-                self.read_out(where, found.outputs)
-                for neuron, spikes in found.spikes.items():
-                    both = [spikes, found.values[neuron]]
-                    self.record.add(f"{where}/spikes/{neuron}", both)
-                self.record.add(f"{where}/lags", [found.lags, found.output_lag, found.steps])
+        for dtype in ("float32", "float64"):
+            run = inside("Runner")(path, dtype, None)
+            for view in ("spike", "decoded", "delay")[: 2 if dtype == "float32" else 3]:
+                where = f"{name}/runner-{dtype}-{view}"
+                with self.record.attempt(where):
+                    found = run.run(
+                        self.x.numpy(),
+                        self.steps,
+                        delay=view == "delay",
+                        sequence=False,
+                        view=run.view if view == "delay" else view,
+                        record=True,
+                        values=True,
+                        input_spikes=self.poisson(network),
+                    )
+                    self.read_out(where, found.outputs)
+                    for neuron, spikes in found.spikes.items():
+                        both = [spikes, found.values[neuron]]
+                        self.record.add(f"{where}/spikes/{neuron}", both)
+                    self.record.add(f"{where}/lags", [found.lags, found.output_lag, found.steps])
 
-    def poisson(self, path: Path) -> Any:
+    def poisson(self, network: Any) -> Any:
         """The draws of a Poisson encoder, which the NumPy runner is given."""
         import torch
 
-        import spikingjelly_signgd as sg
-
-        nodes = [node for node in sg.load(path).nodes if node.kind == "encoder"]
-        if not nodes or getattr(nodes[0], "coding", "") != "poisson":
-            return None
-        p = inside("PoissonCodingParameters")(
-            scale=getattr(nodes[0], "scale", 1.0), seed=getattr(nodes[0], "seed", 0)
-        )
-        draw = inside("poisson_spikes")
-        return torch.stack([draw(self.x, t, p) for t in self.steps]).numpy()
+        for node in network.nodes:
+            if node.kind == "encoder" and node.coding == "poisson":
+                p = inside("PoissonCodingParameters")(scale=node.scale, seed=node.seed)
+                draw = inside("poisson_spikes")
+                return torch.stack([draw(self.x, t, p) for t in self.steps]).numpy()
+        return None
 
     def nir(self, network: Any, mode: str, dialect: str, pooling: str) -> None:
         import spikingjelly_signgd as sg
@@ -746,6 +758,10 @@ class _Case:
             batch = [(self.x, self.labels)]
             measured = sg.evaluate(snn, batch, self.steps, reference=self.model, chunk=3)
             self.record.add(f"{self.name}/evaluated", [measured.to_dict(), str(measured)])
+
+    def checked(self) -> None:
+        import spikingjelly_signgd as sg
+
         for functions in ("whole", "local"):
             with self.record.attempt(f"{self.name}/check-{functions}"):
                 check = sg.check(self.model, self.x, neurons=sg.NEURONS, functions=functions)
@@ -807,7 +823,7 @@ class _Case:
                 view="decoded",
                 record=True,
                 values=True,
-                input_spikes=self.poisson(path),
+                input_spikes=self.poisson(network),
             )
             self.read_out(f"{name}/runner", found.outputs)
             for neuron, spikes in found.spikes.items():

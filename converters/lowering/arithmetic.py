@@ -201,12 +201,14 @@ def _dims(dim: Any) -> list[int] | None:
     return [dim] if isinstance(dim, int) else (list(dim) if dim is not None else None)
 
 
-@handles(aten.full_like, aten.zeros_like, aten.ones_like)
+@handles(aten.fill, aten.full_like, aten.zeros_like, aten.ones_like)
 @handles(*packets("new_full", "new_zeros", "new_ones"))
 def _full(low: Lowering, x: Value, *args: Any, **kwargs: Any) -> Value:
     """A constant of the shape of a value."""
     name = str(low.here.target.overloadpacket).split(".")[-1]  # type: ignore[union-attr]
-    fill = args[-1] if "full" in name else float("ones" in name)
+    fill = args[-1] if "full" in name or "fill" in name else float("ones" in name)
+    if isinstance(fill, (str, Tensor)):
+        fill = float(low.constant(fill, "the value"))  # type: ignore[arg-type]
     dtype, shape = low.here.meta["val"].dtype, low.shape()
     one, two = (torch.full(resolve(shape, n), fill, dtype=dtype) for n in (1, 2))
     return batch_constant(one, two, low.here.target)

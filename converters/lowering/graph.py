@@ -28,6 +28,7 @@ from .tables import (
     LEAF_NAMES,
     LOCAL,
     MOVES,
+    OTHERWISE,
     TAKES_MASKED,
     no_neuron,
 )
@@ -140,7 +141,7 @@ class Lowering:
             return self._neuron(rule, args, kwargs)
         if handler is not None:
             return handler(self, *args, **kwargs)
-        raise NotConvertible(no_neuron(target))
+        return OTHERWISE[0](self)
 
     def _masked(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
         """An operation on values of which some are -inf."""
@@ -222,8 +223,7 @@ class Lowering:
         def compute(samples: int) -> Any:
             def given(value: Any) -> Any:
                 if isinstance(value, fx.Node):
-                    size = value.meta["val"]
-                    return int(size.node.expr.subs(self._batch, samples))
+                    return self.number(value.meta["val"], samples)
                 return for_batch(value, samples)
 
             here_args, here_kwargs = fx.node.map_aggregate((args, kwargs), given)  # type: ignore[misc]
@@ -276,6 +276,33 @@ class Lowering:
         dtype = (value if isinstance(value, Tensor) else value[0]).dtype
         half = dtype in (torch.float16, torch.bfloat16)
         return dtype if dtype.is_floating_point and not half else torch.get_default_dtype()
+
+    def number(self, size: Any, samples: int) -> int:
+        """A size of the source network, as a number for a batch of ``samples``."""
+        return size if isinstance(size, int) else int(size.node.expr.subs(self._batch, samples))
+
+    def value(self, node: fx.Node) -> Value:
+        """What an argument became; a size that follows the batch stays a node of the graph."""
+        return self._env.get(node, node)
+
+    def arguments(self, samples: int, signals: Mapping[fx.Node, Tensor]) -> Any:
+        """Those of the operation being lowered, for a batch of ``samples``: (args, kwargs)."""
+
+        def given(node: fx.Node) -> Any:
+            value = self.value(node)
+            if node in signals:
+                return signals[node]
+            if isinstance(value, fx.Node):
+                return self.number(value.meta["val"], samples)
+            value = for_batch(value, samples)
+            return value.double() if _is_floating(value) else value
+
+        return fx.node.map_arg((self.here.args, self.here.kwargs), given)
+
+    def with_channel(self, name: str, channel: int | None) -> str:
+        """The node, its channels along another dimension."""
+        self._channel[name] = channel
+        return name
 
     def node_of(self, name: str) -> Node:
         return self._by_name[name]
@@ -513,6 +540,10 @@ def module_of(node: fx.Node) -> tuple[str, str]:
     if parts[:2] == ["torch", "nn"]:  # torch.nn.modules.activation.GELU is known as torch.nn.GELU
         name = f"torch.nn.{parts[-1]}"
     return path, name
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def listed(functions: Sequence[Function]) -> str:

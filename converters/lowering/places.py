@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core.operations import Size, follows_batch
 from ..rules import NotConvertible, aten
 from .graph import Lowering
+from .moves import moved
 from .tables import handles, packets
 from .values import Value, per_sample
 
@@ -170,9 +171,10 @@ def _index_select(low: Lowering, x: Value, dim: int, index: Value) -> Value:
 def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
     used = [(d, i) for d, i in enumerate(indices) if i is not None]
     if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dtype == torch.bool:
-        raise NotConvertible(
+        return moved(
+            low,
             "indexing with several tensors, a mask, or one that depends on the input; use "
-            "index_select with fixed indices, one dimension at a time"
+            "index_select with fixed indices, one dimension at a time",
         )
     dim, index = used[0]
     return low.reshape(_take(low, x, dim, index), low.shape())
@@ -189,7 +191,7 @@ def _flip(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
 @handles(aten.roll)
 def _roll(low: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
     if not dims:
-        raise NotConvertible("roll over the flattened tensor; name its dimensions")
+        return moved(low, "roll over the flattened tensor; name its dimensions")
     for shift, dim in zip(shifts, dims, strict=True):
         x = _take(low, x, dim, (torch.arange(per_sample(low.shape_of(x)[dim])) - shift))
     return x

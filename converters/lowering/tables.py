@@ -12,6 +12,7 @@ Handler = Callable[..., Value]
 
 
 HANDLERS: dict[Any, Handler] = {}
+OTHERWISE: list[Handler] = []  # of an operation that no handler and no rule is for
 LOCAL: dict[str, Handler] = {}  # of a neuron of many arguments: its parts, where they are asked for
 
 

@@ -57,9 +57,9 @@ def _never(record: Record) -> bool:
 class Kind:
     """``fields`` are those of the node's class, each with what it may be.
 
-    ``numpy(record, inputs, state, dtype) -> (what passes, state)`` is one step for the NumPy runner
-    of a kind from elsewhere, with state None before the first; without it the file is read, not
-    replayed.
+    ``numpy(record, inputs, state, dtype) -> (what passes, where it fires, state)`` is one step for
+    the NumPy runner of a kind from elsewhere, with state None before the first; without it the file
+    is read, not replayed.
     """
 
     fields: Mapping[str, Check]
@@ -70,7 +70,7 @@ class Kind:
     check: Callable[[str, Record], None] | None = None  # what fields must be together
     since: Mapping[str, Any] = field(default_factory=dict)  # fields of 1.2; what older files mean
     numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
-    numpy: Callable[..., tuple[Any, Any]] | None = None
+    numpy: Callable[..., tuple[Any, Any, Any]] | None = None
 
     def arity(self, record: Record) -> int | None:
         return record["function"]["arity"] if self.computes else self.inputs  # type: ignore[no-any-return]

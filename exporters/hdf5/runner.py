@@ -331,9 +331,10 @@ class _Run:
                 "KINDS one, numpy=."
             )
         before = self.states.get(node.name)
-        value, after = form(node, inputs, None if before is None else before.v, self.runner.dtype)
-        self.states[node.name] = _State(after)
-        return value, value
+        state = None if before is None else before.v
+        value, fires, state = form(node, inputs, state, self.runner.dtype)
+        self.states[node.name] = _State(state)
+        return value, fires
 
     def _input(self, step: int) -> Array:
         return self.x[step - 1] if self.sequence else self.x

@@ -28,12 +28,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import spikes
 from ..base import FOLDS, Code, Factor, Neuron, spread
+from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
@@ -138,6 +141,11 @@ def _count(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tens
     return n, h
 
 
+def _counts(out: Tensor, p: GroupNeuronParameters) -> spikes.Events:
+    number = (out / _theta(out, p)).round()
+    return spikes.Events(number, number.abs())
+
+
 def _theta(h: Tensor, p: GroupNeuronParameters) -> float | Tensor:
     return p.theta.to(h) if isinstance(p.theta, Tensor) else p.theta
 
@@ -196,6 +204,9 @@ class GroupNeuron(Neuron):
     initial_charge: float | Tensor = 0.5
     signed: bool = False
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.v_threshold  # what it cannot send is not below zero
+
     @property
     def code(self) -> Code:
         kind = "graded" if self.members > 1 else "sign" if self.signed else "binary"
@@ -230,3 +241,13 @@ class GroupNeuron(Neuron):
         return GroupNeuronParameters(
             self.members, self.v_threshold, self.initial_charge, self.signed
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Tensor | SignedGroupState:
+        v = group_initial_v(inputs[0], self.parameters)
+        return SignedGroupState(v, torch.zeros_like(inputs[0])) if self.signed else v
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        p, step = self.parameters, signed_group_step if self.signed else group_step
+        y_seq, state = scan(step, inputs[0], state, p)  # type: ignore[arg-type]
+        spikes.tell(partial(_counts, y_seq, p))
+        return y_seq, state

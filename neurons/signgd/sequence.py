@@ -31,6 +31,7 @@ from .step import (
     levels,
     signgd_step,
     signgd_surrogate_step,
+    signs,
     step_size,
 )
 
@@ -136,13 +137,8 @@ def signgd_multi_step(
     )
     if heard:
         assert done.spike_seq is not None
-        spikes.tell(partial(_signs, done.spike_seq, p.members))
+        spikes.tell(partial(signs, done.spike_seq, p.members))
     return done if keep_spikes else done._replace(spike_seq=None)
-
-
-def _signs(spike_seq: Tensor, members: int) -> spikes.Events:
-    number = levels(spike_seq, members, torch.int16)
-    return spikes.Events(number, torch.full_like(number, members))
 
 
 def _signgd(
@@ -305,7 +301,7 @@ def _signgd_by_kernel(
 ) -> SignGDSequence:
     if found is None:
         x_seq = [_fitting(target_over_time(x_seq, p), state.v).to(torch.float32)]
-        found = FunctionInC(operators.IDENTITY.key, (), ())
+        found = FunctionInC(launch.IDENTITY.key, (), ())
     steps = x_seq[0].shape[0]
     if found.tensors:  # a kernel reads all arguments of f in one type
         x_seq = [a.to(torch.float32) for a in x_seq]

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .. import spikes
 from ..base import Code, Factor, Neuron, spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
@@ -195,6 +196,12 @@ def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
     return 2 * fires.to(dtype) - (2**members - 1)
 
 
+def signs(fires: Tensor, members: int) -> spikes.Events:
+    """What neurons sent in steps [T, *] that fired so: every sign is a spike."""
+    number = levels(fires, members, torch.int16)
+    return spikes.Events(number, torch.full_like(number, members))
+
+
 def signgd_surrogate_step(
     x: tuple[Tensor, ...],
     state: SignGDState,
@@ -269,6 +276,13 @@ class SignGDNeuron(Neuron):
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        total, buffer = 0.0, 0.0
+        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
+            buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
+            total += self.schedule(t) * buffer
+        return self.resting - total * self.scale, self.resting + total * self.scale
+
     @property
     def code(self) -> Code:
         m = self.members
@@ -308,3 +322,38 @@ class SignGDNeuron(Neuron):
             self.momentum,
             self.members,
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
+        p = self.parameters
+        return signgd_initial_state(p.target(*inputs).to(inputs[0].dtype), p)
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SignGDState
+    ) -> tuple[Tensor, SignGDState]:
+        """T steps [T, B, ...] to (v [T, B, ...], state), by the kernels where there are any."""
+        from .sequence import signgd_multi_step
+
+        done = signgd_multi_step(inputs, state, self.parameters, dtype=inputs[0].dtype)
+        return done.y, done.state
+
+    def step(self, inputs: tuple[Tensor, ...], state: SignGDState) -> tuple[Tensor, SignGDState]:
+        fires, state = signgd_step(inputs, state, self.parameters)
+        self._tell(fires)
+        return state.v, state
+
+    def spike_start(self, inputs: tuple[Tensor, ...]) -> SignGDSpikeState:
+        """The state before a first step in the spike view, where the inputs are x(0)."""
+        return SignGDSpikeState(inputs, self.start(inputs))
+
+    def spike_step(
+        self, inputs: tuple[Tensor, ...], state: SignGDSpikeState
+    ) -> tuple[Tensor, SignGDSpikeState]:
+        """One step of the spike view in torch alone: (weighted spikes, state) of such spikes."""
+        p = self.parameters
+        x = tuple(a + b for a, b in zip(state.x, inputs, strict=True))
+        fires, after = signgd_step(x, state.neuron, p)
+        self._tell(fires)
+        return weighted_spike(fires, after, p), SignGDSpikeState(x, after)
+
+    def _tell(self, fires: Tensor) -> None:
+        spikes.tell(lambda: signs(fires.unsqueeze(0), self.members))

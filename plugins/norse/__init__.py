@@ -7,10 +7,12 @@ they share.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
+from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, key
 from ...core.network import Neuron, Node, SpikingNetwork
 from ...errors import InputError
@@ -131,6 +133,9 @@ class NorseNetwork(NetworkModule):
         if isinstance(x, Tensor) and x.dim() == len(self.network.input.shape):
             return self.step(x, self._checked(state))
         return self.advance(x, state=self._checked(state))
+
+    def for_sequences(self) -> AbstractContextManager[None]:
+        return having(self, record_states=False)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         layer: Layer = self.neuron(node.name)  # type: ignore[assignment]

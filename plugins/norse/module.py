@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -133,7 +134,7 @@ class Neuron(nn.Module):
     @property
     def p(self) -> Any:
         layout = self._layout
-        given = {name: self._filled(getattr(layout, name)) for name in self._with_tensors}
+        given = {k: _filled(getattr(layout, k), partial(getattr, self)) for k in self._with_tensors}
         return layout._replace(**given) if given else layout
 
     @p.setter
@@ -153,15 +154,6 @@ class Neuron(nn.Module):
                 self.register_parameter(name, value)
             else:
                 self.register_buffer(name, value.clone())
-
-    def _filled(self, value: Any) -> Any:
-        if isinstance(value, _Held):
-            return getattr(self, value.name)
-        if isinstance(value, tuple):
-            return tuple([self._filled(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._filled(item) for key, item in value.items()}
-        return value
 
     def get_extra_state(self) -> dict[str, Any]:
         """What of p is no tensor, as plain numbers and text; not where it runs."""
@@ -217,7 +209,8 @@ class Neuron(nn.Module):
             )
             layout = self._layout._replace(**self._changes(extra))
             if same:  # otherwise torch says what does not fit
-                self.check_parameters(type(layout)(*(_filled(value, loaded) for value in layout)))
+                filled = [_filled(value, loaded.__getitem__) for value in layout]
+                self.check_parameters(type(layout)(*filled))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -255,11 +248,12 @@ def _hold(owner: nn.Module, name: str, value: Any, held: dict[str, Tensor]) -> A
     return _Held(name)
 
 
-def _filled(value: Any, held: Mapping[str, Any]) -> Any:
+def _filled(value: Any, held: Callable[[str], Any]) -> Any:
+    """The value with each name replaced by the tensor that is ``held`` by it."""
     if isinstance(value, _Held):
-        return held[value.name]
+        return held(value.name)
     if isinstance(value, tuple):
-        return tuple(_filled(item, held) for item in value)
+        return tuple([_filled(item, held) for item in value])
     if isinstance(value, dict):
         return {key: _filled(item, held) for key, item in value.items()}
     return value

@@ -7,10 +7,12 @@ Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, select
 from ...core.network import Neuron, Node, SpikingNetwork
 from .. import simulator
@@ -77,6 +79,9 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         run = self.step if self.step_mode == "s" else self.advance
         outputs, self._state = run(x, state=self._state)
         return outputs
+
+    def for_sequences(self) -> AbstractContextManager[None]:
+        return having(self, step_mode="m")
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         y: Tensor = self.neuron(node.name)(*inputs)

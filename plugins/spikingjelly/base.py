@@ -41,13 +41,20 @@ Record = list[tuple[Tensor, Tensor | None]]  # v_seq and spike_seq of a call, [T
 class Stateful(base.MemoryModule):
     """A module that is its pure step, or its pure sequence of steps.
 
-    A subclass registers its memories in the order of ``State``, whose ``shapes``, those of the
-    inputs, is None until the first step, and writes ``_initial_state`` and ``_step``, or
-    ``_sequence``, of which a single step is then one of length 1.
+    Its memories are the fields of ``State``, whose ``shapes``, those of the inputs, is None until
+    the first step. A subclass writes ``_initial_state`` and ``_step``, or ``_sequence``, of which
+    a single step is then one of length 1.
     """
 
-    State: ClassVar[Callable[..., Any]]
+    State: ClassVar[type[Any]]
     _arity: int | None = 1
+
+    def __init__(self, step_mode: str = "s", **options: Any) -> None:
+        super().__init__(**options)
+        for name in self.State._fields:
+            if name not in self._memories:  # v is SpikingJelly's
+                self.register_memory(name, 0 if name == "t" else None)
+        self.step_mode = step_mode
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> Any:
         raise NotImplementedError
@@ -177,6 +184,9 @@ class Recording(Stateful, neuron.BaseNode):
 
     v: Any  # Tensor, a number before the first step
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"v_reset": None, "surrogate_function": None, **options})
+
     @property
     def store_v_seq(self) -> bool:
         return self._store_v_seq
@@ -218,6 +228,10 @@ class Kernel(Recording):
 
     ``functional.set_backend`` of 0.0.0.0.14 does so for a whole network.
     """
+
+    def __init__(self, *, backend: str = "auto", **options: Any) -> None:
+        super().__init__(**options)
+        self.backend = backend
 
     @property
     def supported_backends(self) -> tuple[str, ...]:

@@ -45,15 +45,12 @@ class Encode(Stateful):
         members: int = 1,
         step_mode: str = "s",
     ) -> None:
-        super().__init__()
+        super().__init__(step_mode)
         offset = 0.0 if spikes == "binary" else None
         check_protocol(self._get_name(), spikes, 0.0, offset, momentum)
-        for name, value in zip(_EncodeState._fields, (None, 0, None, None), strict=True):
-            self.register_memory(name, value)
         self.dynamics = RealCodingParameters(schedule, momentum)
         self.members = members
         self.spikes = spikes
-        self.step_mode = step_mode
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _EncodeState:
         return _EncodeState(torch.zeros_like(inputs[0]), 0, None, None)
@@ -90,12 +87,9 @@ class PoissonEncode(Stateful):
     def __init__(
         self, scale: float = 1.0, *, seed: int = 0, averaged: bool = False, step_mode: str = "s"
     ) -> None:
-        super().__init__()
-        for name, value in zip(_PoissonEncodeState._fields, (None, 0, None), strict=True):
-            self.register_memory(name, value)
+        super().__init__(step_mode)
         self.dynamics = PoissonCodingParameters(scale, seed)
         self.averaged = averaged
-        self.step_mode = step_mode
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _PoissonEncodeState:
         return _PoissonEncodeState(torch.zeros_like(inputs[0]), 0, None)
@@ -145,21 +139,18 @@ class Readout(Stateful):
         members: int = 1,
         step_mode: str = "s",
     ) -> None:
-        super().__init__()
+        super().__init__(step_mode)
         check_protocol(self._get_name(), spikes, initial, offset)
         if spikes == "binary" and schedule is None:
             raise ValueError(
                 "Readout: binary spikes are decoded with the step sizes of their senders. Pass "
                 "schedule=... ."
             )
-        for name, value in zip(_ReadoutState._fields, (None, 0, None), strict=True):
-            self.register_memory(name, value)
         hold(self, "initial", initial)
         hold(self, "offset", 0.0 if offset is None else offset)
         self.schedule = schedule
         self.members = members
         self.spikes = spikes
-        self.step_mode = step_mode
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _ReadoutState:
         (current,) = inputs
@@ -194,10 +185,7 @@ class RunningMean(Stateful):
     State = _RunningMeanState
 
     def __init__(self, *, step_mode: str = "s") -> None:
-        super().__init__()
-        for name, value in zip(_RunningMeanState._fields, (None, 0, None), strict=True):
-            self.register_memory(name, value)
-        self.step_mode = step_mode
+        super().__init__(step_mode)
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _RunningMeanState:
         return _RunningMeanState(torch.zeros_like(inputs[0]), 0, None)

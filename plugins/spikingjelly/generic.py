@@ -27,13 +27,10 @@ class NeuronNode(Stateful):
     _arity = None
 
     def __init__(self, node: Neuron, *, step_mode: str = "s") -> None:
-        super().__init__()
-        self.register_memory("state", None)
-        self.register_memory("shapes", None)
+        super().__init__(step_mode)
         self._node = node
         for name, value in node.tensors.items():
             self.register_buffer(name, value.detach().clone())
-        self.step_mode = step_mode
 
     @property
     def node(self) -> Neuron:

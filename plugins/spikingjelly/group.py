@@ -58,15 +58,12 @@ class GroupNode(Made):
         by_channel = isinstance(v_threshold, Tensor)
         super().__init__(
             v_threshold=1.0 if by_channel else float(v_threshold),
-            v_reset=None,
             surrogate_function=surrogate_function or surrogate.Sigmoid(),
             detach_reset=detach_reset,
             step_mode=step_mode,
+            backend=backend,
             store_v_seq=store_v_seq,
         )
-        self.backend = backend
-        self.register_memory("sent", None)
-        self.register_memory("shapes", None)
         self.members = members
         self.signed = signed
         if by_channel:

@@ -41,12 +41,7 @@ class GrowthNode(Kernel):
         backend: str = "auto",
         store_v_seq: bool = False,
     ) -> None:
-        super().__init__(
-            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
-        )
-        self.backend = backend
-        self.register_memory("totals", None)
-        self.register_memory("shapes", None)
+        super().__init__(step_mode=step_mode, backend=backend, store_v_seq=store_v_seq)
         self.function = selecting(self._get_name(), function)
         self._arity = self.function.arity
         self.arguments = dict(arguments or {})

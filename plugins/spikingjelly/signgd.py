@@ -60,22 +60,17 @@ class SignGDNode(Made):
         store_v_seq: bool = False,
     ) -> None:
         super().__init__(
-            v_reset=None,
             surrogate_function=surrogate_function,
             step_mode=step_mode,
+            backend=backend,
             store_v_seq=store_v_seq,
         )
-        self.backend = backend
         check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
         if surrogate_function is not None and (spikes == "binary" or momentum):
             raise ValueError(
                 f"{self._get_name()}: a gradient passes signed spikes or decoded values without "
                 'momentum. Choose spikes="signed", or leave surrogate_function out.'
             )
-        self.register_memory("t", 0)
-        self.register_memory("buffer", None)
-        self.register_memory("x", None)
-        self.register_memory("shapes", None)
         self._start: tuple[Tensor, ...] | None = None
         self.function = nonlinearity(function)
         if isinstance(self.function.function, nn.Module):

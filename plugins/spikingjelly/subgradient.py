@@ -34,11 +34,7 @@ class SubgradientNode(Recording):
         step_mode: str = "s",
         store_v_seq: bool = False,
     ) -> None:
-        super().__init__(
-            v_reset=None, surrogate_function=None, step_mode=step_mode, store_v_seq=store_v_seq
-        )
-        self.register_memory("t", 0)
-        self.register_memory("shapes", None)
+        super().__init__(step_mode=step_mode, store_v_seq=store_v_seq)
         self.schedule = InverseSchedule(1.0, delay=1.0) if schedule is None else schedule
         hold(self, "scale", scale)
         self._dynamics = SubgradientParameters(scale, self.schedule)
