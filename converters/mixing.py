@@ -49,6 +49,7 @@ from ..core.spikes import Sent, listening
 from ..neurons import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
+from ..neurons.spikes import hear
 from . import thresholds
 from .calibration import tensors_of
 from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
@@ -206,8 +207,11 @@ class Choices:
                     v_threshold=thresholds._plain(theta * group.members, shape),
                     initial_charge=thresholds._plain(charge, shape),
                 )
-            y = group_outputs(x.expand(self.steps, *x.shape), group)
-            yield self._option(group, y.mean(0), spikes_of(group, y) / len(x), values)
+            with hear() as told:
+                y = group_outputs(x.expand(self.steps, *x.shape), group)
+            (events,) = told
+            spikes = float(events().spikes.double().sum()) / len(x)
+            yield self._option(group, y.mean(0), spikes, values)
 
     def _groups(self, node: SignGDNeuron) -> Iterator[GroupNeuron]:
         """Those to be tried; one that was trained with L levels is itself at m T = L alone."""
@@ -362,12 +366,6 @@ def joined(network: SpikingNetwork, chosen: Nodes) -> SpikingNetwork:
                 moving.add(node.name)
     outputs = fill(network.outputs, {name: mean(name) for name in leaves(network.outputs)})
     return network.replace(nodes=tuple(nodes), outputs=outputs)
-
-
-def spikes_of(node: GroupNeuron, y: Tensor) -> float:
-    """How many spikes an output [T, B, ...] is, those taken back counted as well."""
-    theta = torch.as_tensor(node.v_threshold).to(y) / node.members
-    return float((y / theta).abs().round().double().sum())
 
 
 @torch.no_grad()
