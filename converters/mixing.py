@@ -49,6 +49,7 @@ from ..core.spikes import Sent, listening
 from ..core.walk import Semantics, walk
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS
+from ..neurons.spikes import hear
 from . import thresholds
 from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs, sequence
@@ -219,8 +220,11 @@ class Choices:
                     v_threshold=thresholds.per_channel(theta * group.members, shape),
                     initial_charge=thresholds.per_channel(charge, shape),
                 )
-            y = group_outputs(x.expand(self.steps, *x.shape), group)
-            yield self._option(group, y.mean(0), spikes_of(group, y) / len(x), values)
+            with hear() as told:
+                y = group_outputs(x.expand(self.steps, *x.shape), group)
+            (events,) = told
+            spikes = float(events().spikes.double().sum()) / len(x)
+            yield self._option(group, y.mean(0), spikes, values)
 
     def _groups(self, node: SignGDNeuron) -> Iterator[GroupNeuron]:
         """Those to be tried; one that was trained with L levels is itself at m T = L alone."""
@@ -377,12 +381,6 @@ class _Join(Semantics[str]):
         if what == "rate":
             self.rates[node.name] = node
         return what
-
-
-def spikes_of(node: GroupNeuron, y: Tensor) -> float:
-    """How many spikes an output [T, B, ...] is, those taken back counted as well."""
-    theta = torch.as_tensor(node.v_threshold).to(y) / node.members
-    return float((y / theta).abs().round().double().sum())
 
 
 @torch.no_grad()

@@ -138,21 +138,15 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
 
     def _pass(self, x: Tensor, spikes: Mapping[str, Tensor]) -> None:
         """Through the layers that are counted, what was sent in all steps."""
-        found = [0.0, 0.0]
-
-        def meet(node: Linear | Function, signal: Signal) -> None:
-            if isinstance(node, Linear):
-                found[0] += self._count(node, signal)
-            else:
-                found[0] += 0.0 if signal.spikes is None else float(signal.spikes.double().sum())
-                found[1] += self.time_steps * self.snn.network.products(node) * len(x)
-
         for name, sent in spikes.items():
             self._counted.neurons[key(name)](sent)
-        Passing(self.snn, x, spikes, meet).run()
-        accumulates, multiplies = found
-        dense = self._dense * self.time_steps * len(x)
-        self.unseen = Unseen(accumulates, multiplies, dense)
+        passing = Passing(self.snn, x, spikes, self._count).run()
+        products = sum(self.snn.network.products(node) for node in passing.moving)
+        self.unseen = Unseen(
+            passing.found,
+            float(products * self.time_steps * len(x)),
+            self._dense * self.time_steps * len(x),
+        )
 
     def _count(self, node: Linear, signal: Signal) -> float:
         """Hands a weighted operation its events; returns accumulates that NeuroBench misses."""
@@ -182,24 +176,19 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
             most = network[name].most_spikes if network[name].code else pooled
             shape = (1, *resolve(network[name].shape, 1))
             spikes[name] = torch.full(shape, float(most), device=device)
-        found = [0.0]
 
-        def meet(node: Linear | Function, signal: Signal) -> None:
-            if not isinstance(node, Linear):
-                found[0] += network.products(node)
+        def count(node: Linear, signal: Signal) -> float:
             if signal.spikes is None:
-                return
-            if not isinstance(node, Linear):
-                found[0] += float(signal.spikes.sum())
-                return
+                return 0.0
             self._most[node.name] = int(signal.spikes.max())
             layer = self._counted.connections[key(node.name)]
-            if isinstance(layer, Other):
-                found[0] += float(layer.connections(signal.spikes.double(), dense=True).sum())
+            if not isinstance(layer, Other):
+                return 0.0
+            return float(layer.connections(signal.spikes.double(), dense=True).sum())
 
         x = torch.zeros(resolve(network.input.shape, 1), dtype=network.dtype)
-        Passing(self.snn, x.to(device), spikes, meet).run()
-        return found[0]
+        passing = Passing(self.snn, x.to(device), spikes, count).run()
+        return passing.found + sum(network.products(node) for node in passing.moving)
 
 
 # -- the layers that are counted ------------------------------------------------------------------
@@ -237,8 +226,8 @@ class Layers(nn.Module):
         super().__init__()
         self.connections = nn.ModuleDict()
         self.rest = nn.ModuleDict()
-        for node in network.nodes:
-            if isinstance(node, Linear) and node.tensors:
+        for node in network.of(Linear):
+            if node.tensors:
                 group = self.connections if LINEAR[node.op].weighted else self.rest
                 group[key(node.name)] = _layer(node) or Other(node)
         self.neurons = nn.ModuleDict({key(name): Spikes() for name in codes(network)})
@@ -308,8 +297,9 @@ class Signal(NamedTuple):
 class Passing(Semantics[Signal]):
     """One way through the network, for the input x [B, ...] and the spikes that were sent.
 
-    ``meet`` is told each weighted operation with what enters it, and each function or neuron with
-    the spikes that arrive there.
+    ``count`` is told each weighted operation with what enters it, and says which accumulates
+    NeuroBench misses. ``found``: all of these, and the spikes that arrive at a function or neuron
+    past no weight; ``moving``: the functions whose arguments change with time.
     """
 
     def __init__(
@@ -317,17 +307,20 @@ class Passing(Semantics[Signal]):
         snn: NetworkModule,
         x: Tensor,
         spikes: Mapping[str, Tensor],
-        meet: Callable[[Linear | Function, Signal], None],
+        count: Callable[[Linear, Signal], float],
     ) -> None:
-        self.snn, self.x, self.spikes, self.meet = snn, x, spikes, meet
+        self.snn, self.x, self.spikes, self.count = snn, x, spikes, count
+        self.found = 0.0
+        self.moving: list[Function] = []
         self.batch = x.shape[0]
         self.steps = max((s.shape[0] for s in spikes.values()), default=1)
         self.shapes = {node.name: resolve(node.shape, self.batch) for node in snn.network.nodes}
         self.functions = {node.name for node in snn.network.of(Function)}
         self.constants: dict[str, Tensor] = {}
 
-    def run(self) -> None:
+    def run(self) -> Passing:
         walk(self.snn.network, self, keep=())
+        return self
 
     def input(self, node: Input) -> Signal:
         return Signal(static=self.x)
@@ -355,8 +348,9 @@ class Passing(Semantics[Signal]):
         return Signal(spikes=self.spikes[node.name])
 
     def _arrive(self, node: Function, inputs: list[Signal]) -> None:
-        arrived = [s.spikes.double().sum() for s in inputs if s.spikes is not None]
-        self.meet(node, Signal(spikes=torch.stack(arrived) if arrived else None))
+        self.moving.append(node)
+        for signal in inputs:
+            self.found += 0.0 if signal.spikes is None else float(signal.spikes.double().sum())
 
     def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
         if all(name in self.constants for name in node.inputs):
@@ -369,7 +363,7 @@ class Passing(Semantics[Signal]):
         sums = self._arriving(node, [s.sums for s in inputs])
         if not LINEAR[node.op].weighted:
             return Signal(spikes, None if sums is None else sums > 0, static)
-        self.meet(node, inputs[0])
+        self.found += self.count(node, inputs[0])
         changed = [part > 0 for part in (spikes, sums) if part is not None]
         return Signal(sums=torch.stack(changed).any(0) if changed else None, static=static)
 

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..core import spikes as stream
 from ..core.module import NetworkModule
+from ..core.operations import connections
 from ..core.running import check_run, check_steps
 from ..errors import BackendUnavailable, InputError
 from ..neurons.spikes import Events, Told, hear, joined
 from . import simulator
 from .spikingjelly import Encode, GroupNode, GrowthNode, SignGDNode
-from .windows import adaptive_sum
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import neuron
@@ -82,6 +82,11 @@ ADDS = (aten.add.Tensor, aten.sub.Tensor)
 MEANS = (aten.mean.dim, aten.sum.dim_IntList)
 POOLS = (aten.avg_pool2d.default, aten.avg_pool3d.default)
 ADAPTIVE = (aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)
+INTERPOLATES = {
+    aten.upsample_linear1d.default: "linear",
+    aten.upsample_bilinear2d.default: "bilinear",
+    aten.upsample_trilinear3d.default: "trilinear",
+}
 # where the two operands stand among the arguments
 PRODUCTS = {
     aten.mm.default: 0,
@@ -130,7 +135,7 @@ class Spikes(BaseCounter):  # type: ignore[misc]
         self._hearing: list[tuple[Any, Told]] = []
         self.rules = {
             **dict.fromkeys(MOVES, 0),
-            **dict.fromkeys((*SCALES, *ADDS, *MEANS, *POOLS, *ADAPTIVE), 0),
+            **dict.fromkeys((*SCALES, *ADDS, *MEANS, *POOLS, *ADAPTIVE, *INTERPOLATES), 0),
         }
 
     def __enter__(self) -> Spikes:
@@ -310,7 +315,10 @@ class Spikes(BaseCounter):  # type: ignore[misc]
             pooled: Tensor = op(x, *given, *(None, [], 0, False, True)[len(given) :], 1)
             return pooled
         if op in ADAPTIVE:
-            return adaptive_sum(x, args[1])
+            return _arriving("adaptive_avg_pool", x, output_size=list(args[1]))
+        if op in INTERPOLATES:
+            size, mode = list(args[1]), INTERPOLATES[op]
+            return _arriving("upsample", x, size=size, mode=mode, align_corners=args[2])
         if op is aten.constant_pad_nd.default and len(args) > 2 and args[2] != 0:
             return None
         if op is aten._to_copy.default:
@@ -328,6 +336,10 @@ class Spikes(BaseCounter):  # type: ignore[misc]
             torch.ones_like(x, dtype=torch.double) if n is None else n.double()
             for x, n in zip(args[first : first + 2], numbers, strict=True)
         ]
+
+
+def _arriving(op: str, x: Tensor, **attributes: Any) -> Tensor:
+    return connections(op, [x.double()], attributes, {}, 1).round().to(x)
 
 
 def _accumulates(op: Any, args: tuple[Any, ...], numbers: list[Tensor]) -> int:

@@ -29,7 +29,7 @@ class RandomNetwork(nn.Module):
         self.random, self.selects = random.Random(seed), selects
         self.parts = nn.ModuleList()
         self.steps: list[Callable[[Tensor], Tensor]] = []
-        self.shape = (2, SIZE, SIZE)
+        self.shape: tuple[int, ...] = (2, SIZE, SIZE)
         self._add(self._neurons())
         for _ in range(self.random.randint(2, 5)):
             self._add(getattr(self, "_" + self.random.choice(LAYERS + SELECTING * selects))())
@@ -45,11 +45,11 @@ class RandomNetwork(nn.Module):
         with torch.no_grad():
             self.shape = tuple(step(torch.zeros(2, *self.shape)).shape[1:])
 
-    def _part(self, *modules: nn.Module) -> nn.Module:
+    def _part(self, *modules: nn.Module) -> Any:
         self.parts.append(nn.Sequential(*modules))
         return self.parts[-1]
 
-    def _neurons(self, out: int | None = None) -> Callable[[Tensor], Tensor]:
+    def _neurons(self, out: int | None = None) -> Any:
         out, size = out or self.random.choice((2, 3, 4)), self.random.choice((1, 3))
         return self._part(nn.Conv2d(self.shape[0], out, size, padding=size // 2), nn.ReLU())
 

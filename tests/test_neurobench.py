@@ -211,7 +211,8 @@ def test_the_other_metrics():
         adapter, x, y, 10, (ParameterCount, Footprint, ConnectionSparsity),
         (ActivationSparsity, ClassificationAccuracy),
     )  # fmt: skip
-    tensors = [t for n in snn.network.nodes for t in getattr(n, "tensors", {}).values()]
+    linear = [n for n in snn.network.nodes if n.kind == "linear"]
+    tensors = [t for n in linear for t in n.tensors.values()]
     weights = sum(t.numel() for t in tensors if t.is_floating_point())
     assert found["ParameterCount"] == weights and found["Footprint"] == 4 * weights
     assert found["ConnectionSparsity"] == 0.0

@@ -101,6 +101,7 @@ class Pools(nn.Module):
         (nn.AdaptiveAvgPool2d(3), [1, 2, 2, 1]),
         (nn.ZeroPad2d(1), [1, 1, 1, 1]),
         (nn.Upsample(scale_factor=2), [2, 2, 2, 2]),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), [3, 4, 4, 3]),
         (nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 16))), [1, 1, 1, 1]),
     ],
 )

@@ -51,6 +51,7 @@ class LeakyNeuron(Neuron):
     leak: float
     threshold: float
 
+    @property
     def code(self) -> Code:
         return Code("binary", 1, 1)
 
@@ -69,7 +70,7 @@ class LeakyNeuron(Neuron):
             state = h - fires * self.threshold
             sent.append(fires)
         fires = torch.stack(sent)
-        spikes.tell(fires, fires)
+        spikes.tell(lambda: spikes.Events(fires, fires))
         return (fires * self.threshold).to(inputs[0].dtype), state
 
 
