@@ -171,7 +171,7 @@ def _checked(data: Data) -> Data:
         wrong = (~finite).nonzero().flatten().tolist()
         raise InputError(
             f"'{data.source}' holds NaN or infinity in {len(wrong)} of the {len(finite)} samples "
-            f"used (the first: {wrong[0]}); remove or mend those."
+            f"used (the first: {wrong[0]}); remove or fix those."
         )
     return data
 

@@ -45,17 +45,14 @@ from torch import Tensor
 
 from ...core.network import (
     Average,
-    Constant,
     Encoder,
     Function,
     GroupNeuron,
-    Growth,
     Input,
     Linear,
+    Neuron,
     Node,
-    SignGDNeuron,
     SpikingNetwork,
-    SubgradientNeuron,
     leaves,
 )
 from ...core.operations import follows_batch
@@ -239,13 +236,13 @@ class GraphWriter:
     def write(self) -> tuple[Any, NirReport]:
         refused: list[str] = []
         skipped: set[str] = set()
-        readouts = set(leaves(self.network.outputs))
         for node in self.network.nodes:
             if any(name in skipped for name in node.inputs):
                 skipped.add(node.name)  # its input is not written; that one is named
                 continue
             try:
-                self.values[node.name] = self.value(node, readouts)
+                inputs = [self.values[name] for name in node.inputs]
+                self.values[node.name] = node.visit(self, inputs)
             except _Refused as error:
                 skipped.add(node.name)
                 refused.append(f"'{node.name}' ({operation(node)}): {error}")
@@ -263,29 +260,47 @@ class GraphWriter:
                 f"NIR's type check refuses the graph of this network: {error}"
             ) from error
 
-    def value(self, node: Node, readouts: set[str]) -> _Value:
-        inputs = [self.values[name] for name in node.inputs]
-        if isinstance(node, Input):
-            shape = plain_shape(node)
-            self.nodes["input"] = self.nir.Input(np.array(shape))
-            return _Value(("input",), shape)
-        if isinstance(node, GroupNeuron):
-            return self.group(node, inputs[0])
-        if isinstance(node, Linear):
-            if node.op not in NIR_LINEAR:
-                raise _Refused(
-                    f"no NIR primitive computes it; those written are {', '.join(NIR_LINEAR)}. "
-                    "Replace it in the source network, or save the network as HDF5."
-                )
-            return NIR_LINEAR[node.op](self, node, inputs)
-        if isinstance(node, Average):
-            if node.name not in readouts or any(node.name in n.inputs for n in self.network.nodes):
-                raise _Refused(
-                    "a running mean inside the network has no primitive, only at its outputs. "
-                    'Convert the whole network with method="group".'
-                )
-            return inputs[0]
-        raise _Refused(why_not(node))
+    def input(self, node: Input) -> _Value:
+        shape = plain_shape(node)
+        self.nodes["input"] = self.nir.Input(np.array(shape))
+        return _Value(("input",), shape)
+
+    def constant(self, node: Node) -> _Value:
+        raise _Refused("NIR has no constants. Make it the bias of a convolution or linear layer.")
+
+    def linear(self, node: Linear, inputs: list[_Value]) -> _Value:
+        if node.op not in NIR_LINEAR:
+            raise _Refused(
+                f"no NIR primitive computes it; those written are {', '.join(NIR_LINEAR)}. "
+                "Replace it in the source network, or save the network as HDF5."
+            )
+        return NIR_LINEAR[node.op](self, node, inputs)
+
+    def function(self, node: Node, inputs: list[_Value]) -> _Value:
+        raise _Refused(
+            "it is computed as it is, by no neuron, and NIR has no primitive for it. Replace it by "
+            "average pooling, QCFS or ReLU in the source network."
+        )
+
+    def neuron(self, node: Neuron, inputs: list[_Value]) -> _Value:
+        if node.kind not in NIR_NEURONS:
+            raise _Refused(WHY_NOT.get(node.kind, "NIR has no primitive for it."))
+        return NIR_NEURONS[node.kind](self, node, inputs[0])
+
+    def encoder(self, node: Encoder, inputs: list[_Value]) -> _Value:
+        raise _Refused(
+            f'the input coding "{node.coding}" has no primitive. Convert with '
+            'input_coding="exact" and feed the coded input yourself.'
+        )
+
+    def average(self, node: Node, inputs: list[_Value]) -> _Value:
+        inside = any(node.name in n.inputs for n in self.network.nodes)
+        if node.name not in leaves(self.network.outputs) or inside:
+            raise _Refused(
+                "a running mean inside the network has no primitive, only at its outputs. "
+                'Convert the whole network with method="group".'
+            )
+        return inputs[0]
 
     def group(self, node: GroupNeuron, x: _Value) -> _Value:
         if self.mode == "platform":
@@ -668,6 +683,16 @@ def _expand(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
     return x[0]
 
 
+NIR_NEURONS: dict[str, Callable[[GraphWriter, Any, _Value], _Value]] = {"group": GraphWriter.group}
+# of neurons that have none
+WHY_NOT = {
+    "growth": "it grows with the largest of sums of spikes, and NIR has no primitive for a "
+    "maximum. Train with average pooling, or save the network as HDF5.",
+    "signgd": "a signGD neuron needs step sizes that change with time, and products or functions "
+    'that NIR has no primitive for. Convert with method="group" (networks of QCFS or ReLU and '
+    "average pooling), or save the network as HDF5.",
+    "subgradient": 'its step sizes change with time; NIR has none. Convert with method="group".',
+}
 Writer = Callable[[GraphWriter, Linear, Sequence[_Value]], _Value]
 NIR_LINEAR: dict[str, Writer] = {
     "conv": _conv,
@@ -871,33 +896,6 @@ def operation(node: Node) -> str:
     if isinstance(node, Linear):
         return node.op
     return f"{node.kind} {node.function.name}" if isinstance(node, Function) else node.kind
-
-
-def why_not(node: Node) -> str:
-    if isinstance(node, Growth):
-        return (
-            "it grows with the largest of sums of spikes, and NIR has no primitive for a maximum. "
-            "Train with average pooling, or save the network as HDF5."
-        )
-    if isinstance(node, SignGDNeuron):
-        return (
-            "a signGD neuron needs step sizes that change with time, and products or functions "
-            'that NIR has no primitive for. Convert with method="group" (networks of QCFS or ReLU '
-            "and average pooling), or save the network as HDF5."
-        )
-    if isinstance(node, SubgradientNeuron):
-        return 'its step sizes change with time; NIR has none. Convert with method="group".'
-    if isinstance(node, Encoder):
-        return (
-            f'the input coding "{node.coding}" has no primitive. Convert with '
-            'input_coding="exact" and feed the coded input yourself.'
-        )
-    if isinstance(node, Constant):
-        return "NIR has no constants. Make it the bias of a convolution or linear layer."
-    return (
-        "it is computed as it is, by no neuron, and NIR has no primitive for it. Replace it by "
-        "average pooling, QCFS or ReLU in the source network."
-    )
 
 
 def listed(places: Sequence[str]) -> str:

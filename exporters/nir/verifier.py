@@ -75,7 +75,7 @@ def verify(request: Request) -> Certificate:
                 f"'{request.path}' takes inputs [B, {', '.join(map(str, shape))}], not those of "
                 "this network; it was written from another."
             )
-        neurons = [node for node in network.nodes if isinstance(node, GroupNeuron)]
+        neurons = network.of(GroupNeuron)
         missing = [node.name for node in neurons if node.name not in names]
         if missing:
             raise FormatError(
