@@ -1,9 +1,9 @@
-"""signGD neurons: the definition and the node (``step``), T steps (``sequence``)."""
+"""signGD neurons: the definition (``step``), T steps (``sequence``), the node (``node``)."""
 
+from .node import SignGDNeuron
 from .sequence import OUTPUTS, SignGDSequence, function_choice, signgd_choice, signgd_multi_step
 from .step import (
     MOST_MEMBERS,
-    SignGDNeuron,
     SignGDParameters,
     SignGDSpikeState,
     SignGDState,

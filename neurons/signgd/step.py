@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import spikes
-from ..base import Code, Factor, Neuron, spread
+from ..base import spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
 
@@ -264,96 +264,3 @@ def from_binary(s: Tensor, offset: Tensor | float, eta: float, members: int = 1)
     if members == 1:
         return -eta * (2 * s - offset)
     return -eta * 2.0 ** (1 - members) * (2 * s - (2**members - 1) * offset)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SignGDNeuron(Neuron):
-    kind = "signgd"
-    spike_view = True
-    schedule: Schedule
-    scale: float | Tensor = 1.0
-    resting: float | Tensor = 0.0
-    momentum: float = 0.0
-    members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
-
-    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
-        total, buffer = 0.0, 0.0
-        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
-            buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
-            total += self.schedule(t) * buffer
-        return self.resting - total * self.scale, self.resting + total * self.scale
-
-    @property
-    def code(self) -> Code:
-        m = self.members
-        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
-
-    @property
-    def most_spikes(self) -> int:
-        return self.members
-
-    @property
-    def factor(self) -> Factor:
-        return Factor(f"{self.kind} {name_schedule(self.schedule)}", adds=True)
-
-    @property
-    def finest(self) -> float:
-        return 2.0 ** (1 - self.members)
-
-    def numbers(self, arguments: int) -> int:
-        return self.values * (2 if self.momentum else 1) + arguments
-
-    def additions(self, arguments: int) -> int:
-        """Against f(x), and a step: for each sign."""
-        return self.values * (2 * self.members + (1 if self.momentum else 0))
-
-    @property
-    def products(self) -> int:
-        return self.values if self.momentum else 0  # of v's memory
-
-    @property
-    def parameters(self) -> SignGDParameters:
-        return SignGDParameters(
-            self.function,
-            self.schedule,
-            self.scale,
-            self.resting,
-            self.arguments,
-            self.momentum,
-            self.members,
-        )
-
-    def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
-        p = self.parameters
-        return signgd_initial_state(p.target(*inputs).to(inputs[0].dtype), p)
-
-    def sequence(
-        self, inputs: tuple[Tensor, ...], state: SignGDState
-    ) -> tuple[Tensor, SignGDState]:
-        """T steps [T, B, ...] to (v [T, B, ...], state), by the kernels where there are any."""
-        from .sequence import signgd_multi_step
-
-        done = signgd_multi_step(inputs, state, self.parameters, dtype=inputs[0].dtype)
-        return done.y, done.state
-
-    def step(self, inputs: tuple[Tensor, ...], state: SignGDState) -> tuple[Tensor, SignGDState]:
-        fires, state = signgd_step(inputs, state, self.parameters)
-        self._tell(fires)
-        return state.v, state
-
-    def spike_start(self, inputs: tuple[Tensor, ...]) -> SignGDSpikeState:
-        """The state before a first step in the spike view, where the inputs are x(0)."""
-        return SignGDSpikeState(inputs, self.start(inputs))
-
-    def spike_step(
-        self, inputs: tuple[Tensor, ...], state: SignGDSpikeState
-    ) -> tuple[Tensor, SignGDSpikeState]:
-        """One step of the spike view in torch alone: (weighted spikes, state) of such spikes."""
-        p = self.parameters
-        x = tuple(a + b for a, b in zip(state.x, inputs, strict=True))
-        fires, after = signgd_step(x, state.neuron, p)
-        self._tell(fires)
-        return weighted_spike(fires, after, p), SignGDSpikeState(x, after)
-
-    def _tell(self, fires: Tensor) -> None:
-        spikes.tell(lambda: signs(fires.unsqueeze(0), self.members))
