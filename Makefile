@@ -1,4 +1,4 @@
-# Every target but test-norse, gpu and clean first sets up .venv, again when what it is made of has changed.
+# Every target but gpu and clean first sets up .venv, again when what it is made of has changed.
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
@@ -9,7 +9,7 @@ LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint gpu clean
+.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -29,20 +29,22 @@ test-slow: $(VENV)/.stamp
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
 NORSE := $(VENV)/norse-alone
-test-norse:
+test-norse: $(VENV)/.stamp
 	@rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
+	@tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
 	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt torch
-	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest
+	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
 	@rm -rf build
 	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
 		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
 	@$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
 		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
-	@$(NORSE)/bin/python -m pytest -q -m "not spikingjelly" tests/test_norse.py
+	@OMP_NUM_THREADS=1 $(NORSE)/bin/python -m pytest -q -n auto --dist worksteal \
+		-m "not spikingjelly" tests/test_norse.py
 
 # netx files and signGD networks in Lava itself, which goes into an environment of its own
 lava: $(VENV)/.stamp
-	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)"
+	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)" "$(PY)"
 	@echo "== in Lava"
 	@LAVA_PYTHON="$(VENV)/lava/bin/python" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) \
 		tests/test_lava_simulation.py tests/test_verification.py -k "lava"
@@ -78,6 +80,17 @@ lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@"$(VENV)/bin/lint-imports" --no-cache --no-logo
+
+# What the package computes and writes, row by row against the revision BASE; ONLY chooses cases
+golden: $(VENV)/.stamp
+	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
+		--only "$(ONLY)" --jobs $(or $(JOBS),1)
+
+# What the package computes and writes, row by row against the revision BASE; ONLY chooses cases
+golden: $(VENV)/.stamp
+	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
+		--only "$(ONLY)" --jobs $(or $(JOBS),1)
 
 # On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
 gpu:
@@ -96,7 +109,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis mypy pillow pytest pytest-xdist ruff
+	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis import-linter mypy pillow pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6

@@ -6,6 +6,8 @@ Everything is loaded on first use: importing the package needs torch alone and l
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core.registry import FORMATS, SIMULATORS
+
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
     from .converters import (
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
         UnsupportedOperation,
     )
     from .exporters import Certificate, export, load, save, verify
+    from .neurons.choice import backends
     from .neurons.group import GroupNeuronParameters
-    from .neurons.multi_step import backends
     from .neurons.nonlinearities import NONLINEARITIES, Nonlinearity
     from .neurons.qcfs import QCFS
     from .neurons.schedules import (
@@ -114,6 +116,10 @@ __all__ = [
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
 
+# of this package; others bring theirs by entry points (core/registry.py)
+SIMULATORS |= {name: f"{__name__}.plugins.{name}" for name in ("spikingjelly", "norse")}
+FORMATS |= {name: f"{__name__}.exporters.{name}" for name in ("hdf5", "nir", "lava")}
+
 # name -> the module it comes from; test_package.py holds this against the imports above
 _HOME = {
     "Exit": "core.anytime",
@@ -145,7 +151,7 @@ _HOME = {
     "verify": "exporters",
     "SpikingNetwork": "core.network",
     "GroupNeuronParameters": "neurons.group",
-    "backends": "neurons.multi_step",
+    "backends": "neurons.choice",
     "NONLINEARITIES": "neurons.nonlinearities",
     "Nonlinearity": "neurons.nonlinearities",
     "QCFS": "neurons.qcfs",

@@ -1,4 +1,4 @@
-"""The errors of this package: each says what, where and the mend."""
+"""The errors of this package: each says what, where and the fix."""
 
 from collections.abc import Iterable
 from typing import Any

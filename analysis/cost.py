@@ -5,36 +5,24 @@ The currency is the connection that a spike meets, see ``connections``.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from ..core.module import NetworkModule, NetworkState
-from ..core.network import (
-    Encoder,
-    Function,
-    GroupNeuron,
-    Growth,
-    Linear,
-    Node,
-    SignGDNeuron,
-    SpikingNetwork,
-    SubgradientNeuron,
-    values_of,
-)
+from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
 from ..core.progress import progress
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
+from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
-from ..neurons.protocol import like
-from .connections import Series, Walk, additions, multiplies, numbers, per_step, scalings
+from ..neurons.base import Code
+from .connections import Connections, Series, arguments, per_step, scalings
 
-PLACING = ("reshape", "expand", "permute", "slice", "index", "pad")  # pass values on as they are
 BATCH = 32
 BLOCK_BYTES = 64 * 2**20  # of the spikes of one block of steps
 NUMBER = 4  # bytes of a float32 state
@@ -91,7 +79,7 @@ class LayerOperations(_Traffic):
     bits: int = 0
     spikes: float = 0.0
     events: float = 0.0
-    levels: Mapping[int, float] | None = field(default_factory=dict)
+    levels: Mapping[int, float] = field(default_factory=dict)
     event_bits: float = 0.0
     synaptic: float = 0.0
     synaptic_events: float = 0.0
@@ -115,7 +103,7 @@ class LayerOperations(_Traffic):
 
     def to_dict(self) -> dict[str, Any]:
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        levels = None if self.levels is None else {str(k): n for k, n in self.levels.items()}
+        levels = {str(k): n for k, n in self.levels.items()}
         return {**found, "levels": levels, "rate": self.rate}
 
 
@@ -139,8 +127,7 @@ class Operations(_Traffic):
         The events that are "binary" (0 or 1), "sign" (-1 or 1) and "graded" (whole numbers).
     ``levels``
         The graded events by the size of their number: of group neurons how many members fired or
-        were taken back, of m signs the odd number that they spell. None where the steps are too
-        small beside float32 values to be told.
+        were taken back, of m signs the odd number that they spell.
     ``synaptic``
         Additions of a weight: each spike at each connection it meets on its way to a sum. A
         connection without a weight, past which a neuron or a shortcut takes a spike as it is,
@@ -201,7 +188,7 @@ class Operations(_Traffic):
     source_multiplies: float
     layers: Mapping[str, float]
     kinds: Mapping[str, float]
-    levels: Mapping[int, float] | None
+    levels: Mapping[int, float]
     synaptic_bits: float
     graded_bits: float
     scalings: float
@@ -228,7 +215,7 @@ class Operations(_Traffic):
     def to_dict(self, each: bool = False) -> dict[str, Any]:
         """JSON-able; with ``each`` also all counts of every layer."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "each"}
-        levels = None if self.levels is None else {str(k): n for k, n in self.levels.items()}
+        levels = {str(k): n for k, n in self.levels.items()}
         found |= {"layers": dict(self.layers), "kinds": dict(self.kinds), "levels": levels}
         bits = {name: getattr(self, name) for name in ("state_bits", "weight_bits", "bits_moved")}
         rows = {"each": [row.to_dict() for row in self.each]} if each else {}
@@ -281,9 +268,7 @@ def _cell(value: Any) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2f}"
 
 
-def _levels_line(levels: Mapping[int, float] | None) -> str:
-    if levels is None:
-        return " (levels unknown: the steps are too small beside float32 values)"
+def _levels_line(levels: Mapping[int, float]) -> str:
     if not levels:
         return ""
     most = sorted(sorted(levels, key=lambda k: -levels[k])[:8])
@@ -310,8 +295,7 @@ def count_operations(
     """What ``run(snn, x, time_steps)`` costs; x is [B, ...], one static input.
 
     ``time_steps`` are those the network was planned for unless given; several give {T: Operations}
-    from one simulation. Raises InputError where spikes cannot be told from float values (the
-    rate-coded baseline and averaged Poisson coding in half precision, or at very large T).
+    from one simulation. Raises InputError.
     """
     if time_steps is None:
         time_steps = snn.network.time_steps if isinstance(snn, NetworkModule) else 1
@@ -324,148 +308,41 @@ def count_operations(
 # -- what is sent ----------------------------------------------------------------------------------
 
 
-class Coding(NamedTuple):
-    """``kind`` of a sender's events, the ``bits`` of one, and the largest level."""
+class _Block:
+    """What was sent in a block of steps: by node how many ``spikes`` [T, B, ...], and of graded
+    events the ``levels``, their sizes."""
 
-    kind: str
-    bits: int
-    most: int
-
-
-def codings(network: SpikingNetwork) -> dict[str, Coding]:
-    """How each node that sends spikes codes them; pooling as those it pools."""
-    found: dict[str, Coding] = {}
-    for node in network.nodes:
-        if isinstance(node, SignGDNeuron):
-            m = node.members
-            found[node.name] = Coding("sign" if m == 1 else "graded", m, 2**m - 1)
-        elif isinstance(node, GroupNeuron):
-            values = node.members * (2 if node.signed else 1)
-            one = "sign" if node.signed else "binary"
-            bits = max(1, math.ceil(math.log2(values)))
-            found[node.name] = Coding(one if node.members == 1 else "graded", bits, node.members)
-        elif isinstance(node, SubgradientNeuron):
-            found[node.name] = Coding("binary", 1, 1)
-        elif isinstance(node, Encoder) and node.coding == "poisson":
-            found[node.name] = Coding("sign", 1, 1)
-        elif isinstance(node, Growth):
-            sender = _sender(network, node)
-            real = Coding("graded", WORD, 1)  # sums of weighted spikes: no small integers
-            found[node.name] = real if sender is None else found[sender.name]
-    return found
-
-
-def _sender(network: SpikingNetwork, node: Node) -> Node | None:
-    """The first group neuron, or input, whose spikes pooling selects from."""
-    for name in node.inputs:
-        before = network[name]
-        while isinstance(before, Linear) and before.op in PLACING:
-            before = network[before.inputs[0]]
-        if isinstance(before, Growth):
-            return _sender(network, before)
-        if isinstance(before, GroupNeuron) or (isinstance(before, Encoder) and before.per_step):
-            return before
-    return None
-
-
-def _unit(node: Node | None) -> float | Tensor | None:
-    if isinstance(node, GroupNeuron):
-        return node.parameters.theta
-    return node.scale if isinstance(node, Encoder) else None
-
-
-class _Listener:
-    """Turns what ``on_fire`` tells into the whole numbers that were sent, block after block."""
-
-    def __init__(self, network: SpikingNetwork, weighted: bool, told: bool) -> None:
-        """``weighted``: what passes is spikes already; ``told``: of m signs which they were."""
-        self.network, self.weighted, self.told = network, weighted, told
-        self.spikes: dict[str, Tensor] = {}  # [steps, B, ...], how many
-        self.levels: dict[str, Tensor] = {}  # the sizes of graded events
-        self.unknown: set[str] = set()
-        self.last: dict[str, Tensor] = {}
+    def __init__(self) -> None:
         self.t = 0  # steps before this block
+        self.spikes: dict[str, Tensor] = {}
+        self.levels: dict[str, Tensor] = {}
 
-    def __call__(self, node: Node, y: Tensor) -> None:
-        if isinstance(node, SignGDNeuron):
-            members = torch.tensor(float(node.members), dtype=torch.double)
-            self.spikes[node.name] = members.expand(y.shape)
-            if node.members > 1 and self.told:
-                self.levels[node.name] = self._digits(node, y)
-        elif isinstance(node, (GroupNeuron, Growth)):
-            grows = isinstance(node, Growth)
-            unit = _unit(_sender(self.network, node) if grows else node)
-            sent = (y != 0).double() if unit is None else (y / like(unit, y)).double().abs().round()
-            self.spikes[node.name] = sent
-            if not grows:
-                self.levels[node.name] = sent
-        elif isinstance(node, SubgradientNeuron):
-            y = y.double()
-            eta = self._by_step([node.schedule(t) for t in self._steps(y)], y)
-            sent = (y - (1 - eta) * self._before(node, y)) / (eta * like(node.scale, y))
-            self.spikes[node.name] = self._whole(node, sent)
-        elif isinstance(node, Encoder) and node.coding == "poisson":
-            sent = y.double() / node.scale
-            if not node.per_step:  # a mean of t spikes
-                t = self._by_step([float(t) for t in self._steps(y)], sent)
-                sent = t * sent - (t - 1) * self._before(node, sent)
-            self.spikes[node.name] = self._whole(node, sent).abs()
-
-    def _steps(self, y: Tensor) -> range:
-        return range(self.t + 1, self.t + 1 + len(y))
-
-    def _by_step(self, values: list[float], y: Tensor) -> Tensor:
-        found = torch.tensor(values, dtype=torch.double, device=y.device)
-        return found.view(-1, *[1] * (y.dim() - 1))
-
-    def _before(self, node: Node, y: Tensor, first: float | Tensor = 0.0) -> Tensor:
-        """y one step earlier."""
-        start = like(first, y).expand(y.shape[1:]) if self.t == 0 else self.last[node.name]
-        self.last[node.name] = y[-1].clone()
-        return torch.cat([start.unsqueeze(0), y[:-1]])
-
-    def _whole(self, node: Node, sent: Tensor) -> Tensor:
-        whole = sent.round()
-        if bool(((sent - whole).abs() > 0.25).any()):
-            raise InputError(
-                f"count_operations: the spikes of '{node.name}' cannot be told from its decoded "
-                "values, which are too coarse. Run it in float32, or with fewer time steps."
-            )
-        return whole
-
-    def _digits(self, node: SignGDNeuron, y: Tensor) -> Tensor:
-        """The odd numbers that m signs spell, from the steps of v; their sizes."""
-        y = y.double()
-        if not self.weighted:
-            y = y - self._before(node, y, node.resting)
-        eta = self._by_step([node.schedule(t) for t in self._steps(y)], y)
-        digits = (y / (eta * like(node.scale, y) * 2.0 ** (1 - node.members))).abs()
-        whole = 2 * ((digits - 1) / 2).round() + 1
-        if bool(((digits - whole).abs() > 0.5).any()) or bool((whole >= 2**node.members).any()):
-            self.unknown.add(node.name)
-        return whole
+    def __call__(self, sent: Sent) -> None:
+        name, code = sent.node.name, sent.node.code
+        if sent.events is not None:
+            self.spikes[name] = sent.events.spikes
+        if sent.events is not None and code is not None and code.kind == "graded":
+            self.levels[name] = sent.events.number.abs()
 
 
-def _simulate(snn: NetworkModule, x: Tensor, steps: int, told: bool) -> Iterator[_Listener]:
+def _simulate(snn: NetworkModule, x: Tensor, steps: int) -> Iterator[_Block]:
     """Runs x [B, ...], and yields what was sent in each block of steps."""
     network = snn.network
-    values = sum(values_of(network[name].shape) for name in codings(network))
+    values = sum(network[name].values for name in codes(network))
     chunk = max(1, min(steps, BLOCK_BYTES // (8 * max(1, values * len(x)))))
-    listener = _Listener(network, snn.spikes == "signed", told)
-    before, snn.on_fire = snn.on_fire, listener
+    block = _Block()
     static: dict[str, Tensor] = {}
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
-            while listener.t < steps:
-                size = min(chunk, steps - listener.t)
+        with snn.for_sequences(), listening(snn, block):
+            while block.t < steps:
+                size = min(chunk, steps - block.t)
                 state = snn.advance(x, size, static, state)[1]
-                yield listener
-                listener.t += size
+                yield block
+                block.t += size
     finally:
         snn.reset()
-        snn.on_fire = before
 
 
 # -- counts of every step --------------------------------------------------------------------------
@@ -480,25 +357,25 @@ class Counts:
     def __init__(self, network: SpikingNetwork, steps: int, same: bool) -> None:
         self.network, self.steps, self.same = network, steps, same
         self.samples = 0
-        self.counted_on = (
-            0  # where the spikes of one sample are those of all, but not what they spell
-        )
-        self.codings = codings(network)
+        # where the spikes of one sample are those of all, but not what they spell
+        self.counted_on = 0
+        self.codes = codes(network)
         self.spikes: Series = {}
         self.events: Series = {}
         self.levels: Series = {}  # [steps, levels]
-        self.unknown: set[str] = set()
         self.synaptic: Series = {}
         self.synaptic_events: dict[tuple[bool, int], Series] = {}  # by (graded, bits)
         self.sums: Series = {}
         self.static: dict[str, float] = {}
         self.moving: set[str] = set()
-        self.dense = Walk(network, {}, 1, source=True).run().static
+        self.functions = {node.name: node for node in network.of(Function)}
+        self.neurons = {node.name: node for node in network.neurons}
+        self.dense = Connections(network, {}, 1, source=True).run().static
         self.scalings = scalings(network)
 
     def add(self, spikes: Mapping[str, Tensor], samples: int, t: int) -> None:
         """A block of steps after step t: how many spikes each sender sent, [steps, B, ...]."""
-        each = Walk(self.network, spikes, samples).run()
+        each = Connections(self.network, spikes, samples).run()
         self._put(self.synaptic, each.synaptic, t)
         self._put(self.sums, each.sums, t)
         self.moving |= each.moving
@@ -511,22 +388,18 @@ class Counts:
         self._put(self.events, {k: per_step(s) for k, s in events.items()}, t)
         classes: dict[tuple[bool, int], dict[str, Tensor]] = {}
         for name, sent in events.items():
-            coding = self.codings[name]
-            classes.setdefault((coding.kind == "graded", coding.bits), {})[name] = sent
+            code = self.codes[name]
+            classes.setdefault((code.kind == "graded", code.bits), {})[name] = sent
         for key, sent_by in classes.items():
-            whole = Walk(self.network, sent_by, samples).run()
+            whole = Connections(self.network, sent_by, samples).run()
             self._put(self.synaptic_events.setdefault(key, {}), whole.synaptic, t)
 
-    def add_levels(self, listener: _Listener) -> None:
-        for name, sizes in listener.levels.items():
-            coding = self.codings[name]
-            if coding.kind != "graded" or name in listener.unknown:
-                continue
-            top = coding.most + 1
+    def add_levels(self, block: _Block) -> None:
+        for name, sizes in block.levels.items():
+            top = self.codes[name].most + 1
             index = sizes.cpu().flatten(1).long() + top * torch.arange(len(sizes)).view(-1, 1)
             counted = torch.bincount(index.flatten(), minlength=top * len(sizes))
-            self._put(self.levels, {name: counted.view(-1, top).double()}, listener.t)
-        self.unknown |= listener.unknown
+            self._put(self.levels, {name: counted.view(-1, top).double()}, block.t)
 
     def _put(self, kept: Series, found: Mapping[str, Tensor], t: int) -> None:
         for name, values in found.items():
@@ -552,17 +425,16 @@ class Counts:
         for row in senders:
             kinds[row.coding] += row.events
             if row.coding == "graded":
-                levels.update(row.levels or {})
-        unknown = any(row.levels is None for row in senders)
+                levels.update(row.levels)
         sending = [self.network[row.name] for row in senders]
         return Operations(
             time_steps=steps,
             samples=self.counted_on or self.samples,
             layers={row.name: row.synaptic for row in each if row.name in self.synaptic},
             kinds=kinds,
-            levels=None if unknown else dict(sorted(levels.items())),
+            levels=dict(sorted(levels.items())),
             neurons=sum(row.neurons for row in senders),
-            members=max((getattr(node, "members", 1) for node in sending), default=1),
+            members=max((node.most_spikes for node in sending), default=1),
             each=each,
             **total,
         )
@@ -581,80 +453,70 @@ class Counts:
         found["graded_bits"] = sum(bits * n for (graded, bits), n in met.items() if graded)
         every, once = self.scalings.get(name, (0, 0))
         found["scalings"] = float(every * steps + once)
-        if isinstance(node, Function):
-            found |= self._function(node, steps)
-        if name in self.codings and not isinstance(node, Growth):
-            found |= self._sent(node, steps)
+        if name in self.functions:
+            found |= self._function(self.functions[name], steps)
+        if name in self.neurons:
+            found |= self._updates(self.neurons[name], steps)
+        if node.code is not None:
+            found |= self._sent(node, node.code, steps)
         if not any(found.values()):
             return None
-        kind = node.op if isinstance(node, Linear) else node.kind
+        kind = getattr(node, "op", node.kind)
         return LayerOperations(name=name, kind=kind, time_steps=steps, **found)
 
-    def _function(self, node: Function, steps: int) -> dict[str, Any]:
-        products, values = multiplies(self.network, node), values_of(node.shape)
-        coded = isinstance(node, SignGDNeuron) and node.function.name == "identity"
-        found: dict[str, Any] = {
-            "source_multiplies": float(products),
-            "source_values": 0.0 if coded else float(values),
-        }
-        if node.name in self.moving:
-            found |= {
-                "multiplies": float(steps * products),
-                "evaluations": float(steps * values),
-            }
-        if type(node) is not Function:
-            each = additions(self.network, node)
-            found |= {"updates": float(steps * values), "update_additions": float(steps * each)}
-            found["state_bytes"] = NUMBER * numbers(self.network, node)
-        return found
-
-    def _sent(self, node: Node, steps: int) -> dict[str, Any]:
-        coding = self.codings[node.name]
-        events = self._sum(self.events, node.name, steps)
-        levels: dict[int, float] | None = {1: events} if events else {}
-        if coding.kind == "graded":
-            levels = None
-            if node.name in self.levels and node.name not in self.unknown:
-                counted = self.levels[node.name][:steps].sum(0) / self.samples
-                levels = {k: float(n) for k, n in enumerate(counted) if k and n}
+    def _function(self, node: Function, steps: int) -> dict[str, float]:
+        products = self.network.products(node)
+        coded = node.name in self.neurons and node.function.name == "identity"
+        moves = steps if node.name in self.moving else 0
         return {
-            "neurons": values_of(node.shape),
-            "coding": coding.kind,
-            "bits": coding.bits,
+            "source_multiplies": float(products),
+            "source_values": 0.0 if coded else float(node.values),
+            "multiplies": float(moves * products),
+            "evaluations": float(moves * node.values),
+        }
+
+    def _updates(self, node: Neuron, steps: int) -> dict[str, float]:
+        given = arguments(self.network, node)
+        return {
+            "updates": float(steps * node.values),
+            "update_additions": float(steps * node.additions(given)),
+            "state_bytes": NUMBER * node.numbers(given),
+        }
+
+    def _sent(self, node: Node, code: Code, steps: int) -> dict[str, Any]:
+        events = self._sum(self.events, node.name, steps)
+        levels = {1: events} if events else {}
+        if code.kind == "graded":
+            found = self.levels.get(node.name, torch.zeros(steps, 0))
+            counted = found[:steps].sum(0) / self.samples
+            levels = {k: float(n) for k, n in enumerate(counted) if k and n}
+        return {
+            "neurons": node.values,
+            "coding": code.kind,
+            "bits": code.bits,
             "spikes": self._sum(self.spikes, node.name, steps),
             "events": events,
             "levels": levels,
-            "event_bits": events * coding.bits,
+            "event_bits": events * code.bits,
         }
-
-
-def constant(network: SpikingNetwork) -> bool:
-    """Whether every step costs the same, whatever the input: signGD neurons alone send."""
-    return not any(
-        isinstance(node, (GroupNeuron, Growth, SubgradientNeuron))
-        or (isinstance(node, Encoder) and node.coding == "poisson")
-        for node in network.nodes
-    )
 
 
 @torch.no_grad()
 def count(owner: str, snn: NetworkModule, x: Tensor, steps: int, levels: bool = True) -> Counts:
     """The counts of every step up to ``steps``; ``levels`` also of m signs which they spell."""
     x = check_run(owner, snn, x, steps, False)
-    network = snn.network
-    same = constant(network)
-    graded = levels and any(isinstance(n, SignGDNeuron) and n.members > 1 for n in network.nodes)
-    counts = Counts(network, steps, same)
+    same = all(node.steady for node in snn.network.nodes)
+    counts = Counts(snn.network, steps, same)
     if same:
-        counts.add(_one_step(network), 1, 0)
-        if not graded:
+        counts.add(_one_step(snn.network), 1, 0)
+        if not (levels and any(code.kind == "graded" for code in counts.codes.values())):
             return counts
     if len(x) == 0:
         raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
     for part in progress(x.split(BATCH), "counting", -(-len(x) // BATCH)):
-        for sent in _simulate(snn, part, steps, levels):
+        for sent in _simulate(snn, part, steps):
             if not same:
-                spikes = {name: s.cpu() for name, s in sent.spikes.items()}
+                spikes = {name: s.cpu().double() for name, s in sent.spikes.items()}
                 counts.add(spikes, len(part), sent.t)
             counts.add_levels(sent)
     if same:  # one sample stands for all, but for levels
@@ -664,9 +526,9 @@ def count(owner: str, snn: NetworkModule, x: Tensor, steps: int, levels: bool = 
 
 
 def _one_step(network: SpikingNetwork) -> dict[str, Tensor]:
-    """The spikes of each neuron [1, 1, ...], one step of one sample, which are those of all."""
+    """The spikes of steady neurons [1, 1, ...], one step of one sample, which are those of all."""
     return {
-        node.name: torch.full((1, *resolve(node.shape, 1)), float(node.members)).double()
+        node.name: torch.full((1, *resolve(node.shape, 1)), float(node.most_spikes)).double()
         for node in network.nodes
-        if isinstance(node, SignGDNeuron)
+        if node.code is not None
     }

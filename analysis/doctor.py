@@ -27,9 +27,9 @@ from ..converters.rules import NEURONS, Entry, Operation
 from ..core.module import NetworkModule
 from ..core.network import (
     Encoder,
-    Function,
-    SignGDNeuron,
+    Neuron,
     SpikingNetwork,
+    SubgradientNeuron,
     leaves,
     values_of,
 )
@@ -39,7 +39,6 @@ from ..errors import InputError
 from .examination import (
     Comparison,
     Outcome,
-    Source,
     Sums,
     Trial,
     alone,
@@ -47,7 +46,6 @@ from .examination import (
     compare,
     lower,
     parts,
-    reach,
     relative,
 )
 from .mending import (
@@ -297,15 +295,17 @@ def diagnose(
 
 
 def _check(network: SpikingNetwork, x: Tensor, y: Tensor | None) -> None:
-    for node in network.nodes:
-        poisson = isinstance(node, Encoder) and node.coding == "poisson"
-        if poisson or node.kind == "subgradient":
+    for node in network.of(Encoder):
+        if node.coding == "poisson":
             raise InputError(
-                f"diagnose examines signGD and group neurons, but '{node.name}' is "
-                f"{'Poisson-coded input' if poisson else 'a neuron of the rate-coded baseline'}. "
-                "Convert with another "
-                + ("input_coding." if poisson else "method, or compare what run returns.")
+                f"diagnose examines signGD and group neurons, but '{node.name}' is Poisson-coded "
+                "input. Convert with another input_coding."
             )
+    for neuron in network.of(SubgradientNeuron):
+        raise InputError(
+            f"diagnose examines signGD and group neurons, but '{neuron.name}' is a neuron of the "
+            "rate-coded baseline. Convert with another method, or compare what run returns."
+        )
     if not network.neurons:
         raise InputError("diagnose examines neurons, but the network has none that spikes.")
     if len(x) == 0:
@@ -350,13 +350,14 @@ def _outcomes(
     sums = {t: [Sums() for _ in ends] for t in steps}
     same, right = dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
     own, judged = 0, False
-    true = Source(source)
+    true = NetworkModule(source, {})
     for start, part in _placed(source, x, steps[-1]):
         outputs = run(snn, part, steps)
         values = true.activations(part, keep=ends)
         for t in steps:
-            for each, name, have in zip(sums[t], ends, _flat(source, outputs[t]), strict=True):
-                each.add(have, values[name])
+            have = dict(zip(leaves(source.outputs), leaves(outputs[t]), strict=True))
+            for each, name in zip(sums[t], ends, strict=True):
+                each.add(have[name], values[name])
             want = values[ends[0]]
             judged = classes(source, want)
             if not judged:
@@ -380,22 +381,6 @@ def _outcomes(
     )
 
 
-def _flat(network: SpikingNetwork, outputs: Any) -> list[Tensor]:
-    """The distinct outputs, in the order of their names."""
-    found: dict[str, Tensor] = {}
-
-    def walk(structure: Any, values: Any) -> None:
-        if isinstance(structure, str):
-            found.setdefault(structure, values)
-            return
-        keys = structure if isinstance(structure, Mapping) else range(len(structure))
-        for k in keys:
-            walk(structure[k], values[k])
-
-    walk(network.outputs, outputs)
-    return [found[name] for name in dict.fromkeys(leaves(network.outputs))]
-
-
 def _placed(network: SpikingNetwork, x: Tensor, steps: int) -> list[tuple[int, Tensor]]:
     found, start = [], 0
     for part in parts(network, x, steps):
@@ -408,7 +393,7 @@ def _layers(
     snn: NetworkModule, source: SpikingNetwork, x: Tensor, steps: tuple[int, ...]
 ) -> tuple[LayerErrors, ...]:
     network, last = snn.network, steps[-1]
-    nodes = [node for node in network.neurons if isinstance(node, Function)]
+    nodes = network.neurons
     kinds = ("isolated", "cumulative")
     sums = {(n.name, kind, t): Sums() for n in nodes for kind in kinds for t in steps}
     ends = list(dict.fromkeys(leaves(source.outputs)))
@@ -416,9 +401,9 @@ def _layers(
     beyond = {(n.name, t): 0 for n in nodes for t in steps}
     seen = dict.fromkeys((n.name for n in nodes), 0)
     spread: dict[tuple[str, int], _Spread] = {}
-    true = Source(source)
+    true = NetworkModule(source, {})
     for part in parts(network, x, last):
-        values = true.all_values(part)
+        values = true.all_activations(part)
         for group in _groups(nodes, len(part), last):
             recording = record(snn, part, last, [node.name for node in group])
             for node in group:
@@ -430,9 +415,9 @@ def _layers(
                     have = recording.decoded[name][t - 1]
                     sums[name, "isolated", t].add(found[t], want)
                     sums[name, "cumulative", t].add(have, want)
-                    ahead = true.outputs_with(values, {name: found[t]}, len(part))
-                    for each, end, y in zip(outputs[name, t], ends, ahead, strict=True):
-                        each.add(y, values[end])
+                    ahead = true.activations_after(values, {name: found[t]})
+                    for each, end in zip(outputs[name, t], ends, strict=True):
+                        each.add(ahead[end], values[end])
                     beyond[name, t] += _saturated(node, want, t)
                     spread.setdefault((name, t), _Spread(node)).add(have, want)
     return tuple(
@@ -453,9 +438,9 @@ def _layers(
     )
 
 
-def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Function]]:
+def _groups(nodes: Sequence[Neuron], batch: int, steps: int) -> list[list[Neuron]]:
     """Layers that can be recorded together."""
-    groups: list[list[Function]] = []
+    groups: list[list[Neuron]] = []
     room = 0
     for node in nodes:
         size = 16 * steps * batch * values_of(node.shape)  # decoded and sent, at most float64
@@ -467,21 +452,18 @@ def _groups(nodes: Sequence[Function], batch: int, steps: int) -> list[list[Func
     return groups
 
 
-def _saturated(node: Function, want: Tensor, steps: int) -> int:
-    limits = reach(node, steps)
+def _saturated(node: Neuron, want: Tensor, steps: int) -> int:
+    limits = node.reach(steps)
     if limits is None:
         return 0
     low, high = (torch.as_tensor(limit).to(want) for limit in limits)
-    outside = want > high
-    if isinstance(node, SignGDNeuron):  # what a group neuron cannot send is not below zero
-        outside = outside | (want < low)
-    return int(outside.sum())
+    return int(((want > high) | (want < low)).sum())
 
 
 class _Spread:
     """Whether units differ from sample to sample, as decoded and in the source network."""
 
-    def __init__(self, node: Function) -> None:
+    def __init__(self, node: Neuron) -> None:
         self.led = bool(node.shape) and follows_batch(node.shape[0])
         self.limits: list[tuple[Tensor, Tensor]] | None = None
 
@@ -506,14 +488,11 @@ def _at_readout(compared: Comparison, x: Tensor) -> dict[str, float]:
     """For each wrong node the squared output error where it alone is wrong, and nothing spikes."""
     if not compared.wrong:
         return {}
-    own = Source(compared.mended)
+    own = NetworkModule(compared.mended, {})
     ends = list(dict.fromkeys(leaves(compared.mended.outputs)))
     found: dict[str, float] = {}
     for name in compared.wrong:
-        nodes = tuple(
-            compared.own[name] if node.name == name else node for node in compared.mended.nodes
-        )
-        wrong = Source(compared.mended.replace(nodes=nodes))
+        wrong = NetworkModule(compared.mended.with_nodes({name: compared.own[name]}), {})
         sums = [Sums() for _ in ends]
         for part in parts(compared.mended, x, 1):
             want = own.activations(part, keep=ends)

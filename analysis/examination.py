@@ -7,8 +7,7 @@ examined is the description, whatever simulator it was built for.
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,25 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from ..converters.conversion import source_network
-from ..converters.lowering import Options, forms
 from ..converters.rules import Entry, Operation
-from ..converters.simulation import Simulation, group_outputs
-from ..core.module import NetworkModule, NetworkState, Signal, Walk, key
+from ..converters.settings import Settings
+from ..converters.simulation import Simulation, sequence
+from ..core.module import NetworkModule, NetworkState, Signal, Source, Walk, key
 from ..core.network import (
     Average,
     Constant,
     Encoder,
     Function,
-    GroupNeuron,
     Input,
     Linear,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
-    SubgradientNeuron,
+    Timed,
     leaves,
     values_of,
 )
+from ..core.walk import Semantics, following, walk
 from ..errors import InputError
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.protocol import running_mean
@@ -43,37 +43,6 @@ VALUES = 2**26  # kept from one run to the next
 PART = 2**24  # values of the largest node in all steps of one part of the samples
 TOLERANCE = 1e-4  # of a node's value, fed the same inputs; rounding is near 1e-6
 TINY = torch.finfo(torch.float64).tiny
-
-
-class Source(NetworkModule):
-    """A description whose neurons are their functions."""
-
-    def __init__(self, network: SpikingNetwork) -> None:
-        super().__init__(network, {})
-
-    def all_values(self, x: Tensor) -> dict[str, Tensor]:
-        return self.activations(x, keep=[node.name for node in self.network.nodes])
-
-    def compute(self, node: Node, inputs: list[Tensor], batch: int) -> Tensor:
-        if isinstance(node, Constant):
-            return self.operations[key(node.name)].value  # type: ignore[return-value]
-        if isinstance(node, Linear):
-            return self.operations[key(node.name)](*inputs, batch=batch)  # type: ignore[no-any-return]
-        if isinstance(node, Function):
-            return self.functions[key(node.name)](*inputs)  # type: ignore[no-any-return]
-        return inputs[0]
-
-    def outputs_with(
-        self, values: Mapping[str, Tensor], changed: Mapping[str, Tensor], batch: int
-    ) -> list[Tensor]:
-        """The outputs where some nodes have other values than ``all_values`` gave."""
-        new = dict(changed)
-        for node in self.network.nodes:
-            if node.name not in new and any(name in new for name in node.inputs):
-                inputs = [new.get(name, values.get(name)) for name in node.inputs]
-                new[node.name] = self.compute(node, inputs, batch)  # type: ignore[arg-type]
-        ends = dict.fromkeys(leaves(self.network.outputs))
-        return [new[name] if name in new else values[name] for name in ends]
 
 
 class Sums:
@@ -142,8 +111,9 @@ def lower(
     """The reference as a description of functions, in the forms that the network was made with."""
     kinds = network.provenance.get("functions") or {}
     paper = network.provenance.get("preset") == "paper"
-    options = Options(forms(dict(kinds)), guard=not paper)
-    found = source_network(reference, x[:2], neurons, options, network.time_steps)
+    preset = "paper" if paper else None
+    settings = Settings(preset=preset, forms=kinds, neurons=neurons, time_steps=network.time_steps)
+    found = source_network(reference, x[:2], settings)
     if not paper:
         return found
     nodes = tuple(  # that preset takes another GELU, and says so
@@ -155,68 +125,76 @@ def lower(
     return found.replace(nodes=nodes)
 
 
+class _Beside(Semantics[Tensor]):
+    """Each node on what the reference has ``there`` for its inputs; differences are gathered."""
+
+    def __init__(self, network: SpikingNetwork, reference: SpikingNetwork) -> None:
+        self.module = NetworkModule(network, {})
+        self.passed = _passed(network, {node.name for node in reference.nodes})
+        self.errors: dict[str, Sums] = {}
+        self.shapes: dict[str, bool] = {}
+        self.missing: dict[str, None] = {}
+
+    def take(self, there: Mapping[str, Tensor], x: Tensor) -> None:
+        self.there, self.own = there, Source(self.module, x)
+        walk(self.module.network, self, keep=())
+
+    def input(self, node: Input) -> Tensor:
+        return self.own.input(node)
+
+    def each(self, node: Node, inputs: Sequence[Tensor] = ()) -> Tensor:
+        if node.name in self.passed:
+            return inputs[0]
+        want, have = self.there.get(node.name), None
+        try:
+            have = node.visit(self.own, list(inputs))
+        except (RuntimeError, IndexError) as error:
+            if want is None:
+                raise InputError(
+                    f"the reference is another network: '{node.name}' does not take what it "
+                    f"has at {', '.join(node.inputs)}. Pass the model that was converted."
+                ) from error
+        if want is None:
+            self.missing[node.name] = None
+            assert have is not None
+            return have
+        if have is None or have.shape != want.shape:
+            self.shapes[node.name] = True
+        else:
+            self.errors.setdefault(node.name, Sums()).add(have, want)
+        return want
+
+    constant = linear = function = timed = each  # type: ignore[assignment]
+
+
 @torch.no_grad()
 def compare(network: SpikingNetwork, reference: SpikingNetwork, x: Tensor) -> Comparison:
     """Node by node: what each makes of the reference's values of its inputs."""
-    own, true = Source(network), Source(reference)
-    names = {node.name for node in reference.nodes}
-    errors: dict[str, Sums] = {}
-    shapes: dict[str, bool] = {}
-    missing: dict[str, None] = {}
-    passed = _passed(network, names)
+    true, beside = NetworkModule(reference, {}), _Beside(network, reference)
     for part in parts(network, x, 1):
-        there = true.all_values(part)
-        values: dict[str, Tensor] = {}
-        for node in network.nodes:
-            inputs = [values[name] for name in node.inputs]
-            if isinstance(node, Input):
-                values[node.name] = true.check_input(part)
-                continue
-            if node.name in passed:
-                values[node.name] = inputs[0]
-                continue
-            want = there.get(node.name)
-            have = None
-            try:
-                have = own.compute(node, inputs, len(part))
-            except (RuntimeError, IndexError) as error:
-                if want is None:
-                    raise InputError(
-                        f"the reference is another network: '{node.name}' does not take what it "
-                        f"has at {', '.join(node.inputs)}. Pass the model that was converted."
-                    ) from error
-            if want is None:
-                missing[node.name] = None
-                assert have is not None
-                values[node.name] = have
-                continue
-            if have is None or have.shape != want.shape:
-                shapes[node.name] = True
-            else:
-                errors.setdefault(node.name, Sums()).add(have, want)
-            values[node.name] = want
-    wrong = dict.fromkeys(shapes, 1.0)
-    wrong.update({k: s.error for k, s in errors.items() if not s.error <= TOLERANCE})
+        beside.take(true.all_activations(part), true.check_input(part))
+    wrong = dict.fromkeys(beside.shapes, 1.0)
+    wrong.update({k: s.error for k, s in beside.errors.items() if not s.error <= TOLERANCE})
     order = [node.name for node in network.nodes if node.name in wrong]
-    right = {name: _taken(network[name], reference[name], passed) for name in order}
-    nodes = tuple(right.get(node.name) or node for node in network.nodes)
+    right = {name: _taken(network[name], reference[name], beside.passed) for name in order}
     mine = {node.name for node in network.nodes}
     return Comparison(
         {name: wrong[name] for name in order},
         right,
         {name: network[name] for name in order},
-        tuple(missing),
+        tuple(beside.missing),
         tuple(node.name for node in reference.nodes if node.name not in mine),
-        network.replace(nodes=nodes),
+        network.with_nodes({name: node for name, node in right.items() if node is not None}),
     )
 
 
 def _passed(network: SpikingNetwork, names: Collection[str]) -> dict[str, str]:
     """What planning puts in, and the source network has not: values pass it unchanged."""
     found: dict[str, str] = {}
+    coded = [node for node in network.of(SignGDNeuron) if node.function.name == "identity"]
+    put_in: set[Node] = {*network.of(Average), *network.of(Encoder), *coded}
     for node in network.nodes:
-        coded = isinstance(node, SignGDNeuron) and node.function.name == "identity"
-        if node.name not in names and (isinstance(node, (Average, Encoder)) or coded):
+        if node in put_in and node.name not in names:
             (before,) = node.inputs
             found[node.name] = found.get(before, before)
     return found
@@ -265,27 +243,23 @@ class Trial(Simulation):
         self.parts = parts(network, self.check_input(x), steps)
         total = sum(values_of(node.shape) for node in network.nodes) * steps * len(x)
         self.kept: list[dict[str, Signal]] | None = None
-        source = Source(network)
+        source = NetworkModule(network, {})
         self.targets = [_leaves(network, source, part) for part in self.parts]
         if total <= VALUES:
-            kept: list[dict[str, Signal]] = [{} for _ in self.parts]
-            for values, part in zip(kept, self.parts, strict=True):
-                values.update(self._pass(part, {}, {}, True))
-            self.kept = kept
+            self.kept = [self._pass(part, {}, keep=None) for part in self.parts]
         self.start = self.rerun()
 
     def rerun(
-        self, changes: Mapping[str, Node] | None = None, exact: Collection[str] = ()
+        self, changes: Mapping[str, Timed] | None = None, exact: Collection[str] = ()
     ) -> Outcome:
         """The outcome with ``changes`` in place of nodes, and ``exact`` neurons without error:
         their functions, of what reaches them."""
-        self.exact = frozenset(exact)
+        self.exact, self.changes = frozenset(exact), dict(changes or {})
         names = list(dict.fromkeys(leaves(self.network.outputs)))
         sums = [Sums() for _ in names]
         same = samples = 0
         for i, part in enumerate(self.parts):
-            before = self.kept[i] if self.kept is not None else {}
-            found = ChainMap(self._pass(part, changes or {}, before, False), before)
+            found = self._pass(part, self.kept[i] if self.kept is not None else {}, names)
             for j, name in enumerate(names):
                 y, in_time = found[name]
                 y = y[-1] if in_time else y
@@ -294,37 +268,26 @@ class Trial(Simulation):
                 if classes(self.network, want):
                     same += int((y.argmax(1) == want.argmax(1)).sum())
                     samples += len(part)
-        self.exact = frozenset()
+        self.exact, self.changes = frozenset(), {}
         return Outcome(relative(sums), same / samples if samples else None)
 
     def _pass(
-        self, x: Tensor, changes: Mapping[str, Node], before: dict[str, Signal], keep: bool
+        self, x: Tensor, before: dict[str, Signal], keep: Collection[str] | None
     ) -> dict[str, Signal]:
-        """The values that differ from ``before``, all where that is empty."""
-        walk = Walk(x, self.steps, {}, NetworkState({}))
-        new: dict[str, Signal] = {}
-        values = ChainMap(new, before)
-        ends = set(leaves(self.network.outputs))
-        for node in self.network.nodes:
-            changed = node.name in changes or node.name in self.exact
-            if before and not changed and not any(name in new for name in node.inputs):
-                continue
-            new[node.name] = self._value(changes.get(node.name, node), values, walk)
-            if not keep:
-                for name in set(self._last_use.get(node.name, ())) - ends:
-                    new.pop(name, None)
-        return new
+        """The values ``keep``; only those that differ from ``before`` are computed."""
+        after = following(self.network, {*self.changes, *self.exact})
+        known = {name: value for name, value in before.items() if name not in after}
+        block = Walk(self, x, self.steps, {}, NetworkState({}))
+        return walk(self.network, block, keep, known)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
-        if node.name in self.exact and isinstance(node, Function):
-            return self._exact(node, inputs)
-        if isinstance(node, GroupNeuron):
-            return group_outputs(inputs[0], node)
+        if node.name in self.exact:
+            return self._exact(node, inputs)  # type: ignore[arg-type]
         return super().fire(node, inputs, walk)
 
-    def _exact(self, node: Function, inputs: list[Tensor]) -> Tensor:
+    def _exact(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
         function = self.functions[key(node.name)]
-        if isinstance(node, (SignGDNeuron, SubgradientNeuron)):
+        if node.decoded:
             return function.over_time(*inputs)  # type: ignore[operator, no-any-return]
         # rate-coded: such that the mean of the steps so far is f of the mean of the inputs so far
         means = [running_mean(x, torch.zeros_like(x[0]), 0)[0] for x in inputs]
@@ -333,7 +296,7 @@ class Trial(Simulation):
         return torch.cat([total[:1], total[1:] - total[:-1]])
 
 
-def _leaves(network: SpikingNetwork, source: Source, x: Tensor) -> list[Tensor]:
+def _leaves(network: SpikingNetwork, source: NetworkModule, x: Tensor) -> list[Tensor]:
     names = list(dict.fromkeys(leaves(network.outputs)))
     values = source.activations(x, keep=names)
     return [values[name] for name in names]
@@ -352,34 +315,9 @@ def parts(network: SpikingNetwork, x: Tensor, steps: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def alone(node: Node, inputs: list[Tensor], steps: int, at: Collection[int]) -> dict[int, Tensor]:
+def alone(node: Neuron, inputs: list[Tensor], steps: int, at: Collection[int]) -> dict[int, Tensor]:
     """What one neuron decodes after each of ``at`` steps of constant inputs [B, ...]."""
-    simulation = _One(node)
-    x_seq = [x.expand(steps, *x.shape) for x in inputs]
-    y = simulation.fire(node, x_seq, None)  # type: ignore[arg-type]
-    if not isinstance(node, (SignGDNeuron, SubgradientNeuron)):
+    y = sequence(node, [x.expand(steps, *x.shape) for x in inputs])
+    if not node.decoded:
         y = running_mean(y, torch.zeros_like(y[0]), 0)[0]
     return {t: y[t - 1].clone() for t in at}
-
-
-class _One(Simulation):
-    """``fire`` of a neuron by itself."""
-
-    def __init__(self, node: Node) -> None:
-        nn.Module.__init__(self)
-        self.group = {node.name: node} if isinstance(node, GroupNeuron) else {}
-
-
-def reach(node: Node, steps: int) -> tuple[Any, Any] | None:
-    """What a neuron can decode after so many steps: from, to; None where there is no limit."""
-    if isinstance(node, SignGDNeuron):
-        total, buffer = 0.0, 0.0
-        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
-            buffer = node.momentum * buffer + 2 - 2.0 ** (1 - node.members)
-            total += node.schedule(t) * buffer
-        return node.resting - total * node.scale, node.resting + total * node.scale
-    if isinstance(node, GroupNeuron):
-        return 0.0, node.v_threshold
-    if isinstance(node, SubgradientNeuron):
-        return 0.0, node.scale
-    return None

@@ -18,17 +18,20 @@ from ..converters.planning import (
     relative_depths,
 )
 from ..converters.thresholds import fit
+from ..core.module import NetworkModule
 from ..core.network import (
     Constant,
     Function,
     GroupNeuron,
     Linear,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    Timed,
 )
 from ..neurons.schedules import Schedule, schedule_from_dict
-from .examination import Outcome, Source, Trial, alone
+from .examination import Outcome, Trial, alone
 
 GAIN = 0.7  # of the output error: what a mend has to leave less than; plans as they are leave 0.8
 FLOOR = 0.03  # output error below which nothing is looked for
@@ -47,17 +50,16 @@ ALONE_GAIN = 0.4  # of its error by itself, for mends of several layers at once
 class Mend:
     """``node`` in place of the one of its name. ``planned``: as planning would have made it."""
 
-    node: Function
+    node: Neuron
     cause: str
     planned: bool
     factor: float = 1.0
-    before: Node | None = None
+    before: Timed | None = None
     text: str = ""
     mend: str = ""
 
     def applied(self, network: SpikingNetwork) -> SpikingNetwork:
-        nodes = tuple(self.node if n.name == self.node.name else n for n in network.nodes)
-        return network.replace(nodes=nodes)
+        return network.with_nodes({self.node.name: self.node})
 
 
 def adequate(outcome: Outcome) -> bool:
@@ -83,15 +85,13 @@ def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, floa
     if start <= FLOOR:
         return None
     network = trial.network
-    names = [n.name for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
-    possible = {name: trial.rerun(exact=[name]).error for name in names if name not in done}
+    nodes = {node.name: node for node in _changeable(network) if node.name not in done}
+    possible = {name: trial.rerun(exact=[name]).error for name in nodes}
     suspects = sorted(possible, key=lambda name: possible[name])
     suspects = [name for name in suspects if not possible[name] > GAIN * start][:SUSPECTS]
     best: tuple[float, Mend] | None = None
     for name in suspects:
-        node = network[name]
-        assert isinstance(node, (SignGDNeuron, GroupNeuron))
-        found = _best(trial, node, possible[name])
+        found = _best(trial, nodes[name], possible[name])
         if found is not None and (best is None or found[0] < best[0]):
             best = found
         if best is not None and best[0] <= NEAR * min(possible.values()):
@@ -101,6 +101,10 @@ def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, floa
     return _told(best[1], network, trial, saturated)
 
 
+def _changeable(network: SpikingNetwork) -> list[SignGDNeuron | GroupNeuron]:
+    return [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+
+
 def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
     """Several layers at once, for faults that hide each other: those which, alone and fed the
     source's values, come much closer by a change, if all these changes together help."""
@@ -108,14 +112,12 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
         return []
     network, steps = trial.network, trial.steps
     x = trial.parts[0][:ALONE]
-    values = Source(network).all_values(x)
+    values = NetworkModule(network, {}).all_activations(x)
     mends: list[Mend] = []
-    for node in network.neurons:
-        if not isinstance(node, (SignGDNeuron, GroupNeuron)):
-            continue
+    for node in _changeable(network):
         inputs, want = [values[name] for name in node.inputs], values[node.name]
 
-        def off(changed: Node, inputs: list[Tensor] = inputs, want: Tensor = want) -> float:
+        def off(changed: Neuron, inputs: list[Tensor] = inputs, want: Tensor = want) -> float:
             return float((alone(changed, inputs, steps, [steps])[steps] - want).double().norm())
 
         now = off(node)
@@ -138,7 +140,7 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
 
 def _scales(trial: Trial) -> list[Mend]:
     """Every scale as the calibration gives it, for networks that were planned with others."""
-    nodes = [n for n in trial.network.neurons if isinstance(n, SignGDNeuron)]
+    nodes = trial.network.of(SignGDNeuron)
     return [mend for n in nodes for mend in planned(trial, n) if mend.cause == "scale"]
 
 
@@ -271,7 +273,7 @@ def _told(
 ) -> Mend:
     """The mend with its verdict line."""
     name = mend.node.name
-    before = network[name]
+    before: Any = network[name]
     share = saturated.get(name, 0.0)
     if mend.cause in ("scale", "threshold"):
         up = mend.factor > 1
@@ -296,13 +298,13 @@ def _told(
         why = "its step sizes are not those planned for this depth"
     elif mend.cause == "resting":
         what = "start from 0" if mend.planned else "start from the mean of the calibration"
-        value = float(torch.as_tensor(before.resting).double().mean())  # type: ignore[attr-defined]
+        value = float(torch.as_tensor(before.resting).double().mean())
         why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
     elif mend.cause == "charge":
-        value = float(torch.as_tensor(before.initial_charge).double().mean())  # type: ignore[attr-defined]
+        value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
     else:
-        assert isinstance(mend.node, GroupNeuron) and isinstance(before, GroupNeuron)
+        assert isinstance(mend.node, GroupNeuron)
         levels = mend.node.arguments["levels"]
         what = f"set them to {mend.node.members}, so that m T = L = {levels}"
         why = f"m T is {before.members} x {network.time_steps}"
@@ -315,10 +317,10 @@ def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
     assert isinstance(before, SignGDNeuron) and isinstance(after, SignGDNeuron)
     steps, network = trial.steps, trial.network
     x = trial.parts[0][:ALONE]
-    values = Source(network).all_values(x)
+    values = NetworkModule(network, {}).all_activations(x)
     inputs, want = [values[name] for name in before.inputs], values[before.name]
 
-    def off(node: Node, t: int) -> float:
+    def off(node: Neuron, t: int) -> float:
         return float((alone(node, inputs, t, [t])[t] - want).double().norm())
 
     aim = 1.1 * off(after, steps)
@@ -377,7 +379,7 @@ def least(network: SpikingNetwork, x: Tensor, steps: int) -> int:
 
 def _lengths(network: SpikingNetwork, steps: int) -> list[int]:
     found = [steps * 2**k for k in range(1, 8) if steps * 2**k <= LONGEST]
-    levels = [n.arguments.get("levels") for n in network.neurons if isinstance(n, GroupNeuron)]
+    levels = [node.arguments.get("levels") for node in network.of(GroupNeuron)]
     if levels and all(levels) and len(levels) == len(network.neurons):
         # at T = 1 the network computes what it was trained to compute
         return [1] if steps > 1 else []
@@ -386,17 +388,16 @@ def _lengths(network: SpikingNetwork, steps: int) -> list[int]:
 
 def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork:
     """The network planned for other steps: schedules, members and thresholds of ReLUs."""
-    nodes: list[Node] = []
-    for node in network.nodes:
-        if isinstance(node, SignGDNeuron):
-            node = replace(node, schedule=planned_schedule(network, node, steps))
-        elif isinstance(node, GroupNeuron):
-            levels = node.arguments.get("levels") or DEFAULT_LEVELS
-            signed = steps > 1 if node.function.name == "relu" else node.signed
-            node = replace(node, members=max(1, round(levels / steps)), signed=signed)
-        nodes.append(node)
-    changed = network.replace(nodes=tuple(nodes), time_steps=steps)
-    if not any(isinstance(n, GroupNeuron) and n.function.name == "relu" for n in nodes):
+    nodes: dict[str, Node] = {}
+    for node in network.of(SignGDNeuron):
+        nodes[node.name] = replace(node, schedule=planned_schedule(network, node, steps))
+    for group in network.of(GroupNeuron):
+        levels = group.arguments.get("levels") or DEFAULT_LEVELS
+        signed = steps > 1 if group.function.name == "relu" else group.signed
+        members = max(1, round(levels / steps))
+        nodes[group.name] = replace(group, members=members, signed=signed)
+    changed = network.with_nodes(nodes).replace(time_steps=steps)
+    if not any(node.function.name == "relu" for node in network.of(GroupNeuron)):
         return changed
     known = network.statistics
     if any(n.name not in known for n in changed.neurons):

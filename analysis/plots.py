@@ -140,6 +140,7 @@ def plot_errors(diagnosis: Diagnosis, which: str = "cumulative", axes: Any = Non
     """Heat map of an error, layer by layer, at each T of ``diagnose``.
 
     ``which`` is one of "isolated", "cumulative", "readout", "cosine", "bias" and "saturated".
+    Raises InputError for another, and where there are no neurons.
     """
     if which not in LEVELS:
         raise InputError(f"which is one of {', '.join(LEVELS)}, not {which!r}.")
@@ -182,6 +183,7 @@ def plot_decoded(recording: Recording, name: str, axes: Any = None) -> Plot:
 
     On the diagonal they are equal. A flat end is saturation: values that the steps do not reach.
     Up to 2,000 values are drawn one by one, more as a histogram in two dimensions.
+    Raises InputError for a layer that is not there or holds no finite value.
     """
     decoded = _layer(recording, recording.decoded, name)[-1].double().flatten().cpu()
     source = recording.source[name].double().flatten().cpu()
@@ -389,6 +391,7 @@ def plot_energy(
 
     Accumulates are synaptic operations; multiply-accumulates are those that are left; memory is
     what the table prices of it. The parts of all layers add up to the network's estimate.
+    Raises InputError for a T or a table that was not estimated.
     """
     t = max(energy.time_steps) if time_steps is None else time_steps
     if t not in energy.operations:
@@ -447,6 +450,7 @@ def plot_frontier(
 
     Left of the line through the source the spiking network costs less: the break-even. Agreement
     where there were no labels. ``table`` is by default the first. Only the T that both measured.
+    Raises InputError where there is none.
     """
     from .energy import shown
 

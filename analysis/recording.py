@@ -8,26 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.module import NetworkModule
-from ..core.network import (
-    GroupNeuron,
-    Growth,
-    Node,
-    SignGDNeuron,
-    SpikingNetwork,
-    SubgradientNeuron,
-)
+from ..core.network import Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
-from ..core.running import check_run, check_steps, default_chunk, multi_step
+from ..core.running import check_run, check_steps, default_chunk
+from ..core.spikes import Sent, listening
 from ..errors import InputError
-from ..neurons.multi_step import running_sum
+from ..neurons import running_sum
+from ..neurons.base import spread
 from ..neurons.protocol import at_least_float32, like, running_mean
-from ..neurons.signgd import signgd_initial_state, step_size
 
 LARGEST = 2**30  # bytes of what is recorded
 
@@ -76,39 +69,43 @@ def record(
     assert network is not None
     chosen = _chosen(network, names)
     _check_size(network, chosen, x, steps)
-    heard: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    numbers: dict[str, list[Tensor]] = {name: [] for name in chosen}
 
-    def listen(node: Node, y: Tensor) -> None:
-        if node.name in heard:
-            heard[node.name].append(y.clone())
+    def listen(sent: Sent) -> None:
+        if sent.node.name in values:
+            assert sent.events is not None
+            values[sent.node.name].append(sent.value.clone())
+            numbers[sent.node.name].append(sent.events.number.to(sent.value.dtype))
 
-    before, snn.on_fire = snn.on_fire, listen
     chunk = default_chunk(network, len(x), x.device.type)
     static: dict[str, Tensor] = {}
     state = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences(), listening(snn, listen):
             for start in range(0, steps, chunk):
                 _, state = snn.advance(x, min(chunk, steps - start), static, state)
     finally:
         snn.reset()
-        snn.on_fire = before
-    thresholds = _thresholds(network)
     decoded, spikes = {}, {}
-    for name in chosen:
-        y = torch.cat(heard.pop(name))
-        node = network[name]
-        if isinstance(node, SignGDNeuron):
-            decoded[name], spikes[name] = _signgd(node, y, snn.spikes)
-        elif isinstance(node, SubgradientNeuron):
-            decoded[name], spikes[name] = y, _subgradient(node, y)
-        else:
-            decoded[name] = running_mean(y, torch.zeros_like(at_least_float32(y[0])), 0)[0]
-            theta = thresholds.get(name)
-            spikes[name] = y.sign() if theta is None else (y / like(theta, y)).round()
+    for node in (each for each in network.neurons if each.name in chosen):
+        y = torch.cat(values.pop(node.name))
+        decoded[node.name] = _decoded(node, y, snn.spikes)
+        spikes[node.name] = torch.cat(numbers.pop(node.name)) * node.finest
     source = snn.activations(x, keep=chosen)
     return Recording(steps, decoded, spikes, {name: source[name] for name in chosen})
+
+
+def _decoded(node: Neuron, y: Tensor, view: str) -> Tensor:
+    """What receivers have decoded after each step, of what the neuron made."""
+    first = at_least_float32(y[0])
+    if not node.decoded:
+        return running_mean(y, torch.zeros_like(first), 0)[0]
+    if view == "decoded":
+        return y
+    rest = spread(like(getattr(node, "resting", 0.0), first), first.shape, "resting")
+    return running_sum(y.to(first.dtype), rest).to(y.dtype)
 
 
 def _chosen(network: SpikingNetwork, names: Iterable[str] | None) -> list[str]:
@@ -141,50 +138,3 @@ def count_values(node: Node, batch: int) -> int:
     for size in resolve(node.shape, batch):
         count *= size
     return count
-
-
-def _signgd(node: SignGDNeuron, y: Tensor, view: str) -> tuple[Tensor, Tensor]:
-    """v and sigma of all steps, of what the neuron made: v, or in the spike view its changes."""
-    p = node.parameters
-    rest = signgd_initial_state(at_least_float32(y[0]), p).v
-    wide = y.to(rest.dtype)
-    v = wide if view == "decoded" else running_sum(wide, rest)
-    sent, before, buffer = torch.empty_like(wide), rest, torch.zeros_like(rest)
-    finest = 2.0 ** (1 - node.members)
-    for t in range(len(y)):
-        change = v[t] - before if view == "decoded" else wide[t]
-        moved = -change / step_size(v[t], t + 1, p)
-        # the nearest of the odd multiples of the finest sign: v was rounded
-        sigma = moved - p.momentum * buffer if t else moved
-        sigma = (2 * (sigma / finest / 2 - 0.5).round() + 1) * finest
-        sent[t] = sigma.clamp(finest - 2, 2 - finest)
-        buffer = p.momentum * buffer + sent[t] if t else sent[t].clone()
-        before = v[t]
-    return v.to(y.dtype), sent.to(y.dtype)
-
-
-def _subgradient(node: SubgradientNeuron, y: Tensor) -> Tensor:
-    """Whether v went up: v(t) - (1 - eta) v(t-1) is eta c where the neuron fired, else 0."""
-    p = node.parameters
-    fires, before = torch.empty_like(y), torch.zeros_like(y[0])
-    for t in range(len(y)):
-        eta = p.schedule(t + 1)
-        fires[t] = (y[t] - (1 - eta) * before) > eta * like(p.scale, y) / 2
-        before = y[t]
-    return fires
-
-
-def _thresholds(network: SpikingNetwork) -> dict[str, Any]:
-    """theta of each group neuron, and of the growth of what group neurons of one theta sent."""
-    found: dict[str, Any] = {}
-    for node in network.nodes:
-        if isinstance(node, GroupNeuron):
-            found[node.name] = node.parameters.theta
-        elif isinstance(node, Growth):
-            known = [found.get(name) for name in node.inputs]
-            theta = known[0] if known else None
-            same = all(other is theta for other in known)
-            pools = "pool" in node.function.name  # channels stay where they were
-            if same and theta is not None and (pools or not isinstance(theta, Tensor)):
-                found[node.name] = theta
-    return found

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.module import NetworkModule
-from ..core.network import Function, SpikingNetwork, values_of
+from ..core.network import SpikingNetwork, values_of
 from ..core.running import Evaluation, check_run, check_steps, evaluate
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
@@ -173,17 +173,6 @@ def _check_given(check: Any, certificates: Any) -> tuple[Certificate, ...]:
     return given
 
 
-class _Described(nn.Module):
-    """The source network as the description holds it."""
-
-    def __init__(self, snn: NetworkModule) -> None:
-        super().__init__()
-        self._snn = (snn,)  # no submodule: its mode is nobody's business here
-
-    def forward(self, x: Tensor) -> Any:
-        return self._snn[0].ann(x)
-
-
 def _measure(
     snn: NetworkModule,
     x: Tensor,
@@ -201,7 +190,7 @@ def _measure(
     if y is not None:
         batches = list(zip(batches, y.split(BATCH), strict=True))
     few, few_y = x[:samples], None if y is None else y[:samples]
-    source = reference or _Described(snn)
+    source = reference or snn.source
     evaluation = _try(lambda: evaluate(snn, batches, steps, reference=source))
     diagnosis = _try(lambda: diagnose(snn, few, few_y, reference=reference, time_steps=steps))
     return _Report(
@@ -403,7 +392,7 @@ def _coverage(report: _Report) -> Html:
             row.path or "(model)",
             row.operation,
             row.becomes,
-            row.detail + (f"; {row.mend}" if row.mend else ""),
+            row.detail + (f"; {row.fix}" if row.fix else ""),
         ]
         for row in shown
     ]
@@ -417,7 +406,6 @@ def _network(report: _Report) -> Html:
     network = report.network
     rows = []
     for node in network.neurons:
-        assert isinstance(node, Function)
         members = getattr(node, "members", None)
         kind, count = KINDS.get(node.kind, node.kind), f"{values_of(node.shape):,}"
         m = "" if members is None else members

@@ -43,12 +43,12 @@ import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.core import network as nodes  # noqa: E402
 from spikingjelly_signgd.core.operations import apply, resolve  # noqa: E402
 from spikingjelly_signgd.core.running import default_chunk  # noqa: E402
-from spikingjelly_signgd.neurons.group import group_step  # noqa: E402
-from spikingjelly_signgd.neurons.kernels import cpu, launch  # noqa: E402
-from spikingjelly_signgd.neurons.multi_step import (  # noqa: E402
+from spikingjelly_signgd.neurons import (  # noqa: E402
     group_multi_step,
     signgd_multi_step,
 )
+from spikingjelly_signgd.neurons.group import group_step  # noqa: E402
+from spikingjelly_signgd.neurons.kernels import cpu, launch  # noqa: E402
 from spikingjelly_signgd.neurons.scan import scan  # noqa: E402
 from spikingjelly_signgd.neurons.signgd import SignGDState  # noqa: E402
 from spikingjelly_signgd.neurons.surrogate import Surrogate  # noqa: E402

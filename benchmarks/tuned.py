@@ -120,7 +120,7 @@ def converted(way: Way, iterations: int | None, epochs: int) -> sg.SpikingNetwor
     elif way.kind == "group":
         options |= {"method": "group", "members": way.members, "signed": way.signed}
     else:
-        options |= {"members": way.members, "functions": way.functions, "scale": way.scale}
+        options |= {"members": way.members, "forms": way.functions, "scale": way.scale}
     network = sg.convert(model, x, **options)
     if not way.learn:
         return network

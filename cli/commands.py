@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import platform
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..converters.capture import eval_mode
+from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
+from ..core.registry import FORMATS, look_up
 from ..core.running import build, evaluate, run
 from ..errors import FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
@@ -29,8 +31,11 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 
 # options that are arguments of sg.convert as they are
-CONVERSION = (
-    "signed preset tune keep scale resting momentum functions input_coding input_scale".split()
+CONVERSION = "signed preset tune keep scale resting momentum forms input_coding input_scale".split()
+# and of a format's writer, where it takes them
+EXPORTING = (
+    "time_steps mode dialect pooling strict "
+    "profile weight_bits input_levels input_range max_weights".split()
 )
 
 
@@ -51,17 +56,6 @@ class Result:
     code: int = OK
 
 
-class Source(nn.Module):
-    """The source network, as a network's file holds it."""
-
-    def __init__(self, snn: NetworkModule) -> None:
-        super().__init__()
-        self._snn = (snn,)  # not a submodule: its modes are its own
-
-    def forward(self, x: Tensor) -> Any:
-        return self._snn[0].ann(x)
-
-
 # -- the commands ---------------------------------------------------------------------------------
 
 
@@ -77,7 +71,7 @@ def check(options: argparse.Namespace) -> Result:
     else:
         options.samples = min(options.samples or 2, 2)
         x = _data(options).x
-    report = run_check(model, x, functions=options.functions or "whole")
+    report = run_check(model, x, forms=options.forms)
     return Result(report.to_dict(), str(report), OK if report.ok else UNSUPPORTED)
 
 
@@ -126,7 +120,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
     network, data = _network_and_data(options)
-    snn = build(network, options.backend)
+    snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
     table = evaluate(snn, data.batches(options.batch_size), steps, reference=reference)
@@ -150,7 +144,8 @@ def evaluate_(options: argparse.Namespace) -> Result:
     document = {
         **table.to_dict(),
         "reference": origin,
-        "backend": options.backend,
+        "simulator": options.simulator,
+        "backend": options.simulator,  # its name before; goes with the next release
         "ok": not failed,
         "failed": failed,
     }
@@ -178,7 +173,7 @@ def doctor(options: argparse.Namespace) -> Result:
     if output is not None:
         applied = [finding for finding in diagnosis.findings if finding.applicable]
         save(diagnosis.apply(), output)
-        what = f"{len(applied)} mended" if applied else "nothing to apply, the network is as it was"
+        what = f"{len(applied)} fixed" if applied else "nothing to apply, the network is as it was"
         lines.append(f"{what}; written to {output}")
         document["applied"] = [finding.text for finding in applied]
         document["path"] = str(output)
@@ -187,25 +182,15 @@ def doctor(options: argparse.Namespace) -> Result:
 
 def export(options: argparse.Namespace) -> Result:
     from ..exporters import export as run_export
-    from ..exporters.formats import SUFFIXES
 
     output = _output(options)
-    format = options.format or SUFFIXES.get(output.suffix.lower())
-    if format is None:
-        raise InputError(
-            f"'{output}' does not say the format: end it in {', '.join(SUFFIXES)}, or give "
-            "--format."
-        )
+    format, writer = _format(output, options.format)
     network = _network(options.network)
-    nir = ("mode", "dialect", "pooling", "strict")
-    lava = ("profile", "weight_bits", "input_levels", "input_range", "max_weights")
-    allowed = {"hdf5": (), "nir": ("time_steps", *nir), "lava": ("time_steps", *lava)}[format]
+    allowed = inspect.signature(writer.write).parameters
     given = {
-        name: getattr(options, name)
-        for name in ("time_steps", *nir, *lava)
-        if getattr(options, name) is not None
+        name: getattr(options, name) for name in EXPORTING if getattr(options, name) is not None
     }
-    if options.data is not None and format != "lava":
+    if options.data is not None and "calibration" not in allowed:
         given["data"] = options.data
     wrong = [f"--{name.replace('_', '-')}" for name in given if name not in allowed]
     if wrong:
@@ -220,25 +205,20 @@ def export(options: argparse.Namespace) -> Result:
         report = run_export(network, output, format, **given)
     except FormatError as error:
         raise Refused(str(error), UNSUPPORTED) from error
-    document = {"ok": True, "path": str(output), "format": format, "report": _plain(report)}
+    document = {"ok": True, "path": str(output), "format": format, "report": _of_report(report)}
     text = f"{report}\n" if report is not None else ""
     return Result(document, f"{text}written to {output}")
 
 
 def verify(options: argparse.Namespace) -> Result:
     from ..exporters import verify as run_verify
-    from ..exporters.formats import SUFFIXES
 
     path, output = Path(options.file), None
     if options.output is not None:
         output = _output(options, (".json",))
     if not path.is_file():
         raise InputError(f"there is no file '{path}'.")
-    if options.format is None and path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"'{path}' does not say its format: it ends in none of {', '.join(SUFFIXES)}; give "
-            "--format."
-        )
+    _format(path, options.format)
     network = None if options.network is None else _network(options.network)
     x = None
     if options.data is not None:
@@ -266,7 +246,7 @@ def verify(options: argparse.Namespace) -> Result:
 def energy(options: argparse.Namespace) -> Result:
     from ..analysis.energy import TABLES, estimate_energy
 
-    wrong = [name for name in options.table or () if name not in TABLES]
+    wrong = [name for name in options.table or () if look_up(TABLES, name) is None]
     if wrong:
         raise InputError(f"--table: there is no {wrong[0]!r}; known: {', '.join(TABLES)}.")
     network, data = _network_and_data(options)
@@ -278,7 +258,7 @@ def energy(options: argparse.Namespace) -> Result:
 
 def bench(options: argparse.Namespace) -> Result:
     network, data = _network_and_data(options)
-    snn = build(network, options.backend)
+    snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps, x, samples = options.time_steps or network.time_steps, data.x, len(data.x)
 
@@ -299,7 +279,8 @@ def bench(options: argparse.Namespace) -> Result:
         "time_steps": steps,
         "repeats": options.repeats,
         "threads": torch.get_num_threads(),
-        "backend": options.backend,
+        "simulator": options.simulator,
+        "backend": options.simulator,  # its name before; goes with the next release
         "spiking": _seconds(spiking, samples, steps),
         "source": {"of": origin, **_seconds(ann, samples, 1)},
         "ratio": statistics.median(spiking) / statistics.median(ann),
@@ -307,7 +288,7 @@ def bench(options: argparse.Namespace) -> Result:
         "machine": {"python": platform.python_version(), "torch": torch.__version__},
     }
     lines = [
-        f"{samples} images at once, T = {steps}, {options.backend}, "
+        f"{samples} images at once, T = {steps}, {options.simulator}, "
         f"{torch.get_num_threads()} threads, {options.repeats} runs after one that is not timed",
         f"{'':<10}  {'min':>12}  {'median':>12}  ms an image",
     ]
@@ -386,11 +367,11 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _plain(report: Any) -> Any:
+def _of_report(report: Any) -> Any:
     """A writer's report as plain data."""
-    if report is None:
-        return None
-    return report.to_dict() if hasattr(report, "to_dict") else dict(vars(report))
+    if hasattr(report, "to_dict"):
+        return report.to_dict()
+    return dict(vars(report)) if hasattr(report, "__dict__") else report
 
 
 def _data(options: argparse.Namespace) -> Data:
@@ -410,17 +391,27 @@ def _network(file: str) -> SpikingNetwork:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"there is no file '{path}'; a network is a file that convert wrote.")
-    if path.suffix.lower() in (".h5", ".hdf5"):
-        from ..exporters import load
+    from ..exporters import formats, load
 
+    name = formats.by_suffix(path)
+    if name is not None and getattr(FORMATS.find(name), "read", None) is not None:
         return load(path)
-    if path.suffix.lower() == ".nir":
-        from ..exporters import read_nir
-
-        return read_nir(path)
     raise InputError(
         f"'{path}' is no network: those are the .h5 files that convert wrote, and exact .nir files."
     )
+
+
+def _format(path: Path, name: str | None) -> tuple[str, Any]:
+    """The format of --format, or of the suffix."""
+    from ..exporters import formats
+
+    name = name or formats.by_suffix(path)
+    if name is None:
+        raise InputError(
+            f"'{path}' does not say its format: it ends in none of "
+            f"{', '.join(formats.suffixes())}; give --format."
+        )
+    return name, FORMATS.find(name)
 
 
 def _network_and_data(options: argparse.Namespace) -> tuple[SpikingNetwork, Data]:
@@ -448,7 +439,7 @@ def _reference(
 ) -> tuple[nn.Module, str]:
     """The source model, and what to call it."""
     if options.reference is None:
-        return Source(snn), "the source network in the file"
+        return snn.source, "the source network in the file"
     model = load_model(options.reference, options.weights)
     x = data.x[:2]
     try:
@@ -521,17 +512,17 @@ def _described(network: SpikingNetwork) -> dict[str, Any]:
 def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespace) -> Any:
     """Of an exported file, verified now: an older certificate may be of another network."""
     from ..exporters import verify as run_verify
-    from ..exporters.formats import SUFFIXES
+    from ..exporters.formats import by_suffix, suffixes
 
     if not path.is_file():
         raise InputError(f"--certificate: there is no file '{path}'.")
-    if path.suffix.lower() not in SUFFIXES:
+    if by_suffix(path) is None:
         raise InputError(
-            f"--certificate takes exported files ({', '.join(SUFFIXES)}), which are verified "
+            f"--certificate takes exported files ({', '.join(suffixes())}), which are verified "
             f"against the network of the report; '{path}' is none."
         )
     try:
-        return run_verify(path, network=network, seed=options.seed, embed=False)
+        return run_verify(path, network=network, seed=options.seed)
     except FormatError as error:
         raise Refused(str(error), UNVERIFIED) from error
 

@@ -9,6 +9,8 @@ import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from ..core.registry import FORMATS, SIMULATORS
+
 PROGRAM = "spikingjelly-signgd"
 CODES = (
     "exit codes: 0 ok, 2 usage (also data and models that cannot be used), exit code 3 unsupported "
@@ -66,6 +68,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     # what stands in the file is said to the parser too late for its choice of how to fail
     Parser.json = Parser.json or options.json
+    if getattr(options, "backend", None) is not None:
+        options.simulator = options.backend
     check = CHECKS.get(options.command)
     if check is not None:
         check(commands[options.command], options)
@@ -96,7 +100,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     either = shape.add_mutually_exclusive_group(required=True)
     either.add_argument("--input", type=count, nargs="+", metavar="SIZE", help="of one sample")
     _data(check, required=False, group=either)
-    check.add_argument("--functions", choices=("whole", "local"), help="as for convert")
+    check.add_argument("--forms", "--functions", choices=("whole", "local"), help="as for convert")
 
     convert = command("convert", "a trained model to a spiking network, an .h5 file")
     _model(convert)
@@ -109,7 +113,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _data(evaluate)
     _reference(evaluate)
     _steps(evaluate)
-    evaluate.add_argument("--backend", choices=("spikingjelly", "norse"), default="spikingjelly")
+    _simulator(evaluate)
     evaluate.add_argument("--batch-size", type=count, default=64, metavar="N")
     for what in ("agreement", "accuracy"):
         evaluate.add_argument(
@@ -117,13 +121,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             help=f"exit code 5 where the {what} at the largest T is below",
         )  # fmt: skip
 
-    doctor = command("doctor", "which layer errs, why, and what mends it")
+    doctor = command("doctor", "which layer errs, why, and what fixes it")
     _network(doctor)
     _data(doctor, samples=64)
     _reference(doctor)
     _steps(doctor)
-    doctor.add_argument("--apply", action="store_true", help="write the mended network to -o")
-    _output(doctor, "the mended network, .h5", required=False)
+    doctor.add_argument("--apply", action="store_true", help="write the fixed network to -o")
+    _output(doctor, "the fixed network, .h5", required=False)
 
     export = command("export", "a network to a file of another tool; 3 where it cannot express it")
     _network(export)
@@ -136,10 +140,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     verify.add_argument("--network", metavar="FILE.h5", help="the network that it was written from")
     _data(verify, required=False, samples=8)
     verify.add_argument("--time-steps", type=count, metavar="T", help="by default the file's")
-    verify.add_argument("--format", choices=("hdf5", "nir", "lava"), help="by default the suffix's")
+    verify.add_argument("--format", choices=FORMATS.names(), help="by default the suffix's")
     verify.add_argument("--python", metavar="PATH", help="an interpreter that has Lava")
     verify.add_argument(
-        "--embed", action=argparse.BooleanOptionalAction, default=True,
+        "--embed", action=argparse.BooleanOptionalAction, default=False,
         help="write the certificate into the file",
     )  # fmt: skip
     _output(verify, "the certificate as JSON", required=False)
@@ -156,7 +160,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _reference(bench)
     bench.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
     bench.add_argument("--repeats", type=count, default=5, metavar="N", help="runs that are timed")
-    bench.add_argument("--backend", choices=("spikingjelly", "norse"), default="spikingjelly")
+    _simulator(bench)
 
     report = command("report", "all of it in one HTML file")
     _network(report)
@@ -192,6 +196,12 @@ def _model(command: Parser) -> None:
 
 def _network(command: Parser) -> None:
     command.add_argument("network", help=NETWORK)
+
+
+def _simulator(command: Parser) -> None:
+    command.add_argument("--simulator", choices=SIMULATORS.names(), default="spikingjelly")
+    # its name before; goes with the next release
+    command.add_argument("--backend", choices=SIMULATORS.names(), help=argparse.SUPPRESS)
 
 
 def _reference(command: Parser) -> None:
@@ -259,15 +269,13 @@ def _conversion(command: Parser) -> None:
     command.add_argument("--scale", choices=("channel", "tensor", "published", "unit"))
     command.add_argument("--resting", choices=("zero", "mean"))
     command.add_argument("--momentum", type=number, metavar="BETA")
-    command.add_argument("--functions", choices=("whole", "local"))
+    command.add_argument("--forms", "--functions", choices=("whole", "local"))
     command.add_argument("--input-coding", choices=("exact", "real", "spike", "poisson"))
     command.add_argument("--input-scale", type=positive, metavar="A")
 
 
 def _exporting(command: Parser) -> None:
-    command.add_argument(
-        "--format", choices=("hdf5", "nir", "lava"), help="by default the suffix's"
-    )
+    command.add_argument("--format", choices=FORMATS.names(), help="by default the suffix's")
     command.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
     nir = command.add_argument_group("of NIR")
     nir.add_argument("--mode", choices=("exact", "platform"))

@@ -3,21 +3,30 @@
 from .comparison import FunctionsReport, FunctionsRow, compare_functions
 from .conversion import CheckReport, check, convert
 from .lowering import Coverage
-from .planning import LevelsWarning, SaturationWarning, default_schedule
+from .passes import PASSES, Pass
+from .planning import METHODS, Layer, LevelsWarning, Method, SaturationWarning, default_schedule
 from .rules import NEURONS, NotConvertible, Rule
 from .searching import allocate, search
+from .settings import Context, Settings
 from .tuning import Tuning, tune
 
 __all__ = [
+    "METHODS",
     "NEURONS",
+    "PASSES",
     "CheckReport",
+    "Context",
     "Coverage",
     "FunctionsReport",
     "FunctionsRow",
+    "Layer",
     "LevelsWarning",
+    "Method",
     "NotConvertible",
+    "Pass",
     "Rule",
     "SaturationWarning",
+    "Settings",
     "Tuning",
     "allocate",
     "check",

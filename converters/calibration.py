@@ -34,7 +34,7 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
             "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
             f"{type(calibration).__name__}."
         )
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     for item in islice(batches, most):
         x = item[0] if isinstance(item, (tuple, list)) else item
         if not isinstance(x, Tensor):
@@ -52,18 +52,18 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
             )
         if not bool(x.isfinite().all()):
             raise CalibrationError(
-                f"batch {len(found)} of the calibration data holds NaN or infinity; remove those "
-                "samples or mend the preprocessing."
+                f"batch {len(kept)} of the calibration data holds NaN or infinity; remove those "
+                "samples or fix the preprocessing."
             )
-        found.append(x.clone() if x.is_inference() else x)
-    if not found:
+        kept.append(x.clone() if x.is_inference() else x)
+    if not kept:
         raise CalibrationError(
             "the calibration data is empty; a few dozen representative samples are enough."
         )
-    if any(x.shape[1:] != found[0].shape[1:] for x in found):
-        shapes = sorted({tuple(x.shape[1:]) for x in found})
+    if any(x.shape[1:] != kept[0].shape[1:] for x in kept):
+        shapes = sorted({tuple(x.shape[1:]) for x in kept})
         raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
-    return found
+    return kept
 
 
 @torch.no_grad()
@@ -87,11 +87,11 @@ def statistics(
                 least = values[divisors[node.name]].min()
                 floors[node.name] = torch.minimum(floors.get(node.name, least), least)
             _collect(collected[node.name], node, values[node.name], generator)
-    found = {node.name: _summary(collected[node.name], quantile) for node in functions}
+    seen = {node.name: _summary(collected[node.name], quantile) for node in functions}
     for name, least in floors.items():
         if float(least) > 0 or (float(least) == 0 and _at_zero(network[name])):
-            found[name]["floor"] = least / 2
-    return found
+            seen[name]["floor"] = least / 2
+    return seen
 
 
 def _has_floor(node: Function) -> bool:
@@ -109,7 +109,7 @@ def _at_zero(node: Node) -> bool:
 
 
 def _collect(
-    found: dict[str, Any], node: Function, value: Tensor, generator: torch.Generator
+    sums: dict[str, Any], node: Function, value: Tensor, generator: torch.Generator
 ) -> None:
     if not bool(value.isfinite().all()):
         raise CalibrationError(
@@ -120,19 +120,19 @@ def _collect(
     element = value.amax(batch_dims, keepdim=True) if batch_dims else value
     by_channel = value.movedim(node.channel, 0).flatten(1) if node.channel else value.reshape(1, -1)
     most, least = by_channel.amax(1), by_channel.amin(1)
-    if "maximum" in found:
-        found["maximum"] = torch.maximum(found["maximum"], most)
-        found["minimum"] = torch.minimum(found["minimum"], least)
-        found["element"] = torch.maximum(found["element"], element)
+    if "maximum" in sums:
+        sums["maximum"] = torch.maximum(sums["maximum"], most)
+        sums["minimum"] = torch.minimum(sums["minimum"], least)
+        sums["element"] = torch.maximum(sums["element"], element)
     else:
-        found.update(maximum=most, minimum=least, element=element)
-    found["sum"] = found["sum"] + by_channel.double().sum(1)
-    found["count"] += by_channel.shape[1]
+        sums.update(maximum=most, minimum=least, element=element)
+    sums["sum"] = sums["sum"] + by_channel.double().sum(1)
+    sums["count"] += by_channel.shape[1]
     if by_channel.shape[1] > SAMPLES:
         pick = torch.randint(by_channel.shape[1], (SAMPLES,), generator=generator)
         by_channel = by_channel[:, pick.to(by_channel.device)]
-    found["parts"].append(by_channel.abs())
-    found["shape"] = channel_shape(node)
+    sums["parts"].append(by_channel.abs())
+    sums["shape"] = channel_shape(node)
 
 
 def channel_shape(node: Function) -> tuple[int, ...]:
@@ -142,17 +142,17 @@ def channel_shape(node: Function) -> tuple[int, ...]:
     return (-1, *[1] * (-node.channel - 1))
 
 
-def _summary(found: Mapping[str, Any], q: float) -> dict[str, Tensor]:
-    values = torch.cat(found["parts"], 1)
-    shape, dtype = found["shape"], values.dtype
+def _summary(sums: Mapping[str, Any], q: float) -> dict[str, Tensor]:
+    values = torch.cat(sums["parts"], 1)
+    shape, dtype = sums["shape"], values.dtype
     ordered = values.sort(1).values
     rank = min(ordered.shape[1] - 1, round(q * (ordered.shape[1] - 1)))
     flat = values.flatten().sort().values
     return {
-        "maximum": found["maximum"].reshape(shape),
-        "minimum": found["minimum"].reshape(shape),
-        "mean": (found["sum"] / found["count"]).to(dtype).reshape(shape),
+        "maximum": sums["maximum"].reshape(shape),
+        "minimum": sums["minimum"].reshape(shape),
+        "mean": (sums["sum"] / sums["count"]).to(dtype).reshape(shape),
         "quantile": ordered[:, rank].reshape(shape),
         "tensor_quantile": flat[min(len(flat) - 1, round(q * (len(flat) - 1)))],
-        "element_maximum": found["element"],
+        "element_maximum": sums["element"],
     }

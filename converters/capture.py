@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..core.modes import eval_mode
 from ..core.operations import Size
 from ..errors import CalibrationError, CaptureError
 
@@ -25,26 +26,6 @@ class Captured:
     constants: dict[str, Tensor]  # placeholder name -> parameter, buffer or lifted constant
     input_name: str
     outputs: Any  # the fx nodes of the outputs, in the structure that the model returns
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards every submodule has its own mode and attributes back.
-
-    A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
-    The fused attention that torch takes in eval mode, one opaque operation, is off meanwhile.
-    """
-    before = [(module, _attributes(module)) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 @contextmanager
@@ -63,14 +44,6 @@ def _masks_unread() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask = detect
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes; its dicts of parameters, buffers and children by a copy."""
-    return {
-        name: value.copy() if name in ("_parameters", "_buffers", "_modules") else value
-        for name, value in vars(module).items()
-    }
 
 
 def capture(model: nn.Module, sample: Tensor) -> Captured:
@@ -96,7 +69,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
             program = program.run_decompositions({})
     except Exception as error:
-        raise CaptureError(_mend(model, error)) from error
+        raise CaptureError(_what_to_change(model, error)) from error
     constants = _constants(program)
     inputs = [
         s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"
@@ -112,7 +85,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             f"{type(model).__name__} changes its own state in forward ({targets}); a converted "
             "network has no place for that. Compute it outside forward, or freeze it."
         )
-    return Captured(program.graph, constants, inputs[0], _plain(spec, flat, model))
+    return Captured(program.graph, constants, inputs[0], _structure(spec, flat, model))
 
 
 def _try_out(model: nn.Module, sample: Tensor) -> None:
@@ -158,7 +131,7 @@ def _constants(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     return constants
 
 
-def _plain(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
+def _structure(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
     """The outputs as fx nodes in plain lists, tuples and dicts."""
     outputs = pytree.tree_unflatten(flat, spec)
 
@@ -182,7 +155,7 @@ def _plain(spec: pytree.TreeSpec, flat: list[Any], model: nn.Module) -> Any:
     return check(outputs)
 
 
-def _mend(model: nn.Module, error: Exception) -> str:
+def _what_to_change(model: nn.Module, error: Exception) -> str:
     text = str(error)
     name = type(model).__name__
     first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""What the choice of ``convert(..., functions=)`` costs: neurons against error, on own data."""
+"""What the choice of ``convert(..., forms=)`` costs: neurons against error, on own data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modes import eval_mode
+from ..core.network import leaves
 from .calibration import Calibration, batches_of
-from .capture import eval_mode
-from .conversion import _tensors, check_time_steps, convert
+from .conversion import convert
 from .lowering import FORMS
+from .settings import check_time_steps
 from .simulation import Simulation
 
 
@@ -28,6 +30,8 @@ class FunctionsRow:
 
 @dataclass(frozen=True)
 class FunctionsReport:
+    """What ``compare_functions`` measured: ``report["whole"]`` is a row; ``print`` shows them."""
+
     rows: tuple[FunctionsRow, ...]
 
     def __getitem__(self, functions: str) -> FunctionsRow:
@@ -51,22 +55,22 @@ def compare_functions(
     samples: int = 32,
     **options: Any,
 ) -> FunctionsReport:
-    """Neurons and output error with ``functions="whole"`` and with "local".
+    """Neurons and output error with ``forms="whole"`` and with "local".
 
     Each is converted for ``time_steps`` with the other ``options`` of ``convert``, and run by the
-    definitions on the first ``samples`` of the calibration data.
+    definitions on the first ``samples`` of the calibration data. Raises what ``convert`` raises.
     """
     check_time_steps(time_steps)
     batches = batches_of(calibration)
     x = torch.cat(batches)[:samples]
     with eval_mode(model):
-        expected = _tensors(model(x.clone()))
+        expected = leaves(model(x.clone()))
     steps = [t for t in (1, 2, 4, 8, 16, 32, 64, 128) if t < time_steps] + [time_steps]
     rows = []
     for form in FORMS:
         plan = {"time_steps": time_steps, "tune": False, **options}
-        network = convert(model, batches, functions=form, **plan)
-        outputs = _tensors(Simulation(network).outputs(x, time_steps))
+        network = convert(model, batches, forms=form, **plan)
+        outputs = leaves(Simulation(network).outputs(x, time_steps))
         error = {t: _relative([y[t - 1] for y in outputs], expected) for t in steps}
         counts = network.count()
         rows.append(FunctionsRow(form, len(counts), sum(counts.values()), error))

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.module import NetworkModule, key
 from ..core.network import (
     Average,
     Constant,
@@ -36,21 +35,24 @@ from ..core.network import (
     Growth,
     Input,
     Linear,
+    Neuron,
     Node,
     SignGDNeuron,
     SpikingNetwork,
+    fill,
     leaves,
     values_of,
 )
 from ..core.operations import moves
 from ..core.progress import progress
-from ..neurons.multi_step import signgd_multi_step
+from ..core.spikes import Sent, listening
+from ..core.walk import Semantics, walk
 from ..neurons.schedules import ExponentialSchedule
-from ..neurons.signgd import MOST_MEMBERS, signgd_initial_state
+from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
-from .planning import SMALLEST_CHANNEL, _common, _renamed, default_schedule, relative_depths
-from .simulation import Simulation, Visit, group_outputs
-from .tuning import Samples, _loss, samples_of
+from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
+from .simulation import Simulation, Visit, group_outputs, sequence
+from .tuning import Samples, loss_of, samples_of
 
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)  # m tried; files hold a byte
 FIRST = (0.26, 0.3, 0.4, 0.52, 0.65)  # steps tried for signGD neurons, in scales
@@ -71,23 +73,36 @@ class Option:
 
 def units(network: SpikingNetwork) -> list[tuple[SignGDNeuron, ...]]:
     """The signGD neurons that are of one method: a layer with the pooling of what it sends."""
-    found: dict[str, list[SignGDNeuron]] = {}
-    source: dict[str, str | None] = {}  # the one layer whose spikes a value is, as they are
-    for node in network.nodes:
-        before = {source[name] for name in node.inputs}
-        one = before.pop() if len(before) == 1 else None
-        if isinstance(node, Linear):
-            source[node.name] = one if _passes_on(node) else None
-        elif isinstance(node, SignGDNeuron):
-            if one is not None and node.function.selects:
-                found[one].append(node)
-                source[node.name] = one
-            else:
-                found[node.name] = [node]
-                source[node.name] = node.name if may_be_group(node) else None
-        else:
-            source[node.name] = None
-    return [tuple(nodes) for nodes in found.values()]
+    found = _Units()
+    walk(network, found, keep=())
+    return [tuple(nodes) for nodes in found.units.values()]
+
+
+class _Units(Semantics[str | None]):
+    """A value is the one layer whose spikes it is, as they are."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, list[SignGDNeuron]] = {}
+
+    def other(self, node: Node, inputs: Sequence[str | None] = ()) -> str | None:
+        return None
+
+    input = constant = function = timed = other  # type: ignore[assignment]
+
+    def linear(self, node: Linear, inputs: list[str | None]) -> str | None:
+        return _one(inputs) if _passes_on(node) else None
+
+    def neuron(self, node: SignGDNeuron, inputs: list[str | None]) -> str | None:  # type: ignore[override]
+        one = _one(inputs)
+        if one is not None and node.function.selects:
+            self.units[one].append(node)
+            return one
+        self.units[node.name] = [node]
+        return node.name if may_be_group(node) else None
+
+
+def _one(inputs: list[str | None]) -> str | None:
+    return inputs[0] if len(set(inputs)) == 1 else None
 
 
 def _passes_on(node: Linear) -> bool:
@@ -104,7 +119,7 @@ class Choices:
 
     def __init__(self, network: SpikingNetwork, x: Tensor, steps: int, seed: int) -> None:
         self.network, self.steps, self.seed = network, steps, seed
-        source = real(network, [n.name for n in network.nodes if isinstance(n, SignGDNeuron)])
+        source = real(network, [node.name for node in network.of(SignGDNeuron)])
         size = sum(values_of(node.shape) for node in network.nodes)
         x = x[: max(16, min(IMAGES, VALUES // size))]
         self.samples = samples_of(source, x)
@@ -137,7 +152,7 @@ class Choices:
         found = units(self.network)
         free = [unit[0].name for unit in found if unit[0].function.name == "relu"]
         generator = torch.Generator().manual_seed(self.seed)
-        weights = thresholds._weights(module, x, free, generator) if free else {}
+        weights = thresholds.weights(module, x, free, generator) if free else {}
         result = []
         for unit in progress(found, "trying methods", len(found)):
             alone = [hull(list(self._signgd(node, values, weights))) for node in unit]
@@ -166,7 +181,7 @@ class Choices:
                 for rest in resting:
                     schedule = ExponentialSchedule(initial, usual.decay)
                     tried = replace(node, members=members, schedule=schedule, resting=rest)
-                    y = self._decoded(tried, inputs, target)
+                    y = self._decoded(tried, inputs)
                     off = (y - target).square()
                     weight = weights.get(node.name)
                     error = float((off if weight is None else off * weight).mean())
@@ -176,10 +191,9 @@ class Choices:
             spikes = float(members * self.steps * values_of(node.shape))
             yield self._option(best[1], best[2], spikes, values)
 
-    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor], like: Tensor) -> Tensor:
-        p = node.parameters
+    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> Tensor:
         x_seq = [x.expand(self.steps, *x.shape) for x in inputs]
-        return signgd_multi_step(x_seq, signgd_initial_state(like, p), p).y[-1]
+        return sequence(node, x_seq)[-1]
 
     def _group(
         self,
@@ -192,16 +206,18 @@ class Choices:
         for group in self._groups(node):
             if group.function.name == "relu":
                 visit = Visit(group, [(x, False)], [x], values[node.name])
-                samples = thresholds._samples(visit, weight, self.steps, generator)
-                samples = thresholds._with(samples, self.network.statistics[node.name]["maximum"])
+                samples = thresholds.layer_samples(visit, weight, self.steps, generator)
+                samples = thresholds.with_largest(
+                    samples, self.network.statistics[node.name]["maximum"]
+                )
                 start = torch.as_tensor(group.v_threshold).to(x).reshape(-1, 1)
                 start = start.expand(len(samples.y), 1) / group.members
                 theta, charge = thresholds.search(samples, start, group.members, group.signed)
                 shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
                 group = replace(
                     group,
-                    v_threshold=thresholds._plain(theta * group.members, shape),
-                    initial_charge=thresholds._plain(charge, shape),
+                    v_threshold=thresholds.per_channel(theta * group.members, shape),
+                    initial_charge=thresholds.per_channel(charge, shape),
                 )
             y = group_outputs(x.expand(self.steps, *x.shape), group)
             yield self._option(group, y.mean(0), spikes_of(group, y) / len(x), values)
@@ -228,8 +244,9 @@ class Choices:
     def _option(
         self, node: SignGDNeuron | GroupNeuron, y: Tensor, spikes: float, values: Any
     ) -> Option:
-        outputs = with_value(self.module, values, node.name, y)
-        error = float(_loss(outputs, self.samples))
+        after = self.module.activations_after(values, {node.name: y})
+        outputs = [after[name] for name in leaves(self.network.outputs)]
+        error = float(loss_of(outputs, self.samples))
         self.tried.append(
             {
                 "layer": node.name,
@@ -294,29 +311,9 @@ def _between(a: Option, b: Option, spikes: float) -> Option:
     return a
 
 
-@torch.no_grad()
-def with_value(
-    module: NetworkModule, values: Mapping[str, Tensor], name: str, y: Tensor
-) -> list[Tensor]:
-    """The outputs of the source network where one of its ``values`` is y instead."""
-    changed, network = {name: y}, module.network
-    batch = len(values[network.input.name])
-    for node in network.nodes:
-        if node.name == name or not any(i in changed for i in node.inputs):
-            continue
-        inputs = [changed[i] if i in changed else values[i] for i in node.inputs]
-        if isinstance(node, Linear):
-            changed[node.name] = module.operations[key(node.name)](*inputs, batch=batch)
-        elif isinstance(node, Function):
-            changed[node.name] = module.functions[key(node.name)](*inputs)
-        else:
-            changed[node.name] = inputs[0]
-    return [changed[i] if i in changed else values[i] for i in leaves(network.outputs)]
-
-
 def real(network: SpikingNetwork, names: Sequence[str]) -> SpikingNetwork:
     """``network`` with these neurons as real-valued functions."""
-    functions = {n.name: n for n in network.nodes if isinstance(n, Function)}
+    functions = {node.name: node for node in network.of(Function)}
     return joined(network, {name: Function(**_common(functions[name])) for name in names})
 
 
@@ -326,39 +323,60 @@ def joined(network: SpikingNetwork, chosen: Nodes) -> SpikingNetwork:
     Where something else than a group neuron, or an output, reads what group neurons send, a
     running mean comes in between.
     """
-    taken = {node.name for node in network.nodes}
-    nodes: list[Node] = []
-    rates: dict[str, Node] = {}  # what is sent step by step
-    means: dict[str, str] = {}
-    moving: set[str] = set()  # what is decoded, and changes with time
+    network = network.with_nodes(chosen)
+    join = _Join(network)
+    walk(network, join, keep=())
+    outputs = fill(network.outputs, {name: join.mean(name) for name in leaves(network.outputs)})
+    return network.replace(nodes=tuple(join.nodes), outputs=outputs)
 
-    def mean(name: str) -> str:
-        if name in rates and name not in means:
-            means[name] = f"{name}.mean"
-            while means[name] in taken:
-                means[name] += "_"
-            taken.add(means[name])
-            shape = rates[name].shape
-            nodes.append(Average(name=means[name], inputs=(name,), shape=shape))
-            moving.add(means[name])
-        return means.get(name, name)
 
-    for old in network.nodes:
-        node, inputs = chosen.get(old.name, old), old.inputs
-        sends = isinstance(node, (GroupNeuron, Growth))
-        if isinstance(node, Linear) and not moving.intersection(inputs):
-            sends = any(name in rates for name in inputs)
-        elif not sends:
-            inputs = tuple(mean(name) for name in inputs)
-        nodes.append(replace(node, inputs=inputs))
-        if sends:
-            rates[node.name] = nodes[-1]
-        elif not isinstance(node, (Input, Constant)):
-            static = type(node) is Function or isinstance(node, Linear)
-            if not static or moving.intersection(inputs):
-                moving.add(node.name)
-    outputs = _renamed(network.outputs, mean)
-    return network.replace(nodes=tuple(nodes), outputs=outputs)
+class _Join(Semantics[str]):
+    """A value is "static", "moving", decoded and changing with time, or a "rate", sent in steps."""
+
+    def __init__(self, network: SpikingNetwork) -> None:
+        self.taken = {node.name for node in network.nodes}
+        self.nodes: list[Node] = []
+        self.rates: dict[str, Node] = {}
+        self.means: dict[str, str] = {}
+
+    def mean(self, name: str) -> str:
+        """The node that holds the value itself."""
+        if name in self.rates and name not in self.means:
+            mean = f"{name}.mean"
+            while mean in self.taken:
+                mean += "_"
+            self.taken.add(mean)
+            self.means[name] = mean
+            self.nodes.append(Average(name=mean, inputs=(name,), shape=self.rates[name].shape))
+        return self.means.get(name, name)
+
+    def input(self, node: Input) -> str:
+        return self._as_is(node, "static")
+
+    def constant(self, node: Constant) -> str:
+        return self._as_is(node, "static")
+
+    def linear(self, node: Linear, inputs: list[str]) -> str:
+        if "moving" in inputs:
+            return self.timed(node, inputs)
+        return self._as_is(node, "rate" if "rate" in inputs else "static")
+
+    def function(self, node: Function, inputs: list[str]) -> str:
+        changes = self.timed(node, inputs)
+        return changes if {"moving", "rate"}.intersection(inputs) else "static"
+
+    def neuron(self, node: Neuron, inputs: list[str]) -> str:
+        return self.timed(node, inputs) if node.decoded else self._as_is(node, "rate")
+
+    def timed(self, node: Node, inputs: list[str]) -> str:
+        means = tuple(map(self.mean, node.inputs))
+        return self._as_is(replace(node, inputs=means), "moving")
+
+    def _as_is(self, node: Node, what: str) -> str:
+        self.nodes.append(node)
+        if what == "rate":
+            self.rates[node.name] = node
+        return what
 
 
 def spikes_of(node: GroupNeuron, y: Tensor) -> float:
@@ -370,35 +388,31 @@ def spikes_of(node: GroupNeuron, y: Tensor) -> float:
 @torch.no_grad()
 def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     """The spikes of all signGD and group neurons for one of the inputs x [N, ...], on average."""
-    counts = network.count()
-    signs = [n for n in network.nodes if isinstance(n, SignGDNeuron)]
-    total = float(sum(counts[n.name] * n.members for n in signs) * network.time_steps)
-    if not any(isinstance(node, GroupNeuron) for node in network.nodes):
+    signs, groups = network.of(SignGDNeuron), network.of(GroupNeuron)
+    total = float(sum(node.values * node.members for node in signs) * network.time_steps)
+    if not groups:
         return total
     simulation = Simulation(network)
-    sent = 0.0
+    told = 0.0
 
-    def listen(node: Node, y: Tensor) -> None:
-        nonlocal sent
-        if isinstance(node, GroupNeuron):
-            sent += spikes_of(node, y)
+    def listen(sent: Sent) -> None:
+        nonlocal told
+        if sent.node in groups and sent.events is not None:
+            told += float(sent.events.spikes.double().sum())
 
-    simulation.on_fire = listen
-    for part in x.split(32):
-        simulation.outputs(part, network.time_steps)
-    return total + sent / len(x)
+    with listening(simulation, listen):
+        for part in x.split(32):
+            simulation.outputs(part, network.time_steps)
+    return total + told / len(x)
 
 
 @torch.no_grad()
 def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | None]:
     """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
     simulation = Simulation(network)
-    parts = [
-        thresholds._leaves(simulation.outputs(part, network.time_steps))
-        for part in samples.x.split(32)
-    ]
+    parts = [leaves(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)]
     outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
-    error = float(_loss(outputs, samples)) ** 0.5
+    error = float(loss_of(outputs, samples)) ** 0.5
     first = samples.targets[0]
     if len(samples.targets) > 1 or first.dim() != 2 or first.shape[1] < 2:
         return error, None

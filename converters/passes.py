@@ -1,45 +1,45 @@
-"""Passes over the nodes of a network that is not spiking yet: nodes in, new nodes out."""
+"""The passes of ``convert``, in order: ``PASSES``. Each is a function from a network to a network.
+
+The first gets the model as a network of linear operations and functions; ``plan`` makes the
+functions neurons. What a pass needs besides the network is in the ``Context``; what calibration
+sees travels in ``network.statistics``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.network import Linear, Node, leaves
+from ..core.modes import eval_mode
+from ..core.module import NetworkModule
+from ..core.network import Function, Linear, Node, SignGDNeuron, SpikingNetwork, leaves
+from ..errors import CalibrationError, InputError, SignGDError
+from . import thresholds, tuning
+from .calibration import statistics
+from .planner import plan
+from .settings import Context, belongs
+from .uses import used, users
 
-Nodes = tuple[Node, ...]
-
-
-def users(nodes: Sequence[Node], outputs: Any) -> dict[str, int]:
-    """How many nodes, and outputs, read each value."""
-    count = {node.name: 0 for node in nodes}
-    for node in nodes:
-        for name in node.inputs:
-            count[name] += 1
-    for name in leaves(outputs):
-        count[name] += 1
-    return count
+Pass = Callable[[SpikingNetwork, Context], SpikingNetwork]
+KEPT = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")  # in the network
 
 
-def remove_unused(nodes: Nodes, outputs: Any) -> Nodes:
+def remove_unused(network: SpikingNetwork, _: Context | None = None) -> SpikingNetwork:
     """Without the nodes that no output depends on; the input stays."""
-    needed = set(leaves(outputs)) | {"input"}
-    for node in reversed(nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-    return tuple(node for node in nodes if node.name in needed)
+    return network.replace(nodes=used(network.nodes, network.outputs))
 
 
-def fuse_batch_norm(nodes: Nodes, outputs: Any) -> Nodes:
+def fuse_batch_norm(network: SpikingNetwork, _: Context | None = None) -> SpikingNetwork:
     """Scale and shift by channel, as batch norm is, folded into the weights before them.
 
     The factors are applied in float64. A convolution whose output is read by others too keeps its
     weights, and so does the affine operation after anything that has none.
     """
+    nodes, outputs = network.nodes, network.outputs
     count = users(nodes, outputs)
     by_name = {node.name: node for node in nodes}
     renamed: dict[str, str] = {}
@@ -62,11 +62,13 @@ def fuse_batch_norm(nodes: Nodes, outputs: Any) -> Nodes:
                 continue
         fused[node.name] = node
     if any(name in renamed for name in leaves(outputs)):
-        return _with_output_names(outputs, renamed, fused)
-    return tuple(fused.values())
+        return network.replace(nodes=_with_output_names(outputs, renamed, fused))
+    return network.replace(nodes=tuple(fused.values()))
 
 
-def _with_output_names(outputs: Any, renamed: dict[str, str], fused: dict[str, Node]) -> Nodes:
+def _with_output_names(
+    outputs: Any, renamed: dict[str, str], fused: dict[str, Node]
+) -> tuple[Node, ...]:
     """The fused nodes under the names that the outputs use."""
     wanted = {renamed[name]: name for name in leaves(outputs) if name in renamed}
     return tuple(
@@ -110,3 +112,138 @@ def _folded(source: Linear, affine: Any) -> dict[str, Tensor] | None:
     if bias is not None:
         tensors["bias"] = bias.to(weight.dtype).contiguous()
     return tensors
+
+
+def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """Raise InputError for a module path that nothing in the network has: a misspelt one."""
+    settings, functions = context.settings, network.of(Function)
+    given = {"method": settings.method, "members": settings.members, "keep": settings.keep}
+    for argument, paths in given.items():
+        # what is linear is kept as it is in any case
+        known = network.nodes if argument == "keep" else functions
+        for path in () if isinstance(paths, (str, int)) else paths or ():
+            if path and not any(belongs(node, path) for node in known):
+                raise InputError(
+                    f"{argument} has an entry for {path!r}, but the neurons are: "
+                    f"{', '.join(node.name for node in functions)}."
+                )
+    return network
+
+
+TOLERANCE = 1e-4  # of the largest output; float32 networks come out near 1e-6
+HALF_TOLERANCE = 5e-2  # half precision models are converted in float32
+
+
+@torch.no_grad()
+def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """Raise SignGDError unless the network computes what the model does on the first batch.
+
+    A QCFS activation is a step function: an input on a step may round to the other side, which
+    moves single samples, so there the median sample is held against the tolerance.
+    """
+    model, x = context.model, context.batches[0]
+    with eval_mode(model):
+        expected = model(x.clone())  # which may work in place on its input
+    actual = NetworkModule(network, {}).ann(x)
+    stepped = any(n.function.name == "qcfs" for n in network.of(Function))
+    for have, want in zip(leaves(actual), leaves(expected), strict=True):
+        if have.shape != want.shape:
+            raise SignGDError(
+                f"the captured network returns {list(have.shape)} where {type(model).__name__} "
+                f"returns {list(want.shape)}; please report it with the model."
+            )
+        if not bool(want.isfinite().all()):
+            raise CalibrationError(
+                "the model's own output is NaN or infinite on the calibration data."
+            )
+        tolerance = HALF_TOLERANCE if want.element_size() < 4 else TOLERANCE
+        error = (have - want.to(have.dtype)).abs()
+        if stepped and error.dim():
+            error = error.flatten(1).amax(1).median() if error.dim() > 1 else error.median()
+        worst = float(error.max()) if error.numel() else 0.0
+        allowed = tolerance * (float(want.abs().max()) if want.numel() else 1.0) + 1e-7
+        if worst > allowed:
+            raise SignGDError(
+                f"the captured network differs from {type(model).__name__} by {worst:.3g} on the "
+                f"calibration data (allowed: {allowed:.3g}). If the model is deterministic in "
+                "eval mode this is a bug of the converter; please report it with the model."
+            )
+    return network
+
+
+def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """With what each function's values are like on the calibration data, in ``statistics``."""
+    seen = statistics(network, list(context.batches), context.settings.seed)
+    return network.replace(statistics=seen)
+
+
+def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """With thresholds and initial charges of group neurons for ReLUs chosen: ``thresholds``."""
+    if context.settings.chosen["scale"] not in ("channel", "tensor"):
+        return network
+    return thresholds.fit(network, network.statistics, context.batches, context.settings.seed)
+
+
+def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """Tuned where it is wanted, or may be and nothing speaks against it: ``tuning``."""
+    wanted = context.settings.tune
+    if wanted is False:
+        return network
+    reason = tuning.against(network, context.samples)
+    if not reason and wanted is None:
+        reason = _better_not(network, context)
+    if not reason:
+        seed = context.settings.seed
+        return tuning.tune(network, list(context.batches), max_batches=None, seed=seed)
+    if wanted:
+        raise InputError(f"tune=True: {reason}")
+    return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})
+
+
+def _better_not(network: SpikingNetwork, context: Context) -> str:
+    """Why a network that could be tuned is not, unless asked for."""
+    usual = {"schedule": None, "scale": "channel", "resting": "zero", "preset": "default"}
+    asked = {name: getattr(context.settings, name) for name in usual}
+    given = [name for name, value in asked.items() if value not in (None, usual[name])]
+    if given:
+        return f"{' and '.join(given)} was given, which tuning would change."
+    most = max(node.members for node in network.of(SignGDNeuron))
+    if most * network.time_steps >= tuning.LONGEST:
+        return f"m T is {tuning.LONGEST} or more, where the default is close; tune=True tunes."
+    return ""
+
+
+def describe(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """With ``provenance``, what the network was made of and how; and the statistics that last."""
+    settings, chosen = context.settings, context.settings.chosen
+    method, schedule = settings.method, chosen["schedule"]
+    seen = {
+        name: {k: v for k, v in values.items() if k in KEPT}
+        for name, values in network.statistics.items()
+    }
+    made = {
+        "model": type(context.model).__name__,
+        "method": method if isinstance(method, str) else dict(method),
+        "preset": settings.preset or "default",
+        "input_coding": chosen["input_coding"],
+        "scale": chosen["scale"],
+        "functions": chosen["forms"],
+        "schedule": schedule.to_dict() if schedule else "default",
+        "seed": settings.seed,
+        "calibration_samples": context.samples,
+        "torch": torch.__version__.split("+")[0],
+    }
+    return network.replace(statistics=seen, provenance={**network.provenance, **made})
+
+
+PASSES: tuple[Pass, ...] = (
+    remove_unused,
+    fuse_batch_norm,
+    check_paths,
+    check_against,
+    calibrate,
+    plan,
+    fit_thresholds,
+    tune,
+    describe,
+)

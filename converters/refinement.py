@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.module import key
+from ..core.module import Source
 from ..core.network import (
     Average,
     Constant,
@@ -31,10 +31,12 @@ from ..core.network import (
     Growth,
     Input,
     Linear,
+    Neuron,
     SpikingNetwork,
     leaves,
 )
 from ..core.progress import progress
+from ..core.walk import walk
 from .simulation import Simulation
 
 STEPS = 300  # of Adam, times T; but
@@ -68,14 +70,13 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
     plain = (Input, Constant, Linear, GroupNeuron, Growth, Average)
     if not all(isinstance(node, plain) for node in network.nodes):
         return network
-    simulation = Simulation(network)
+    simulation, groups = Simulation(network), {n.name: n for n in network.of(GroupNeuron)}
     x = simulation.check_input(x)
     generator = torch.Generator().manual_seed(seed)
     logs, charges = {}, {}
     for name in names:
-        node = simulation.group[name]
-        theta = torch.as_tensor(node.v_threshold).to(x) / node.members
-        charge = torch.as_tensor(node.initial_charge).to(x).expand_as(theta)
+        theta, charge = _of(groups[name], x)
+        charge = charge.expand_as(theta)
         logs[name] = theta.log().requires_grad_()
         charges[name] = charge.clone().requires_grad_()
     adam = torch.optim.Adam([*logs.values(), *charges.values()], RATE, betas=(0.9, 0.99))
@@ -84,10 +85,10 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
 
     def put() -> None:
         for name in names:
-            node = simulation.group[name]
+            node = groups[name]
             theta, charge = logs[name].detach().exp(), charges[name].detach().clamp(0, 1)
             threshold = theta * node.members
-            simulation.group[name] = replace(
+            groups[name] = simulation.changes[name] = replace(
                 node,
                 v_threshold=threshold if threshold.dim() else float(threshold),
                 initial_charge=charge.clone() if charge.dim() else float(charge),
@@ -107,42 +108,49 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
         adam.step()
         decay.step()
         put()
-    return simulation.changed()
+    return network.with_nodes(groups)
+
+
+def _of(node: GroupNeuron, like: Tensor) -> tuple[Tensor, Tensor]:
+    """theta and the initial charge."""
+    theta = torch.as_tensor(node.v_threshold).to(like) / node.members
+    return theta, torch.as_tensor(node.initial_charge).to(like)
+
+
+class _Means(Source):
+    """The source network with the ``means`` of what the spikes made, whose gradient is above."""
+
+    def __init__(
+        self, simulation: Simulation, x: Tensor, logs: dict[str, Tensor], charges: dict[str, Tensor]
+    ) -> None:
+        super().__init__(simulation, x)
+        self.logs, self.charges, self.steps = logs, charges, simulation.network.time_steps
+        self.groups = {node.name: node for node in simulation.network.of(GroupNeuron)}
+        self.means: dict[str, Tensor] = {}
+
+    def neuron(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
+        name, group = node.name, self.groups.get(node.name)
+        if group is None:
+            return super().neuron(node, inputs)
+        theta, charge = _of(group, self.x)
+        theta = self.logs[name].exp() if name in self.logs else theta
+        charge, mean = self.charges.get(name, charge), self.means[name]
+        given = inputs[0], theta, charge, mean, group.members, self.steps
+        return _MeanOutput.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _loss(
     simulation: Simulation, x: Tensor, logs: dict[str, Tensor], charges: dict[str, Tensor]
 ) -> Tensor:
     """The squared error of the outputs over their square, with a gradient."""
-    network, means = simulation.network, {}
-    simulation.on_fire = lambda node, y: means.update({node.name: y.mean(0)})
+    network, source = simulation.network, _Means(simulation, x, logs, charges)
+    simulation.listener = lambda sent: source.means.update({sent.node.name: sent.value.mean(0)})
     try:
         simulation.outputs(x, network.time_steps)
     finally:
-        simulation.on_fire = None
+        simulation.listener = None
     wanted = simulation.activations(x)
-    values: dict[str, Tensor] = {}
-    for node in network.nodes:
-        inputs = [values[name] for name in node.inputs]
-        if isinstance(node, GroupNeuron):
-            theta = torch.as_tensor(node.v_threshold).to(x) / node.members
-            charge = torch.as_tensor(node.initial_charge).to(x)
-            values[node.name] = _MeanOutput.apply(  # type: ignore[no-untyped-call]
-                inputs[0],
-                logs[node.name].exp() if node.name in logs else theta,
-                charges.get(node.name, charge),
-                means[node.name],
-                node.members,
-                network.time_steps,
-            )
-        elif isinstance(node, Growth):
-            values[node.name] = simulation.functions[key(node.name)](*inputs)
-        elif isinstance(node, Linear):
-            values[node.name] = simulation.operations[key(node.name)](*inputs, batch=len(x))
-        elif isinstance(node, Constant):
-            values[node.name] = simulation.operations[key(node.name)].value  # type: ignore[assignment]
-        else:
-            values[node.name] = x if isinstance(node, Input) else inputs[0]
+    values = walk(network, source, leaves(network.outputs))
     total = x.new_zeros(())
     for name in dict.fromkeys(leaves(network.outputs)):
         want = wanted[name].detach()

@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class NotConvertible(Exception):
-    """Raised by a rule that knows its operation but not this form of it: why, and the mend."""
+    """Raised by a rule that knows its operation but not this form of it: why, and the fix."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .calibration import Calibration, batches_of
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import default_schedule, relative_depths
-from .tuning import BATCH, FEWEST, Measure, Simulation, default_choices, samples_of, tune
+from .tuning import BATCH, FEWEST, Measure, Tunable, default_choices, samples_of, tune
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
 QUICK = 30  # iterations that tell the splits of a budget apart
@@ -44,40 +44,44 @@ def search(
     Parameters
     ----------
     calibration
-        As for ``convert``; on a fifth of the samples the agreement is measured, with the others,
-        64 at least, plans are chosen and tuned.
+        As for ``convert``; on a fifth of the samples the agreement is measured,
+        with the others, 64 at least, plans are chosen and tuned.
     spikes
-        A budget: on average so many spikes of each neuron for one input. Of its splits m T each is
-        tuned for a moment, the best at length; then members are exchanged between layers
-        (``allocate``), which keeps the number of spikes of the whole network.
+        A budget: on average so many spikes of each neuron for one input. Of its
+        splits m T each is tuned for a moment, the best at length; then members
+        are exchanged between layers (``allocate``), which keeps the number of
+        spikes of the whole network.
     agreement
-        A target instead: the fewest spikes whose agreement with the source network's predictions,
-        on the samples kept for it, is at least that. So those choose the budget, and the agreement
-        on them is a little better than on others.
+        A target instead: the fewest spikes whose agreement with the source
+        network's predictions, on the samples kept for it, is at least that. So
+        those choose the budget, and the agreement on them is a little better
+        than on others.
     methods
-        ("signgd",), or ("signgd", "group") to choose also the method of each layer of ReLUs or
-        QCFS activations, with the pooling of what it sends, by output error per spike really sent
-        (``converters/mixing.py``). The budget is then one of the whole network: on the calibration
-        samples it sends no more than ``spikes`` times its neurons, where a group neuron counts by
-        what it sends and not by m T. At T = 1 and at the best T of signGD neurons alone; the least
-        error on samples held out, a quarter, wins, signGD neurons alone among them; of two sets of
-        thresholds the better one is chosen there too.
-    iterations
-        Of the tuning of the best split, as ``tune`` has them.
-    options
-        Of ``convert``, but for time_steps, members, method, schedule and tune.
+        ("signgd",), or ("signgd", "group") to choose also the method of each
+        layer of ReLUs or QCFS activations, with the pooling of what it sends,
+        by output error per spike really sent (``converters/mixing.py``). The
+        budget is then one of the whole network: on the calibration samples it
+        sends no more than ``spikes`` times its neurons, where a group neuron
+        counts by what it sends and not by m T. At T = 1 and at the best T of
+        signGD neurons alone; the least error on samples held out, a quarter,
+        wins, signGD neurons alone among them; of two sets of thresholds the
+        better one is chosen there too.
+    iterations, options
+        Of the tuning of the best split, as ``tune`` has them; of ``convert``,
+        but for time_steps, members, method, schedule and tune.
 
-    Takes some minutes for the example networks, for a target as long again for each budget up to
-    it; group neurons add one or two to each.
+    Takes some minutes for the example networks, for a target as long again for
+    each budget up to it; group neurons add one or two to each.
 
-    ``provenance["search"]`` holds every plan tried with its error, and the agreement of the result;
-    with group neurons also "sent", the mean spikes of a neuron, "changed", the layers that are of
-    group neurons, "layers", the error and the mean spikes of each choice for one layer, the others
-    real-valued, and "tuning", that of the signGD neurons while the others were real-valued. The
-    same seed, machine and threads give the same result.
+    ``provenance["search"]`` holds every plan tried with its error, and the
+    result's agreement; with group neurons also "sent", the mean spikes of a
+    neuron, "changed", the layers that are of group neurons, "layers", error and
+    mean spikes of each choice for one layer, and "tuning", that of the signGD
+    neurons, both while the others were real-valued. The same seed, machine and
+    threads give the same result.
 
-    Raises InputError for contradictory arguments and for an agreement that no budget up to 64
-    reaches, CalibrationError, and what ``convert`` raises.
+    Raises InputError for contradictory arguments and for an agreement that no
+    budget up to 64 reaches, CalibrationError, and what ``convert`` raises.
     """
     if (spikes is None) == (agreement is None):
         raise InputError("search takes spikes=, a budget, or agreement=, a target: one of them.")
@@ -139,17 +143,15 @@ def search(
 def replanned(network: SpikingNetwork, time_steps: int, members: int) -> SpikingNetwork:
     """A network of signGD neurons with the default plan of other steps and members."""
     depths = relative_depths(network.nodes)
-    nodes = tuple(
-        replace(
+    changed = {
+        node.name: replace(
             node,
             schedule=default_schedule(time_steps, depths[node.name], members),
             members=members,
         )
-        if isinstance(node, SignGDNeuron)
-        else node
-        for node in network.nodes
-    )
-    return network.replace(nodes=nodes, time_steps=time_steps)
+        for node in network.of(SignGDNeuron)
+    }
+    return network.with_nodes(changed).replace(time_steps=time_steps)
 
 
 def _within(
@@ -185,8 +187,7 @@ def _within(
 
 
 def _row(network: SpikingNetwork, error: float) -> dict[str, Any]:
-    members = {n.name: n.members for n in network.neurons if isinstance(n, SignGDNeuron)}
-    return {"members": members, "time_steps": network.time_steps, "error": error}
+    return {"members": _members(network), "time_steps": network.time_steps, "error": error}
 
 
 class _Mixer:
@@ -210,8 +211,7 @@ class _Mixer:
 
     def best(self, alone: SpikingNetwork, budget: int) -> SpikingNetwork:
         best, least = alone, self._compared(alone)
-        signs = [node for node in alone.nodes if isinstance(node, SignGDNeuron)]
-        if not any(map(may_be_group, signs)):
+        if not any(map(may_be_group, alone.of(SignGDNeuron))):
             return best
         for steps in dict.fromkeys((1, alone.time_steps)):
             network = self._within(budget * sum(alone.count().values()), steps)
@@ -224,8 +224,7 @@ class _Mixer:
             "sent": self._sent(network),
             "changed": {
                 node.name: {"method": "group", "members": node.members}
-                for node in network.nodes
-                if isinstance(node, GroupNeuron)
+                for node in network.of(GroupNeuron)
             },
             "layers": [row for choices in self.choices.values() for row in choices.tried],
         }
@@ -299,8 +298,8 @@ class _Mixer:
     def _fitted(self, network: SpikingNetwork, names: Sequence[str]) -> SpikingNetwork:
         if not names:
             return network
-        images, _, more = thresholds._images(network, [self.seen], self.seed)
-        fitted = thresholds._fit(network, network.statistics, images, more, names, self.seed)
+        images, _, more = thresholds.images_of(network, [self.seen], self.seed)
+        fitted = thresholds.choose(network, network.statistics, images, more, names, self.seed)
         pair = network, fitted
         errors = [measured(one, self.held)[0] for one in pair]
         return pair[errors[1] <= errors[0]]
@@ -314,6 +313,7 @@ def allocate(network: SpikingNetwork, calibration: Calibration) -> SpikingNetwor
     layer's neurons times T. The member that lowers the error most for its price is paid for by
     those that raise it least, as long as the error falls and no more spikes are sent than before.
     Returns the network itself where no exchange helps.
+    Raises CalibrationError.
     """
     x = torch.cat(batches_of(calibration, None))[: 4 * BATCH]
     samples = samples_of(network, x)
@@ -343,25 +343,22 @@ def allocate(network: SpikingNetwork, calibration: Calibration) -> SpikingNetwor
         members, error = changed, found
     if members == _members(network):
         return network
-    nodes = tuple(
-        replace(node, members=members[node.name]) if isinstance(node, SignGDNeuron) else node
-        for node in network.nodes
-    )
-    return network.replace(nodes=nodes)
+    return _with_members(network, members)
 
 
 def _members(network: SpikingNetwork) -> dict[str, int]:
-    return {n.name: n.members for n in network.neurons if isinstance(n, SignGDNeuron)}
+    return {node.name: node.members for node in network.of(SignGDNeuron)}
+
+
+def _with_members(network: SpikingNetwork, members: Mapping[str, int]) -> SpikingNetwork:
+    nodes = network.of(SignGDNeuron)
+    return network.with_nodes({n.name: replace(n, members=members[n.name]) for n in nodes})
 
 
 def _errors(network: SpikingNetwork, samples: Any) -> Callable[[Mapping[str, int]], float]:
     def error_of(members: Mapping[str, int]) -> float:
-        nodes = tuple(
-            replace(node, members=members[node.name]) if isinstance(node, SignGDNeuron) else node
-            for node in network.nodes
-        )
-        changed = network.replace(nodes=nodes)
-        simulation = Simulation(changed, network.time_steps)
+        changed = _with_members(network, members)
+        simulation = Tunable(changed, network.time_steps)
         return Measure(simulation, samples)(default_choices(changed, samples))[0]
 
     return error_of
@@ -391,7 +388,7 @@ def _exchanged(
 @torch.no_grad()
 def _agreement(network: SpikingNetwork, x: Tensor) -> float | None:
     samples = samples_of(network, x)
-    if any(isinstance(node, GroupNeuron) for node in network.nodes):
+    if network.of(GroupNeuron):
         return measured(network, samples)[1]
-    measure = Measure(Simulation(network, network.time_steps), samples)
+    measure = Measure(Tunable(network, network.time_steps), samples)
     return measure(default_choices(network, samples))[1]

@@ -5,40 +5,16 @@ So the input of a neuron is known for all steps before its parameters are chosen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core.module import NetworkModule, NetworkState, Signal, Walk, key
-from ..core.network import (
-    Average,
-    Constant,
-    Encoder,
-    Function,
-    GroupNeuron,
-    Growth,
-    Input,
-    Linear,
-    Neuron,
-    Node,
-    SignGDNeuron,
-    SpikingNetwork,
-    SubgradientNeuron,
-    leaves,
-)
-from ..neurons.coding import (
-    CodingState,
-    PoissonCodingParameters,
-    RealCodingParameters,
-    poisson_step,
-)
-from ..neurons.growth import growth_initial_state, growth_step
-from ..neurons.protocol import encode_step, running_mean, signgd_sequence, signgd_start
-from ..neurons.scan import scan
-from ..neurons.subgradient import SubgradientState, subgradient_step
+from ..core.module import NetworkModule, NetworkState, Signal, Source, Walk
+from ..core.network import GroupNeuron, Node, SpikingNetwork, Timed, leaves
+from ..core.walk import Together, visits
+from ..neurons import spikes
 
 
 class Visit(NamedTuple):
@@ -52,20 +28,12 @@ class Visit(NamedTuple):
 
 
 class Simulation(NetworkModule):
-    """Whole sequences from rest. ``group`` holds the group neurons' nodes, which may be replaced
-    while a run is at them."""
+    """Whole sequences from rest. ``changes`` are nodes in the places of those of their names, which
+    may be replaced while a run is at them."""
 
     def __init__(self, network: SpikingNetwork) -> None:
-        timed = (Neuron, Encoder, Average)
-        super().__init__(
-            network, {n.name: nn.Identity() for n in network.nodes if isinstance(n, timed)}
-        )
-        self.group = {n.name: n for n in network.nodes if isinstance(n, GroupNeuron)}
-
-    def changed(self) -> SpikingNetwork:
-        """The network with the group neurons as they are now."""
-        nodes = tuple(self.group.get(node.name, node) for node in self.network.nodes)
-        return self.network.replace(nodes=nodes)
+        super().__init__(network, {node.name: nn.Identity() for node in network.of(Timed)})
+        self.changes: dict[str, Timed] = {}
 
     @torch.no_grad()
     def outputs(self, x: Tensor, steps: int) -> Any:
@@ -75,66 +43,26 @@ class Simulation(NetworkModule):
     @torch.no_grad()
     def visits(self, x: Tensor, steps: int) -> Iterator[Visit]:
         """Runs both networks on x [B, ...] side by side, and stops before every group neuron."""
-        walk = Walk(x, steps, {}, NetworkState({}))
-        values: dict[str, Signal] = {}
-        source: dict[str, Tensor] = {}
-        kept = set(leaves(self.network.outputs))
-        for node in self.network.nodes:
-            before = [source[name] for name in node.inputs]
-            source[node.name] = self._source(node, before, x)
-            if isinstance(node, GroupNeuron):
-                inputs = [values[name] for name in node.inputs]
-                yield Visit(node, inputs, before, source[node.name])
-            values[node.name] = self._value(node, values, walk)
-            for name in set(self._last_use.get(node.name, ())) - kept:
-                del values[name], source[name]
-
-    def _source(self, node: Node, inputs: list[Tensor], x: Tensor) -> Tensor:
-        if isinstance(node, Input):
-            return x
-        if isinstance(node, Constant):
-            return self.operations[key(node.name)].value  # type: ignore[return-value]
-        if isinstance(node, Linear):
-            return self.operations[key(node.name)](*inputs, batch=x.shape[0])  # type: ignore[no-any-return]
-        if isinstance(node, Function):
-            return self.functions[key(node.name)](*inputs)  # type: ignore[no-any-return]
-        return inputs[0]
+        source = Source(self, x)
+        both = Together(source, Walk(self, x, steps, {}, NetworkState({})))
+        groups = {node.name: node for node in self.network.of(GroupNeuron)}
+        values: dict[str, tuple[Any, ...]] = {}
+        for node in visits(self.network, both, values, leaves(self.network.outputs)):
+            if node.name in groups:
+                before, inputs = zip(*(values[name] for name in node.inputs), strict=True)
+                made = node.visit(source, list(before))
+                yield Visit(groups[node.name], list(inputs), list(before), made)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
-        (x, *_), first = inputs, tuple(x_seq[0] for x_seq in inputs)
-        if isinstance(node, GroupNeuron):
-            return group_outputs(x, self.group[node.name])
-        if isinstance(node, Growth):
-            function = partial(node.function, **node.arguments)
-            steps = list(zip(*inputs, strict=True))
-            return scan(growth_step, steps, growth_initial_state(first, function), function)[0]
-        if isinstance(node, SignGDNeuron):
-            p = node.parameters
-            state, _ = signgd_start(first, p)
-            return signgd_sequence(inputs, state, None, p).y
-        if isinstance(node, Average):
-            return running_mean(x, torch.zeros_like(x[0]), 0)[0]
-        return scan(_STEPS[type(node)], x, None, node)[0]
+        return sequence(self.changes.get(node.name, node), inputs)  # type: ignore[arg-type]
 
 
-def _subgradient(x: Tensor, state: Any, node: Any) -> tuple[Tensor, SubgradientState]:
-    state = SubgradientState(torch.zeros_like(x)) if state is None else state
-    state = subgradient_step(x, state, node.parameters)[1]
-    return state.v, state
-
-
-def _encoder(x: Tensor, state: Any, node: Any) -> tuple[Tensor, CodingState]:
-    state = CodingState(torch.zeros_like(x)) if state is None else state
-    if node.coding == "poisson":
-        spikes, state = poisson_step(x, state, PoissonCodingParameters(node.scale, node.seed))
-        return (spikes if node.per_step else state.v), state
-    return encode_step(x, state, RealCodingParameters(node.schedule, node.momentum), "decoded")
-
-
-_STEPS: dict[type[Node], Callable[[Tensor, Any, Any], tuple[Tensor, Any]]] = {
-    SubgradientNeuron: _subgradient,
-    Encoder: _encoder,
-}
+def sequence(node: Timed, inputs: list[Tensor]) -> Tensor:
+    """What a node makes of all steps [T, ...] from rest; group neurons by ``group_outputs``."""
+    if isinstance(node, GroupNeuron):
+        return group_outputs(inputs[0], node)
+    y, _ = node.sequence(tuple(inputs), node.start(tuple(x[0] for x in inputs)))
+    return y
 
 
 def group_outputs(x_seq: Tensor, node: GroupNeuron) -> Tensor:
@@ -145,8 +73,10 @@ def group_outputs(x_seq: Tensor, node: GroupNeuron) -> Tensor:
     v = charge * theta + sent
     for x in x_seq:
         v, sent, n = count(v + x, sent, theta, node.members, node.signed)
-        counts.append(n * theta)
-    return torch.stack(counts)
+        counts.append(n)
+    number = torch.stack(counts)
+    spikes.tell(lambda: spikes.Events(number, number.abs()))
+    return number * theta
 
 
 def count(

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,15 +62,15 @@ class Samples(NamedTuple):
 
 
 def fit(
-    network: SpikingNetwork, found: Statistics, batches: Sequence[Tensor], seed: int
+    network: SpikingNetwork, seen: Statistics, batches: Sequence[Tensor], seed: int
 ) -> SpikingNetwork:
     """``network`` with the thresholds and initial charges of group neurons for ReLUs chosen.
 
-    ``found`` is what ``calibration.statistics`` saw. Deterministic for a seed.
+    ``seen`` is what ``calibration.statistics`` saw. Deterministic for a seed.
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
-    fitted = [n.name for n in network.nodes if isinstance(n, GroupNeuron) and _is_free(n)]
+    fitted = [n.name for n in network.of(GroupNeuron) if n.function.name == "relu"]
     if not fitted:
         return network
     read = [network[name] for name in (*fitted, *leaves(network.outputs))]
@@ -78,11 +78,11 @@ def fit(
         reason = "the batch is not the first dimension of every group neuron and output"
         why = {"chosen": "quantile", "reason": reason}
         return network.replace(provenance={**network.provenance, "thresholds": why})
-    images, held, more = _images(network, batches, seed)
+    images, held, more = images_of(network, batches, seed)
     part = images[: len(images) - held]
     rest = images[len(part) :] if held else images  # too few to hold any out
     errors = output_errors(network, rest)
-    fitted_network = _fit(network, found, part, more, fitted, seed)
+    fitted_network = choose(network, seen, part, more, fitted, seed)
     change = output_errors(fitted_network, rest) - errors
     mean = float(change.mean())
     accepted = mean <= 0
@@ -97,11 +97,7 @@ def fit(
     return best.replace(provenance={**network.provenance, "thresholds": record})
 
 
-def _is_free(node: GroupNeuron) -> bool:
-    return node.function.name == "relu"
-
-
-def _images(
+def images_of(
     network: SpikingNetwork, batches: Sequence[Tensor], seed: int
 ) -> tuple[Tensor, int, Tensor]:
     """As many images as time and memory allow, in random order, and how many are held out; and
@@ -123,8 +119,8 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     squared = torch.zeros(len(x), dtype=torch.float64)
     norm = torch.zeros(len(x), dtype=torch.float64)
     for part in torch.arange(len(x)).split(64):
-        have = _leaves(simulation.outputs(x[part], network.time_steps))
-        want = _leaves(simulation.ann(x[part]))
+        have = leaves(simulation.outputs(x[part], network.time_steps))
+        want = leaves(simulation.ann(x[part]))
         for a, b in zip(have, want, strict=True):
             # an output need not lead with the batch; one error is then that of all
             rows = len(part) if b.shape[:1] == part.shape else 1
@@ -134,14 +130,7 @@ def output_errors(network: SpikingNetwork, x: Tensor) -> Tensor:
     return squared / norm.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _leaves(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [tensor for item in items for tensor in _leaves(item)]
-
-
-def _weights(
+def weights(
     simulation: Simulation, x: Tensor, names: Sequence[str], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """For each neuron the mean squared gradient of random signs times the outputs."""
@@ -151,7 +140,7 @@ def _weights(
         with torch.enable_grad():
             part = simulation.check_input(part).detach().clone().requires_grad_()
             values = simulation.activations(part, keep=[*names, *ends])
-            found = {name: torch.zeros_like(values[name]) for name in names}
+            squares = {name: torch.zeros_like(values[name]) for name in names}
             for _ in range(PROJECTIONS):
                 total = sum((_signs(values[end], generator) * values[end]).sum() for end in ends)
                 if not isinstance(total, Tensor) or not total.requires_grad:
@@ -161,8 +150,8 @@ def _weights(
                 )
                 for name, gradient in zip(names, gradients, strict=True):
                     if gradient is not None:
-                        found[name] += gradient.square()
-        for name, weight in found.items():
+                        squares[name] += gradient.square()
+        for name, weight in squares.items():
             parts[name].append(weight.detach())
     return {name: torch.cat(weights) for name, weights in parts.items()}
 
@@ -173,9 +162,9 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _fit(
+def choose(
     network: SpikingNetwork,
-    found: Statistics,
+    seen: Statistics,
     x: Tensor,
     more: Tensor,
     names: Sequence[str],
@@ -184,31 +173,33 @@ def _fit(
     """The neurons ``names`` chosen one after the other, each on what those before it send, then all
     together, on ``more`` images too."""
     generator = torch.Generator().manual_seed(seed)
-    weights = _weights(Simulation(network), x, names, generator)
+    costs = weights(Simulation(network), x, names, generator)
     simulation = Simulation(network)
     visits = simulation.visits(simulation.check_input(x), network.time_steps)
-    for visit in progress(visits, "choosing thresholds", len(simulation.group)):
+    for visit in progress(visits, "choosing thresholds", len(network.of(GroupNeuron))):
         node = visit.node
         if node.name not in names:
             continue
-        samples = _samples(visit, weights.get(node.name), network.time_steps, generator)
-        samples = _with(samples, found[node.name]["maximum"])
+        samples = layer_samples(visit, costs.get(node.name), network.time_steps, generator)
+        samples = with_largest(samples, seen[node.name]["maximum"])
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
-        simulation.group[node.name] = replace(
+        simulation.changes[node.name] = replace(
             node,
-            v_threshold=_plain(theta * node.members, shape),
-            initial_charge=_plain(charge, shape),
+            v_threshold=per_channel(theta * node.members, shape),
+            initial_charge=per_channel(charge, shape),
         )
-    return refine(simulation.changed(), torch.cat([x, more]), names, seed)
+    chosen = network.with_nodes(simulation.changes)
+    return refine(chosen, torch.cat([x, more]), names, seed)
 
 
-def _plain(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
+def per_channel(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:
+    """[C, 1] in the shape that broadcasts against the layer; a number where it is one for all."""
     return value.reshape(shape).clone() if shape else float(value)
 
 
-def _samples(
+def layer_samples(
     visit: Visit, weight: Tensor | None, steps: int, generator: torch.Generator
 ) -> Samples:
     node = visit.node
@@ -231,7 +222,7 @@ def _samples(
     return Samples(x, y, w + 1e-3 * w.mean() + torch.finfo(w.dtype).tiny)
 
 
-def _with(samples: Samples, largest: Tensor) -> Samples:
+def with_largest(samples: Samples, largest: Tensor) -> Samples:
     """And, evenly, the largest value of all images, so that many levels do not clip it."""
     y = largest.reshape(-1, 1).to(samples.y).clamp(min=0)
     y = y if len(y) == len(samples.y) else y.max().reshape(1, 1)
@@ -272,7 +263,7 @@ def errors(samples: Samples, theta: Tensor, charge: Tensor, members: int, signed
     """E [C, K] of K pairs (theta, c) [C, K] for each channel, over the sum of the weights."""
     steps, channels, size = samples.x.shape
     together = max(1, 2**22 // (theta.shape[1] * size))
-    found = []
+    parts = []
     for c in range(0, channels, together):
         part = slice(c, c + together)
         x, y, w = samples.x[:, part, None], samples.y[part, None], samples.w[part, None]
@@ -282,5 +273,5 @@ def errors(samples: Samples, theta: Tensor, charge: Tensor, members: int, signed
         for t in range(steps):
             v, sent, _ = count(v + x[t], sent, one, members, signed)
         error = (sent * one / steps - y).square()
-        found.append((w * error).sum(-1) / w.sum(-1))
-    return torch.cat(found)
+        parts.append((w * error).sum(-1) / w.sum(-1))
+    return torch.cat(parts)

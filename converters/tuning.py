@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.module import NetworkModule
+from ..core.module import NetworkModule, Signal
 from ..core.network import (
     Constant,
     Encoder,
@@ -47,11 +47,9 @@ from ..core.network import (
 )
 from ..core.operations import apply, apply_over_time, follows_batch
 from ..core.progress import progress
+from ..core.walk import Semantics, walk
 from ..errors import InputError
-from ..neurons.coding import CodingState, RealCodingParameters, real_step
-from ..neurons.multi_step import signgd_multi_step
 from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
-from ..neurons.signgd import SignGDParameters, signgd_initial_state
 from .calibration import Calibration, batches_of
 from .planning import default_schedule, relative_depths
 
@@ -79,12 +77,13 @@ def against(network: SpikingNetwork, samples: int) -> str:
     neurons = network.neurons
     if not neurons:
         return "there is no spiking neuron to tune."
-    other = [node.name for node in neurons if not isinstance(node, SignGDNeuron)]
+    signs = network.of(SignGDNeuron)
+    other = [node.name for node in neurons if node not in signs]
     if other:
         return f"signGD neurons are tuned, but {other[0]!r} is none."
-    if any(isinstance(node, SignGDNeuron) and node.momentum for node in neurons):
+    if any(node.momentum for node in signs):
         return "steps with momentum are not tuned."
-    if any(isinstance(node, Encoder) and node.coding == "poisson" for node in network.nodes):
+    if any(node.coding == "poisson" for node in network.of(Encoder)):
         return "Poisson-coded input is random, which is not tuned."
     shapes = [network[name].shape for name in leaves(network.outputs)]
     if any(s[:1] != ("1*batch",) or any(map(follows_batch, s[1:])) for s in shapes):
@@ -96,8 +95,7 @@ def against(network: SpikingNetwork, samples: int) -> str:
 
 def updates(network: SpikingNetwork) -> int:
     """Of neurons, in all steps, for one sample."""
-    counts, nodes = network.count(), network.neurons
-    members = sum(counts[n.name] * n.members for n in nodes if isinstance(n, SignGDNeuron))
+    members = sum(node.values * node.members for node in network.of(SignGDNeuron))
     return max(1, members * network.time_steps)
 
 
@@ -257,83 +255,74 @@ class Choice:
 
 
 Choices = Mapping[str, Choice]
-Signal = tuple[Tensor, bool]
 
 
-class Simulation:
-    """The decoded view of a network of signGD neurons, for all steps at once, with a gradient."""
+class Tunable:
+    """A network of signGD neurons in the decoded view, run with choices in place of its own."""
 
     def __init__(self, network: SpikingNetwork, steps: int) -> None:
         self.network, self.steps = network, steps
-        self.neurons = [n for n in network.nodes if isinstance(n, SignGDNeuron)]
-        self.before_neurons: set[str] = set()  # what is needed at every step
+        self.neurons = network.of(SignGDNeuron)
+        self.every_step = {node.name for node in self.neurons}  # needed at, not at the last alone
         for node in reversed(network.nodes):
-            if isinstance(node, SignGDNeuron) or node.name in self.before_neurons:
-                self.before_neurons.update(node.inputs)
-        self.last: dict[str, list[str]] = {}  # for each node, the values that nobody needs after it
-        kept = set(leaves(network.outputs))
-        for value, user in {i: node.name for node in network.nodes for i in node.inputs}.items():
-            if value not in kept:
-                self.last.setdefault(user, []).append(value)
+            if node.name in self.every_step:
+                self.every_step.update(node.inputs)
 
     def outputs(self, x: Tensor, choices: Choices) -> list[Tensor]:
         """Each output after the last step [B, ...]; by the kernels where no gradient is wanted."""
-        values: dict[str, Signal] = {}
-        for node in self.network.nodes:
-            signals = [values[name] for name in node.inputs]
-            if node.name not in self.before_neurons and not isinstance(node, SignGDNeuron):
-                signals = [(v[-1], False) if in_time else (v, False) for v, in_time in signals]
-            values[node.name] = self._value(node, signals, x, choices)
-            for name in self.last.get(node.name, ()):
-                del values[name]
-        found = [values[name] for name in leaves(self.network.outputs)]
-        return [value[-1] if in_time else value for value, in_time in found]
+        names = leaves(self.network.outputs)
+        values = walk(self.network, _Differentiable(self, x, choices), names)
+        return [value[-1] if led else value for value, led in map(values.__getitem__, names)]
 
-    def _value(self, node: Node, signals: list[Signal], x: Tensor, choices: Choices) -> Signal:
-        if isinstance(node, Input):
-            return x, False
-        if isinstance(node, Constant):
-            return node.value, False
-        static = not any(in_time for _, in_time in signals)
-        inputs = [value for value, _ in signals]
-        if isinstance(node, Encoder):
-            return self._coded(node, x), True
-        if isinstance(node, Linear):
-            if static:
-                return apply(node.op, inputs, node.attributes, node.tensors, len(x)), False
-            led = [in_time for _, in_time in signals]
-            tensors = node.tensors
-            return apply_over_time(node.op, inputs, led, node.attributes, tensors, len(x)), True
-        assert isinstance(node, Function)
-        if not static:
-            inputs = [v if led else v.expand(self.steps, *v.shape) for v, led in signals]
-        if isinstance(node, SignGDNeuron) and not torch.is_grad_enabled():
-            return self._spiked(choices[node.name].applied(node).parameters, inputs, static), True
-        function = node.function if static else node.function.over_time
-        target = function(*inputs, **node.arguments)
-        if not isinstance(node, SignGDNeuron):
-            return target, not static
-        choice = choices[node.name]
-        tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
-        return _Track.apply(target, *tuned, node, static), True  # type: ignore[no-untyped-call]
 
-    def _spiked(self, p: SignGDParameters, inputs: list[Tensor], static: bool) -> Tensor:
-        first = inputs if static else [v[0] for v in inputs]
-        if static:
-            inputs = [v.expand(self.steps, *v.shape) for v in inputs]
-        return signgd_multi_step(inputs, signgd_initial_state(p.target(*first), p), p).y
+class _Differentiable(Semantics[Signal]):
+    """All steps of x [B, ...] at once, with a gradient in the choices."""
 
-    def _coded(self, node: Encoder, x: Tensor) -> Tensor:
-        assert node.coding == "real" and node.schedule is not None
-        p, state = (
-            RealCodingParameters(node.schedule, node.momentum),
-            CodingState(torch.zeros_like(x)),
-        )
-        values = []
-        for _ in range(self.steps):
-            value, state = real_step(x, state, p)
-            values.append(value)
-        return torch.stack(values)
+    def __init__(self, tunable: Tunable, x: Tensor, choices: Choices) -> None:
+        self.steps, self.every_step = tunable.steps, tunable.every_step
+        self.x, self.choices = x, choices
+
+    def input(self, node: Input) -> Signal:
+        return self.x, False
+
+    def constant(self, node: Constant) -> Signal:
+        return node.value, False
+
+    def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
+        x_seq = self.x.expand(self.steps, *self.x.shape)
+        return node.sequence((x_seq,), node.start((self.x,)))[0], True
+
+    def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
+        values, led = self._needed(node, inputs)
+        given, batch = (node.attributes, node.tensors), len(self.x)
+        if any(led):
+            return apply_over_time(node.op, values, led, *given, batch), True
+        return apply(node.op, values, *given, batch), False
+
+    def function(self, node: Function, inputs: list[Signal]) -> Signal:
+        values, led = self._needed(node, inputs)
+        if not any(led):
+            return node.function(*values, **node.arguments), False
+        return node.function.over_time(*self._series(values, led), **node.arguments), True
+
+    def neuron(self, node: SignGDNeuron, inputs: list[Signal]) -> Signal:  # type: ignore[override]
+        choice = self.choices[node.name]
+        if torch.is_grad_enabled():
+            target, led = self.function(node, inputs)
+            tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
+            return _Track.apply(target, *tuned, node, not led), True  # type: ignore[no-untyped-call]
+        tried, x_seq = choice.applied(node), self._series(*zip(*inputs, strict=True))
+        return tried.sequence(x_seq, tried.start(tuple(x[0] for x in x_seq)))[0], True
+
+    def _needed(self, node: Node, inputs: list[Signal]) -> tuple[list[Tensor], list[bool]]:
+        """What the node needs of its inputs: every step, or what they are in the end."""
+        if node.name not in self.every_step:
+            inputs = [(value[-1] if led else value, False) for value, led in inputs]
+        return [value for value, _ in inputs], [led for _, led in inputs]
+
+    def _series(self, values: Sequence[Tensor], led: Sequence[bool]) -> tuple[Tensor, ...]:
+        pairs = zip(values, led, strict=True)
+        return tuple(v if in_time else v.expand(self.steps, *v.shape) for v, in_time in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,12 +356,12 @@ def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
 
 def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
     """The network as it is."""
-    neurons = [node for node in network.neurons if isinstance(node, SignGDNeuron)]
     like = samples.targets[0]
-    return {node.name: Choice.of(node, network.time_steps, like) for node in neurons}
+    nodes = network.of(SignGDNeuron)
+    return {node.name: Choice.of(node, network.time_steps, like) for node in nodes}
 
 
-def _loss(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
+def loss_of(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
     """E of the module's docstring."""
     parts = [
         (y - target).square().mean() / target.square().mean().clamp(min=least)
@@ -384,7 +373,7 @@ def _loss(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
 class Measure:
     """Error and agreement of choices on samples, without a gradient."""
 
-    def __init__(self, simulation: Simulation, samples: Samples) -> None:
+    def __init__(self, simulation: Tunable, samples: Samples) -> None:
         self.simulation, self.samples = simulation, samples
         self.batch = _batch(simulation.network)
         first = samples.targets[0]
@@ -397,7 +386,7 @@ class Measure:
             for i in range(0, len(self.samples), self.batch)
         ]
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
-        error = float(_loss(outputs, self.samples)) ** 0.5
+        error = float(loss_of(outputs, self.samples)) ** 0.5
         if not self.classifies:
             return error, None
         same = outputs[0].argmax(1) == self.samples.targets[0].argmax(1)
@@ -466,7 +455,7 @@ class _Tuner:
         self.network, self.seconds, self.seed, self.learn = network, seconds, seed, learn
         self.begun = time.monotonic()
         self.steps = network.time_steps
-        self.simulation = Simulation(network, self.steps)
+        self.simulation = Tunable(network, self.steps)
         self.generator = torch.Generator().manual_seed(seed)
         # on samples in any order, which may come sorted by class
         x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
@@ -481,7 +470,7 @@ class _Tuner:
         planned = int(EFFORT / (amount * self.batch))
         self.iterations = iterations or min(250, max(20, planned))
 
-    def _neurons(self) -> list[SignGDNeuron]:
+    def _neurons(self) -> tuple[SignGDNeuron, ...]:
         return self.simulation.neurons
 
     def run(self) -> SpikingNetwork:
@@ -576,7 +565,7 @@ class _Tuner:
             pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
             samples = self.seen.pick(pick.to(self.seen.x.device))
             with torch.enable_grad():
-                loss = _loss(self.simulation.outputs(samples.x, choices), samples)
+                loss = loss_of(self.simulation.outputs(samples.x, choices), samples)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -591,11 +580,8 @@ class _Tuner:
                 return
 
     def _applied(self, choices: Choices) -> SpikingNetwork:
-        nodes = tuple(
-            choices[node.name].applied(node) if isinstance(node, SignGDNeuron) else node
-            for node in self.network.nodes
-        )
-        return self.network.replace(nodes=nodes)
+        changed = {node.name: choices[node.name].applied(node) for node in self._neurons()}
+        return self.network.with_nodes(changed)
 
     def _layers(self, default: Choices, best: Choices, measure: Measure) -> dict[str, Any]:
         layers = {}
@@ -626,7 +612,7 @@ def _starts(network: SpikingNetwork) -> list[Callable[[SignGDNeuron], Schedule]]
     """Schedules to begin the descent from, beside the default."""
     steps = network.time_steps
     depths = relative_depths(network.nodes)
-    if any(isinstance(n, SignGDNeuron) and n.members > 1 for n in network.nodes) or steps == 1:
+    if any(n.members > 1 for n in network.of(SignGDNeuron)) or steps == 1:
         pairs = [(0.5, 1.0), (0.5, 1.5), (0.7, 0.7), (0.7, 1.0)]
         return [
             lambda n, a=first, b=faster: ExponentialSchedule(  # type: ignore[misc]

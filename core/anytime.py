@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..neurons.protocol import like
-from .module import NetworkModule, NetworkState
-from .network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork, values_of
+from .modes import eval_mode
+from .module import NetworkModule, NetworkState, select
+from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
 from .progress import progress
-from .running import check_run, check_steps, map_tensors, multi_step
+from .running import check_run, check_steps
+from .spikes import Sent, listening
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +25,9 @@ class Step:
     """After step ``t``: the decoded ``outputs`` so far, and ``spikes`` [B], sent in this step.
 
     signGD neurons send ``members`` signs in every step, group neurons as many spikes as members
-    fire or are taken back (the mean of all samples where a layer folds the batch into another
-    dimension). ``prediction`` and ``margin`` are those of classifiers, whose output is
-    one tensor [B, classes].
+    fire or are taken back, the rate-coded baseline and Poisson coding their spikes (the mean of all
+    samples where a layer folds the batch into another dimension). ``prediction`` and ``margin`` are
+    those of classifiers, whose output is one tensor [B, classes].
     """
 
     t: int
@@ -102,25 +102,24 @@ class _Run:
         try:
             for t in range(1, self.last + 1):
                 self.spikes = torch.zeros(self.batch, device=self.x.device)
-                with multi_step(self.snn), _told(self.snn, self._count):
+                with self.snn.for_sequences(), listening(self.snn, self._count):
                     if self.sequence:
                         block, self.state = self.snn.advance(self.x[t - 1 : t], state=self.state)
                     else:
                         block, self.state = self.snn.advance(self.x, 1, self.static, self.state)
-                yield Step(t, map_tensors(block, _first), self.spikes)
+                yield Step(t, each_leaf(block, _first), self.spikes)
         finally:
             self.snn.reset()
 
-    def _count(self, node: Node, y: Tensor) -> None:
-        if isinstance(node, GroupNeuron):
-            sent = (y / like(node.parameters.theta, y)).abs()
-            along = [dim for dim, size in enumerate(node.shape, 1) if follows_batch(size)]
-            if [node.shape[dim - 1] for dim in along] == ["1*batch"]:
-                self.spikes += sent.transpose(0, along[0]).flatten(1).sum(1)
-            else:  # the batch is folded into another dimension: the mean of the samples
-                self.spikes += sent.sum() / max(self.batch, 1)
-        elif isinstance(node, SignGDNeuron):
-            self.spikes += node.members * values_of(node.shape)
+    def _count(self, sent: Sent) -> None:
+        if sent.events is None or sent.node.code is None:  # pooling passes on spikes of others
+            return
+        spikes, shape = sent.events.spikes, sent.node.shape
+        along = [dim for dim, size in enumerate(shape, 1) if follows_batch(size)]
+        if [shape[dim - 1] for dim in along] == ["1*batch"]:
+            self.spikes += spikes.transpose(0, along[0]).flatten(1).sum(1)
+        else:  # the batch is folded into another dimension: the mean of the samples
+            self.spikes += spikes.sum() / max(self.batch, 1)
 
     def keep(self, index: Tensor) -> None:
         """Goes on with these samples alone."""
@@ -128,39 +127,12 @@ class _Run:
         self.x = self.x.index_select(int(self.sequence), index)
         led = {n.name for n in network.nodes if n.shape[:1] == ("1*batch",)}
         self.static = {k: v[index] if k in led else v for k, v in self.static.items()}
-        self.state = _select(self.state, index, batch)
-        for module in self.snn.neurons.values():
-            memories = getattr(module, "_memories", {})  # where SpikingJelly keeps states
-            for name, value in memories.items():
-                memories[name] = _select(value, index, batch)
+        self.state = select(self.state, index, batch)
+        self.snn.select(index, batch)
 
 
 def _first(values: Tensor) -> Tensor:
     return values[0].clone()
-
-
-def _select(value: Any, index: Tensor, batch: int) -> Any:
-    """A state of ``batch`` samples, in whatever nesting of tuples and dicts, for some of them."""
-    if isinstance(value, Tensor):
-        return value[index] if value.shape[:1] == (batch,) else value
-    if isinstance(value, dict):
-        return {k: _select(item, index, batch) for k, item in value.items()}
-    if not isinstance(value, tuple):
-        return value
-    if value and all(isinstance(item, int) for item in value):  # a shape that was seen
-        return (len(index), *value[1:]) if value[0] == batch else value
-    items = [_select(item, index, batch) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-
-
-@contextmanager
-def _told(snn: NetworkModule, listener: Callable[[Node, Tensor], None]) -> Iterator[None]:
-    before = snn.on_fire
-    snn.on_fire = listener
-    try:
-        yield
-    finally:
-        snn.on_fire = before
 
 
 def shrinks(network: SpikingNetwork) -> bool:
@@ -313,8 +285,6 @@ def calibrate_exit(
     calibration is too small. ``reference`` is the source network of the conversion unless given;
     ``max_steps`` is as for ``stream``. Raises InputError.
     """
-    from ..converters.capture import eval_mode
-
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []

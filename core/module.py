@@ -9,34 +9,34 @@ Rate-coded networks (group neurons) pass the outputs of one step, and are averag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..neurons.multi_step import Choice, running_sum
+from ..neurons.choice import Choice, running_sum
 from ..neurons.protocol import at_least_float32, like
 from ..neurons.spikes import hear, joined
 from .network import (
-    Average,
     Constant,
     Encoder,
     Function,
-    GroupNeuron,
-    Growth,
     Input,
     Linear,
+    Neuron,
     Node,
     SpikingNetwork,
-    SubgradientNeuron,
+    Timed,
     fill,
     leaves,
 )
 from .operations import apply, apply_linear, apply_over_time, resolve
 from .spikes import Sent
+from .walk import Semantics, following, walk
 
 
 class LinearOperation(nn.Module):
@@ -54,6 +54,13 @@ class LinearOperation(nn.Module):
     def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
         run = apply_linear if linear_part else apply
         return run(self.op, inputs, self.attributes, dict(self.named_buffers()), batch)
+
+    def over_time(
+        self, inputs: Sequence[Tensor], led: Sequence[bool], batch: int, linear_part: bool
+    ) -> Tensor:
+        """At all steps at once; ``led`` says which inputs lead with time."""
+        tensors = dict(self.named_buffers())
+        return apply_over_time(self.op, inputs, led, self.attributes, tensors, batch, linear_part)
 
     def extra_repr(self) -> str:
         attributes = ", ".join(f"{k}={v}" for k, v in self.attributes.items() if v is not None)
@@ -105,26 +112,184 @@ class NetworkState(NamedTuple):
     readouts: dict[str, Tensor] | None = None
 
 
-@dataclass
-class Walk:
-    """One pass through the nodes: one step (``steps`` None) or a block of steps.
+def select(value: Any, index: Tensor, batch: int) -> Any:
+    """A state of ``batch`` samples, in whatever nesting of tuples and dicts, for some of them."""
+    if isinstance(value, Tensor):
+        return value[index] if value.shape[:1] == (batch,) else value
+    if isinstance(value, dict):
+        return {k: select(item, index, batch) for k, item in value.items()}
+    if not isinstance(value, tuple):
+        return value
+    if value and all(isinstance(item, int) for item in value):  # a shape that was seen
+        return (len(index), *value[1:]) if value[0] == batch else value
+    items = [select(item, index, batch) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+class Source(Semantics[Tensor]):
+    """The source network on x [B, ...]: every neuron is its function, coding passes x on."""
+
+    def __init__(self, module: NetworkModule, x: Tensor) -> None:
+        self.operations, self.functions = module.operations, module.functions
+        self.x, self.batch = x, x.shape[0]
+
+    def input(self, node: Input) -> Tensor:
+        return self.x
+
+    def constant(self, node: Constant) -> Tensor:
+        return self.operations[key(node.name)].value  # type: ignore[return-value]
+
+    def linear(self, node: Linear, inputs: list[Tensor]) -> Tensor:
+        value: Tensor = self.operations[key(node.name)](*inputs, batch=self.batch)
+        return value
+
+    def function(self, node: Function, inputs: list[Tensor]) -> Tensor:
+        value: Tensor = self.functions[key(node.name)](*inputs)
+        return value
+
+    def neuron(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
+        return self.function(node, inputs)
+
+    def timed(self, node: Timed, inputs: list[Tensor]) -> Tensor:
+        return inputs[0]
+
+
+class Rest(Source):
+    """What every value is before the first step of the spike view; neurons begin in ``state``."""
+
+    def __init__(self, module: NetworkModule, x: Tensor) -> None:
+        super().__init__(module, torch.zeros_like(x))
+        self.begin, self.state = module.begin, NetworkState({}, self.x, {})
+
+    def neuron(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
+        resting = like(self.begin(node, inputs, self.state), self.x)
+        return resting.expand(resolve(node.shape, self.batch))
+
+
+class Walk(Semantics[Signal]):
+    """The decoded view of one step (``steps`` None) or a block of steps.
 
     ``static`` keeps what does not change with time; None says that x is a sequence [steps, B, ...].
     """
 
-    x: Tensor
-    steps: int | None
-    static: dict[str, Tensor] | None
-    before: NetworkState
-    neurons: dict[str, Any] = field(default_factory=dict)  # their states afterwards
+    linear_part = False
 
-    @property
-    def sequence(self) -> bool:
-        return self.static is None
+    def __init__(
+        self,
+        module: NetworkModule,
+        x: Tensor,
+        steps: int | None,
+        static: dict[str, Tensor] | None,
+        before: NetworkState,
+    ) -> None:
+        self.module, self.x, self.steps, self.static, self.before = module, x, steps, static, before
+        self.neurons: dict[str, Any] = {}  # their states afterwards
+        self.sequence = static is None
+        self.batch = x.shape[1] if self.sequence else x.shape[0]
 
-    @property
-    def batch(self) -> int:
-        return self.x.shape[1] if self.sequence else self.x.shape[0]
+    def in_time(self, signal: Signal) -> Tensor:
+        """The value at every step of the block."""
+        value, led = signal
+        if led or self.steps is None:
+            return value
+        return value.unsqueeze(0).expand(self.steps, *value.shape)
+
+    def still(self, node: Node, value: Tensor) -> Signal:
+        """A value that is the same at every step, kept for the blocks after this one."""
+        if self.static is not None and self.steps is not None:
+            self.static[node.name] = value
+        return value, False
+
+    def input(self, node: Input) -> Signal:
+        return (self.x, True) if self.sequence else self.still(node, self.x)
+
+    def constant(self, node: Constant) -> Signal:
+        return self.still(node, self.module.operations[key(node.name)].value)  # type: ignore[arg-type]
+
+    def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
+        operation = self.module.operations[key(node.name)]
+        values, led = zip(*inputs, strict=True)
+        if not any(led):
+            value = operation(*values, batch=self.batch, linear_part=self.linear_part)
+            return self.still(node, value)
+        return operation.over_time(values, led, self.batch, self.linear_part), True  # type: ignore[operator]
+
+    def function(self, node: Function, inputs: list[Signal]) -> Signal:
+        """A nonlinearity that is not a neuron, computed at every step."""
+        function = self.module.functions[key(node.name)]
+        if not any(led for _, led in inputs):
+            return self.still(node, function(*[value for value, _ in inputs]))
+        return function.over_time(*map(self.in_time, inputs)), True  # type: ignore[operator]
+
+    def neuron(self, node: Neuron, inputs: list[Signal]) -> Signal:
+        if key(node.name) not in self.module.neurons:
+            return self.function(node, inputs)
+        return self.timed(node, inputs)
+
+    def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
+        """Codes the input itself, in both views."""
+        held = self.sequence or self.steps is None
+        x = self.x if held else self.x.expand(self.steps, *self.x.shape)  # type: ignore[arg-type]
+        return self._fired(node, [x])
+
+    def timed(self, node: Timed, inputs: list[Signal]) -> Signal:
+        return self._fired(node, [self.in_time(signal) for signal in inputs])
+
+    def _fired(self, node: Timed, inputs: list[Tensor]) -> Signal:
+        module = self.module
+        if module.listener is None:
+            y = module.fire(node, inputs, self)
+        else:
+            with hear() as told:
+                y = module.fire(node, inputs, self)
+            value = y.unsqueeze(0) if self.steps is None else y
+            module.listener(Sent(node, value, partial(joined, told)))
+        return y, self.steps is not None
+
+
+class SignedWalk(Walk):
+    """The spike view: increments pass, through the linear parts."""
+
+    linear_part = True
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        previous = self.before.previous
+        first = self.x.shape[1:] if self.sequence else self.x.shape
+        if previous is None or previous.shape != first:
+            raise InputError(
+                f"a step is {list(first)} now, but the state was built for "
+                f"{list(previous.shape) if previous is not None else 'decoded values'}. Reset the "
+                "network, or pass no state, before feeding a batch of another shape."
+            )
+        self.previous = previous
+
+    def in_time(self, signal: Signal) -> Tensor:
+        """A static increment arrives at the first step of the block alone."""
+        value, led = signal
+        if led or self.steps is None:
+            return value
+        later = value.new_zeros((self.steps - 1, *value.shape))
+        return torch.cat([value.unsqueeze(0), later])
+
+    def still(self, node: Node, value: Tensor) -> Signal:
+        return value, False
+
+    def input(self, node: Input) -> Signal:
+        if not self.sequence:
+            return self.x - self.previous, False
+        return self.x - torch.cat([self.previous.unsqueeze(0), self.x[:-1]]), True
+
+    def constant(self, node: Constant) -> Signal:
+        return torch.zeros_like(super().constant(node)[0]), False
+
+    def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
+        if any(led for _, led in inputs):
+            inputs = [(self.in_time(signal), True) for signal in inputs]
+        return super().linear(node, inputs)
+
+
+VIEWS: dict[str, type[Walk]] = {"decoded": Walk, "signed": SignedWalk}
 
 
 class NetworkModule(nn.Module):
@@ -138,7 +303,6 @@ class NetworkModule(nn.Module):
 
     mode = "snn"
     listener: Callable[[Sent], None] | None = None  # told what each neuron sent
-    on_fire: Callable[[Node, Tensor], None] | None = None  # told what each neuron made, [T, ...]
 
     def __init__(
         self,
@@ -161,11 +325,10 @@ class NetworkModule(nn.Module):
                 self.operations[key(node.name)] = LinearOperation(node)
             elif isinstance(node, Constant):
                 self.operations[key(node.name)] = ConstantValue(node)
-            if isinstance(node, Function):
+            elif isinstance(node, Function):
                 self.functions[key(node.name)] = FunctionOperation(node)
             if node.name in neurons:
                 self.neurons[key(node.name)] = neurons[node.name]
-        self._last_use = _last_uses(network)
 
     def neuron(self, name: str) -> nn.Module:
         """The simulator's module of a neuron, by its name in the network."""
@@ -194,6 +357,13 @@ class NetworkModule(nn.Module):
     def reset(self) -> None:
         """Forget what the simulator's modules keep from step to step."""
 
+    def select(self, index: Tensor, batch: int) -> None:
+        """Keep in what the simulator's modules keep these of the ``batch`` samples alone."""
+
+    def for_sequences(self) -> AbstractContextManager[None]:
+        """Inside, the simulator's modules take whole sequences and record nothing."""
+        return nullcontext()
+
     # -- running ------------------------------------------------------------------------------
 
     def advance(
@@ -220,31 +390,29 @@ class NetworkModule(nn.Module):
     @torch.no_grad()
     def ann(self, x: Tensor) -> Any:
         """The source network: every neuron replaced by its function, x [B, ...]."""
-        values = self.activations(x)
-        return fill(self.network.outputs, values)
+        return fill(self.network.outputs, self.activations(x))
 
-    def activations(self, x: Tensor, keep: Sequence[str] | None = None) -> dict[str, Tensor]:
+    @property
+    def source(self) -> nn.Module:
+        """The source network, as the description holds it, as a module of its own."""
+        return _Ann(self)
+
+    def activations(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The value of the nodes ``keep`` (the outputs, unless named) in the source network."""
-        x = self.check_input(x)
-        batch = x.shape[0]
-        kept = set(leaves(self.network.outputs) if keep is None else keep)
-        values: dict[str, Tensor] = {}
-        for node in self.network.nodes:
-            inputs = [values[name] for name in node.inputs]
-            if isinstance(node, Input):
-                values[node.name] = x
-            elif isinstance(node, Constant):
-                values[node.name] = self.operations[key(node.name)].value  # type: ignore[assignment]
-            elif isinstance(node, Linear):
-                values[node.name] = self.operations[key(node.name)](*inputs, batch=batch)
-            elif isinstance(node, Function):
-                values[node.name] = self.functions[key(node.name)](*inputs)
-            else:  # encoders and averages
-                values[node.name] = inputs[0]
-            for name in self._last_use.get(node.name, ()):
-                if name not in kept:
-                    del values[name]
-        return values
+        source = Source(self, self.check_input(x))
+        return walk(self.network, source, leaves(self.network.outputs) if keep is None else keep)
+
+    def all_activations(self, x: Tensor) -> dict[str, Tensor]:
+        return self.activations(x, [node.name for node in self.network.nodes])
+
+    def activations_after(
+        self, values: Mapping[str, Tensor], changed: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The outputs of the source network where some of all its ``values`` are ``changed``."""
+        network, after = self.network, following(self.network, changed)
+        known = {name: value for name, value in values.items() if name not in after}
+        source = Source(self, values[network.input.name])
+        return walk(network, source, leaves(network.outputs), {**known, **changed})
 
     def check_input(self, x: Tensor, leading: int = 0) -> Tensor:
         """x as the network takes it, or an InputError that says what to change."""
@@ -288,132 +456,18 @@ class NetworkModule(nn.Module):
     ) -> tuple[Any, NetworkState]:
         x = x.to(self._dtype() or x.dtype)
         if state is None:
-            state = NetworkState({})
-            if self.spikes == "signed":
-                state = self._start(x[0] if static is None else x)
-        walk = Walk(x, steps, static, state)
-        if self.spikes == "signed":
-            self._check_batch(walk)
-        values: dict[str, Signal] = {}
-        kept = set(leaves(self.network.outputs))
-        for node in self.network.nodes:
-            if static is not None and node.name in static:
-                values[node.name] = (static[node.name], False)
-            else:
-                value, in_time = self._value(node, values, walk)
-                values[node.name] = value, in_time
-                if static is not None and steps is not None and not in_time:
-                    if self.spikes == "decoded":
-                        static[node.name] = value
-            for name in self._last_use.get(node.name, ()):
-                if name not in kept:
-                    del values[name]
-        return self._outputs(values, walk)
-
-    def _check_batch(self, walk: Walk) -> None:
-        previous = walk.before.previous
-        first = walk.x.shape[1:] if walk.sequence else walk.x.shape
-        if previous is None or previous.shape != first:
-            raise InputError(
-                f"a step is {list(first)} now, but the state was built for "
-                f"{list(previous.shape) if previous is not None else 'decoded values'}. Reset the "
-                "network, or pass no state, before feeding a batch of another shape."
-            )
-
-    def _value(self, node: Node, values: Mapping[str, Signal], walk: Walk) -> Signal:
-        inputs = [values[name] for name in node.inputs]
-        if isinstance(node, Input):
-            return self._input(walk)
-        if isinstance(node, Constant):
-            value = self.operations[key(node.name)].value
-            assert isinstance(value, Tensor)
-            return (value if self.spikes == "decoded" else torch.zeros_like(value)), False
-        if isinstance(node, Linear):
-            return self._linear(node, inputs, walk.steps, walk.batch)
-        if isinstance(node, Function) and key(node.name) not in self.neurons:
-            return self._function(node, inputs)
-        if isinstance(node, Encoder):  # codes the input itself, in both views
-            held = walk.sequence or walk.steps is None
-            arguments = [walk.x if held else walk.x.expand(walk.steps, *walk.x.shape)]  # type: ignore[arg-type]
-        else:
-            arguments = [self._in_time(signal, walk.steps) for signal in inputs]
-        if self.listener is None:
-            y = self.fire(node, arguments, walk)
-        else:
-            with hear() as told:
-                y = self.fire(node, arguments, walk)
-            value = y.unsqueeze(0) if walk.steps is None else y
-            self.listener(Sent(node, value, joined(told)))
-        if self.on_fire is not None:
-            self.on_fire(node, y)
-        return y, walk.steps is not None
-
-    def _input(self, walk: Walk) -> Signal:
-        if self.spikes == "decoded":
-            return walk.x, walk.sequence
-        assert walk.before.previous is not None
-        if walk.sequence:  # increments of the input
-            before = torch.cat([walk.before.previous.unsqueeze(0), walk.x[:-1]])
-            return walk.x - before, True
-        return walk.x - walk.before.previous, False
-
-    def _linear(self, node: Linear, inputs: list[Signal], steps: int | None, batch: int) -> Signal:
-        module = self.operations[key(node.name)]
-        linear_part = self.spikes == "signed"
-        if not any(in_time for _, in_time in inputs):
-            return module(*[v for v, _ in inputs], batch=batch, linear_part=linear_part), False
-        if linear_part:  # a static increment arrives at the first step of the block alone
-            inputs = [(self._in_time(signal, steps), True) for signal in inputs]
-        values, in_time = zip(*inputs, strict=True)
-        out = apply_over_time(
-            node.op,
-            values,
-            in_time,
-            node.attributes,
-            dict(module.named_buffers()),
-            batch,
-            linear_part,
-        )
-        return out, True
-
-    def _function(self, node: Function, inputs: list[Signal]) -> Signal:
-        """A nonlinearity that is not a neuron, computed at every step."""
-        module = self.functions[key(node.name)]
-        if not any(in_time for _, in_time in inputs):
-            return module(*[value for value, _ in inputs]), False
-        steps = next(value.shape[0] for value, in_time in inputs if in_time)
-        x_seq = [v if in_time else v.expand(steps, *v.shape) for v, in_time in inputs]
-        return module.over_time(*x_seq), True  # type: ignore[operator]
-
-    def _in_time(self, signal: Signal, steps: int | None) -> Tensor:
-        value, in_time = signal
-        if in_time or steps is None:
-            return value
-        if self.spikes == "decoded":
-            return value.unsqueeze(0).expand(steps, *value.shape)
-        later = value.new_zeros((steps - 1, *value.shape))
-        return torch.cat([value.unsqueeze(0), later])
+            state = self._start(x[0] if static is None else x)
+        block = VIEWS[self.spikes](self, x, steps, static, state)
+        known = {name: (value, False) for name, value in (static or {}).items()}
+        return self._outputs(walk(self.network, block, leaves(self.network.outputs), known), block)
 
     def _start(self, x: Tensor) -> NetworkState:
-        """Spike view: what every neuron's input and every read-out is before the first step."""
-        batch = x.shape[0]
-        values: dict[str, Tensor] = {}
-        state = NetworkState({}, torch.zeros_like(x), {})
-        for node in self.network.nodes:
-            inputs = [values[name] for name in node.inputs]
-            if isinstance(node, Input):
-                values[node.name] = torch.zeros_like(x)
-            elif isinstance(node, Constant):
-                values[node.name] = self.operations[key(node.name)].value  # type: ignore[assignment]
-            elif isinstance(node, Linear):
-                values[node.name] = self.operations[key(node.name)](*inputs, batch=batch)
-            elif isinstance(node, Encoder):
-                values[node.name] = inputs[0]
-            else:
-                resting = like(self.begin(node, inputs, state), x)
-                values[node.name] = resting.expand(resolve(node.shape, batch))
-        names = leaves(self.network.outputs)
-        return state._replace(readouts={name: at_least_float32(values[name]) for name in names})
+        """In the spike view what neurons' inputs and read-outs are before the first step."""
+        if self.spikes == "decoded":
+            return NetworkState({})
+        rest, names = Rest(self, x), leaves(self.network.outputs)
+        values = walk(self.network, rest, names)
+        return rest.state._replace(readouts={k: at_least_float32(v) for k, v in values.items()})
 
     def _outputs(self, values: Mapping[str, Signal], walk: Walk) -> tuple[Any, NetworkState]:
         """Decoded outputs, in the structure of the source network, and the state after them."""
@@ -423,7 +477,7 @@ class NetworkModule(nn.Module):
             last = walk.x[-1] if walk.sequence else walk.x
             state = NetworkState(walk.neurons, last, {})
         for name in dict.fromkeys(leaves(self.network.outputs)):
-            value = self._in_time(values[name], walk.steps)
+            value = walk.in_time(values[name])
             if state.readouts is not None:
                 assert walk.before.readouts is not None
                 one = value.unsqueeze(0) if walk.steps is None else value
@@ -434,29 +488,23 @@ class NetworkModule(nn.Module):
         return fill(self.network.outputs, outputs), state
 
 
+class _Ann(nn.Module):
+    def __init__(self, snn: NetworkModule) -> None:
+        super().__init__()
+        self._snn = (snn,)  # no submodule: its modes are its own
+
+    def forward(self, x: Tensor) -> Any:
+        return self._snn[0].ann(x)
+
+
 def key(name: str) -> str:
     """A node's name as torch takes it for a submodule: no dots, no name of ModuleDict's own."""
     path = name.replace(".", "/")
     return f"{path}/" if hasattr(nn.ModuleDict, path) else path
 
 
-def _last_uses(network: SpikingNetwork) -> dict[str, list[str]]:
-    """For each node, the values that nobody needs after it."""
-    last = {name: node.name for node in network.nodes for name in node.inputs}
-    uses: dict[str, list[str]] = {}
-    for value, user in last.items():
-        uses.setdefault(user, []).append(value)
-    return uses
-
-
 def _check_spike_view(network: SpikingNetwork) -> None:
-    rate = [
-        node.name
-        for node in network.nodes
-        if isinstance(node, (GroupNeuron, Growth, SubgradientNeuron, Average))
-        or (type(node) is Function)
-        or (isinstance(node, Encoder) and node.coding == "poisson")
-    ]
+    rate = [node.name for node in network.nodes if not node.spike_view]
     if rate:
         raise ValueError(
             f'spikes="signed" is a view of signGD neurons; {", ".join(rate[:5])} are not. Build '

@@ -6,7 +6,7 @@ simulated is what is saved and exported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Neuron, Node, Size, Value, values_of
+from ..neurons.base import Function, Neuron, Node, Size, Timed, Value, values_of
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
 from ..neurons.signgd import SignGDNeuron
 from ..neurons.subgradient import SubgradientNeuron
+from .operations import connections
 
 __all__ = [
     "NODES",
@@ -38,6 +39,8 @@ __all__ = [
     "Size",
     "SpikingNetwork",
     "SubgradientNeuron",
+    "Timed",
+    "each_leaf",
     "fill",
     "leaves",
     "values_of",
@@ -74,6 +77,12 @@ class Linear(Node):
     op: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def arriving(self, values: list[Tensor], batch: int) -> Tensor:
+        """How much of ``values``, float64 [T, B, ...] each, arrives at each output, every
+        connection being one."""
+        tensors = {name: value.to(values[0].device) for name, value in self.tensors.items()}
+        return connections(self.op, values, self.attributes, tensors, batch)
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.linear(self, inputs)  # type: ignore[no-any-return]
@@ -174,6 +183,24 @@ class SpikingNetwork:
         seen = [node for node in self.nodes if type(node) is Function]
         return {node.name: values_of(node.shape) * batch for node in seen}
 
+    def products(self, node: Function) -> int:
+        """The products of two signals in one evaluation of all neurons of a node."""
+        name = node.function.name
+        inputs, constants = [self[each] for each in node.inputs], self.of(Constant)
+        if name not in ("mul", "matmul", "attention") or any(x in constants for x in inputs):
+            return 0
+        if name == "mul":
+            return node.values
+        depth = values_of(inputs[0].shape[-1:])
+        if name == "matmul":
+            return node.values * depth
+        keys = values_of(inputs[1].shape[-1:])
+        return inputs[0].values * keys + node.values * keys
+
+    def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
+        """The network with other nodes in the places of those of their names."""
+        return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
+
     def replace(self, **changes: Any) -> SpikingNetwork:
         return replace(self, **changes)
 
@@ -191,18 +218,24 @@ class SpikingNetwork:
         )
 
 
-def leaves(structure: Any) -> list[str]:
-    """The node names in a structure of outputs, in order."""
-    if isinstance(structure, str):
+def leaves(structure: Any) -> list[Any]:
+    """What lists, tuples and dicts hold in the end, in order: names of nodes, or tensors."""
+    if isinstance(structure, Mapping):
+        structure = tuple(structure.values())
+    if not isinstance(structure, (list, tuple)):
         return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [name for item in items for name in leaves(item)]
+    return [leaf for item in structure for leaf in leaves(item)]
+
+
+def each_leaf(structure: Any, function: Callable[[Any], Any]) -> Any:
+    """The same structure with ``function`` applied to each of ``leaves``."""
+    if isinstance(structure, Mapping):
+        return {key: each_leaf(item, function) for key, item in structure.items()}
+    if not isinstance(structure, (list, tuple)):
+        return function(structure)
+    return type(structure)(each_leaf(item, function) for item in structure)
 
 
 def fill(structure: Any, values: Mapping[str, Any]) -> Any:
     """The structure with each name replaced by its value."""
-    if isinstance(structure, str):
-        return values[structure]
-    if isinstance(structure, Mapping):
-        return {key: fill(item, values) for key, item in structure.items()}
-    return type(structure)(fill(item, values) for item in structure)
+    return each_leaf(structure, values.__getitem__)

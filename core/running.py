@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,32 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendUnavailable, InputError
+from ..errors import InputError
+from .modes import eval_mode
 from .module import NetworkModule, NetworkState
-from .network import SpikingNetwork
+from .network import SpikingNetwork, each_leaf
 from .progress import progress
+from .registry import SIMULATORS
 
-BACKENDS = ("spikingjelly", "norse")
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
-def build(network: SpikingNetwork, backend: str = "spikingjelly", **options: Any) -> NetworkModule:
+def build(
+    network: SpikingNetwork, simulator: str = "spikingjelly", **options: Any
+) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``backend`` is "spikingjelly" or "norse". ``options`` go to the plugin: ``spikes="decoded"``
-    (default: what passes is what a receiver has decoded) or ``"signed"`` (weighted spikes pass,
-    each node integrates), and ``kernels="auto"``, what runs the neurons (``backends``). Raises
-    BackendUnavailable where the simulator is unknown or not installed.
+    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are its
+    own, of ours ``spikes="decoded"`` (default: what passes is what a receiver has decoded) or
+    ``"signed"`` (weighted spikes pass, each node integrates), and ``kernels="auto"``, what runs the
+    neurons (``backends``). Raises BackendUnavailable where the simulator is unknown or not
+    installed.
     """
-    if backend not in BACKENDS:
-        raise BackendUnavailable(
-            f"no simulator is called {backend!r}; known: {', '.join(BACKENDS)}."
+    if "backend" in options:
+        warnings.warn(
+            'build(network, backend=...) is now build(network, simulator=...); "backend" goes with '
+            "the next release.",
+            DeprecationWarning,
+            stacklevel=2,
         )
-    from .. import plugins
-
-    plugin = getattr(plugins, backend)
-    module: NetworkModule = plugin.build(network, **options)
+        simulator = options.pop("backend")
+    module: NetworkModule = SIMULATORS.find(simulator).build(network, **options)
     return module
 
 
@@ -50,41 +55,31 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
     return steps
 
 
-@contextmanager
-def multi_step(snn: NetworkModule) -> Iterator[None]:
-    """Every node in step mode "m", no layer recording; what was set before comes back."""
-    wanted = {"step_mode": "m", "record_states": False}
-    before = [
-        (module, name, getattr(module, name))
-        for module in snn.modules()
-        for name in wanted
-        if hasattr(module, name)
-    ]
-    for module, name, _ in before:
-        setattr(module, name, wanted[name])
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+def planned_steps(snn: Any) -> int:
+    """The T that a network was planned for; 1 for what is none, which ``check_run`` refuses."""
+    return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
 
 
 @torch.no_grad()
 def run(
     snn: NetworkModule,
     x: Tensor,
-    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    time_steps: int | Sequence[int] | None = None,
     *,
     sequence: bool = False,
     chunk: int | None = None,
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
-    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Time passes in chunks
-    of ``chunk`` steps (by default as many as keep one value of a block within 16 MiB, or 512 MiB on
-    a GPU), so memory follows the chunk and not T. States are reset before and after. Raises
-    InputError.
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Unless given,
+    ``time_steps`` are the T that the network was planned for, of a sequence all its steps. Time
+    passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
+    MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
+    after. Raises InputError.
     """
+    if time_steps is None:
+        whole = sequence and isinstance(x, Tensor) and x.dim()
+        time_steps = len(x) if whole else planned_steps(snn)
     steps = check_steps(time_steps)
     last = max(steps)
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
@@ -100,7 +95,7 @@ def run(
     state: NetworkState | None = None
     snn.reset()
     try:
-        with multi_step(snn):
+        with snn.for_sequences():
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
                 if sequence:
@@ -108,7 +103,7 @@ def run(
                 else:
                     block, state = snn.advance(x, size, static, state)
                 for t in wanted & set(range(start + 1, start + size + 1)):
-                    found[t] = map_tensors(block, partial(_at, step=t - start - 1))
+                    found[t] = each_leaf(block, partial(_at, step=t - start - 1))
     finally:
         snn.reset()
     return {t: found[t] for t in steps}
@@ -127,7 +122,7 @@ def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: boo
         )
     x = snn.check_input(x, leading=int(sequence))
     if not bool(x.isfinite().all()):
-        raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+        raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
     if sequence and x.shape[0] < last:
         raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
     return x
@@ -146,15 +141,6 @@ def default_chunk(network: SpikingNetwork, batch: int, device: str = "cpu") -> i
             size *= s if isinstance(s, int) else int(s.split("*")[0])
         largest = max(largest, size)
     return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cpu"]) // largest)
-
-
-def map_tensors(structure: Any, function: Callable[[Tensor], Any]) -> Any:
-    """The same structure with ``function`` applied to each tensor."""
-    if isinstance(structure, Tensor):
-        return function(structure)
-    if isinstance(structure, Mapping):
-        return {key: map_tensors(value, function) for key, value in structure.items()}
-    return type(structure)(map_tensors(value, function) for value in structure)
 
 
 @dataclass(frozen=True)
@@ -217,20 +203,18 @@ def _percent(value: float | None) -> str:
 def evaluate(
     snn: NetworkModule,
     loader: Iterable[Any],
-    time_steps: int | Sequence[int] = (1, 2, 4, 8, 16, 32),
+    time_steps: int | Sequence[int] | None = None,
     *,
     reference: nn.Module | None = None,
     chunk: int | None = None,
 ) -> Evaluation:
     """Accuracy, agreement with ``reference`` and relative output error at each T.
 
-    ``loader`` yields batches (x, y) or x: x [B, ...], y [B] class indices. The output is
-    [B, classes]. The reference is evaluated in eval mode, its mode comes back. Raises InputError
-    for an empty loader.
+    ``time_steps`` are the T that the network was planned for unless given. ``loader`` yields
+    batches (x, y) or x: x [B, ...], y [B] class indices. The output is [B, classes]. The reference
+    is evaluated in eval mode, its mode comes back. Raises InputError for an empty loader.
     """
-    from ..converters.capture import eval_mode
-
-    steps = check_steps(time_steps)
+    steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)
     squared = dict.fromkeys(steps, 0.0)

@@ -7,11 +7,11 @@ role, so a kind of node from outside the package walks like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Neuron, Node
+from ..neurons.base import Function, Neuron, Node, Timed
 from ..neurons.coding import Encoder
 from .network import Constant, Input, Linear, SpikingNetwork
 
@@ -35,7 +35,7 @@ class Semantics(Generic[Value]):
         """A nonlinearity that is computed as it is."""
         raise NotImplementedError
 
-    def timed(self, node: Node, inputs: list[Value]) -> Value:
+    def timed(self, node: Timed, inputs: list[Value]) -> Value:
         raise NotImplementedError
 
     def neuron(self, node: Neuron, inputs: list[Value]) -> Value:
@@ -83,3 +83,26 @@ def visits(
         for name in network.last_uses.get(node.name, ()):
             if name not in kept:
                 del values[name]
+
+
+def following(network: SpikingNetwork, names: Iterable[str]) -> set[str]:
+    """The nodes ``names`` and all that their values reach."""
+    found = set(names)
+    for node in network.nodes:
+        if not found.isdisjoint(node.inputs):
+            found.add(node.name)
+    return found
+
+
+class Together(Semantics[tuple[Any, ...]]):
+    """Several semantics side by side: a value is what each of them makes."""
+
+    def __init__(self, *semantics: Semantics[Any]) -> None:
+        self.semantics = semantics
+
+    def each(self, node: Node, inputs: Sequence[tuple[Any, ...]] = ()) -> tuple[Any, ...]:
+        return tuple(
+            node.visit(one, [value[i] for value in inputs]) for i, one in enumerate(self.semantics)
+        )
+
+    input = constant = linear = function = timed = each  # type: ignore[assignment]

@@ -169,7 +169,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def becomes(module: nn.Module, shape: tuple[int, ...]) -> tuple[list[Coverage], list[Coverage]]:
-    """What ``check`` finds, with ``functions="whole"`` and "local", for one capture."""
+    """What ``check`` finds, with ``forms="whole"`` and "local", for one capture."""
     torch.manual_seed(0)
     captured = capture(module.eval(), torch.rand(shape) + 0.5)
     whole, local = (
@@ -212,7 +212,7 @@ def operations() -> str:
         if heading == "Refused":
             text += table(["operation", "what `check` says"], cells)
         elif any(row[2] != "same" for row in cells):
-            text += table(["operation", "becomes", 'with `functions="local"`'], cells)
+            text += table(["operation", "becomes", 'with `forms="local"`'], cells)
         else:
             text += table(["operation", "becomes"], [row[:2] for row in cells])
     return text + "\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FormatError
@@ -44,41 +46,65 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def sealed(image: bytes, seal: bytes) -> bytes:
-    """An HDF5 image with its sha256 behind it, where readers of HDF5 do not look."""
-    return image + seal + hashlib.sha256(image).hexdigest().encode()
+@dataclass(frozen=True)
+class Seal:
+    """The sha256 of an HDF5 image, kept beside it where readers of HDF5 do not look.
 
-
-def unsealed(data: bytes, seal: bytes) -> bytes:
-    """The image without its seal, which others' files lack."""
-    end = len(data) - len(seal) - 64
-    return data[:end] if end >= 0 and data[end:].startswith(seal) else data
-
-
-def check_seal(path: Path, seal: bytes) -> None:
-    """FormatError for a sealed file whose bytes changed.
-
-    Others' files have no seal, nor have ours once h5py has changed them on purpose.
+    It stands behind ``mark`` in the ``head`` bytes before the image, HDF5's user block, or at the
+    end of the file. Damage is found before a byte is interpreted: the HDF5 library itself runs for
+    minutes, or for ever, on some damaged files.
     """
-    size = path.stat().st_size - len(seal) - 64
-    if size < 0:
-        return
-    with open(path, "rb") as file:
-        file.seek(size)
-        end = file.read()
-        if not end.startswith(seal):
-            return
-        file.seek(0)
-        digest = hashlib.sha256()
-        while size > 0:
-            block = file.read(min(size, 2**20))
-            digest.update(block)
-            size -= len(block) or size
-    if end[len(seal) :] != digest.hexdigest().encode():
-        raise FormatError(
-            f"'{path}' is damaged: its bytes are not those that were written. Copy it anew, or "
-            "write it again."
-        )
+
+    mark: bytes
+    head: int = 0
+
+    def on(self, image: bytes) -> bytes:
+        seal = self.mark + hashlib.sha256(image).hexdigest().encode()
+        return (seal + b"\n").ljust(self.head, b"\0") + image if self.head else image + seal
+
+    def off(self, data: bytes) -> bytes:
+        """The image without its seal, which others' files lack."""
+        start, end = self._image(len(data))
+        seal = data[:start] if self.head else data[end:]
+        return data[start:end] if seal.startswith(self.mark) else data
+
+    def _image(self, size: int) -> tuple[int, int]:
+        """Where it begins and ends in a file of ``size`` bytes."""
+        return (self.head, size) if self.head else (0, max(size - len(self.mark) - 64, 0))
+
+    def broken(self, path: Path) -> bool:
+        """Whether a sealed file's bytes changed.
+
+        Others' files have no seal, nor have ours once h5py has changed them on purpose.
+        """
+        start, end = self._image(path.stat().st_size)
+        with open(path, "rb") as file:
+            file.seek(0 if self.head else end)
+            seal = file.read(self.head or -1)
+            if not seal.startswith(self.mark):
+                return False
+            file.seek(start)
+            digest = hashlib.sha256()
+            while block := file.read(min(2**20, max(end - file.tell(), 0))):
+                digest.update(block)
+        return seal[len(self.mark) :].strip(b"\0\n") != digest.hexdigest().encode()
+
+    def check(self, path: Path) -> None:
+        """FormatError for a sealed file whose bytes changed."""
+        if self.broken(path):
+            raise FormatError(
+                f"'{path}' is damaged: its bytes are not those that were written. Copy it anew, or "
+                "write it again."
+            )
+
+    def with_certificate(self, data: bytes, certificate: str) -> bytes:
+        """The file's bytes with a text at the root, where no reader looks for the network."""
+        import h5py
+
+        image = io.BytesIO(self.off(data))
+        with h5py.File(image, "r+") as file:
+            file.attrs["certificate"] = certificate
+        return self.on(image.getvalue())
 
 
 def _sync_folder(folder: Path) -> None:

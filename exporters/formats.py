@@ -1,16 +1,51 @@
-"""``export``: one network, the formats it can be written to."""
+"""The formats a network can be written to and read from: ``export``, ``load``, and who does it.
+
+Each is a folder here, or comes from another package (``core/registry.py``). It has
+
+suffixes   those of its files, lower case
+write      (network, path, **options) -> a report, or None
+read       (path, **options) -> SpikingNetwork; absent where files do not hold all of one
+verify     (request) -> Certificate (``verification.Request``); absent where nothing replays them
+embed      (data, certificate) -> the bytes of a file with a text in it; absent where there is no
+           place for one
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..core.network import SpikingNetwork
+from ..core.registry import FORMATS
 from ..errors import FormatError
 
-SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".nir": "nir", ".net": "lava"}
+
+def suffixes() -> dict[str, str]:
+    """The format of each suffix; of two that claim one, the first."""
+    found: dict[str, str] = {}
+    for name in FORMATS.names():
+        for suffix in FORMATS.find(name).suffixes:
+            found.setdefault(suffix, name)
+    return found
+
+
+def by_suffix(path: str | os.PathLike[str]) -> str | None:
+    """The name of the format that ``path`` ends in."""
+    suffix = Path(path).suffix.lower()
+    return next((name for name in FORMATS.names() if suffix in FORMATS.find(name).suffixes), None)
+
+
+def find_format(doing: str, path: str | os.PathLike[str], name: str | None) -> tuple[str, Any]:
+    """The format called ``name``, by default that of the suffix; FormatError says what is known."""
+    found = by_suffix(path) if name is None else name
+    if found not in FORMATS.names():
+        raise FormatError(
+            f"cannot {doing} '{path}': format is one of {', '.join(FORMATS.names())}, not "
+            f"{found or ''!r}. Name one, or end the file in {', '.join(suffixes())}."
+        )
+    assert found is not None
+    return found, FORMATS.find(found)
 
 
 def export(
@@ -21,35 +56,28 @@ def export(
 ) -> Any:
     """Write ``network`` for another tool; returns the writer's report, None for "hdf5".
 
-    ``format`` is "hdf5" (``save``), "nir" (``write_nir``) or "lava" (``write_netx``), by default
-    what the suffix .h5, .nir or .net says; ``options`` are the writer's. Raises FormatError for
-    what the format cannot express, before anything is written.
+    ``format`` is "hdf5" (``save``), "nir" (``write_nir``), "lava" (``write_netx``) or that of an
+    installed package, by default what the suffix says; ``options`` are the writer's. Raises
+    FormatError for what the format cannot express, before anything is written.
     """
-    format = SUFFIXES.get(Path(path).suffix.lower(), "") if format is None else format
-    if format not in WRITERS:
+    return find_format("export", path, format)[1].write(network, path, **options)
+
+
+def load(
+    path: str | os.PathLike[str], *, format: str | None = None, **options: Any
+) -> SpikingNetwork:
+    """Read a network; the source model's code is not needed.
+
+    ``format`` is by default what the suffix says, and "hdf5" where it says nothing. ``options`` are
+    the reader's: of "hdf5" ``functions``, the caller's own nonlinearities by name, each a row or a
+    callable; of "nir" ``time_steps``. Raises FormatError for a file that holds no network, is
+    damaged, or is of a newer format.
+    """
+    name, found = find_format("load", path, format or by_suffix(path) or "hdf5")
+    if getattr(found, "read", None) is None:
         raise FormatError(
-            f"cannot export '{path}': format is one of {', '.join(WRITERS)}, not {format!r}. Name "
-            f"one, or end the file in {', '.join(SUFFIXES)}."
+            f"cannot load '{path}': files of the format {name} do not hold all of a network. Keep "
+            "it with save(network, path), too."
         )
-    return WRITERS[format](network, path, **options)
-
-
-def _hdf5(network: SpikingNetwork, path: Any, **options: Any) -> None:
-    from .hdf5.description import save
-
-    save(network, path, **options)
-
-
-def _nir(network: SpikingNetwork, path: Any, **options: Any) -> Any:
-    from .nir import write_nir
-
-    return write_nir(network, path, **options)
-
-
-def _lava(network: SpikingNetwork, path: Any, **options: Any) -> Any:
-    from .lava import write_netx
-
-    return write_netx(network, path, **options)
-
-
-WRITERS: dict[str, Callable[..., Any]] = {"hdf5": _hdf5, "nir": _nir, "lava": _lava}
+    network: SpikingNetwork = found.read(path, **options)
+    return network

@@ -1,22 +1,13 @@
 """``verify``: reads a file back, compares what it holds, replays it, and certifies what it found.
 
-With ``network``, from which the file was written, the content is compared number by number: of an
-.h5 with the description of the network, of a .nir with the graph that it gives anew, of a .net with
-the network lowered anew. What the file holds is then replayed:
-
-======  ================================================  ====================================
-.h5     ``Runner`` (NumPy), float64 and float32,          the pure-torch definitions
-        without delays and with one a layer
-.nir    ``NirRunner`` (NumPy), which knows NIR's          the pure-torch definitions
-        primitives alone
-.net    Lava itself, where LAVA_PYTHON names one          ``Netx`` (NumPy), Lava's arithmetic
-======  ================================================  ====================================
+With ``network``, from which the file was written, the content is compared number by number. What
+the file holds is then replayed by another program. Both are the format's own ``verify``, in a file
+beside its writer and reader; what they share is here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -28,17 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.network import GroupNeuron, SpikingNetwork, leaves
+from ..core.network import SpikingNetwork
 from ..errors import FormatError, InputError
-from .files import sealed, unsealed, write_whole
-from .formats import SUFFIXES
-from .hdf5.definition import run_definition
+from .files import write_whole
+from .formats import find_format
 
 if TYPE_CHECKING:
     import numpy as np
-
-# of a NIR node: what follows from the rest, or is for people
-UNSAID = ("metadata", "input_type", "output_type", "input_shape")
 
 ALONE = "compared with itself alone; pass network=... to know that it is that network's"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
@@ -124,7 +111,7 @@ def verify(
     seed: int = 0,
     functions: Mapping[str, Any] | None = None,
     python: str | os.PathLike[str] | None = None,
-    embed: bool = True,
+    embed: bool = False,
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
@@ -133,39 +120,38 @@ def verify(
     compared as well: without, a file of another network is as good as this one. ``format`` is by
     default what the suffix says, ``time_steps`` are the file's. ``functions`` are the caller's own
     nonlinearities in an .h5 file, torch functions by name. ``python`` is an interpreter that has
-    Lava, by default that of LAVA_PYTHON. ``embed`` writes the certificate into the file; where that
-    cannot be, its notes say so. Raises FormatError for a file that cannot be read, or that is of a
-    network with other layers or shapes; InputError.
+    Lava, by default that of LAVA_PYTHON. The file is left as it is, unless ``embed`` asks that the
+    certificate be written into it; where that cannot be, its notes say so. Raises FormatError for a
+    file that cannot be read, or that is of a network with other layers or shapes; InputError.
     """
     path = Path(path)
-    format = SUFFIXES.get(path.suffix.lower(), "") if format is None else format
-    if format not in VERIFIERS:
-        raise FormatError(
-            f"cannot verify '{path}': format is one of {', '.join(VERIFIERS)}, not {format!r}. "
-            f"Name one, or end the file in {', '.join(SUFFIXES)}."
-        )
+    format, found = find_format("verify", path, format)
+    if getattr(found, "verify", None) is None:
+        raise FormatError(f"cannot verify '{path}': the format {format} has no verifier.")
     if samples < 1 or (time_steps is not None and time_steps < 1):
         raise InputError(f"samples and time_steps are at least 1, not {samples} and {time_steps}.")
     if network is not None and not isinstance(network, SpikingNetwork):
         raise InputError(
             f"network is the SpikingNetwork that convert returned, not {type(network).__name__}."
         )
-    request = _Request(path, x, network, time_steps, samples, seed, functions or {}, python)
+    request = Request(path, x, network, time_steps, samples, seed, functions or {}, python)
     before = path.read_bytes() if path.is_file() else b""
-    certificate = VERIFIERS[format](request)
-    return _embedded(path, format, certificate, before) if embed else certificate
+    certificate: Certificate = found.verify(request)
+    return _embedded(path, found, certificate, before) if embed else certificate
 
 
-def _embedded(path: Path, format: str, certificate: Certificate, before: bytes) -> Certificate:
+def _embedded(path: Path, format: Any, certificate: Certificate, before: bytes) -> Certificate:
     """Writes the certificate into the file that was verified, or says why not."""
     text, why = json.dumps(certificate.to_dict()), ""
     if not os.access(path, os.W_OK):
         why = "the file is read-only"
+    elif getattr(format, "embed", None) is None:
+        why = "the format has no place for it"
     elif path.read_bytes() != before:
         why = "the file was changed in the meantime"
     else:
         try:
-            write_whole(path, EMBEDDERS[format](before, text))
+            write_whole(path, format.embed(before, text))
         except (FormatError, OSError) as error:
             why = str(error)
     if not why:
@@ -174,7 +160,9 @@ def _embedded(path: Path, format: str, certificate: Certificate, before: bytes) 
 
 
 @dataclass(frozen=True, eq=False)
-class _Request:
+class Request:
+    """What a format's ``verify`` is asked; ``x`` and ``time_steps`` are None where left to it."""
+
     path: Path
     x: Tensor | None
     network: SpikingNetwork | None
@@ -293,7 +281,7 @@ def _sent(fired: np.ndarray) -> int:
     return int(np.count_nonzero(fired) if fired.dtype.kind == "f" else np.abs(fired).sum())
 
 
-def _contents(what: str, found: Any, expected: Any) -> Check:
+def compare_contents(what: str, found: Any, expected: Any) -> Check:
     """Two contents, structures of plain values and arrays, number by number."""
     cells, layers = 0, {}
     for name in dict.fromkeys([*expected, *found]):
@@ -332,406 +320,15 @@ def _arrays(structure: Any) -> list[np.ndarray]:
     return [np.asarray(structure, dtype=np.float64)]
 
 
-def _spikes(found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def as_arrays(found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in found.items()}
 
 
-# -- .h5 ------------------------------------------------------------------------------------------
-
-
-def _verify_hdf5(request: _Request) -> Certificate:
-    from .hdf5.description import content_of, load
-    from .hdf5.layout import read
-    from .hdf5.runner import Runner
-
-    content = read(request.path)
-    network = load(request.path, functions=request.functions)
-    steps = request.time_steps or network.time_steps
-    x, inputs = request.inputs(network.input.shape[1:])  # type: ignore[arg-type]
-    own = {name: _of_arrays(function) for name, function in request.functions.items()}
-    checks = []
-    if request.network is not None:
-        meant = content_of(request.network)
-        checks.append(
-            _contents("content of the file and of the network", _parts(content), _parts(meant))
-        )
-    notes = ["read-outs are compared after the last step, spikes at all of them"]
-    if request.network is None:
-        notes.append(ALONE)
-    for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
-        runner = Runner(content, kind, own)
-        view = "signed" if runner.view == "spike" else "decoded"
-        coded = _poisson_spikes(network, x.to(dtype), steps)
-        options: dict[str, Any] = {} if coded is None else {"input_spikes": coded}
-        given = x.to(dtype).numpy()
-        found = runner.run(given, steps, **options)
-        exactly = kind == "float64"
-        wanted = run_definition(network, x, steps, spikes=view, dtype=dtype)
-        checks.append(
-            compare(
-                f"NumPy runner and definitions, {kind}",
-                found.spikes,
-                _spikes(wanted.spikes),
-                found.outputs[steps],
-                wanted.outputs,
-                TOLERANCE[kind],
-                exactly,
-            )
-        )
-        if exactly:
-            late = runner.run(given, steps, delay=True, **options)
-            shifted = {
-                name: late.spikes[name][lag : lag + steps] for name, lag in late.lags.items()
-            }
-            checks.append(
-                compare(
-                    "NumPy runner with one step of delay a layer, shifted, and without",
-                    shifted,
-                    found.spikes,
-                    late.outputs[steps],
-                    found.outputs[steps],
-                    0.0,
-                    True,
-                )
-            )
-    return request.certificate("hdf5", str(content.checksum), inputs, len(x), steps, checks, notes)
-
-
-def _parts(content: Any) -> dict[str, Any]:
-    """A description by node; not where it comes from and what calibration saw."""
-    nodes = {record.name: {"kind": record.kind, **record.fields} for record in content.nodes}
-    order = {"the network": [list(nodes), content.outputs, content.time_steps]}
-    return {**nodes, **order}
-
-
-def _of_arrays(function: Any) -> Any:
-    """A function of tensors as one of arrays."""
-    import numpy as np
-
-    def run(*x: Any, **arguments: Any) -> Any:
-        tensors = {
-            key: torch.as_tensor(a) if isinstance(a, np.ndarray) else a
-            for key, a in arguments.items()
-        }
-        return function(*(torch.as_tensor(a) for a in x), **tensors).numpy()
-
-    return run
-
-
-def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
-    from ..core.network import Encoder
-    from ..neurons.coding import PoissonCodingParameters, poisson_spikes
-
-    for node in network.nodes:
-        if isinstance(node, Encoder) and node.coding == "poisson":
-            p = PoissonCodingParameters(node.scale, node.seed)
-            return torch.stack([poisson_spikes(x, t, p) for t in range(1, steps + 1)]).numpy()
-    return None
-
-
-def _embed_hdf5(data: bytes, certificate: str) -> bytes:
-    from .hdf5.layout import with_certificate
-
-    return with_certificate(data, certificate)
-
-
-# -- .nir -----------------------------------------------------------------------------------------
-
-
-def _verify_nir(request: _Request) -> Certificate:
-    import numpy as np
-
-    from .nir.reader import import_nir, read_graph, to_network
-    from .nir.runner import NirRunner
-
-    nir = import_nir()
-    graph = read_graph(request.path)
-    metadata = graph.metadata or {}
-    exact = metadata.get("mode") == "exact"
-    # NIR says that a neuron fires strictly above its threshold and is reset to v_reset
-    runner = NirRunner(graph)
-    kind = "float64" if runner.dtype == np.float64 else "float32"
-    notes, checks = [str(loss) for loss in str(metadata.get("losses", "")).splitlines()], []
-    networks: dict[str, SpikingNetwork] = {}
-    if request.network is not None:
-        checks.append(_same_graph(graph, request.network))
-        notes += _other_steps(int(metadata.get("time_steps", 0)), request.network)
-        networks["as it was written"] = request.network
-    else:
-        notes.append(ALONE)
-    if exact:
-        networks["in the file"] = to_network(graph, request.time_steps)
-    if not networks:
-        raise FormatError(
-            f"'{request.path}' is of mode {metadata.get('mode', 'unknown')!r}, which is not read "
-            "back as a network; pass verify(path, network=...) to compare it with what it was "
-            "written from."
-        )
-    steps = request.time_steps or int(metadata.get("time_steps", 0))
-    steps = steps or next(iter(networks.values())).time_steps
-    shape = [int(n) for n in runner.nodes[runner.input_name].input_type["input"]]
-    x, inputs = request.inputs(shape)
-    dtype = torch.float64 if kind == "float64" else torch.float32
-    names = {
-        str((node.metadata or {}).get("name", key)): key
-        for key, node in graph.nodes.items()
-        if not isinstance(node, (nir.Input, nir.Output))
-    }
-    ends = {item["name"]: item for item in json.loads(metadata.get("readouts", "[]"))}
-    for of, network in networks.items():
-        if list(network.input.shape[1:]) != shape:
-            raise FormatError(
-                f"'{request.path}' takes inputs [B, {', '.join(map(str, shape))}], not those of "
-                "this network; it was written from another."
-            )
-        neurons = [node for node in network.nodes if isinstance(node, GroupNeuron)]
-        missing = [node.name for node in neurons if node.name not in names]
-        if missing:
-            raise FormatError(
-                f"'{request.path}' has no nodes for {', '.join(missing)}; it was written from "
-                "another network."
-            )
-        record = [names[node.name] for node in neurons]
-        sent = runner.run(x.numpy(), steps, record=record)
-        # an IF node sends spikes, a group's subgraph n theta
-        counts = {
-            node.name: np.rint(
-                sent[names[node.name]] / (np.asarray(node.parameters.theta) if exact else 1.0)
-            ).astype(np.int64)
-            for node in neurons
-        }
-        unknown = set(leaves(network.outputs)) - set(ends)
-        if unknown:
-            raise FormatError(
-                f"'{request.path}' has no outputs {', '.join(sorted(unknown))}; it was written "
-                "from another network."
-            )
-        readouts = [_readout(sent, ends[name]) for name in leaves(network.outputs)]
-        wanted = run_definition(network, x, steps, dtype=dtype)
-        found = _leaves_of(network.outputs, wanted.outputs)
-        checks.append(
-            compare(
-                f"NIR runner and definitions of the network {of}, {kind}",
-                counts,
-                _spikes(wanted.spikes),
-                readouts,
-                found,
-                TOLERANCE[kind],
-                exact,
-            )
-        )
-    if exact:
-        notes.append(
-            "v(0) is folded into the thresholds: where a potential lies on one to the last bit, "
-            "rounding may move a spike of a file that is right"
-        )
-    else:
-        notes.append(
-            "a platform file is no exact one; the figures of the replay tell what NIR's own "
-            "semantics cost"
-        )
-    return request.certificate(
-        "nir",
-        content_hash(request.path),
-        inputs,
-        len(x),
-        steps,
-        checks,
-        notes,
-        _version("nir"),
-        complete=exact,
-    )
-
-
-def _same_graph(graph: Any, network: SpikingNetwork) -> Check:
-    """The file's nodes, edges and what it says of itself, and those of the network written anew."""
-    from .nir import to_graph
-
-    metadata = graph.metadata or {}
-    found, best = _graph_parts(graph), None
-    for pooling in ("pool", "conv"):
-        again, _ = to_graph(
-            network,
-            mode=str(metadata.get("mode", "exact")),
-            dialect=str(metadata.get("dialect", "nir")),
-            pooling=pooling,
-            time_steps=int(metadata["time_steps"]) if "time_steps" in metadata else None,
-        )
-        check = _contents("content of the file and of the network", found, _graph_parts(again))
-        best = check if best is None or check.mismatches < best.mismatches else best
-    assert best is not None
-    return best
-
-
-def _graph_parts(graph: Any, where: str = "") -> dict[str, Any]:
-    """Arrays by node, edges, and the metadata that say how the graph is meant."""
-    parts: dict[str, Any] = {}
-    for name, node in sorted(graph.nodes.items()):
-        if hasattr(node, "nodes"):
-            parts |= _graph_parts(node, f"{where}{name}/")
-            continue
-        kept = {k: v for k, v in vars(node).items() if k not in UNSAID}
-        parts[f"{where}{name}"] = {
-            "type": type(node).__name__,
-            **{key: _plain_array(value) for key, value in sorted(kept.items())},
-        }
-    said = ("mode", "dialect", "time_steps", "dt", "readouts", "outputs", "neurons")
-    metadata = graph.metadata or {}
-    parts[f"{where}edges"] = sorted([str(a), str(b)] for a, b in graph.edges)
-    if not where:
-        parts["metadata"] = {key: str(metadata.get(key, "")) for key in said}
-    return parts
-
-
-def _plain_array(value: Any) -> Any:
-    import numpy as np
-
-    if isinstance(value, Mapping):
-        return {str(k): _plain_array(v) for k, v in value.items()}
-    if isinstance(value, (str, type(None))):
-        return value
-    array = np.asarray(value)
-    return array if array.dtype.kind == "f" else array.astype(str).ravel().tolist()
-
-
-def _readout(sent: Mapping[str, np.ndarray], end: Mapping[str, str]) -> np.ndarray:
-    values = sent[end["output"]].astype("float64")
-    return values.mean(0) if end["readout"] == "mean" else values[-1]  # type: ignore[no-any-return]
-
-
-def _leaves_of(structure: Any, values: Any) -> list[Any]:
-    if isinstance(structure, str):
-        return [values]
-    if isinstance(structure, Mapping):
-        return [a for key, item in structure.items() for a in _leaves_of(item, values[key])]
-    return [
-        a for item, value in zip(structure, values, strict=True) for a in _leaves_of(item, value)
-    ]
-
-
-def _embed_nir(data: bytes, certificate: str) -> bytes:
-    from .nir.reader import SEAL
-
-    return _with_attribute(data, certificate, SEAL)
-
-
-def _with_attribute(data: bytes, certificate: str, seal: bytes) -> bytes:
-    """The certificate at the root, where readers of NIR and netx do not look."""
-    import h5py
-
-    image = io.BytesIO(unsealed(data, seal))
-    with h5py.File(image, "r+") as file:
-        file.attrs["certificate"] = certificate
-    return sealed(image.getvalue(), seal)
-
-
-# -- .net -----------------------------------------------------------------------------------------
-
-
-def _verify_netx(request: _Request) -> Certificate:
-    from ..plugins import lava_remote
-    from .lava.chains import affine_maps, float_outputs
-    from .lava.netx import read_netx
-
-    netx = read_netx(request.path)
-    steps = netx.time_steps
-    if request.time_steps not in (None, steps):
-        raise InputError(f"'{request.path}' was written for T = {steps}; write it again for more.")
-    coding = netx.coding
-    high = coding.low + coding.step * coding.levels
-    x, inputs = request.inputs(coding.shape, coding.low, high)
-    run = netx.run(x.numpy())
-    checks, notes, versions = [], [f"profile {netx.profile}"], {}
-    if request.network is not None:
-        checks.append(_same_integers(netx, request.network))
-        notes += _other_steps(steps, request.network)
-    else:
-        notes.append(ALONE)
-    lava = lava_remote.available(request.python)
-    if lava:
-        done = lava_remote.verify_netx(request.path, x.numpy(), python=request.python)
-        checks.append(
-            Check(
-                "Lava and the integer runner",
-                sum(done.cells),
-                sum(done.wrong) + done.readouts_wrong,
-                dict(
-                    zip((*done.layers, "read-out"), (*done.wrong, done.readouts_wrong), strict=True)
-                ),
-                None,
-                0.0,
-                True,
-                sum(done.spikes),
-            )
-        )
-        versions["lava"] = ", ".join(done.versions)
-    else:
-        notes.append(
-            "not run in Lava: no interpreter has it. Make one with tests/lava/install.sh and set "
-            "LAVA_PYTHON"
-        )
-    if request.network is not None and checks[0].equal:
-        maps = affine_maps(request.network, GroupNeuron, 2**26)
-        exactly = float_outputs(maps, x.reshape(len(x), -1).numpy(), steps)
-        rounded = netx.outputs(run.membrane)
-        wanted = run_definition(request.network, x, steps).spikes
-        names = [layer.name for layer in netx.layers[:-1]]
-        counts = dict(zip(names, netx.counts(run), strict=True))
-        before = {  # [T, B, ...] as [B, groups, T]
-            name: wanted[name].flatten(2).permute(1, 2, 0).numpy() for name in names
-        }
-        what = "members that fire and read-outs, after and before rounding to integers"
-        checks.append(compare(what, counts, before, rounded, exactly, 0.0, False))
-        same = int((exactly.argmax(1) == rounded.argmax(1)).sum())
-        notes.append(f"{same} of {len(x)} predictions are those of the network before rounding")
-    return request.certificate(
-        "lava",
-        content_hash(request.path),
-        inputs,
-        len(x),
-        steps,
-        checks,
-        notes,
-        versions,
-        complete=lava,
-    )
-
-
-def _other_steps(steps: int, network: SpikingNetwork) -> list[str]:
+def other_steps(steps: int, network: SpikingNetwork) -> list[str]:
     """Files may be written for another T than the network was planned for."""
     if steps == network.time_steps:
         return []
     return [f"the file is for T = {steps}, the network for T = {network.time_steps}"]
-
-
-def _same_integers(netx: Any, network: SpikingNetwork) -> Check:
-    """The file's integers and coding, and those of the network lowered anew."""
-    from .lava.netx import parse_netx
-    from .lava.writer import lower
-
-    coding = netx.coding
-    bits = int(netx.attributes["weight_bits"])
-    again = parse_netx(
-        lower(
-            network, netx.profile, netx.time_steps, bits, coding.low, coding.step, coding.levels
-        ).content,
-        netx.path,
-    )
-    return _contents(
-        "integers of the file and of the network lowered anew", _integers(netx), _integers(again)
-    )
-
-
-def _integers(netx: Any) -> dict[str, Any]:
-    layers = {layer.name: dict(vars(layer)) for layer in netx.layers}
-    rest = [netx.profile, netx.time_steps, netx.readout_scale, dict(vars(netx.coding))]
-    return {**layers, "coding and read-out": rest}
-
-
-def _embed_netx(data: bytes, certificate: str) -> bytes:
-    from .lava.netx import SEAL
-
-    return _with_attribute(data, certificate, SEAL)
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:
@@ -768,13 +365,3 @@ def _is_text(dataset: Any) -> bool:
     import h5py
 
     return h5py.check_string_dtype(dataset.dtype) is not None
-
-
-def _version(package: str) -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package)}
-
-
-VERIFIERS = {"hdf5": _verify_hdf5, "nir": _verify_nir, "lava": _verify_netx}
-EMBEDDERS = {"hdf5": _embed_hdf5, "nir": _embed_nir, "lava": _embed_netx}

@@ -1,5 +1,6 @@
 """The dynamics: one pure-torch step for each neuron, functions, schedules, the loop over time."""
 
+from .choice import BACKENDS, Choice, backends, running_sum
 from .coding import (
     CodingState,
     PoissonCodingParameters,
@@ -10,27 +11,22 @@ from .coding import (
 )
 from .group import (
     GroupNeuronParameters,
+    GroupSequence,
     SignedGroupState,
+    group_choice,
     group_initial_v,
+    group_multi_step,
     group_step,
     group_surrogate_step,
     signed_group_step,
     signed_group_surrogate_step,
 )
-from .growth import GrowthState, growth_initial_state, growth_step
-from .multi_step import (
-    BACKENDS,
-    Choice,
-    GroupSequence,
+from .growth import (
     GrowthSequence,
-    SignGDSequence,
-    backends,
-    group_choice,
-    group_multi_step,
+    GrowthState,
+    growth_initial_state,
     growth_multi_step,
-    running_sum,
-    signgd_choice,
-    signgd_multi_step,
+    growth_step,
 )
 from .nonlinearities import NONLINEARITIES, Nonlinearity, nonlinearity
 from .qcfs import QCFS
@@ -46,13 +42,16 @@ from .schedules import (
 )
 from .signgd import (
     SignGDParameters,
+    SignGDSequence,
     SignGDSpikeState,
     SignGDState,
     from_binary,
     levels,
+    signgd_choice,
     signgd_decoded_step,
     signgd_fires,
     signgd_initial_state,
+    signgd_multi_step,
     signgd_spike_step,
     signgd_step,
     signgd_surrogate_step,
@@ -64,62 +63,3 @@ from .subgradient import (
     subgradient_step,
 )
 from .surrogate import Surrogate
-
-__all__ = [
-    "BACKENDS",
-    "NONLINEARITIES",
-    "QCFS",
-    "SCHEDULES",
-    "Choice",
-    "CodingState",
-    "ConstantSchedule",
-    "ExponentialSchedule",
-    "GroupNeuronParameters",
-    "GroupSequence",
-    "GrowthSequence",
-    "GrowthState",
-    "InverseSchedule",
-    "ListSchedule",
-    "Nonlinearity",
-    "PoissonCodingParameters",
-    "RealCodingParameters",
-    "Schedule",
-    "SignGDParameters",
-    "SignGDSequence",
-    "SignGDSpikeState",
-    "SignGDState",
-    "SignedGroupState",
-    "SubgradientParameters",
-    "SubgradientState",
-    "Surrogate",
-    "backends",
-    "from_binary",
-    "group_choice",
-    "group_initial_v",
-    "group_multi_step",
-    "group_step",
-    "group_surrogate_step",
-    "growth_initial_state",
-    "growth_multi_step",
-    "growth_step",
-    "levels",
-    "nonlinearity",
-    "poisson_spikes",
-    "poisson_step",
-    "real_step",
-    "running_sum",
-    "scan",
-    "schedule_from_dict",
-    "signed_group_step",
-    "signed_group_surrogate_step",
-    "signgd_choice",
-    "signgd_decoded_step",
-    "signgd_fires",
-    "signgd_initial_state",
-    "signgd_multi_step",
-    "signgd_spike_step",
-    "signgd_step",
-    "signgd_surrogate_step",
-    "subgradient_step",
-    "weighted_spike",
-]

@@ -1,12 +1,19 @@
-"""What nodes of a network description share, and what every kind of neuron says of itself."""
+"""What nodes of a network description share, and what every kind of neuron says of itself.
+
+A kind from elsewhere is a subclass of ``Neuron`` with ``start`` and ``sequence``, its definition in
+torch, and an entry ``NODES[kind]`` (``core/network.py``). It then runs in every simulator.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
+from torch import Tensor
+
+from ..errors import InputError
 from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
@@ -27,6 +34,37 @@ def values_of(shape: Sequence[Size]) -> int:
     return prod(resolve(shape, 1))
 
 
+def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """``value`` broadcast to ``shape``, or an InputError."""
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
+        ) from error
+
+
+def broadcasts(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    behind = zip(reversed(sizes), reversed(shape), strict=False)
+    return len(sizes) <= len(shape) and all(a in (1, b) for a, b in behind)
+
+
+def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A state, a tensor or a tuple of states, with ``fn`` applied to its tensors."""
+    if isinstance(value, tuple):
+        items = [each_tensor(item, fn) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return fn(value) if isinstance(value, Tensor) else value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a state."""
+    if isinstance(value, Tensor):
+        yield value
+    for item in value if isinstance(value, tuple) else ():
+        yield from tensors_in(item)
+
+
 class Code(NamedTuple):
     """An event of a neuron: "binary" (0 or 1), "sign" (-1 or 1) or "graded" (a whole number),
     the ``bits`` that tell its values apart, and the ``most`` that its size can be."""
@@ -34,6 +72,18 @@ class Code(NamedTuple):
     kind: str
     bits: int
     most: int
+
+
+class Factor(NamedTuple):
+    """What spikes are still to be multiplied by, equal where ``name`` is. With ``adds`` a step of a
+    known size is added or subtracted where no weight is met, and nothing is multiplied."""
+
+    name: str
+    adds: bool = False
+
+
+FOLDS = Factor("folds into the weights")
+MEAN = Factor("the number of steps")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,6 +94,8 @@ class Node:
     """
 
     kind: ClassVar[str] = ""
+    # whether the node has its place in the spike view, where increments and weighted spikes pass
+    spike_view: ClassVar[bool] = True
     name: str
     inputs: tuple[str, ...] = ()
     shape: tuple[Size, ...] = ()
@@ -53,9 +105,74 @@ class Node:
         """How many values the node makes for one input."""
         return values_of(self.shape)
 
+    @property
+    def code(self) -> Code | None:
+        """What an event of the node is; None where it sends none, or passes on those of others."""
+        return None
+
+    @property
+    def most_spikes(self) -> int:
+        """The most spikes that one value sends in a step."""
+        return 1
+
+    @property
+    def unit(self) -> float | Tensor | None:
+        """The size of one spike in what passes, where that is the same in every step."""
+        return None
+
+    @property
+    def factor(self) -> Factor | None:
+        """What its spikes are still to be multiplied by."""
+        return None
+
+    @property
+    def steady(self) -> bool:
+        """Whether every step sends the same number of spikes, whatever the input."""
+        return True
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Timed(Node):
+    """A node that keeps a state from one step to the next: its dynamics."""
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The state before a first step with these inputs, [B, ...] each.
+
+        A state is a tensor, a number, None, or a tuple of states.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
+
+        What it sends it may ``tell`` (``neurons/spikes.py``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """One step in torch alone: inputs [B, ...] to (what passes, state)."""
+        y_seq, state = self.sequence(tuple(x.unsqueeze(0) for x in inputs), state)
+        return y_seq[0], state
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The node's tensors by name, those of f's arguments as ``argument_*``."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given: Mapping[str, Any] = values.get("arguments", {})
+        values |= {f"argument_{key}": value for key, value in given.items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The node with these ``tensors`` in the place of its own."""
+        own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
+        given: Mapping[str, Any] = getattr(self, "arguments", {})
+        if given:
+            own["arguments"] = {k: tensors.get(f"argument_{k}", v) for k, v in given.items()}
+        return replace(self, **own)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,6 +184,7 @@ class Function(Node):
     """
 
     kind = "function"
+    spike_view = False
     function: Nonlinearity
     arguments: Mapping[str, Any] = field(default_factory=dict)
     channel: int | None = None
@@ -77,13 +195,34 @@ class Function(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Neuron(Function):
+class Neuron(Function, Timed):
     """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
-    # whether it passes weighted spikes in the spike view, each receiver integrating its own input
-    spike_view: ClassVar[bool] = False
+
+    @property
+    def finest(self) -> float:
+        """The smallest spike of a step beside its largest."""
+        return 1.0
+
+    def numbers(self, arguments: int) -> int:
+        """The float32 numbers kept from one step to the next; ``arguments`` are the values of f's
+        arguments that are not constant."""
+        return self.values + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Additions and comparisons of one update of all neurons, f and arrivals apart."""
+        return self.values + arguments
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one update of all neurons, by numbers that change with time."""
+        return 0
+
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
+        """From where to where it decodes after so many steps; None where there is no limit."""
+        return None
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.neuron(self, inputs)  # type: ignore[no-any-return]

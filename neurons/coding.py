@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .base import Node, Value
+from .base import FOLDS, MEAN, Code, Factor, Timed, Value
+from .scan import scan
 from .schedules import Schedule
 
 
@@ -71,13 +72,12 @@ def poisson_step(
     """Input x [B, ...] to (spikes, state); the state's v is the mean of the spikes so far."""
     t = state.t + 1
     sent = poisson_spikes(x, t, p)
-    sign = sent.sign().unsqueeze(0)
-    spikes.tell(sign, sign.abs())
+    spikes.tell(lambda: spikes.Events(sent.sign().unsqueeze(0), sent.sign().abs().unsqueeze(0)))
     return sent, CodingState(state.v + (sent - state.v) / t, t)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Encoder(Node):
+class Encoder(Timed):
     """Real-valued ("real", with its schedule) or "poisson" input coding."""
 
     kind = "encoder"
@@ -88,5 +88,59 @@ class Encoder(Node):
     seed: int = 0
     per_step: bool = False  # poisson: the spikes themselves (rate-coded networks), or their mean
 
+    @property
+    def spikes(self) -> bool:
+        """Whether it sends spikes, not real values."""
+        return self.coding == "poisson"
+
+    @property
+    def code(self) -> Code | None:
+        return Code("sign", 1, 1) if self.spikes else None
+
+    @property
+    def unit(self) -> float | None:
+        return self.scale if self.spikes and self.per_step else None
+
+    @property
+    def factor(self) -> Factor | None:
+        if not self.spikes:
+            return None
+        return FOLDS if self.per_step else MEAN
+
+    @property
+    def steady(self) -> bool:
+        return not self.spikes
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.encoder(self, inputs)  # type: ignore[no-any-return]
+
+    @property
+    def spike_view(self) -> bool:  # type: ignore[override]
+        return self.coding == "real"
+
+    def start(self, inputs: tuple[Tensor, ...]) -> CodingState:
+        return CodingState(torch.zeros_like(inputs[0]))
+
+    def step(self, inputs: tuple[Tensor, ...], state: CodingState) -> tuple[Tensor, CodingState]:
+        """One step, [B, ...]: what is decoded so far, or the Poisson spikes of this step."""
+        if self.coding == "poisson":
+            sent, state = poisson_step(
+                inputs[0], state, PoissonCodingParameters(self.scale, self.seed)
+            )
+            return (sent if self.per_step else state.v), state
+        assert self.schedule is not None
+        return real_step(inputs[0], state, RealCodingParameters(self.schedule, self.momentum))
+
+    def spike_step(
+        self, inputs: tuple[Tensor, ...], state: CodingState
+    ) -> tuple[Tensor, CodingState]:
+        """Real-valued coding in the spike view: the increments of v."""
+        v, after = self.step(inputs, state)
+        return v - state.v, after
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: CodingState
+    ) -> tuple[Tensor, CodingState]:
+        """T steps of inputs [T, B, ...]."""
+        steps = list(zip(*inputs, strict=True))
+        return scan(lambda x, before, _: self.step(x, before), steps, state, None)

@@ -25,10 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import spread
+from .choice import running_sum
 from .coding import CodingState, RealCodingParameters, real_step
-from .multi_step import SignGDSequence, running_sum, signgd_multi_step
 from .schedules import Schedule
-from .signgd import SignGDParameters, SignGDState, from_binary, signgd_initial_state, spread
+from .signgd import (
+    SignGDParameters,
+    SignGDSequence,
+    SignGDState,
+    from_binary,
+    signgd_initial_state,
+    signgd_multi_step,
+)
 
 SPIKES = ("signed", "binary", "decoded")
 

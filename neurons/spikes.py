@@ -20,7 +20,7 @@ others) tell the innermost ``hear``, from the codes of the kernels; outside of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import local
 from typing import NamedTuple
@@ -36,18 +36,21 @@ class Events(NamedTuple):
     spikes: Tensor
 
 
+Told = list[Callable[[], Events]]  # made when somebody looks
+
+
 class _Hearers(local):
     def __init__(self) -> None:
-        self.stack: list[list[Events]] = []
+        self.stack: list[Told] = []
 
 
 _hearers = _Hearers()
 
 
 @contextmanager
-def hear() -> Iterator[list[Events]]:
+def hear() -> Iterator[Told]:
     """``with hear() as told``: what neurons run in this block and thread tell, in order."""
-    told: list[Events] = []
+    told: Told = []
     _hearers.stack.append(told)
     try:
         yield told
@@ -60,16 +63,17 @@ def wanted() -> bool:
     return not torch.compiler.is_compiling() and bool(_hearers.stack)
 
 
-def tell(number: Tensor, spikes: Tensor) -> None:
-    """Events [T, *] to whoever hears, if anybody does."""
+def tell(events: Callable[[], Events]) -> None:
+    """Events [T, *] to whoever hears, if anybody does; they are made when somebody looks."""
     if wanted():
-        _hearers.stack[-1].append(Events(number, spikes))
+        _hearers.stack[-1].append(events)
 
 
-def joined(told: list[Events]) -> Events | None:
+def joined(told: Told) -> Events | None:
     """All that was told as one, None where nothing was."""
     if not told:
         return None
     if len(told) == 1:
-        return told[0]
-    return Events(*(torch.cat([each[i] for each in told]) for i in range(2)))
+        return told[0]()
+    parts = [events() for events in told]
+    return Events(*(torch.cat([each[i] for each in parts]) for i in range(2)))

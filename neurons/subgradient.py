@@ -12,6 +12,7 @@ Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the pu
 
 from __future__ import annotations
 
+import math
 from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import spikes
-from .base import Neuron
-from .schedules import InverseSchedule, Schedule
+from .base import Code, Factor, Neuron
+from .scan import scan
+from .schedules import InverseSchedule, Schedule, name_schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,7 @@ def subgradient_step(
             f"subgradient neurons: a scale for {list(output.shape)} does not broadcast to a state "
             f"v of {list(state.v.shape)}."
         )
-    sent = fires.unsqueeze(0)
-    spikes.tell(sent, sent)
+    spikes.tell(lambda: spikes.Events(fires.unsqueeze(0), fires.unsqueeze(0)))
     return fires, SubgradientState(state.v - p.schedule(t) * (state.v - output), t)
 
 
@@ -69,6 +70,43 @@ class SubgradientNeuron(Neuron):
     schedule: Schedule
     scale: float | Tensor = 1.0
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.scale  # what it cannot send is not below zero
+
+    @property
+    def code(self) -> Code:
+        return Code("binary", 1, 1)
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}")
+
+    @property
+    def steady(self) -> bool:
+        return False
+
+    def additions(self, arguments: int) -> int:
+        return 2 * self.values
+
+    @property
+    def products(self) -> int:
+        return self.values  # v
+
     @property
     def parameters(self) -> SubgradientParameters:
         return SubgradientParameters(self.scale, self.schedule)
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SubgradientState:
+        return SubgradientState(torch.zeros_like(inputs[0]))
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SubgradientState
+    ) -> tuple[Tensor, SubgradientState]:
+        return scan(_decoded_step, inputs[0], state, self.parameters)
+
+
+def _decoded_step(
+    x: Tensor, state: SubgradientState, p: SubgradientParameters
+) -> tuple[Tensor, SubgradientState]:
+    _, state = subgradient_step(x, state, p)
+    return state.v, state

@@ -25,19 +25,17 @@ from ..core.network import (
     Constant,
     Encoder,
     Function,
-    GroupNeuron,
-    Growth,
     Input,
     Linear,
+    Neuron,
     Node,
-    SignGDNeuron,
     SpikingNetwork,
 )
 from ..core.operations import LINEAR, apply_over_time, resolve
 from ..core.running import check_run, check_steps, run
+from ..core.spikes import Sent, codes, listening
+from ..core.walk import Semantics, walk
 from ..errors import BackendUnavailable, InputError
-from ..neurons.protocol import like
-from .windows import adaptive_sum, interpolated_sum
 
 try:
     from neurobench.metrics.workload import SynapticOperations
@@ -84,8 +82,7 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
     """``Benchmark(NeuroBenchNetwork(snn, time_steps), loader, ...)``: a network of ``build``.
 
     A batch x is [B, ...], one static input; it returns the decoded output after ``time_steps``,
-    those that the network was planned for unless given. For signGD and group neurons; raises
-    InputError for others and for Poisson-coded input.
+    those that the network was planned for unless given. Raises InputError.
 
     NeuroBench keeps what its hooks have seen until a batch is through, so memory grows with T and
     with the batch of the loader, not with the number of batches.
@@ -98,21 +95,13 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
                 "NeuroBenchNetwork takes the module that build(network) returns, not "
                 f"{type(snn).__name__}."
             )
-        for node in snn.network.nodes:
-            poisson = isinstance(node, Encoder) and node.coding == "poisson"
-            if poisson or node.kind == "subgradient":
-                kind = "Poisson-coded input" if poisson else "a rate-coded neuron"
-                raise InputError(
-                    "NeuroBenchNetwork passes on what signGD and group neurons send, but "
-                    f"'{node.name}' is {kind}."
-                )
         self.snn = snn
         steps = snn.network.time_steps if time_steps is None else time_steps
         (self.time_steps,) = check_steps(steps)
         self.net = Layers(snn.network)
         # in float64 NeuroBench's sums of events are exact
         self._counted = copy.deepcopy(self.net).double()
-        self.add_activation_module(Sent)
+        self.add_activation_module(Spikes)
         self.unseen = Unseen()
         self._most: dict[str, int] = {}  # events that arrive at one input of a layer in a step
         self._dense = self._full_step()
@@ -126,7 +115,7 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
 
     def activation_layers(self) -> list[dict[str, Any]]:
         neurons = self._counted.neurons
-        own = [n.name for n in self.snn.network.neurons if not isinstance(n, Growth)]
+        own = [node.name for node in self.snn.network.nodes if node.code is not None]
         return [{"layer_name": name, "layer": neurons[key(name)]} for name in own]
 
     @torch.no_grad()
@@ -136,12 +125,13 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
             self._counted.to(batch.device)
         x = check_run("NeuroBenchNetwork", self.snn, batch, self.time_steps, False)
         spikes: dict[str, list[Tensor]] = {}
-        listen = _listener(spikes)
-        before, self.snn.on_fire = self.snn.on_fire, listen
-        try:
+
+        def listen(sent: Sent) -> None:
+            if sent.events is not None:
+                spikes.setdefault(sent.node.name, []).append(sent.events.spikes.float())
+
+        with listening(self.snn, listen):
             output = run(self.snn, x, self.time_steps)[self.time_steps]
-        finally:
-            self.snn.on_fire = before
         if self.connection_hooks or self.activation_hooks:
             self._pass(x, {name: torch.cat(parts) for name, parts in spikes.items()})
         return output
@@ -150,12 +140,12 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
         """Through the layers that are counted, what was sent in all steps."""
         found = [0.0, 0.0]
 
-        def meet(node: Node, signal: Signal) -> None:
+        def meet(node: Linear | Function, signal: Signal) -> None:
             if isinstance(node, Linear):
                 found[0] += self._count(node, signal)
             else:
                 found[0] += 0.0 if signal.spikes is None else float(signal.spikes.double().sum())
-                found[1] += self.time_steps * _products(node, self.snn.network, len(x))
+                found[1] += self.time_steps * self.snn.network.products(node) * len(x)
 
         for name, sent in spikes.items():
             self._counted.neurons[key(name)](sent)
@@ -186,19 +176,17 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
         """``most``, and what NeuroBench misses, where all members of one sample fire at once."""
         network = self.snn.network
         device = next(self.snn.buffers(), torch.zeros(())).device
+        pooled = max((n.most_spikes for n in network.nodes if n.unit is not None), default=1)
         spikes = {}
-        for node in network.neurons:
-            members = getattr(node, "members", None)
-            if members is None:  # pooling of group neurons passes on their members
-                members = max((n.members for n in network.nodes if isinstance(n, GroupNeuron)),
-                              default=1)  # fmt: skip
-            shape = (1, *resolve(node.shape, 1))
-            spikes[node.name] = torch.full(shape, float(members), device=device)
+        for name in codes(network):
+            most = network[name].most_spikes if network[name].code else pooled
+            shape = (1, *resolve(network[name].shape, 1))
+            spikes[name] = torch.full(shape, float(most), device=device)
         found = [0.0]
 
-        def meet(node: Node, signal: Signal) -> None:
+        def meet(node: Linear | Function, signal: Signal) -> None:
             if not isinstance(node, Linear):
-                found[0] += _products(node, network, 1)
+                found[0] += network.products(node)
             if signal.spikes is None:
                 return
             if not isinstance(node, Linear):
@@ -217,7 +205,7 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
 # -- the layers that are counted ------------------------------------------------------------------
 
 
-class Sent(nn.Module):
+class Spikes(nn.Module):
     """Stands for a layer of neurons, called with how many spikes each sends, [T, B, ...]."""
 
     def forward(self, spikes: Tensor) -> Tensor:
@@ -253,7 +241,7 @@ class Layers(nn.Module):
             if isinstance(node, Linear) and node.tensors:
                 group = self.connections if LINEAR[node.op].weighted else self.rest
                 group[key(node.name)] = _layer(node) or Other(node)
-        self.neurons = nn.ModuleDict({key(name): Sent() for name in network.names()})
+        self.neurons = nn.ModuleDict({key(name): Spikes() for name in codes(network)})
 
 
 def _layer(node: Linear) -> nn.Module | None:
@@ -301,27 +289,6 @@ def _folded(layer: nn.Module, x: Tensor) -> Tensor:
 # -- what was sent, passed on to those layers -----------------------------------------------------
 
 
-def _listener(spikes: dict[str, list[Tensor]]) -> Callable[[Node, Tensor], None]:
-    """For ``on_fire``: keeps how many spikes each neuron sends, [T, B, ...] in parts."""
-    theta: dict[str, Any] = {}
-
-    def listen(node: Node, y: Tensor) -> None:
-        if isinstance(node, SignGDNeuron):
-            sent = torch.full_like(y, node.members)
-        elif isinstance(node, (GroupNeuron, Growth)):
-            if isinstance(node, GroupNeuron):
-                theta[node.name] = node.parameters.theta
-            else:  # what is pooled are the spikes of neurons of one threshold
-                theta[node.name] = next((theta[n] for n in node.inputs if n in theta), None)
-            unit = theta[node.name]
-            sent = (y != 0).to(y) if unit is None else (y / like(unit, y)).abs().round()
-        else:
-            return
-        spikes.setdefault(node.name, []).append(sent)
-
-    return listen
-
-
 class Signal(NamedTuple):
     """What a value is made of, each None where there is nothing of it.
 
@@ -338,7 +305,7 @@ class Signal(NamedTuple):
         return self.spikes is not None or self.sums is not None
 
 
-class Passing:
+class Passing(Semantics[Signal]):
     """One way through the network, for the input x [B, ...] and the spikes that were sent.
 
     ``meet`` is told each weighted operation with what enters it, and each function or neuron with
@@ -350,51 +317,64 @@ class Passing:
         snn: NetworkModule,
         x: Tensor,
         spikes: Mapping[str, Tensor],
-        meet: Callable[[Node, Signal], None],
+        meet: Callable[[Linear | Function, Signal], None],
     ) -> None:
         self.snn, self.x, self.spikes, self.meet = snn, x, spikes, meet
         self.batch = x.shape[0]
         self.steps = max((s.shape[0] for s in spikes.values()), default=1)
+        self.shapes = {node.name: resolve(node.shape, self.batch) for node in snn.network.nodes}
+        self.functions = {node.name for node in snn.network.of(Function)}
         self.constants: dict[str, Tensor] = {}
 
     def run(self) -> None:
-        values: dict[str, Signal] = {}
-        last = {name: node.name for node in self.snn.network.nodes for name in node.inputs}
-        for node in self.snn.network.nodes:
-            values[node.name] = self._value(node, [values[name] for name in node.inputs])
-            for name in node.inputs:
-                if last[name] == node.name:
-                    values.pop(name, None)
+        walk(self.snn.network, self, keep=())
 
-    def _value(self, node: Node, inputs: list[Signal]) -> Signal:
-        if isinstance(node, Input):
-            return Signal(static=self.x)
-        if isinstance(node, Constant):
-            self.constants[node.name] = node.value.to(self.x.device)
-            return Signal()
-        if isinstance(node, Linear):
-            if all(name in self.constants for name in node.inputs):
-                values = [self.constants[name] for name in node.inputs]
-                module = self.snn.operations[key(node.name)]
-                self.constants[node.name] = module(*values, batch=self.batch)
-                return Signal()
-            return self._linear(node, inputs)
-        if isinstance(node, Encoder):  # real-valued coding
-            return Signal(sums=self._everywhere(node))
-        if isinstance(node, Average):
-            return inputs[0]
-        assert isinstance(node, Function)
-        moves = any(signal.moves for signal in inputs)
-        if type(node) is Function and not moves:  # kept as it is, of the input alone
+    def input(self, node: Input) -> Signal:
+        return Signal(static=self.x)
+
+    def constant(self, node: Constant) -> Signal:
+        self.constants[node.name] = node.value.to(self.x.device)
+        return Signal()
+
+    def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
+        if node.code is not None:
+            return Signal(spikes=self.spikes[node.name])
+        return Signal(sums=self._everywhere(node))
+
+    def average(self, node: Average, inputs: list[Signal]) -> Signal:
+        return inputs[0]
+
+    def function(self, node: Function, inputs: list[Signal]) -> Signal:
+        if not any(signal.moves for signal in inputs):  # of the input alone
             return Signal(static=self._static(node, inputs))
-        arrived = [s.spikes.double().sum() for s in inputs if s.spikes is not None]
-        self.meet(node, Signal(spikes=torch.stack(arrived) if arrived else None))
-        if type(node) is Function:
-            return Signal(sums=self._everywhere(node))
+        self._arrive(node, inputs)
+        return Signal(sums=self._everywhere(node))
+
+    def neuron(self, node: Neuron, inputs: list[Signal]) -> Signal:
+        self._arrive(node, inputs)
         return Signal(spikes=self.spikes[node.name])
 
+    def _arrive(self, node: Function, inputs: list[Signal]) -> None:
+        arrived = [s.spikes.double().sum() for s in inputs if s.spikes is not None]
+        self.meet(node, Signal(spikes=torch.stack(arrived) if arrived else None))
+
+    def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
+        if all(name in self.constants for name in node.inputs):
+            values = [self.constants[name] for name in node.inputs]
+            module = self.snn.operations[key(node.name)]
+            self.constants[node.name] = module(*values, batch=self.batch)
+            return Signal()
+        static = self._static(node, inputs)
+        spikes = self._arriving(node, [s.spikes for s in inputs])
+        sums = self._arriving(node, [s.sums for s in inputs])
+        if not LINEAR[node.op].weighted:
+            return Signal(spikes, None if sums is None else sums > 0, static)
+        self.meet(node, inputs[0])
+        changed = [part > 0 for part in (spikes, sums) if part is not None]
+        return Signal(sums=torch.stack(changed).any(0) if changed else None, static=static)
+
     def _everywhere(self, node: Node) -> Tensor:
-        shape = (self.steps, *resolve(node.shape, self.batch))
+        shape = self.steps, *self.shapes[node.name]
         return torch.ones(shape, dtype=torch.bool, device=self.x.device)
 
     def _static(self, node: Linear | Function, inputs: list[Signal]) -> Tensor | None:
@@ -404,82 +384,19 @@ class Passing:
             self.constants.get(name, self._zeros(name)) if s.static is None else s.static
             for name, s in zip(node.inputs, inputs, strict=True)
         ]
-        if isinstance(node, Linear):
-            value: Tensor = self.snn.operations[key(node.name)](*values, batch=self.batch)
-            return value
-        computed: Tensor = self.snn.functions[key(node.name)](*values)
-        return computed
+        if node.name in self.functions:
+            return self.snn.functions[key(node.name)](*values)  # type: ignore[no-any-return]
+        module = self.snn.operations[key(node.name)]
+        return module(*values, batch=self.batch)  # type: ignore[no-any-return]
 
     def _zeros(self, name: str) -> Tensor:
-        shape = resolve(self.snn.network[name].shape, self.batch)
-        return torch.zeros(shape, dtype=self.x.dtype, device=self.x.device)
-
-    def _linear(self, node: Linear, inputs: list[Signal]) -> Signal:
-        static = self._static(node, inputs)
-        if LINEAR[node.op].weighted:
-            (signal,) = inputs
-            self.meet(node, signal)
-            if not signal.moves:
-                return Signal(static=static)
-            changed = [part for part in (signal.spikes, signal.sums) if part is not None]
-            arrives = torch.stack([self._connect(node, [part]) > 0 for part in changed])
-            return Signal(sums=arrives.any(0), static=static)
-        spikes = self._arriving(node, [s.spikes for s in inputs])
-        sums = self._arriving(node, [s.sums for s in inputs])
-        return Signal(spikes, None if sums is None else sums > 0, static)
+        return torch.zeros(self.shapes[name], dtype=self.x.dtype, device=self.x.device)
 
     def _arriving(self, node: Linear, parts: list[Tensor | None]) -> Tensor | None:
         if all(part is None for part in parts):
             return None
         values = []
         for name, part in zip(node.inputs, parts, strict=True):
-            zeros = self._zeros(name)
-            values.append(zeros.expand(self.steps, *zeros.shape) if part is None else part)
-        return self._connect(node, values)
-
-    def _connect(self, node: Linear, values: list[Tensor]) -> Tensor:
-        """How much arrives at each output where every connection is one."""
-        values = [value.float() for value in values]
-        a, op = dict(node.attributes), node.op
-        tensors = {
-            name: (value != 0).float() if name == "weight" else value
-            for name, value in self.snn.operations[key(node.name)].named_buffers()
-        }
-        if op == "mean":
-            op = "sum"
-        elif op == "add":
-            a["coefficients"] = (1, 1)
-        elif op == "avg_pool":
-            if len(a["kernel_size"]) == 1:  # which has no divisor to choose
-                return self._pool(values[0].unsqueeze(-2), a).squeeze(-2)
-            a["divisor_override"] = 1
-        elif op == "adaptive_avg_pool":
-            return adaptive_sum(values[0], a["output_size"])
-        elif op == "upsample":
-            return interpolated_sum(values[0], a)
-        return apply_over_time(op, values, [True] * len(values), a, tensors, self.batch, True)
-
-    def _pool(self, x: Tensor, a: dict[str, Any]) -> Tensor:
-        lines = {name: [one, *a[name]] for name, one in
-                 (("kernel_size", 1), ("stride", 1), ("padding", 0))}  # fmt: skip
-        attributes = {**a, **lines, "divisor_override": 1}
-        return apply_over_time("avg_pool", [x], [True], attributes, {}, self.batch, True)
-
-
-def _products(node: Node, network: SpikingNetwork, batch: int) -> int:
-    """Multiplications of two signals in one evaluation of all neurons of a node."""
-    assert isinstance(node, Function)
-    name = node.function.name
-    if name not in ("mul", "matmul", "attention"):
-        return 0
-    if any(isinstance(network[source], Constant) for source in node.inputs):
-        return 0
-    out = resolve(node.shape, batch)
-    values = torch.Size(out).numel()
-    if name == "mul":
-        return values
-    x = resolve(network[node.inputs[0]].shape, batch)
-    if name == "matmul":
-        return values * x[-1]
-    keys = resolve(network[node.inputs[1]].shape, batch)[-1]
-    return torch.Size(x).numel() * keys + values * keys
+            nothing = self._zeros(name).expand(self.steps, *self.shapes[name])
+            values.append((nothing if part is None else part).double())
+        return node.arriving(values, self.batch).round()

@@ -18,6 +18,9 @@ op_counter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +28,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..core import spikes as stream
 from ..core.module import NetworkModule
-from ..core.running import check_run, check_steps, multi_step
+from ..core.running import check_run, check_steps
 from ..errors import BackendUnavailable, InputError
-from ..neurons.protocol import like
+from ..neurons.spikes import Events, Told, hear, joined
 from . import simulator
-from .spikingjelly.nodes import Encode, GroupNode, GrowthNode, PoissonEncode, SignGDNode
+from .spikingjelly import Encode, GroupNode, GrowthNode, SignGDNode
 from .windows import adaptive_sum
 
 with simulator("spikingjelly"):
@@ -95,15 +99,16 @@ class Sent(NamedTuple):
     version: int
     dtype: torch.dtype
     numbers: Tensor  # [elements of the storage]
-    members: Tensor  # the same; of what a neuron sent, before members became one event
+    unit: Tensor  # the same: the size of one spike, NaN where it has none
 
 
 class Spikes(BaseCounter):  # type: ignore[misc]
     """Follows the spikes of the neurons of ``net``, while it is entered.
 
-    signGD neurons send m signs, group neurons n members, other neurons of SpikingJelly what is 0
-    or 1. With ``events`` all that a neuron sends in one step is one. Raises InputError where
-    signGD neurons are built with spikes="decoded", whose linear layers see no spikes at all.
+    Our neurons tell what they send (in ``spikes="binary"`` the ones count), other neurons of
+    SpikingJelly send what is 0 or 1. With ``events`` all that a neuron sends in one step is one.
+    Raises InputError where signGD neurons are built with spikes="decoded", whose linear layers see
+    no spikes at all.
 
     What cannot be followed (an operation in place, a nonlinearity, a real value added) is counted
     as SpikingJelly counts it.
@@ -121,37 +126,45 @@ class Spikes(BaseCounter):  # type: ignore[misc]
                     "count with analysis.count_operations."
                 )
         self._sent: dict[int, Sent] = {}
-        self._hooks: list[Any] = []
+        self._entered = ExitStack()
+        self._hearing: list[tuple[Any, Told]] = []
         self.rules = {
             **dict.fromkeys(MOVES, 0),
             **dict.fromkeys((*SCALES, *ADDS, *MEANS, *POOLS, *ADAPTIVE), 0),
         }
 
     def __enter__(self) -> Spikes:
+        networks = [m for m in self.net.modules() if isinstance(m, NetworkModule)]
+        inside = {neuron for network in networks for neuron in network.neurons.values()}
+        for network in networks:
+            self._listen(network)
         for module in self.net.modules():
-            if isinstance(module, neuron.BaseNode):
-                self._hooks.append(module.register_forward_hook(self._fired))
+            if isinstance(module, neuron.BaseNode) and module not in inside:
+                before = module.register_forward_pre_hook(self._before)
+                after = module.register_forward_hook(self._after, always_call=True)
+                self._entered.callback(before.remove)
+                self._entered.callback(after.remove)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._entered.close()
         self._sent.clear()
 
-    def numbers(self, x: Any, members: bool = False) -> Tensor | None:
-        """How many spikes each value of x stands for; None where not all of them are spikes.
+    def numbers(self, x: Any) -> Tensor | None:
+        """How many spikes each value of x stands for; None where not all of them are spikes."""
+        found = self._found(x)
+        return None if found is None else found[0]
 
-        With ``members`` those of the neurons themselves, also where ``events`` are counted.
-        """
+    def _found(self, x: Any) -> tuple[Tensor, Tensor] | None:
+        """The numbers, and the units."""
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             return None
         sent = self._sent.get(x.untyped_storage()._cdata)
         if sent is None or sent.dtype != x.dtype or sent.version != _version(x):
             return None
-        flat = sent.members if members else sent.numbers
-        numbers = flat.as_strided(x.shape, x.stride(), x.storage_offset())
-        return None if bool((numbers < 0).any()) else numbers
+        place = x.shape, x.stride(), x.storage_offset()
+        numbers, unit = sent.numbers.as_strided(*place), sent.unit.as_strided(*place)
+        return None if bool((numbers < 0).any()) else (numbers, unit)
 
     def rules_of(self, counter: type[BaseCounter]) -> dict[Any, Rule]:
         """``extra_rules`` of SynOpCounter, ACCounter or MACCounter."""
@@ -176,62 +189,96 @@ class Spikes(BaseCounter):  # type: ignore[misc]
         """Follows spikes through an operation; nothing is counted here."""
         numbers = self._through(func, args, kwargs)
         if numbers is not None and isinstance(out, Tensor) and numbers.shape == out.shape:
-            self._mark(out, numbers)
+            self._mark(out, numbers, self._unit_through(func, args, kwargs))
         return 0
 
     # -- where spikes are ---------------------------------------------------------------------
 
-    def _mark(self, x: Tensor, numbers: Tensor, members: Tensor | None = None) -> None:
+    def _mark(self, x: Tensor, numbers: Tensor, unit: float | Tensor) -> None:
         self._sent = {k: s for k, s in self._sent.items() if not s.storage.expired()}
         storage = x.untyped_storage()
         elements = storage.nbytes() // x.element_size()
 
-        def flat(values: Tensor) -> Tensor:
-            out = torch.full((elements,), -1.0, device=x.device)
+        def flat(values: Tensor, outside: float) -> Tensor:
+            out = torch.full((elements,), outside, device=x.device)
             out.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(values)
             return out
 
-        one = flat(numbers)
-        both = one, one if members is None else flat(members)
+        both = flat(numbers, -1.0), flat(torch.as_tensor(unit), nan)
         self._sent[storage._cdata] = Sent(StorageWeakRef(storage), _version(x), x.dtype, *both)
 
+    def _mark_sent(self, y: Tensor, spikes: Tensor, unit: float | Tensor) -> None:
+        self._mark(y, (spikes > 0).to(spikes) if self.events else spikes, unit)
+
+    def _listen(self, network: NetworkModule) -> None:
+        """To a network of ``build``."""
+
+        def hears(sent: stream.Sent) -> None:
+            if sent.events is not None:
+                self._mark_sent(sent.value, sent.events.spikes, nan)
+
+        self._entered.enter_context(stream.listening(network, hears))
+        told = network.listener
+        assert told is not None
+
+        def quietly(sent: stream.Sent) -> None:
+            with _disable_current_modes():  # what is computed here is not the network's
+                told(sent)
+
+        network.listener = quietly
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        hearing = hear()
+        self._hearing.append((hearing, hearing.__enter__()))
+
     @torch.no_grad()
-    def _fired(self, module: nn.Module, inputs: tuple[Any, ...], y: Any) -> None:
-        if not isinstance(y, Tensor):
-            return
-        with _disable_current_modes():  # what is computed here is not the network's
-            numbers = self._numbers_of(module, inputs, y)
-            if numbers is not None and self.events:
-                self._mark(y, (numbers > 0).to(numbers), numbers)
-            elif numbers is not None:
-                self._mark(y, numbers)
+    def _after(self, module: nn.Module, inputs: tuple[Any, ...], y: Any) -> None:
+        """Of a neuron in a network made by hand."""
+        hearing, told = self._hearing.pop()
+        hearing.__exit__(None, None, None)
+        if isinstance(y, Tensor):
+            with _disable_current_modes():
+                spikes, unit = self._sent_by(module, inputs, y, joined(told))
+                if spikes is not None:
+                    self._mark_sent(y, spikes.reshape(y.shape), unit)
 
-    def _numbers_of(self, module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        if isinstance(module, SignGDNode):
-            if module.spikes == "signed":
-                return torch.full_like(y, module.members)
-            bits = (y / like(module.scale, y)).round().to(torch.int64)
-            return torch.stack([(bits >> k) & 1 for k in range(module.members)]).sum(0).to(y)
-        if isinstance(module, GroupNode):
-            return (y / like(module.dynamics.theta, y)).abs().round()
+    def _sent_by(
+        self, module: nn.Module, inputs: tuple[Any, ...], y: Tensor, events: Events | None
+    ) -> tuple[Tensor | None, float | Tensor]:
+        """How many spikes, and of which unit."""
         if isinstance(module, GrowthNode):
-            return self._pooled(module, inputs, y)
-        binary = bool(((y == 0) | (y == 1)).all())
-        return y if binary and not isinstance(module, PoissonEncode) else None
+            found = [self._found(x) for x in inputs]
+            in_time = getattr(module, "step_mode", "s") == "m"
+            run = partial(
+                module.function.over_time if in_time else module.function, **module.arguments
+            )
+            if any(each is None for each in found):
+                return None, nan
+            unit = stream.selected(run, [each[1] for each in found if each is not None])
+            return stream.passed(y, unit).spikes, unit
+        if events is None:
+            return (y if bool(((y == 0) | (y == 1)).all()) else None), 1.0
+        if isinstance(module, SignGDNode) and module.spikes == "binary":
+            code = (events.number.long() + 2**module.members - 1) // 2
+            return sum((code >> k) & 1 for k in range(module.members)).to(y), nan  # type: ignore[union-attr]
+        return events.spikes, module.dynamics.theta if isinstance(module, GroupNode) else nan
 
-    def _pooled(self, module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor | None:
-        """Of a pooling, which hands on spikes of the size that those of its channel have."""
-        channel = 2 if getattr(module, "step_mode", "s") == "m" else 1
-        sizes = []
-        for x in inputs:
-            numbers = self.numbers(x, members=True)
-            if numbers is None or x.dim() != y.dim():
-                return None
-            size = torch.where(numbers > 0, x.abs() / numbers, 0)
-            others = [d for d in range(x.dim()) if d != channel]
-            sizes.append(size.amax(others, keepdim=True))
-        size = torch.stack(sizes).amax(0)
-        return (y / torch.where(size > 0, size, 1)).abs().round()
+    def _unit_through(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The size of one spike after an operation that moves or scales it."""
+        if op in (aten.cat.default, aten.stack.default):
+            return op([self._units(part) for part in args[0]], *args[1:], **kwargs)
+        if op is aten._to_copy.default:
+            return self._units(args[0])
+        if op in MOVES:
+            return op(self._units(args[0]), *args[1:], **kwargs)
+        if op in SCALES:
+            sizes = (x if (unit := self._units(x)) is None else unit for x in args)
+            return op(*sizes).abs()
+        return nan
+
+    def _units(self, x: Any) -> Tensor | None:
+        found = self._found(x)
+        return None if found is None else found[1]
 
     def _through(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The numbers of an operation's output, None where it is not made of spikes alone."""
@@ -321,7 +368,7 @@ def count(
         snn.reset()
         try:
             state = snn._start(x) if snn.spikes == "signed" else None
-            with multi_step(snn), DispatchCounterMode([spikes, synops, macs]):
+            with snn.for_sequences(), DispatchCounterMode([spikes, synops, macs]):
                 snn.advance(x, steps, {}, state)
         finally:
             snn.reset()

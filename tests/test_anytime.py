@@ -83,7 +83,7 @@ def test_breaking_off_resets_the_network_and_its_step_mode():
     next(stream)
     stream.close()
     assert all(torch.is_tensor(n.v) is False for n in snn.neurons.values()), "states are reset"
-    assert snn.on_fire is None
+    assert snn.listener is None
 
 
 def test_spikes_are_counted():

@@ -293,7 +293,7 @@ def seed():
 @pytest.mark.parametrize("name", MODELS)
 def test_every_form_converts(name, functions):
     model, x = MODELS[name](), torch.randn(16, L, E)
-    network = sg.convert(model, x, time_steps=64, functions=functions)
+    network = sg.convert(model, x, time_steps=64, forms=functions)
     assert torch.backends.mha.get_fastpath_enabled()
     expected = source(model, x)
     snn = sg.build(network)
@@ -318,7 +318,7 @@ def test_the_two_views_agree(name, functions):
     model, x = MODELS[name]().double(), torch.randn(3, L, E, dtype=torch.float64)
     if hasattr(model, "mask"):
         model.mask = model.mask.double()
-    network = sg.convert(model, x, time_steps=32, functions=functions)
+    network = sg.convert(model, x, time_steps=32, forms=functions)
     decoded = sg.run(sg.build(network), x, (1, 7, 32), chunk=5)
     spikes = sg.run(sg.build(network, spikes="signed"), x, (1, 7, 32))
     for t in (1, 7, 32):
@@ -344,7 +344,7 @@ class Weights(nn.Module):
 def test_masked_weights_are_zero_and_all_are_finite_at_every_step(size, functions):
     x, mask = torch.randn(8, L, E), torch.ones(L, L).tril().bool()
     model = Weights(size, mask)
-    snn = sg.build(sg.convert(model, x, time_steps=64, functions=functions))
+    snn = sg.build(sg.convert(model, x, time_steps=64, forms=functions))
     found = sg.run(snn, x, tuple(range(1, 65)))
     for t, weights in found.items():
         assert bool(weights.isfinite().all()), t
@@ -361,7 +361,7 @@ def test_neuron_counts_are_those_computed_by_hand():
     model = Tokens(sdpa(attn_mask=FLOAT))
 
     def counts(functions):
-        network = sg.convert(model, x, time_steps=4, functions=functions)
+        network = sg.convert(model, x, time_steps=4, forms=functions)
         return {
             n.function.name + str(i): c
             for i, (n, c) in enumerate(zip(network.neurons, network.count().values(), strict=True))
@@ -393,7 +393,7 @@ def test_the_report_names_what_becomes_a_neuron():
     assert rows["aten.softmax.int"].detail == "part of attention"
     report = str(sg.check(Tokens(sdpa()), x))
     assert "neuron: attention" in report and "matmul, softmax" not in report
-    assert "mul, amax, exp, div, mul" in str(sg.check(Tokens(sdpa()), x, functions="local"))
+    assert "mul, amax, exp, div, mul" in str(sg.check(Tokens(sdpa()), x, forms="local"))
 
 
 # -- the choice -----------------------------------------------------------------------------------
@@ -412,11 +412,11 @@ def test_the_choice_of_functions_is_recorded():
     assert names(whole) == ["layer_norm", "max_pool", "layer_norm"]
     assert set(whole.provenance["functions"].values()) == {"whole"}
     assert whole.names()[-1] == "4"
-    local = sg.convert(norms(), x, time_steps=4, functions="local")
+    local = sg.convert(norms(), x, time_steps=4, forms="local")
     pairs = ["square", "divide_by_sqrt"]
     assert names(local) == [*pairs, "maximum", "maximum", *pairs]
     assert local.provenance["functions"]["norm"] == "local"
-    mixed = sg.convert(norms(), x, time_steps=4, functions={"norm": "local"})
+    mixed = sg.convert(norms(), x, time_steps=4, forms={"norm": "local"})
     assert names(mixed) == [*pairs, "max_pool", *pairs]
     whole_norm, wide = {"norm": "whole"}, sg.ExponentialSchedule(0.9, 0.95)
     paper = sg.convert(
@@ -426,7 +426,7 @@ def test_the_choice_of_functions_is_recorded():
         preset="paper",
         scale="tensor",
         schedule=wide,
-        functions=whole_norm,
+        forms=whole_norm,
     )
     assert names(paper) == ["layer_norm", "maximum", "maximum", "layer_norm"]
 
@@ -442,9 +442,9 @@ def test_the_choice_of_functions_is_recorded():
 )
 def test_wrong_functions_are_input_errors(functions, what):
     with pytest.raises(sg.InputError, match=what):
-        sg.convert(norms(), torch.randn(4, 1, 8, 8), functions=functions)
+        sg.convert(norms(), torch.randn(4, 1, 8, 8), forms=functions)
     with pytest.raises(sg.InputError, match=what):
-        sg.check(norms(), torch.randn(4, 1, 8, 8), functions=functions)
+        sg.check(norms(), torch.randn(4, 1, 8, 8), forms=functions)
 
 
 def test_the_difference_is_reported():
@@ -514,7 +514,7 @@ def test_einsum_of_two_values(equation):
 
     model, x = Product(), torch.randn(16, L, E)
     for functions in FORMS:
-        network = sg.convert(model, x, time_steps=64, functions=functions)
+        network = sg.convert(model, x, time_steps=64, forms=functions)
         assert error(sg.run(sg.build(network), x, 64)[64], source(model, x)) <= 0.03
 
 
@@ -526,7 +526,7 @@ def tiny(request):
     torch.manual_seed(1)
     x = torch.randn(16, L, E)
     model = nn.Sequential(Masked(layer(norm_first=True), src_mask=CAUSAL), nn.Linear(E, 3))
-    return sg.convert(model, x, time_steps=16, functions=request.param), x
+    return sg.convert(model, x, time_steps=16, forms=request.param), x
 
 
 def test_saved_loaded_and_replayed(tiny, tmp_path):

@@ -80,8 +80,8 @@ def test_a_source_network_that_is_not_finite():
 
 
 RUN = {
-    "NaN": (with_value(float("nan")), "NaN or infinity; remove or mend"),
-    "infinity": (with_value(float("inf")), "NaN or infinity; remove or mend"),
+    "NaN": (with_value(float("nan")), "NaN or infinity; remove or fix"),
+    "infinity": (with_value(float("inf")), "NaN or infinity; remove or fix"),
     "integers": ((X * 10).long(), r"torch.int64; convert it as in training"),
     "features": (torch.rand(8, 5), r"input is \[B, 4\], but x is \[8, 5\]"),
     "no batch": (torch.rand(4), r"input is \[B, 4\], but x is \[4\]"),
@@ -465,11 +465,11 @@ def test_all_unsupported_operations_are_named_at_once():
     assert [row.path for row in caught.value.blockers] == list(THREE)
     text = str(caught.value)
     for row, (path, (operation, _)) in zip(caught.value.blockers, THREE.items(), strict=True):
-        assert operation in row.operation and row.mend
-        assert f"'{path}'" in text and row.mend in text
+        assert operation in row.operation and row.fix
+        assert f"'{path}'" in text and row.fix in text
     report = sg.check(model, X)
     assert not report.ok and report.blockers == tuple(caught.value.blockers)
-    assert re.search(r"cannot be converted yet; 3 to mend", str(report))
+    assert re.search(r"cannot be converted yet; 3 to fix", str(report))
 
 
 def test_group_lists_all_neurons_that_it_cannot_stand_for():

@@ -94,14 +94,14 @@ BLOCKERS = [
 def test_three_unsupported_operations_are_all_listed():
     done = command("check", "my_package.models:three", "--input", "6")
     assert done.returncode == 3, done.stderr
-    text = done.stdout[done.stdout.index("3 to mend") :]
+    text = done.stdout[done.stdout.index("3 to fix") :]
     lines = text.splitlines()[1:]
     assert len(lines) == 3
     for line, (path, operation) in zip(lines, BLOCKERS, strict=True):
         assert f"'{path}'" in line, "the module path"
         assert operation.split(".")[1] in line, "the operation"
-        what, _, mend = line.partition("; ")
-        assert what and len(mend) > 10, f"the mend is missing: {line}"
+        what, _, fix = line.partition("; ")
+        assert what and len(fix) > 10, f"the fix is missing: {line}"
     assert "neuron: relu" in done.stdout, "what can be converted is listed too"
 
 
@@ -111,7 +111,7 @@ def test_the_same_as_json(capsys):
     assert report["model"] == "Sequential" and report["ok"] is False
     blockers = [row for row in report["rows"] if row["becomes"] == "unsupported"]
     assert [(row["path"], row["operation"]) for row in blockers] == BLOCKERS
-    assert all(row["detail"] and row["mend"] for row in blockers)
+    assert all(row["detail"] and row["fix"] == row["mend"] != "" for row in blockers)
 
 
 @pytest.mark.parametrize("spec", ["my_package.models:good", "my_package.models:ready"])

@@ -132,7 +132,8 @@ def test_convert_does_what_convert_does(folder, capsys):
         (["--preset", "paper"], ("preset", "paper")),
         (["--scale", "tensor"], ("scale", "tensor")),
         (["--input-coding", "real"], ("input_coding", "real")),
-        (["--functions", "local"], ("functions", None)),
+        (["--forms", "local"], ("functions", None)),
+        (["--functions", "local"], ("functions", None)),  # its older name
         (["--seed", "3"], ("seed", 3)),
         (["--samples", "40"], ("calibration_samples", 40)),
     ],
@@ -206,12 +207,14 @@ def test_evaluate_is_evaluate(capsys):
     assert report["reference_accuracy"] == 1.0 and report["samples"] == 96
 
 
-@pytest.mark.parametrize("backend", ["spikingjelly", "norse"])
-def test_evaluate_against_the_model_itself(backend, capsys):
-    arguments = ["--reference", "cli_zoo:tiny", "--backend", backend, "--json"]
+@pytest.mark.parametrize(
+    ("option", "simulator"), [("--simulator", "spikingjelly"), ("--backend", "norse")]
+)
+def test_evaluate_against_the_model_itself(option, simulator, capsys):
+    arguments = ["--reference", "cli_zoo:tiny", option, simulator, "--json"]
     assert main(["evaluate", "net.h5", *DATA, *arguments]) == 0
     report = document(capsys)
-    assert report["reference"] == "cli_zoo:tiny" and report["backend"] == backend
+    assert report["reference"] == "cli_zoo:tiny" and report["simulator"] == simulator
     assert [row["T"] for row in report["rows"]] == [1, 2, 4, 8], "powers of two up to the network's"
     assert main(["evaluate", "net.h5", *DATA, "--reference", "cli_zoo:other", "--json"]) == 0
     assert document(capsys)["reference_accuracy"] < 1
@@ -368,7 +371,7 @@ def test_export_and_verify(capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["-o", "x.onnx"], "does not say the format"),
+        (["-o", "x.onnx"], "does not say its format"),
         (["-o", "x.nir", "--weight-bits", "6"], "--weight-bits: not of the format nir"),
         (["-o", "x.nir", "--data", "test.npz"], "--data: not of the format nir"),
         (["-o", "x.h5", "--mode", "exact"], "--mode: not of the format hdf5"),
@@ -381,11 +384,11 @@ def test_export_refuses(arguments, text, capsys):
 
 def test_verify_embeds_and_writes_its_certificate(folder, capsys):
     Path("v.h5").write_bytes(Path("net.h5").read_bytes())
-    assert main(["verify", "v.h5", "--no-embed", "--data", "test.npz", "--json"]) == 0
+    assert main(["verify", "v.h5", "--data", "test.npz", "--json"]) == 0
     report = document(capsys)
     assert report["samples"] == 8 and report["inputs"].startswith("given")
     assert Path("v.h5").read_bytes() == Path("net.h5").read_bytes()
-    arguments = ["--network", "net.h5", "--time-steps", "3", "-o", "v.json"]
+    arguments = ["--network", "net.h5", "--time-steps", "3", "-o", "v.json", "--embed"]
     assert main(["verify", "v.h5", *arguments]) == 0
     assert Path("v.h5").read_bytes() != Path("net.h5").read_bytes()
     certificate = json.loads(Path("v.json").read_text())

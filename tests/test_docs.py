@@ -57,6 +57,7 @@ ELSEWHERE = {
     "docs/counters.md": "test_neurobench.py",
     "docs/lava.md": "test_lava.py",
     "docs/nir.md": "test_nir.py",
+    "docs/reference/convert.md": "test_passes.py",
     "docs/report.md": "test_report.py",
 }
 

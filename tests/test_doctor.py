@@ -14,7 +14,6 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import diagnose
 from spikingjelly_signgd.analysis.doctor import Finding
-from spikingjelly_signgd.analysis.examination import reach
 from spikingjelly_signgd.converters.searching import replanned
 from spikingjelly_signgd.core.network import Function, Linear
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
@@ -424,7 +423,7 @@ def test_reach(options):
     network = sg.convert(model, images(), time_steps=6, tune=False)
     network = seeded(network, "2", **options)
     far = sg.run(sg.build(network), 1e4 * images(), 6)[6].amax(0)  # as far as it goes
-    top = reach(network["2"], 6)[1]
+    top = network["2"].reach(6)[1]
     assert torch.allclose(far, torch.as_tensor(top).expand_as(far), rtol=1e-4)
 
 

@@ -89,11 +89,13 @@ def test_group_neurons_by_hand(signed):
     side = torch.tensor([1, 2, 1, 1])  # outputs see -1 to 1 and 1 to 3
     fan = 3 * torch.outer(side, side)
     spikes = []
-    snn.on_fire = lambda node, y: (
-        spikes.append((y / node.parameters.theta).abs().round()) if node.kind == "group" else None
+    snn.listener = lambda sent: (
+        spikes.append((sent.value / sent.node.parameters.theta).abs().round())
+        if sent.node.kind == "group"
+        else None
     )
     sg.run(snn, x, 2, chunk=2)
-    snn.on_fire = None
+    snn.listener = None
     met = float((spikes[0] * fan).sum()) / 8
     updates = 2 * 44 * (9 if signed else 5)
     events = sum(float((n > 0).sum()) for n in spikes) / 8

@@ -308,7 +308,7 @@ def test_a_growth_that_errs_is_found_out(tmp_path, monkeypatch):
         seen.flat[0] += 1e-6
         return out, seen
 
-    monkeypatch.setattr(runner._Run, "_growth", wrong)
+    monkeypatch.setitem(runner._NEURONS, "growth", wrong)
     certificate = sg.verify(tmp_path / "n.h5", X)
     assert not certificate.ok and certificate.checks[0].mismatches == 6
 

@@ -260,7 +260,7 @@ def test_pooled_spikes_are_the_growth_of_the_pooled_counts(backend, time_steps):
     assert [node.kind for node in network.neurons] == ["group", "group", "growth"]
     assert network.count()["4"] == 16
     snn, seen = sg.build(network, backend), {}
-    snn.on_fire = lambda node, y: seen.setdefault(node.name, []).append(y)
+    snn.listener = lambda sent: seen.setdefault(sent.node.name, []).append(sent.value)
     out = sg.run(snn, x, time_steps)[time_steps]
     spikes = torch.cat(seen["3"])
     torch.testing.assert_close(out, nn.MaxPool2d(2)(spikes.mean(0)).flatten(1))
@@ -292,7 +292,8 @@ def test_what_is_kept_is_computed_of_decoded_values(backend, method, tmp_path):
     assert "2 not spiking, 11 values a step" in repr(network)
     snn, decoded = sg.build(network, backend), []
     run = sg.run(snn, X, (1, 2, 3, 4))
-    snn.on_fire = lambda node, y: decoded.append(y) if node.kind in ("average", "signgd") else None
+    kinds = ("average", "signgd")
+    snn.listener = lambda sent: decoded.append(sent.value) if sent.node.kind in kinds else None
     sg.run(snn, X, 4, chunk=4)
     for t in (1, 2, 3, 4):
         # rates pass the linear layer before the function that wants them decoded

@@ -23,16 +23,14 @@ from spikingjelly_signgd.neurons import (
     Nonlinearity,
     SignGDParameters,
     SignGDState,
-)
-from spikingjelly_signgd.neurons.kernels import arguments, build, cpu, launch
-from spikingjelly_signgd.neurons.multi_step import (
-    function_choice,
     group_multi_step,
     growth_multi_step,
     running_sum,
     signgd_choice,
     signgd_multi_step,
 )
+from spikingjelly_signgd.neurons.kernels import arguments, build, cpu, launch
+from spikingjelly_signgd.neurons.signgd import function_choice
 from spikingjelly_signgd.neurons.surrogate import KINDS, Surrogate
 
 SCHEDULE = ExponentialSchedule(0.5, 0.9)

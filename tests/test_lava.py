@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import GroupNeuron
 from spikingjelly_signgd.exporters.lava import chains as lava_lowering
+from spikingjelly_signgd.exporters.lava import remote as lava_remote
 from spikingjelly_signgd.exporters.lava import write_netx
 from spikingjelly_signgd.exporters.lava.netx import (
     LARGEST_U,
@@ -38,7 +39,6 @@ from spikingjelly_signgd.exporters.lava.netx import (
     read_netx,
 )
 from spikingjelly_signgd.neurons.qcfs import QCFS
-from spikingjelly_signgd.plugins import lava_remote
 
 DATA = digits()
 IMAGES, LABELS = DATA.test
@@ -544,7 +544,7 @@ def test_not_finite(value, tensor, tmp_path):
     shape = (3, 4) if tensor == "weight" else (3,)
     filled = torch.zeros(shape)
     filled.view(-1)[1] = value
-    with pytest.raises(sg.FormatError, match=r"hold NaN or infinity.*mend the model"):
+    with pytest.raises(sg.FormatError, match=r"hold NaN or infinity.*fix the model"):
         write_netx(broken(network, "2", **{tensor: filled}), tmp_path / "a.net", calibration=SAMPLE)
     assert not any(tmp_path.iterdir())
 

@@ -21,9 +21,9 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import GroupNeuron, SignGDNeuron
 from spikingjelly_signgd.exporters.hdf5.runner import Runner
+from spikingjelly_signgd.exporters.lava import remote as lava_remote
 from spikingjelly_signgd.exporters.lava import write_netx
 from spikingjelly_signgd.exporters.lava.netx import read_netx
-from spikingjelly_signgd.plugins import lava_remote
 
 pytestmark = pytest.mark.skipif(
     not lava_remote.available(), reason="LAVA_PYTHON names no interpreter; run `make lava`"
@@ -213,7 +213,7 @@ def test_signgd_refusals(tmp_path):
         ("local", "one chain of layers"),
         ("whole", "not a function of one value"),
     ):
-        network = sg.convert(normed, x, time_steps=4, functions=functions)
+        network = sg.convert(normed, x, time_steps=4, forms=functions)
         sg.save(network, tmp_path / "a.h5")
         with pytest.raises(lava_remote.LavaError, match=why):
             lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=4)
@@ -281,9 +281,10 @@ import os
 import torch
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import SignGDNeuron
-from spikingjelly_signgd.plugins import lava, lava_environment
+from spikingjelly_signgd.plugins import lava
+from spikingjelly_signgd.plugins.lava import environment
 
-lava_environment.end_with_workers()
+environment.end_with_workers()
 here = os.getpid()
 
 def fails(x):

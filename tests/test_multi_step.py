@@ -23,26 +23,23 @@ from spikingjelly_signgd.neurons import (
     GroupNeuronParameters,
     ListSchedule,
     SignGDParameters,
+    SignGDSequence,
     SignGDState,
+    backends,
+    group_choice,
+    group_multi_step,
     group_step,
     nonlinearity,
+    running_sum,
     scan,
+    signgd_choice,
+    signgd_multi_step,
     signgd_step,
     weighted_spike,
 )
+from spikingjelly_signgd.neurons.choice import choose
 from spikingjelly_signgd.neurons.kernels import arguments, cpu, launch
-from spikingjelly_signgd.neurons.multi_step import (
-    OUTPUTS,
-    SignGDSequence,
-    backends,
-    choose,
-    function_choice,
-    group_choice,
-    group_multi_step,
-    running_sum,
-    signgd_choice,
-    signgd_multi_step,
-)
+from spikingjelly_signgd.neurons.signgd import OUTPUTS, function_choice
 from spikingjelly_signgd.neurons.surrogate import KINDS, Surrogate
 
 SCHEDULE = ExponentialSchedule(0.5, 0.9)

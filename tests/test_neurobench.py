@@ -228,9 +228,9 @@ def test_batches_make_no_difference():
     data = digits()
     snn = converted(load_network("resnet", "digits"), data.train.images[:64], 3, method="group",
                     members=4)  # fmt: skip
-    x, before = data.test.images[:5], snn.on_fire
+    x, before = data.test.images[:5], snn.listener
     assert both(snn, x, 2, batch=5) == both(snn, x, 2, batch=3) == both(snn, x, 2, batch=1)
-    assert snn.on_fire is before
+    assert snn.listener is before
 
 
 @present
@@ -262,14 +262,27 @@ def benchmark_plain(model, x, *metrics):
 
 
 @present
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "subgradient"}, {"input_coding": "poisson"},
+     {"input_coding": "poisson", "method": "group", "members": 3}],
+)  # fmt: skip
+def test_the_baseline_and_poisson_coding(options):
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = 0.1 + torch.rand(5, 3)
+    snn = converted(model, x, 6, **options)
+    _, every = both(snn, x, 6, batch=5)  # in which a step draws
+    found = count_operations(snn, x, 6)
+    assert every["Effective_ACs"] == pytest.approx(found.synaptic, rel=1e-12) and found.synaptic
+    assert every["Effective_MACs"] == pytest.approx(found.input_macs, rel=1e-12)
+
+
+@present
 def test_what_is_no_such_network():
     adapter = plugins.neurobench.NeuroBenchNetwork
     with pytest.raises(sg.InputError, match="build"):
         adapter(nn.Linear(2, 2))
     x = torch.rand(4, 3)
-    snn = converted(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), x, 4, method="subgradient")
-    with pytest.raises(sg.InputError, match="rate-coded"):
-        adapter(snn, 4)
     snn = converted(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), x, 4)
     with pytest.raises(sg.InputError, match="at least 1"):
         adapter(snn, 0)

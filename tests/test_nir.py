@@ -695,7 +695,6 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     script = f"""
 import os, signal, sys
 sys.path[:0] = {sys.path!r}
-from spikingjelly_signgd.exporters import nir_graph  # noqa: E402
 from spikingjelly_signgd.exporters.nir import read_nir, write_nir
 network = read_nir({str(path)!r}, time_steps=9)
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
@@ -947,7 +946,6 @@ def test_damaged_files_are_read_or_refused(tmp_path):
 import random, resource, sys, time, warnings
 sys.path[:0] = {sys.path!r}
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.exporters import nir_graph  # noqa: E402
 from spikingjelly_signgd.exporters.nir import read_nir
 whole, path = open({str(tmp_path / "net.nir")!r}, "rb").read(), {str(tmp_path / "damaged.nir")!r}
 read_nir({str(tmp_path / "net.nir")!r})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd import ExponentialSchedule, GroupNode, SignGDNode
-from spikingjelly_signgd.neurons import multi_step
+from spikingjelly_signgd.neurons import Choice
 from spikingjelly_signgd.neurons.kernels import cpu, launch
 from spikingjelly_signgd.plugins.spikingjelly import build
 
@@ -88,7 +88,7 @@ def test_networks_tell_the_choice_of_each_neuron() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU()).eval()
     network = sg.convert(model, torch.randn(16, 4), time_steps=8)
     x = torch.zeros(1, 4)
-    assert set(build(network).choices(x).values()) == {multi_step.Choice("cpu")}
+    assert set(build(network).choices(x).values()) == {Choice("cpu")}
     slow = build(network, kernels="torch")
     assert {choice.backend for choice in slow.choices(x).values()} == {"torch"}
     fast = sg.run(sg.build(network, kernels="cpu"), x, 8)[8]

@@ -12,7 +12,7 @@ from norse.torch.functional.threshold import threshold
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.neurons import group, multi_step, signgd
+from spikingjelly_signgd.neurons import Choice, group, group_multi_step, signgd
 from spikingjelly_signgd.neurons.scan import scan
 from spikingjelly_signgd.plugins import norse as plugin
 from spikingjelly_signgd.plugins.norse import (
@@ -44,7 +44,7 @@ from spikingjelly_signgd.plugins.norse import (
     group_neuron_feed_forward_step,
     signgd_feed_forward_step,
 )
-from spikingjelly_signgd.plugins.norse import neurons as norse_neurons
+from spikingjelly_signgd.plugins.norse.common import METHODS, surrogate
 
 SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
 X = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(3))  # [T, B, N]
@@ -741,7 +741,7 @@ def test_recorded_states_are_not_taken_for_states():
 def test_defaults_hold_no_tensors_and_nothing_is_shared():
     for p in (SignGDParameters(), GroupNeuronParameters(), EncodeParameters(), ReadoutParameters()):
         assert not any(isinstance(value, Tensor) for value in p)
-        assert type(p).__doc__ and type(p).__module__.endswith("norse.neurons")
+        assert type(p).__doc__ and ".plugins.norse." in type(p).__module__
     given = SCALE.clone()
     layer = SignGD(SignGDParameters("relu", SCHEDULE, given))
     given.zero_()
@@ -771,11 +771,11 @@ def test_nothing_is_written_to_inputs_states_or_parameters(kind):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 100.0])
-@pytest.mark.parametrize("method", norse_neurons.METHODS[1:])
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_gradient_is_that_of_norse_threshold(method, alpha):
     """As installed, the alpha that Norse 1.1.0 ignores included; the step at 0 is ours."""
     x = torch.cat([torch.linspace(-2, 2, 401), torch.tensor([1.0, -1.0])]).requires_grad_()
-    mine = norse_neurons.surrogate(method, alpha)
+    mine = surrogate(method, alpha)
     assert mine is not None
     (expected,) = torch.autograd.grad(threshold(x, method, alpha).sum(), x)
     (actual,) = torch.autograd.grad(mine(x).sum(), x)
@@ -784,7 +784,7 @@ def test_gradient_is_that_of_norse_threshold(method, alpha):
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-@pytest.mark.parametrize("method", norse_neurons.METHODS[1:])
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_gradients_of_sequences(method, backend):
     """Against Norse's threshold through time, in plain torch, away from ties."""
     p = GroupNeuronParameters(3, 0.9, method=method, alpha=2.0, backend=backend)
@@ -858,8 +858,8 @@ def test_heaviside_and_what_carries_no_gradient():
 
 def test_choice_says_what_runs():
     layer = SignGD(SignGDParameters("gelu", SCHEDULE))
-    assert layer.choice(X) == multi_step.Choice("cpu")
-    assert layer.choice(X.clone().requires_grad_()) == multi_step.Choice("cpu")
+    assert layer.choice(X) == Choice("cpu")
+    assert layer.choice(X.clone().requires_grad_()) == Choice("cpu")
     momentum = SignGD(SignGDParameters("gelu", SCHEDULE, momentum=0.5, method="heaviside"))
     assert "momentum" in momentum.choice(X).reason
     assert GroupNeuron(GroupNeuronParameters(backend="torch")).choice(X).backend == "torch"
@@ -911,7 +911,7 @@ def test_thresholds_that_learn():
         assert torch.equal(layer(X)[0], before)
         layer.v_th *= 2
         p = group.GroupNeuronParameters(3, layer.v_th)
-        expected = multi_step.group_multi_step(X, group.group_initial_v(X[0], p), p)
+        expected = group_multi_step(X, group.group_initial_v(X[0], p), p)
         assert torch.equal(layer(X)[0], expected.y)
 
 

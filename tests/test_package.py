@@ -1,6 +1,9 @@
 import ast
+import inspect
 import os
 import pickle
+import pydoc
+import re
 import subprocess
 import sys
 import tomllib
@@ -133,3 +136,37 @@ def test_simulator_is_the_version_meant():
     record = metadata.distribution("spikingjelly").locate_file("spikingjelly/__init__.py")
     assert Path(str(record)).samefile(spikingjelly.__file__)
     assert hasattr(functional, "set_backend") == (version == "0.0.0.0.14")  # gone in 2.0.0
+
+
+# -- docstrings -----------------------------------------------------------------------------------
+
+
+def public_callables():
+    for folder in (sg, sg.analysis, sg.converters, sg.exporters):
+        for name in set(folder.__all__) - FROM_SIMULATOR:
+            found = getattr(folder, name)
+            if inspect.isclass(found) or inspect.isfunction(found):
+                yield f"{folder.__name__.rpartition('.')[2]}.{name}", found
+
+
+CALLABLES = dict(sorted(public_callables()))
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_every_public_callable_is_described(name):
+    """What it is, and of a function what it raises and how its tensors are shaped."""
+    found = CALLABLES[name]
+    text = inspect.getdoc(found)
+    assert text and not text.startswith(f"{found.__name__}("), "a dataclass's own"
+    if inspect.isfunction(found):
+        source = inspect.getsource(inspect.unwrap(found))
+        assert "raise " not in source or re.search(r"\b[Rr]aises?\b", text), "what it raises"
+        signature = source[: source.index(":\n")]
+        assert ": Tensor" not in signature or "[" in text, "the shape"
+
+
+@pytest.mark.parametrize("name", ["check", "convert", "search", "tune", "run", "evaluate"])
+def test_help_fits_a_screen(name):
+    """Of 60 lines of 80 characters, signature included."""
+    lines = pydoc.plain(pydoc.render_doc(getattr(sg, name))).splitlines()
+    assert sum(-(-max(len(line), 1) // 80) for line in lines) <= 60

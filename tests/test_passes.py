@@ -1,11 +1,16 @@
-"""Batch norm is folded where the weights can hold it, and only there."""
+"""Passes of convert: what each does, one of one's own among them, settings checked at birth."""
+
+import re
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.core.network import Linear
+from spikingjelly_signgd.converters import METHODS, PASSES, Context, Settings, conversion, passes
+from spikingjelly_signgd.core.network import Function, Linear, SignGDNeuron
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -84,3 +89,92 @@ def test_batch_norm(name):
     assert len(affine) == left
     snn = sg.build(network)
     torch.testing.assert_close(snn.ann(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+# -- a pass and a method of one's own -------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "convert.md"
+
+
+@pytest.fixture(scope="module")
+def page():
+    """What the page of the reference does, in one namespace; methods are as before afterwards."""
+    before, scope = dict(METHODS), {}
+    for code in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
+        exec(code, scope)
+    yield scope
+    METHODS.clear()
+    METHODS.update(before)
+
+
+def test_a_pass_of_ones_own_takes_its_place(page):
+    weights = [n.tensors["weight"] for n in page["network"].of(Linear)]
+    assert len(weights) == 2 and all(w.unique().numel() <= 127 for w in weights)
+    plain = sg.convert(page["model"], page["x"])
+    seen, exact = (n.statistics["1"]["mean"] for n in (page["network"], plain))
+    assert not torch.equal(seen, exact), "calibration saw what the pass had made"
+
+
+def test_a_method_of_ones_own_plans_its_neurons(page):
+    (neuron,) = page["digits"].neurons
+    assert isinstance(neuron, SignGDNeuron) and neuron.schedule(3) == 0.125
+    assert page["digits"].provenance["method"] == "halving"
+    with pytest.raises(sg.InputError, match="signed has no meaning.*read by group neurons"):
+        sg.convert(page["model"], page["x"], method="halving", signed=True)
+
+
+def test_the_page_names_every_pass_in_order():
+    listed = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.M)
+    assert listed == [one.__name__ for one in PASSES]
+
+
+def test_every_pass_takes_a_network_to_a_network():
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.randn(16, 8)
+    settings = Settings(tune=False)
+    network = conversion.lower(model, x, settings)
+    for one in PASSES:
+        given, nodes = network, network.nodes
+        network = one(given, Context(model, settings, [x]))
+        assert isinstance(network, sg.SpikingNetwork) and given.nodes is nodes
+    have = sg.convert(model, x, tune=False)
+    assert network.provenance == have.provenance and network.names() == have.names()
+
+
+def test_without_planning_the_functions_stay():
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.randn(16, 8)
+    network = sg.convert(model, x, passes=PASSES[: PASSES.index(passes.plan)])
+    assert not network.neurons and [n.name for n in network.of(Function)] == ["1"]
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def test_settings_are_frozen_and_checked_at_birth():
+    settings = Settings(preset="paper", scale="tensor", keep=["a"], method={"": "group"})
+    assert settings.method == "group" and settings.keep == ("a",)
+    assert settings.chosen["scale"] == "tensor" and settings.chosen["input_coding"] == "real"
+    assert set(settings.chosen["forms"].values()) == {"local"}
+    with pytest.raises(FrozenInstanceError):
+        settings.scale = "unit"
+    assert replace(settings, time_steps=4).chosen == settings.chosen
+    with pytest.raises(sg.InputError, match="time_steps is an integer of at least 1"):
+        replace(settings, time_steps=0)
+
+
+def test_functions_is_the_older_name_of_forms():
+    model, x = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
+    with pytest.warns(DeprecationWarning, match="forms=") as caught:
+        old = sg.convert(model, x, functions="local", tune=False)
+    assert caught[0].filename == __file__
+    assert old.names() == sg.convert(model, x, forms="local", tune=False).names()
+    with pytest.warns(DeprecationWarning, match="forms=") as caught:
+        assert len(sg.check(model, x, functions="local").rows) > 1
+    assert caught[0].filename == __file__
+    with pytest.raises(sg.InputError, match="older name of forms"):
+        sg.check(model, x, forms="whole", functions="local")
+
+
+def test_mend_is_the_older_name_of_fix():
+    row = sg.check(nn.Softmin(1), torch.randn(2, 8)).rows[-1]
+    with pytest.warns(DeprecationWarning, match="fix"):
+        assert row.mend == row.fix

@@ -127,7 +127,7 @@ def test_names_and_states(vit, x):
     snn = sg.build(vit)
     name = vit.names()[3]
     heard = []
-    snn.on_fire = lambda node, y: heard.append(node.name)
+    snn.listener = lambda sent: heard.append(sent.node.name)
     first = record(snn, x, 2, [name])
     assert list(first.decoded) == [name] and first.time_steps == 2 and not heard
     sg.run(snn, x[:1], 1)

@@ -303,7 +303,7 @@ def test_a_network_is_left_as_it_was(small, tmp_path, monkeypatch):
     before = sg.run(snn, x, 4)[4]
     training = model.train(True).training
     write_report(tmp_path / "r.html", snn, x, y, reference=model)
-    assert model.training is training and snn.on_fire is None
+    assert model.training is training and snn.listener is None
     assert torch.equal(sg.run(snn, x, 4)[4], before)
     model.eval()
 

@@ -15,7 +15,6 @@ from networks import load_network
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import Constant, Function, Input, Linear, SignGDNeuron
-from spikingjelly_signgd.core.running import multi_step
 from spikingjelly_signgd.exporters.hdf5.content import Record
 from spikingjelly_signgd.exporters.hdf5.layout import read
 from spikingjelly_signgd.exporters.hdf5.runner import Runner
@@ -69,7 +68,7 @@ def defined(network, x, steps, spikes="decoded"):
         neuron.store_v_seq = True
         if node.kind == "group":
             neuron.register_forward_hook(keep(node))
-    with torch.no_grad(), multi_step(snn):
+    with torch.no_grad(), snn.for_sequences():
         outputs, _ = snn.advance(x, steps)
     for node in network.neurons:
         neuron = snn.neuron(node.name)

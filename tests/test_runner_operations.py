@@ -9,7 +9,7 @@ from test_operations import CASES, arguments, every_operation
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core import operations
 from spikingjelly_signgd.core.operations import LINEAR, forms
-from spikingjelly_signgd.exporters.hdf5 import content, runner_functions, runner_operations
+from spikingjelly_signgd.exporters.hdf5 import kinds, runner_functions, runner_operations
 from spikingjelly_signgd.exporters.hdf5.runner_functions import FUNCTIONS, erf, step_size
 from spikingjelly_signgd.neurons.schedules import SCHEDULES
 
@@ -30,7 +30,7 @@ def assert_same(op, inputs, attributes, tensors, batch, dtype=torch.float64):
 def test_no_operation_function_or_schedule_is_missing():
     assert set(runner_operations.OPERATIONS) == set(forms.FORMS) == set(LINEAR)
     assert set(FUNCTIONS) == set(sg.NONLINEARITIES)
-    assert set(content.SCHEDULES) == set(SCHEDULES)
+    assert set(kinds.SCHEDULES) == set(SCHEDULES)
     assert {op for op, _, _ in CASES} == set(LINEAR)
 
 

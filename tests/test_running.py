@@ -72,8 +72,10 @@ def test_keys_are_the_steps_asked_for_in_their_order(snn, asked, keys):
     assert list(sg.run(snn, X, asked, chunk=3)) == keys
 
 
-def test_the_default_steps(snn):
-    assert list(sg.run(snn, X)) == [1, 2, 4, 8, 16, 32]
+def test_the_default_steps_are_those_the_network_was_planned_for(snn):
+    assert list(sg.run(snn, X)) == [snn.network.time_steps]
+    assert list(sg.run(snn, X.expand(3, *X.shape), sequence=True)) == [3]
+    assert sg.evaluate(snn, [X]).time_steps == (snn.network.time_steps,)
 
 
 def test_read_outs_do_not_share_memory(snn):

@@ -25,7 +25,7 @@ from spikingjelly_signgd.core.network import NODES, Function, leaves
 from spikingjelly_signgd.core.operations import LINEAR
 from spikingjelly_signgd.exporters import files as exporters_files
 from spikingjelly_signgd.exporters.hdf5 import layout as hdf5
-from spikingjelly_signgd.exporters.hdf5.content import FIELDS, SCHEDULES
+from spikingjelly_signgd.exporters.hdf5.kinds import KINDS, SCHEDULES
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -513,7 +513,7 @@ def test_class_names(networks, tmp_path):
 
 def test_a_certificate_does_not_change_the_checksum(files, tmp_path):
     before = hdf5.read(files / "group.h5")
-    certified = hdf5.with_certificate((files / "group.h5").read_bytes(), '{"mismatches": 0}')
+    certified = hdf5.embed((files / "group.h5").read_bytes(), '{"mismatches": 0}')
     (tmp_path / "bad.h5").write_bytes(certified)
     after = hdf5.read(tmp_path / "bad.h5")
     assert after.certificate == {"mismatches": 0} and before.certificate is None
@@ -565,8 +565,8 @@ def test_large_tensors_are_chunked_and_compressed(networks, tmp_path, monkeypatc
 
 def test_fields_are_those_of_the_nodes():
     for kind, node in NODES.items():
-        assert set(FIELDS[kind]) == {field.name for field in fields(node)}
-    assert set(FIELDS) == set(NODES)
+        assert set(KINDS[kind].fields) == {field.name for field in fields(node)}
+    assert set(KINDS) == set(NODES)
 
 
 def read_or_refused(path):

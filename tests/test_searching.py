@@ -214,7 +214,7 @@ def test_what_a_method_gets_from_the_other(images):
     for steps in (1, 4):
         network = network.replace(time_steps=steps)
         made, snn = {}, Simulation(network)
-        snn.on_fire = lambda node, y, made=made: made.update({node.name: y})
+        snn.listener = lambda sent, made=made: made.update({sent.node.name: sent.value})
         snn.outputs(images[:16], steps)
         seen = F.linear(made["2"], net[3].weight, net[3].bias)  # of each step
         theta = float(torch.as_tensor(network["4"].v_threshold).max()) / 200

@@ -22,8 +22,8 @@ from spikingjelly_signgd.neurons import (
     signgd_step,
     weighted_spike,
 )
-from spikingjelly_signgd.neurons.multi_step import OUTPUTS
 from spikingjelly_signgd.neurons.protocol import signgd_sequence, signgd_start
+from spikingjelly_signgd.neurons.signgd import OUTPUTS
 
 SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
 MEMBERS = range(1, 9)

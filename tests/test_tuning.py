@@ -116,7 +116,7 @@ def test_what_is_tuned_is_what_is_simulated(model, images):
     network = sg.convert(model, images, time_steps=6, members={"": 2, "gelu": 1}, tune=False)
     samples = tuning.samples_of(network, images[:7])
     choices = tuning.default_choices(network, samples)
-    simulation = tuning.Simulation(network, 6)
+    simulation = tuning.Tunable(network, 6)
     with torch.enable_grad():
         (trained,) = simulation.outputs(images[:7], choices)
     with torch.no_grad():

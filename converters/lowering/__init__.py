@@ -3,7 +3,7 @@
 Every operation ends as linear, neuron, constant or unsupported; nothing is taken for linear
 because nobody looked. ``HANDLERS`` holds one function for each linear or compound operation,
 ``rules.NEURONS`` the nonlinearities. A compound operation becomes linear parts and neuron
-functions, as ``Options.functions`` says: LayerNorm one neuron for an output and an affine
+functions, as ``Options.forms`` says: LayerNorm one neuron for an output and an affine
 operation, or mean, difference, square, mean, x / sqrt(y).
 
 Minus infinity, with which masks are written, never becomes a value: ``Masked`` carries the mask to
@@ -12,7 +12,7 @@ the softmax that it is meant for.
 
 from . import arithmetic, attention, linear, moves, norms, places, pooling, products  # noqa: F401
 from .graph import Lowering
-from .options import FORMS, Coverage, Functions, Options, forms
+from .options import FORMS, Coverage, Forms, Options, forms
 from .tables import HANDLERS
 
-__all__ = ["FORMS", "HANDLERS", "Coverage", "Functions", "Lowering", "Options", "forms"]
+__all__ = ["FORMS", "HANDLERS", "Coverage", "Forms", "Lowering", "Options", "forms"]

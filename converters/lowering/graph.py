@@ -17,8 +17,8 @@ from ...errors import CaptureError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
 from ..constants import BatchConstant, Masked, batch_constant, for_batch
-from ..passes import remove_unused
 from ..rules import Entry, NotConvertible, Operation, Rule, find_rule
+from ..uses import used
 from .options import Coverage, Options
 from .tables import (
     ASSERTIONS,
@@ -87,8 +87,8 @@ class Lowering:
         try:
             return self.name_of(self._env[node])
         except NotConvertible as problem:
-            why, _, mend = str(problem).partition("; ")
-            self._report("unsupported", why, mend)
+            why, _, fix = str(problem).partition("; ")
+            self._report("unsupported", why, fix)
             return str(self._placeholder(node))
 
     def _item(self, node: fx.Node) -> Value:
@@ -111,8 +111,8 @@ class Lowering:
         try:
             value = self._value(node, target, args, kwargs)
         except (NotConvertible, CaptureError) as problem:
-            why, _, mend = str(problem).partition("; ")
-            self._report("unsupported", why, mend)
+            why, _, fix = str(problem).partition("; ")
+            self._report("unsupported", why, fix)
             value = self._placeholder(node)
         else:
             self._classify(self.nodes[before:], value)
@@ -185,16 +185,16 @@ class Lowering:
             self._report("linear", ", ".join(ops) or "identity")
 
     def _report_absorbed(self) -> None:
-        used = {node.name for node in remove_unused(tuple(self.nodes), self.outputs)}
+        seen = {node.name for node in used(self.nodes, self.outputs)}
         for row, functions in self._made.items():
-            left = [n for n in functions if n.name in used or n.name not in self.absorbed]
+            left = [n for n in functions if n.name in seen or n.name not in self.absorbed]
             detail = listed(left) or "part of attention"
             self.coverage[row] = replace(self.coverage[row], detail=detail)
 
-    def _report(self, becomes: str, detail: str = "", mend: str = "") -> None:
+    def _report(self, becomes: str, detail: str = "", fix: str = "") -> None:
         path, module = module_of(self.here)
         operation = str(self.here.target)
-        self.coverage.append(Coverage(path, operation, module, becomes, detail, mend))
+        self.coverage.append(Coverage(path, operation, module, becomes, detail, fix))
 
     def placeholder(self) -> Value:
         return self._placeholder(self.here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,13 @@ class Coverage:
     module: str  # torch.nn.GELU
     becomes: str  # "linear" | "neuron" | "constant" | "unsupported"
     detail: str = ""  # the neuron functions, or why not
-    mend: str = ""
+    fix: str = ""
+
+    @property
+    def mend(self) -> str:
+        """The older name of ``fix``."""
+        warnings.warn("Coverage.mend is called fix now.", DeprecationWarning, stacklevel=2)
+        return self.fix
 
 
 COMPOUND = ("max_pool", "norm", "softmax", "matmul", "attention")
@@ -26,34 +33,32 @@ COMPOUND = ("max_pool", "norm", "softmax", "matmul", "attention")
 FORMS = ("whole", "local")
 
 
-Functions = str | Mapping[str, str]
+Forms = str | Mapping[str, str]
 
 
-def forms(functions: Functions, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """``functions`` for each compound operation; a mapping changes ``base``, by default "whole".
+def forms(wanted: Forms, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The form of each compound operation; a mapping changes ``base``, by default "whole".
 
     Raises InputError for other names.
     """
-    if isinstance(functions, str):
-        functions = dict.fromkeys(COMPOUND, functions)
-    if not isinstance(functions, Mapping):
+    if isinstance(wanted, str):
+        wanted = dict.fromkeys(COMPOUND, wanted)
+    if not isinstance(wanted, Mapping):
         raise InputError(
-            f"functions is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
-            f"these, but it is {functions!r}."
+            f"forms is one of {', '.join(FORMS)}, or a dict from {', '.join(COMPOUND)} to "
+            f"these, but it is {wanted!r}."
         )
-    for name, form in functions.items():
+    for name, form in wanted.items():
         if name not in COMPOUND:
-            raise InputError(
-                f"functions has an entry for {name!r}; known are {', '.join(COMPOUND)}."
-            )
+            raise InputError(f"forms has an entry for {name!r}; known are {', '.join(COMPOUND)}.")
         if form not in FORMS:
-            raise InputError(f"functions is one of {', '.join(FORMS)}, but it is {form!r}.")
-    return {**dict.fromkeys(COMPOUND, "whole"), **(base or {}), **functions}
+            raise InputError(f"forms is one of {', '.join(FORMS)}, but it is {form!r}.")
+    return {**dict.fromkeys(COMPOUND, "whole"), **(base or {}), **wanted}
 
 
 @dataclass(frozen=True)
 class Options:
-    """``functions`` "whole": one neuron for an output of max pooling, a norm, softmax, a product of
+    """``forms`` "whole": one neuron for an output of max pooling, a norm, softmax, a product of
     two values, and attention (softmax and both products at once, where these are whole too).
 
     "local": the published decompositions into neurons of one and two arguments. A mapping chooses
@@ -61,8 +66,8 @@ class Options:
     norm's eps, and exp(x - max) below 1.
     """
 
-    functions: Functions = "whole"
+    forms: Forms = "whole"
     guard: bool = True
 
     def whole(self, compound: str) -> bool:
-        return forms(self.functions)[compound] == "whole"
+        return forms(self.forms)[compound] == "whole"

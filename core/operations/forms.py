@@ -301,9 +301,9 @@ def _sum_of_pool(x: Inputs, a: Attributes, w: Tensors, batch: int) -> Tensor:
 
 
 def _sum_of_windows(x: Inputs, a: Attributes, w: Tensors, batch: int) -> Tensor:
-    values = torch.ones((), dtype=x[0].dtype)
+    values = torch.ones((), dtype=x[0].dtype, device=x[0].device)
     for out, n in zip(a["output_size"], x[0].shape[-len(a["output_size"]) :], strict=True):
-        i = torch.arange(out)
+        i = torch.arange(out, device=x[0].device)
         values = values.unsqueeze(-1) * (-(-(i + 1) * n // out) - i * n // out)
     return _adaptive_avg_pool(x, a, w, batch, 1) * values
 
@@ -314,7 +314,7 @@ def _sum_of_neighbours(x: Inputs, a: Attributes, w: Tensors, batch: int) -> Tens
     mode = "nearest" if a["mode"] == "nearest" else "linear"
     corners = a.get("align_corners")
     for dim, out in enumerate(a["size"], -len(a["size"])):
-        one = torch.eye(value.shape[dim], dtype=torch.double).unsqueeze(1)
+        one = torch.eye(value.shape[dim], dtype=torch.double, device=value.device).unsqueeze(1)
         taken = F.interpolate(one, size=out, mode=mode, align_corners=corners)
         taken = (taken.squeeze(1).abs() > 1e-12).to(value)
         value = (value.movedim(dim, -1) @ taken).movedim(-1, dim)

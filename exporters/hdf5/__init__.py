@@ -1,36 +1,41 @@
-"""The HDF5 description: writer, reader, and a runner that needs NumPy alone."""
+"""The HDF5 description: writer, reader, verifier, and a runner that needs NumPy alone."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...core.lazy import lazy
 
 if TYPE_CHECKING:
     from .definition import run_definition
     from .description import load, save
-    from .layout import seal
+    from .description import load as read
+    from .description import save as write
+    from .layout import embed, seal
     from .runner import Runner
-
-_HOME = {
-    "Runner": "runner",
-    "load": "description",
-    "run_definition": "definition",
-    "save": "description",
-    "seal": "layout",
-}
+    from .verifier import verify
 
 __all__ = [
     "Runner",
+    "embed",
     "load",
+    "read",
     "run_definition",
     "save",
     "seal",
+    "suffixes",
+    "verify",
+    "write",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+suffixes = (".h5", ".hdf5")
+_HOME = {
+    "Runner": "runner",
+    "embed": "layout",
+    "load": "description",
+    "read": "description:load",
+    "run_definition": "definition",
+    "save": "description",
+    "seal": "layout",
+    "verify": "verifier",
+    "write": "description:save",
+}
+__getattr__, __dir__ = lazy(__name__, _HOME)

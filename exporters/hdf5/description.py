@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.network import NODES, Node, SpikingNetwork
+from ...core.registry import look_up
 from ...errors import FormatError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ...neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
@@ -140,11 +141,12 @@ def network_of(
 
 
 def _node(record: Record, functions: Mapping[str, Function]) -> Node:
-    values = {
-        f.name: _field(f.name, record[f.name], functions, record.name)
-        for f in fields(NODES[record.kind])
-    }
-    return NODES[record.kind](**values)
+    kind = look_up(NODES, record.kind)
+    if kind is None:
+        raise FormatError(f"'{record.name}' is of kind {record.kind!r}; known: {', '.join(NODES)}.")
+    return kind(
+        **{f.name: _field(f.name, record[f.name], functions, record.name) for f in fields(kind)}
+    )
 
 
 def _field(name: str, value: Any, functions: Mapping[str, Function], where: str) -> Any:
@@ -160,7 +162,7 @@ def _field(name: str, value: Any, functions: Mapping[str, Function], where: str)
 def _row(data: Mapping[str, Any], functions: Mapping[str, Function], where: str) -> Nonlinearity:
     """The caller's function before the package's row; its flags are those of the network."""
     name = data["name"]
-    found = functions.get(name) or (None if data["own"] else NONLINEARITIES.get(name))
+    found = functions.get(name) or (None if data["own"] else look_up(NONLINEARITIES, name))
     if found is None:
         raise FormatError(
             f"'{where}' uses the nonlinearity {name!r}, which is not one of this package's; pass "

@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.checks import is_array
+from ...core.registry import look_up
 from ...errors import BackendUnavailable, FormatError
-from ..files import write_whole
+from ..files import Seal, write_whole
 from .content import (
-    DEFAULTS,
-    FIELDS,
     VERSION,
     Content,
     Record,
     check,
     input_coding,
-    is_array,
     needs,
 )
+from .kinds import KINDS
 
 if TYPE_CHECKING:
     import h5py
@@ -41,7 +41,9 @@ SMALLEST_COMPRESSED = 4096  # bytes; trained weights shrink by a tenth, smaller 
 LARGEST_CHUNK = 4 * 2**20
 LARGEST_RATIO = 1100  # of deflate; what claims to hold more than that is not a tensor of ours
 SEAL_BYTES = 512
-SEAL = b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n"
+SEAL = Seal(
+    b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n", SEAL_BYTES
+)
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 READ = ("1.2",)  # what may stand behind the kind of a node
 UNCHECKED = ("checksum", "certificate")  # attributes of the root that say something of the rest
@@ -92,7 +94,7 @@ def write(content: Content, path: str | os.PathLike[str]) -> str:
         file.attrs["checksum"] = checksum
         file.flush()
         image = file.id.get_file_image()
-    write_whole(path, _sealed(image))
+    write_whole(path, SEAL.on(image))
     return checksum
 
 
@@ -277,24 +279,13 @@ def _checksum(root: _Item) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _sealed(image: bytes) -> bytes:
-    head = SEAL + hashlib.sha256(image).hexdigest().encode() + b"\n"
-    return head.ljust(SEAL_BYTES, b"\0") + image
-
-
 def _check_seal(path: Path) -> None:
     """Raises FormatError where the bytes are not those that were written; 1.0 has no seal."""
     with open(path, "rb") as file:
         head = file.read(SEAL_BYTES)
-        if head.startswith(SIGNATURE):
-            return
-        if not head.startswith(SEAL):
-            raise FormatError("not an HDF5 file, so no spiking-network description.")
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    wanted = head[len(SEAL) :].strip(b"\0\n")
-    if wanted != digest.hexdigest().encode() or len(head) < SEAL_BYTES:
+    if not head.startswith((SIGNATURE, SEAL.mark)):
+        raise FormatError("not an HDF5 file, so no spiking-network description.")
+    if len(head) < SEAL_BYTES or SEAL.broken(path):
         raise FormatError(
             "the file is damaged or was changed: its bytes are not those that were written. Copy "
             "it anew, or write it again with save(network, path); after a change made on purpose "
@@ -308,22 +299,18 @@ def seal(path: str | os.PathLike[str]) -> str:
     A certificate, which is of the file before the change, is taken out.
     """
     h5 = require_h5py()
-    data = Path(path).read_bytes()
-    buffer = io.BytesIO(data[SEAL_BYTES if data.startswith(SEAL) else 0 :])
+    buffer = io.BytesIO(SEAL.off(Path(path).read_bytes()))
     with h5.File(buffer, "r+") as file:
         checksum = _checksum(_everything(file))
         file.attrs["checksum"] = checksum
         file.attrs.pop("certificate", None)  # of what was there before
-    write_whole(path, _sealed(buffer.getvalue()))
+    write_whole(path, SEAL.on(buffer.getvalue()))
     return checksum
 
 
-def with_certificate(data: bytes, certificate: str) -> bytes:
+def embed(data: bytes, certificate: str) -> bytes:
     """A description's bytes with a certificate, which is no part of what its checksum is over."""
-    buffer = io.BytesIO(data[SEAL_BYTES if data.startswith(SEAL) else 0 :])
-    with require_h5py().File(buffer, "r+") as file:
-        file.attrs["certificate"] = certificate
-    return _sealed(buffer.getvalue())
+    return SEAL.with_certificate(data, certificate)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -404,14 +391,15 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
 def _read_node(item: _Item, version: tuple[int, int]) -> Record:
     written = item.attributes["kind"]
     kind, _, since = written.partition(" ")
-    if kind not in FIELDS or since not in ("", *READ):
+    row = look_up(KINDS, kind)
+    if row is None or since not in ("", *READ):
         raise FormatError(
-            f"node {item.path} is of kind {written!r}; known: {', '.join(FIELDS)}, and of these "
+            f"node {item.path} is of kind {written!r}; known: {', '.join(KINDS)}, and of these "
             f"what came with {', '.join(READ)}. It was written by a newer release; install one."
         )
-    present = [name for name in FIELDS[kind] if name in item.items or item.has(name)]
+    present = [name for name in row.fields if name in item.items or item.has(name)]
     fields = {name: _read_field(item, name) for name in present}
-    before = DEFAULTS.get(kind, {}) if version < (1, 2) else {}
+    before = row.since if version < (1, 2) else {}
     return Record(kind, {**before, **fields})
 
 

@@ -17,7 +17,7 @@ a shorter path is held back by the difference, so that what meets at a node is o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +27,13 @@ from numpy.typing import DTypeLike
 
 from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record, leaves
+from .kinds import KINDS
 from .layout import read
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 
 __all__ = ["Result", "Runner"]
 
-NEURONS = ("signgd", "group", "growth", "subgradient")
 VIEWS = ("spike", "decoded")
 
 
@@ -91,22 +91,25 @@ class Runner:
         self.functions = {
             node.name: find_function(node["function"], functions or {}, node.name)
             for node in self.nodes
-            if node.kind in ("function", "signgd", "growth")
+            if KINDS[node.kind].computes
         }
-        self.neurons = tuple(node.name for node in self.nodes if node.kind in NEURONS)
+        self.neurons = tuple(node.name for node in self.nodes if KINDS[node.kind].neuron)
         self.output_names = leaves(self.content.outputs)
         self.lags, self.output_lag = _lags(self.nodes, self.output_names)
 
     @property
     def view(self) -> str:
         """The spike view where all neurons are signGD, else the decoded one."""
-        others = [node for node in self.nodes if not _has_spike_view(node)]
-        return "decoded" if others else "spike"
+        return "decoded" if self._decoded_alone() else "spike"
+
+    def _decoded_alone(self) -> list[str]:
+        """Nodes that weighted spikes cannot pass."""
+        return [node.name for node in self.nodes if not KINDS[node.kind].spike_view(node)]
 
     def run(
         self,
         x: Any,
-        time_steps: int | Iterable[int] = (1, 2, 4, 8, 16, 32),
+        time_steps: int | Iterable[int] | None = None,
         *,
         delay: bool = False,
         sequence: bool = False,
@@ -117,10 +120,14 @@ class Runner:
     ) -> Result:
         """The decoded outputs after each of ``time_steps``, and all spikes on the way there.
 
+        ``time_steps`` are the T in the file unless given, of a sequence all its steps.
+
         x is [B, ...], one static input, or [T, B, ...] with ``sequence``. ``record`` and ``values``
         say what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
         in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
         """
+        if time_steps is None:
+            time_steps = len(x) if sequence else self.content.time_steps
         steps = _checked_steps(time_steps)
         view = self._checked_view(view)
         x = self._checked_input(x, sequence, max(steps))
@@ -156,9 +163,9 @@ class Runner:
         if view not in VIEWS:
             raise InputError(f"view is one of {', '.join(VIEWS)}, but it is {view!r}.")
         if view == "spike" and self.view != "spike":
-            others = [node.name for node in self.nodes if not _has_spike_view(node)]
             raise InputError(
-                f"the spike view is of signGD neurons alone, but there are {', '.join(others[:5])}."
+                "the spike view is of signGD neurons alone, but there are "
+                f"{', '.join(self._decoded_alone()[:5])}."
                 ' Take view="decoded".'
             )
         return view
@@ -176,7 +183,7 @@ class Runner:
                 f"{list(x.shape)}."
             )
         if not np.isfinite(x).all():
-            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
         if sequence and len(x) < last:
             raise InputError(f"the sequence has {len(x)} steps, but time_steps asks for {last}.")
         return x.astype(self.dtype)
@@ -202,12 +209,6 @@ class Runner:
         return spikes
 
 
-def _has_spike_view(node: Record) -> bool:
-    if node.kind == "encoder":
-        return bool(node["coding"] == "real")
-    return node.kind not in ("group", "growth", "subgradient", "average", "function")
-
-
 def _checked_steps(time_steps: int | Iterable[int]) -> tuple[int, ...]:
     steps = tuple(time_steps) if isinstance(time_steps, Iterable) else (time_steps,)
     whole = [isinstance(t, (int, np.integer)) and not isinstance(t, bool) for t in steps]
@@ -222,7 +223,7 @@ def _lags(nodes: Sequence[Record], outputs: Sequence[str]) -> tuple[dict[str, in
     arrives: dict[str, int] = {}  # what a neuron sends is with its receivers one step later
     for node in nodes:
         lags[node.name] = max((arrives[name] for name in node["inputs"]), default=0)
-        arrives[node.name] = lags[node.name] + (node.kind in NEURONS)
+        arrives[node.name] = lags[node.name] + KINDS[node.kind].neuron
     return lags, max(arrives[name] for name in outputs)
 
 
@@ -304,58 +305,56 @@ class _Run:
         self.readouts = {name: values[name] for name in self.runner.output_names}
 
     def _at_start(self, node: Record, inputs: list[Array]) -> Array:
-        if node.kind == "input":
-            return np.zeros_like(self._input(1))
-        if node.kind == "constant":
-            value: Array = node["value"]
-            return value
-        if node.kind == "linear":
-            return self._linear(node, inputs, apply)
-        if node.kind == "encoder":
-            return inputs[0]
-        v = self._resting(node, resolve(node["shape"], self.batch))
-        self.states[node.name] = _State(v, inputs)
-        return v
+        if KINDS[node.kind].neuron:
+            v = self._resting(node, resolve(node["shape"], self.batch))
+            self.states[node.name] = _State(v, inputs)
+            return v
+        return _AT_START[node.kind](self, node, inputs)
 
     def _resting(self, node: Record, shape: Sequence[int]) -> Array:
         return np.broadcast_to(np.asarray(node["resting"], self.runner.dtype), shape)
 
     def _value(self, node: Record, inputs: list[Array], step: int) -> tuple[Array, Array | None]:
         """What a node sends at its step, and where its neurons fire."""
-        if node.kind == "input":
-            return self._input_or_increment(step), None
-        if node.kind == "constant":
-            return (np.zeros_like(node["value"]) if self.spike_view else node["value"]), None
-        if node.kind == "linear":
-            return self._linear(node, inputs, apply_linear if self.spike_view else apply), None
-        if node.kind == "function":
-            return self._function(node, inputs), None
-        if node.kind == "encoder":
-            return self._encoder(node, step), None
-        if node.kind == "average":
-            return self._average(node, inputs[0]), None
-        neuron = {
-            "signgd": self._signgd,
-            "group": self._group,
-            "growth": self._growth,
-            "subgradient": self._subgradient,
-        }
-        return neuron[node.kind](node, inputs)
+        if node.kind in _NEURONS:
+            return _NEURONS[node.kind](self, node, inputs)
+        if node.kind in _OTHERS:
+            return _OTHERS[node.kind](self, node, inputs, step), None
+        return self._by_its_row(node, inputs)
+
+    def _by_its_row(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
+        """A kind from elsewhere."""
+        form = KINDS[node.kind].numpy
+        if form is None:
+            raise FormatError(
+                f"'{node.name}' is of kind {node.kind!r}, which has no NumPy form; give its row in "
+                "KINDS one, numpy=."
+            )
+        before = self.states.get(node.name)
+        state = None if before is None else before.v
+        value, fires, state = form(node, inputs, state, self.runner.dtype)
+        self.states[node.name] = _State(state)
+        return value, fires
 
     def _input(self, step: int) -> Array:
         return self.x[step - 1] if self.sequence else self.x
 
-    def _input_or_increment(self, step: int) -> Array:
+    def _input_or_increment(self, node: Record, inputs: list[Array], step: int) -> Array:
         now = self._input(step)
         if not self.spike_view:
             return now
         return now - self._input(step - 1) if step > 1 else now
 
-    def _linear(self, node: Record, inputs: list[Array], run: Any) -> Array:
+    def _constant(self, node: Record, inputs: list[Array], step: int) -> Array:
+        value: Array = node["value"]
+        return np.zeros_like(value) if self.spike_view and step else value
+
+    def _linear(self, node: Record, inputs: list[Array], step: int) -> Array:
+        run = apply_linear if self.spike_view and step else apply
         out = run(node["op"], inputs, node["attributes"], node["tensors"], self.batch)
         return np.asarray(out, self.runner.dtype)
 
-    def _function(self, node: Record, x: list[Array]) -> Array:
+    def _function(self, node: Record, x: list[Array], step: int = 0) -> Array:
         f = self.runner.functions[node.name]
         return np.asarray(f(*x, **node["arguments"]), self.runner.dtype)
 
@@ -437,7 +436,7 @@ class _Run:
         state.v = state.v - step_size(node["schedule"], state.t) * (state.v - output)
         return state.v, fires
 
-    def _encoder(self, node: Record, step: int) -> Array:
+    def _encoder(self, node: Record, inputs: list[Array], step: int) -> Array:
         x = self._input(step)
         state = self.states.setdefault(node.name, _State(np.zeros_like(x)))
         state.t += 1
@@ -455,7 +454,8 @@ class _Run:
         state.v = before - step_size(node["schedule"], state.t) * gradient
         return state.v - before if self.spike_view else state.v
 
-    def _average(self, node: Record, x: Array) -> Array:
+    def _average(self, node: Record, inputs: list[Array], step: int) -> Array:
+        (x,) = inputs
         state = self.states.setdefault(node.name, _State(np.zeros_like(x)))
         state.t += 1
         state.v = state.v + x  # the sum
@@ -465,6 +465,30 @@ class _Run:
         for name in dict.fromkeys(self.runner.output_names):
             value = self.sent[name][now - (self.output_lag - self.lags[name])]
             self.readouts[name] = self.readouts[name] + value if self.spike_view else value
+
+
+# what a node sends, of its inputs at its step; a step of 0 is before the first
+_OTHERS: dict[str, Callable[[_Run, Record, list[Array], int], Array]] = {
+    "input": _Run._input_or_increment,
+    "constant": _Run._constant,
+    "linear": _Run._linear,
+    "function": _Run._function,
+    "encoder": _Run._encoder,
+    "average": _Run._average,
+}
+_NEURONS: dict[str, Callable[[_Run, Record, list[Array]], tuple[Array, Array]]] = {
+    "signgd": _Run._signgd,
+    "group": _Run._group,
+    "growth": _Run._growth,
+    "subgradient": _Run._subgradient,
+}
+# the same before the first step of the spike view
+_AT_START: dict[str, Callable[[_Run, Record, list[Array]], Array]] = {
+    "input": lambda run, node, inputs: np.zeros_like(run._input(1)),
+    "constant": lambda run, node, inputs: run._constant(node, inputs, 0),
+    "linear": lambda run, node, inputs: run._linear(node, inputs, 0),
+    "encoder": lambda run, node, inputs: inputs[0],
+}
 
 
 def _reached(h: Array, theta: Array, members: int, strictly: bool = False) -> Array:

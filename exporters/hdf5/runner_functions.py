@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.registry import look_up
 from ...errors import FormatError, InputError
 
 Array = NDArray[Any]
@@ -275,7 +276,7 @@ def find_function(
 ) -> Function:
     """The caller's function before this module's. Raises FormatError where there is none."""
     name = row["name"]
-    found = functions.get(name) or (None if row["own"] else FUNCTIONS.get(name))
+    found = functions.get(name) or (None if row["own"] else look_up(FUNCTIONS, name))
     if found is None:
         raise FormatError(
             f"'{where}' uses the nonlinearity {name!r}, which is not one of this package's; pass "

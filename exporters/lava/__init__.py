@@ -1,32 +1,34 @@
-"""Lava netx files: writer, and a reader and runner that need NumPy alone."""
+"""Lava netx files: writer, verifier, and a reader and runner that need NumPy alone."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...core.lazy import lazy
 
 if TYPE_CHECKING:
-    from .netx import Netx, read_netx
+    from .netx import Netx, embed, read_netx
+    from .verifier import verify
     from .writer import LavaReport, write_netx
-
-_HOME = {
-    "LavaReport": "writer",
-    "Netx": "netx",
-    "read_netx": "netx",
-    "write_netx": "writer",
-}
+    from .writer import write_netx as write
 
 __all__ = [
     "LavaReport",
     "Netx",
+    "embed",
     "read_netx",
+    "suffixes",
+    "verify",
+    "write",
     "write_netx",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+suffixes = (".net",)
+_HOME = {
+    "LavaReport": "writer",
+    "Netx": "netx",
+    "embed": "netx",
+    "read_netx": "netx",
+    "verify": "verifier",
+    "write": "writer:write_netx",
+    "write_netx": "writer",
+}
+__getattr__, __dir__ = lazy(__name__, _HOME)

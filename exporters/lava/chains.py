@@ -199,19 +199,19 @@ def _refusal(node: Node, neurons: type[Node]) -> str:
     if isinstance(node, Function):
         name = node.function.name
         if isinstance(node, Growth) or name == "max_pool" or name == "amax":
-            mend = "train with average pooling, which is folded into the weights"
+            fix = "train with average pooling, which is folded into the weights"
         elif isinstance(node, SignGDNeuron) and node.function.arity == 1:
-            mend = (
+            fix = (
                 "run it by plugins.lava.SignGDNetwork (a custom Lava process), or convert a QCFS "
                 'network with method="group"'
             )
         else:
-            mend = "save the network as a description (.h5), or train without this operation"
+            fix = "save the network as a description (.h5), or train without this operation"
         kinds = {SignGDNeuron: "a signGD neuron of", Growth: "the growth of"}
         kind = kinds.get(type(node), "the function")
         return (
             f"{where} is {kind} {name}, but Lava's own neurons compute integrate-and-fire alone; "
-            f"{mend}."
+            f"{fix}."
         )
     return f"{where} is of kind {node.kind!r}, which Lava has no form of."
 
@@ -259,7 +259,7 @@ def _compose(
         if not np.isfinite(values).all():
             raise FormatError(
                 f"'{name}': its {what} hold NaN or infinity, which netx would turn into the "
-                "largest negative weight without a word; mend the model first."
+                "largest negative weight without a word; fix the model first."
             )
     x = torch.rand(3, entering, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert np.allclose(through(apply, x).numpy(), x.numpy() @ weight.T + bias), name

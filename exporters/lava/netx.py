@@ -37,11 +37,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import BackendUnavailable, FormatError, InputError
-from ..files import check_seal
+from ..files import Seal
 
 FORMAT = "spikingjelly_signgd netx"
 VERSION = (1, 0)
-SEAL = b"\nspikingjelly_signgd netx: sha256 of all bytes before this line "
+SEAL = Seal(b"\nspikingjelly_signgd netx: sha256 of all bytes before this line ")
+embed = SEAL.with_certificate
 PROFILES = ("group", "if-soft", "if-hard", "group-graded")
 GRADED = "GROUP"  # the neuron type of the profile that needs this package's own process in Lava
 LARGEST_U = 131071  # weight units; 24 bits, 6 of them after the point
@@ -120,7 +121,7 @@ class InputCoding:
                 f"{list(x.shape)}."
             )
         if not np.isfinite(x).all():
-            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
         p = np.rint((x.reshape(len(x), -1) - self.low) / self.step)
         clipped: NDArray[np.int64] = p.clip(0, self.levels).astype(np.int64)
         return clipped
@@ -295,7 +296,7 @@ def read_netx(path: str | os.PathLike[str]) -> Netx:
         ) from error
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file '{path}'")
-    check_seal(Path(path), SEAL)
+    SEAL.check(Path(path))
     try:
         with h5py.File(path, "r") as file:
             return _read(file, str(path))

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ...core.network import GroupNeuron, SpikingNetwork
 from ...errors import BackendUnavailable, FormatError, InputError
-from ..files import sealed, write_whole
+from ..files import write_whole
 from .chains import (
     LARGEST_WEIGHT,
     AffineMap,
@@ -183,7 +183,7 @@ def write_netx(
         The most weights in one matrix: convolutions are unrolled.
 
     Every limit is checked before anything is written. Raises FormatError naming the layer, the
-    limit and the mend; InputError for arguments that cannot be.
+    limit and the fix; InputError for arguments that cannot be.
     """
     _check_arguments(profile, time_steps, weight_bits, input_levels, max_weights)
     check_output(network)
@@ -210,7 +210,7 @@ def write_netx(
     )
     if given is not None:
         report = _measure(report, written, maps, layers, given, labels)
-    write_whole(path, sealed(content, SEAL))
+    write_whole(path, SEAL.on(content))
     return report
 
 
@@ -331,7 +331,7 @@ def _input_range(
         if x is not None and (not isinstance(x, Tensor) or x.dim() < 2 or not len(x)):
             raise InputError(f"{name} is a tensor [N, ...] with at least one sample.")
         if x is not None and not bool(x.isfinite().all()):
-            raise InputError(f"{name} holds NaN or infinity; remove or mend those samples first.")
+            raise InputError(f"{name} holds NaN or infinity; remove or fix those samples first.")
     if asked is None:
         x = calibration if calibration is not None else samples
         if x is None:

@@ -1,38 +1,43 @@
-"""NIR files: writer, reader, and a runner that needs NumPy alone."""
+"""NIR files: writer, reader, verifier, and a runner that needs NumPy alone."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...core.lazy import lazy
 
 if TYPE_CHECKING:
     from .graph import NirReport
-    from .reader import read_graph
+    from .reader import embed, read_graph
     from .runner import NirRunner
+    from .verifier import verify
     from .writer import read_nir, to_graph, write_nir
-
-_HOME = {
-    "NirReport": "graph",
-    "NirRunner": "runner",
-    "read_graph": "reader",
-    "read_nir": "writer",
-    "to_graph": "writer",
-    "write_nir": "writer",
-}
+    from .writer import read_nir as read
+    from .writer import write_nir as write
 
 __all__ = [
     "NirReport",
     "NirRunner",
+    "embed",
+    "read",
     "read_graph",
     "read_nir",
+    "suffixes",
     "to_graph",
+    "verify",
+    "write",
     "write_nir",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+suffixes = (".nir",)
+_HOME = {
+    "NirReport": "graph",
+    "NirRunner": "runner",
+    "embed": "reader",
+    "read": "writer:read_nir",
+    "read_graph": "reader",
+    "read_nir": "writer",
+    "to_graph": "writer",
+    "verify": "verifier",
+    "write": "writer:write_nir",
+    "write_nir": "writer",
+}
+__getattr__, __dir__ = lazy(__name__, _HOME)

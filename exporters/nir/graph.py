@@ -92,7 +92,7 @@ class NirReport:
 
 
 class _Refused(Exception):
-    """One node cannot be written; the message says why and the mend."""
+    """One node cannot be written; the message says why and the fix."""
 
 
 @dataclass(frozen=True)

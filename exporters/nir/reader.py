@@ -25,7 +25,7 @@ from ...core.operations import apply
 from ...errors import BackendUnavailable, FormatError
 from ...neurons.group import GroupNeuronParameters
 from ...neurons.nonlinearities import NONLINEARITIES
-from ..files import check_seal
+from ..files import Seal
 from .graph import (
     Array,
     group_thresholds,
@@ -40,9 +40,8 @@ MOST_NODES = 100_000
 MOST_VALUES = 2**31  # of one node
 INFLATION = 1100  # deflate makes at most 1032 bytes of one
 SMALL = 64 * 2**20  # bytes that any file may hold
-# behind the HDF5 data, where HDF5 does not look: damage is found before a byte is interpreted. The
-# HDF5 library itself runs for minutes, or for ever, on some damaged files.
-SEAL = b"\nspikingjelly_signgd: sha256 of all bytes before this line "
+SEAL = Seal(b"\nspikingjelly_signgd: sha256 of all bytes before this line ")
+embed = SEAL.with_certificate
 
 
 def import_nir() -> Any:
@@ -69,7 +68,7 @@ def read_graph(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file '{path}'")
-    check_seal(path, SEAL)
+    SEAL.check(path)
     try:
         with h5py.File(path, "r") as file:
             _survey(file, path, set(nir.ir.__all__))

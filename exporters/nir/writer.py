@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.network import SpikingNetwork
 from ...errors import FormatError
-from ..files import sealed, write_whole
+from ..files import write_whole
 from .graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
 from .reader import SEAL, import_nir, read_graph, to_network
 
@@ -29,7 +29,7 @@ def to_graph(
     time_steps: int | None = None,
     strict: bool = False,
 ) -> tuple[Any, NirReport]:
-    """The network as a ``nir.NIRGraph``, and what is lost. See ``write_nir``."""
+    """The network as a ``nir.NIRGraph``, and what is lost; raises as ``write_nir`` does."""
     nir = import_nir()
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
@@ -76,7 +76,7 @@ def write_nir(
     ``pooling="conv"`` writes pools as convolutions, for readers that know no pools (Norse 1.1.0).
     ``time_steps`` stands in the metadata, by default the network's. ``strict`` refuses any loss.
 
-    Raises FormatError for what NIR cannot express (each node by name, with the mend) and for
+    Raises FormatError for what NIR cannot express (each node by name, with the fix) and for
     what cannot be written; BackendUnavailable without the package nir.
     """
     graph, report = to_graph(
@@ -91,7 +91,7 @@ def write_nir(
     import_nir().write(image, graph)
     if dialect == "legacy":
         _for_older_readers(image)
-    write_whole(path, sealed(image.getvalue(), SEAL))
+    write_whole(path, SEAL.on(image.getvalue()))
     return report
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,25 +41,18 @@ class Operand(ctypes.Structure):
     ]
 
 
+def _all(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
 class SignGD(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        ("x", Operand * ARGUMENTS),
-        ("x_start", Operand * ARGUMENTS),
+        *_all(Operand * ARGUMENTS, "x x_start"),
         ("x_last", _pointer * ARGUMENTS),
-        ("v", Operand),
-        ("scale", Operand),
-        ("y", _pointer),
-        ("v_seq", _pointer),
-        ("spikes", _pointer),
-        ("v_last", _pointer),
-        ("steps", _int),
-        ("fires_at_tie", _int),
-        ("signs", _int),
-        ("output", _int),
-        ("input_type", _int),
-        ("output_type", _int),
-        ("far", _int),
+        *_all(Operand, "v scale"),
+        *_all(_pointer, "y v_seq spikes v_last"),
+        *_all(_int, "steps fires_at_tie signs output input_type output_type far"),
         ("parameters", _float * PARAMETERS),
         ("eta", _float * STEPS),
     ]
@@ -67,60 +61,29 @@ class SignGD(ctypes.Structure):
 class Group(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        ("x", Operand),
-        ("v", Operand),
-        ("sent", Operand),
-        ("thetas", Operand),
-        ("y", _pointer),
-        ("h_seq", _pointer),
-        ("v_seq", _pointer),
-        ("v_last", _pointer),
-        ("sent_last", _pointer),
-        ("steps", _int),
-        ("counts", _int),
-        ("input_type", _int),
-        ("output_type", _int),
-        ("far", _int),
-        ("theta", _float),
-        ("members", _float),
+        *_all(Operand, "x v sent thetas"),
+        *_all(_pointer, "y h_seq v_seq v_last sent_last"),
+        *_all(_int, "steps counts input_type output_type far"),
+        *_all(_float, "theta members"),
     ]
 
 
 class GroupGradient(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        ("h", Operand),
-        ("y", Operand),
-        ("v_last", Operand),
-        ("x", _pointer),
-        ("v", _pointer),
-        ("steps", _int),
-        ("surrogate", _int),
-        ("detach_reset", _int),
-        ("input_type", _int),
-        ("output_type", _int),
-        ("far", _int),
-        ("theta", _float),
-        ("members", _float),
-        ("alpha", _float),
+        *_all(Operand, "h y v_last"),
+        *_all(_pointer, "x v"),
+        *_all(_int, "steps surrogate detach_reset input_type output_type far"),
+        *_all(_float, "theta members alpha"),
     ]
 
 
 class TrackingGradient(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        ("target", Operand),
-        ("v_seq", Operand),
-        ("v", Operand),
-        ("scale", Operand),
-        ("y", Operand),
-        ("v_last", Operand),
-        ("x", _pointer),
-        ("v_start", _pointer),
-        ("steps", _int),
-        ("surrogate", _int),
-        ("signed_output", _int),
-        ("input_type", _int),
+        *_all(Operand, "target v_seq v scale y v_last"),
+        *_all(_pointer, "x v_start"),
+        *_all(_int, "steps surrogate signed_output input_type"),
         ("alpha", _float),
         ("eta", _float * STEPS),
     ]
@@ -129,11 +92,9 @@ class TrackingGradient(ctypes.Structure):
 class Sum(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        ("x", Operand),
-        ("start", Operand),
+        *_all(Operand, "x start"),
         ("y", _pointer),
-        ("steps", _int),
-        ("input_type", _int),
+        *_all(_int, "steps input_type"),
     ]
 
 

@@ -1,14 +1,20 @@
-"""Runs a kernel on tensors of one device: checks them, makes outputs, fills in the arguments."""
+"""Runs kernels on tensors of one device: makes outputs, checks inputs, fills in the arguments.
+
+Each function is an operator's one signature (``operators.py``): a generator that first yields the
+outputs, which is all that a graph without values needs, and then has the kernel fill them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import BackendUnavailable, InputError
+from ..schedules import named_schedule
 from ..surrogate import KINDS
 from . import arguments, cpu, gpu
 from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, TYPES
@@ -18,6 +24,19 @@ PROVIDERS = {"cpu": cpu, "cuda": gpu}  # by the type of device
 # bytes of output from which a CPU fetches inputs ahead, and from which its caches do not keep the
 # output for the reader
 FAR = (4 * 2**20, 8 * 2**20)
+IDENTITY = Function("x", ("x",))
+Count = int  # of steps: changes from call to call of one graph
+
+function_of = lru_cache(Function.from_key)
+
+
+def step_sizes(schedule: str, unit: float, t: int, steps: int) -> list[float]:
+    """unit * eta(t + 1), ..., unit * eta(t + steps)."""
+    eta = named_schedule(schedule)
+    return [eta(t + k) * unit for k in range(1, steps + 1)]
+
+
+# -- inference: any function, both views ----------------------------------------------------------
 
 
 def signgd(
@@ -25,51 +44,49 @@ def signgd(
     x_start: Sequence[Tensor],
     v: Tensor,
     scale: Tensor | None,
-    function: Function,
+    function: str,
     parameters: Sequence[float],
     fires_at_tie: bool,
     members: int,
-    eta: Sequence[float],
+    schedule: str,
+    unit: float,
+    t: Count,
     output: str,
     dtype: torch.dtype,
     keep_v: bool,
     keep_spikes: bool,
-) -> list[Tensor]:
-    """[y_seq, v, *x, v_seq if keep_v, spikes if keep_spikes] of ``len(eta)`` steps.
+) -> Iterator[list[Tensor]]:
+    """[y_seq, v, *x, v_seq if keep_v, spikes if keep_spikes]; schedule and function are texts.
 
     x_seq are [T, ...], then come tensors that are parameters of the function, also as [T, ...]. The
     first of them are integrated from ``x_start`` on, if there are any. Spikes are bool, of several
     members their code in uint8.
     """
-    _check("signgd", x_seq, [*x_start, v, *([] if scale is None else [scale])])
+    steps, like = x_seq[0].shape[0], step_like(x_seq, v.shape)
+    y = new_sequence(steps, like, dtype)
+    v_last = torch.empty_like(like)
+    x_last = [torch.empty_like(like) for _ in x_start]
+    v_seq = [new_sequence(steps, like, torch.float32)] if keep_v else []
+    spikes = [new_sequence(steps, like, spike_type(members))] if keep_spikes else []
+    yield [y, v_last, *x_last, *v_seq, *spikes]
+    scales = [] if scale is None else [scale]
+    _check("signgd", x_seq, [*x_start, v, *scales])
     input_type = _one_type("signgd", x_seq)
     if len(x_seq) > ARGUMENTS or len(parameters) > PARAMETERS:
         raise InputError(
             f"signgd: a kernel takes {ARGUMENTS} tensors and {PARAMETERS} numbers, but "
             f"the function has {len(x_seq)} and {len(parameters)}."
         )
-    like = step_like(x_seq, tuple(v.shape))
-    y = new_sequence(len(eta), like, dtype)
-    v_last = torch.empty_like(like, dtype=torch.float32)
-    x_last = [torch.empty_like(like, dtype=torch.float32) for _ in x_start]
-    v_seq = [new_sequence(len(eta), like, torch.float32)] if keep_v else []
-    spikes = [new_sequence(len(eta), like, spike_type(members))] if keep_spikes else []
+    eta, in_c = step_sizes(schedule, unit, t, steps), function_of(function)
     done = 0
-    while done < len(eta) and like.numel():
+    while done < steps and like.numel():
         part = eta[done : done + STEPS]
-        here = [x[done : done + STEPS] for x in x_seq]
+        here = [(x[done : done + STEPS], True) for x in x_seq]
         before = (v, x_start) if done == 0 else (v_last.clone(), [x.clone() for x in x_last])
-        operands = [
-            *((x, True) for x in here),
-            *((x, False) for x in before[1]),
-            (before[0], False),
-        ]
-        space, found = arguments.describe(
-            like, operands if scale is None else [*operands, (scale, False)]
-        )
+        constant = [(x, False) for x in (*before[1], before[0], *scales)]
+        space, found = arguments.describe(like, [*here, *constant])
         a = arguments.SignGD(space=space)
-        for k in range(len(here)):
-            a.x[k] = found[k]
+        a.x[: len(here)] = found[: len(here)]
         for k, x in enumerate(x_last):
             a.x_start[k] = found[len(here) + k]
             a.x_last[k] = x.data_ptr()
@@ -81,61 +98,77 @@ def signgd(
         a.spikes = spikes[0][done:].data_ptr() if keep_spikes else None
         a.steps, a.fires_at_tie, a.output = len(part), fires_at_tie, OUTPUTS.index(output)
         a.signs = members
-        a.input_type, a.output_type = input_type, TYPES[dtype]
-        a.far = sum(y.nbytes >= bound for bound in FAR)
+        a.input_type, a.output_type, a.far = input_type, TYPES[dtype], _far(y)
         a.parameters[: len(parameters)] = parameters
         a.eta[: len(part)] = part
-        _provider(v).run(function, a, v.device)
+        _provider(v).run(in_c, a, v.device)
         done += len(part)
-    return [y, v_last, *x_last, *v_seq, *spikes]
 
 
 def group(
     x_seq: Tensor,
     v: Tensor,
     sent: Tensor | None,
+    thetas: Tensor | None,
     members: int,
-    theta: float | Tensor,
+    theta: float,
     counts: bool,
     dtype: torch.dtype,
-    keep_h: bool,
     keep_v: bool,
-) -> list[Tensor]:
+    keep_h: bool = False,
+) -> Iterator[list[Tensor]]:
     """[y_seq, v, sent if given, h_seq if keep_h, v_seq if keep_v]; y the counts if ``counts``.
 
-    ``sent`` makes the neurons signed. h is kept where theta is a number and nothing is taken back.
+    ``sent`` makes the neurons signed; ``thetas`` are by channel, in the place of ``theta``. h is
+    kept where theta is a number and nothing is taken back.
     """
-    given = [] if sent is None else [sent]
-    thetas = [theta] if isinstance(theta, Tensor) else []
-    _check("group", [x_seq], [v, *given, *thetas])
-    assert not keep_h or not (given or thetas)
-    input_type = _one_type("group", [x_seq])
-    steps = x_seq.shape[0]
-    like = step_like([x_seq], tuple(x_seq.shape[1:]))
+    steps, like = x_seq.shape[0], step_like([x_seq], x_seq.shape[1:])
+    given = [tensor for tensor in (sent, thetas) if tensor is not None]
+    assert not keep_h or not given
     y = new_sequence(steps, like, dtype)
-    v_last = torch.empty_like(like, dtype=torch.float32)
-    sent_last = [torch.empty_like(like) for _ in given]
+    v_last = torch.empty_like(like)
+    sent_last = [] if sent is None else [torch.empty_like(like)]
     h_seq = [new_sequence(steps, like, torch.float32)] if keep_h else []
     v_seq = [new_sequence(steps, like, torch.float32)] if keep_v else []
-    if like.numel():
-        constant = [(tensor, False) for tensor in (v, *given, *thetas)]
-        space, (x, start, *others) = arguments.describe(like, [(x_seq, True), *constant])
-        a = arguments.Group(space=space, x=x, v=start)
-        if sent is not None:
-            a.sent, a.sent_last = others[0], sent_last[0].data_ptr()
-        if isinstance(theta, Tensor):
-            a.thetas = others[-1]
-        else:
-            a.theta = theta
-        a.y, a.v_last = y.data_ptr(), v_last.data_ptr()
-        a.h_seq = h_seq[0].data_ptr() if keep_h else None
-        a.v_seq = v_seq[0].data_ptr() if keep_v else None
-        a.steps, a.counts = steps, counts
-        a.input_type, a.output_type = input_type, TYPES[dtype]
-        a.far = sum(y.nbytes >= bound for bound in FAR)
-        a.members = members
-        _provider(v).run("group", a, v.device)
-    return [y, v_last, *sent_last, *h_seq, *v_seq]
+    yield [y, v_last, *sent_last, *h_seq, *v_seq]
+    _check("group", [x_seq], [v, *given])
+    input_type = _one_type("group", [x_seq])
+    if not like.numel():
+        return
+    constant = [(tensor, False) for tensor in (v, *given)]
+    space, (x, start, *others) = arguments.describe(like, [(x_seq, True), *constant])
+    a = arguments.Group(space=space, x=x, v=start)
+    if sent is not None:
+        a.sent, a.sent_last = others[0], sent_last[0].data_ptr()
+    if thetas is not None:
+        a.thetas = others[-1]
+    else:
+        a.theta = theta
+    a.y, a.v_last = y.data_ptr(), v_last.data_ptr()
+    a.h_seq = h_seq[0].data_ptr() if keep_h else None
+    a.v_seq = v_seq[0].data_ptr() if keep_v else None
+    a.steps, a.counts, a.members = steps, counts, members
+    a.input_type, a.output_type, a.far = input_type, TYPES[dtype], _far(y)
+    _provider(v).run("group", a, v.device)
+
+
+# -- training: with the gradient of a surrogate ---------------------------------------------------
+
+
+def group_train(
+    x_seq: Tensor,
+    v: Tensor,
+    members: int,
+    theta: float,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(y_seq, v, h_seq)."""
+    for y, after, *kept in group(
+        x_seq, v, None, None, members, theta, False, x_seq.dtype, False, keep_h=True
+    ):
+        yield y, after, kept[0]
 
 
 def group_gradient(
@@ -147,55 +180,77 @@ def group_gradient(
     surrogate: str,
     alpha: float,
     detach_reset: bool,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Gradients of [x_seq, v], x_seq's with ``dtype``."""
-    given = [] if grad_v is None else [grad_v]
-    _check("group_gradient", [grad_y], [h_seq, *given])
-    like = h_seq[0]
-    x = new_sequence(h_seq.shape[0], like, dtype)
-    v = torch.empty_like(like)
-    if like.numel():
-        operands = [(h_seq, True), (grad_y, True), *((v, False) for v in given)]
-        space, found = arguments.describe(like, operands)
-        a = arguments.GroupGradient(space, *found)
-        a.x, a.v, a.steps = x.data_ptr(), v.data_ptr(), h_seq.shape[0]
-        a.surrogate, a.detach_reset = KINDS.index(surrogate), detach_reset
-        a.input_type, a.output_type = _one_type("group_gradient", [grad_y]), TYPES[dtype]
-        a.theta, a.members, a.alpha = theta, members, alpha
-        a.far = sum(x.nbytes >= bound for bound in FAR)
-        _provider(like).run("group_gradient", a, v.device)
-    return [x, v]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients of (x_seq, v), x_seq's in the type of y's."""
+    steps, like = h_seq.shape[0], h_seq[0]
+    x, v = new_sequence(steps, like, grad_y.dtype), torch.empty_like(like)
+    yield x, v
+    after = [] if grad_v is None else [grad_v]
+    _check("group_gradient", [grad_y], [h_seq, *after])
+    if not like.numel():
+        return
+    operands = [(h_seq, True), (grad_y, True), *((v, False) for v in after)]
+    space, found = arguments.describe(like, operands)
+    a = arguments.GroupGradient(space, *found)
+    a.x, a.v, a.steps = x.data_ptr(), v.data_ptr(), steps
+    a.surrogate, a.detach_reset = KINDS.index(surrogate), detach_reset
+    a.input_type, a.output_type = _one_type("group_gradient", [grad_y]), TYPES[grad_y.dtype]
+    a.theta, a.members, a.alpha, a.far = theta, members, alpha, _far(x)
+    _provider(like).run("group_gradient", a, v.device)
 
 
-def tracking_gradient(
+def track(
+    target_seq: Tensor,
+    v: Tensor,
+    scale: Tensor | None,
+    fires_at_tie: bool,
+    schedule: str,
+    unit: float,
+    t: Count,
+    signed: bool,
+    surrogate: str,
+    alpha: float,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(y_seq, v, v_seq) of neurons that are handed f(x); v_seq is empty where it is y_seq."""
+    run = signgd(
+        *([target_seq], [], v, scale, IDENTITY.key, [], fires_at_tie, 1, schedule, unit, t),
+        *("signed" if signed else "decoded", torch.float32, signed, False),
+    )
+    for y, after, *kept in run:
+        yield y, after, kept[0] if signed else y.new_empty(0)
+
+
+def track_gradient(
     grad_y: Tensor,
     grad_v: Tensor | None,
     target_seq: Tensor,
     v_seq: Tensor,
     v: Tensor,
     scale: Tensor | None,
-    eta: Sequence[float],
+    schedule: str,
+    unit: float,
+    t: Count,
     signed: bool,
     surrogate: str,
     alpha: float,
-) -> list[Tensor]:
-    """Gradients of [target_seq, v] of neurons that track targets, by their v_seq [T, ...]."""
-    given = [] if scale is None else [scale]
-    after = [] if grad_v is None else [grad_v]
-    _check("tracking_gradient", [grad_y], [target_seq, v_seq, v, *given, *after])
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients of (target_seq, v) of neurons that track targets, by their v_seq [T, ...]."""
     steps, like = v_seq.shape[0], v_seq[0]
-    x = new_sequence(steps, like, torch.float32)
-    v_start = torch.empty_like(like)
+    x, v_start = new_sequence(steps, like, torch.float32), torch.empty_like(like)
+    yield x, v_start
+    scales = [] if scale is None else [scale]
+    after = [] if grad_v is None else [grad_v]
+    _check("tracking_gradient", [grad_y], [target_seq, v_seq, v, *scales, *after])
     if not like.numel():
-        return [x, v_start]
+        return
+    eta = step_sizes(schedule, unit, t, steps)
     carried = grad_v
     for last in range(steps, 0, -STEPS):
         first = max(0, last - STEPS)
         part = slice(first, last)
         start = v if first == 0 else v_seq[first - 1]
         operands = [(target_seq[part], True), (v_seq[part], True), (start, False)]
-        operands += [(grad_y[part], True), *((s, False) for s in given)]
+        operands += [(grad_y[part], True), *((s, False) for s in scales)]
         operands += [] if carried is None else [(carried, False)]
         space, found = arguments.describe(like, operands)
         a = arguments.TrackingGradient(space=space, target=found[0], v_seq=found[1], v=found[2])
@@ -210,20 +265,27 @@ def tracking_gradient(
         a.eta[: last - first] = eta[part]
         _provider(v).run("tracking_gradient", a, v.device)
         carried = v_start.clone() if first else carried
-    return [x, v_start]
 
 
-def running_sum(x_seq: Tensor, start: Tensor) -> Tensor:
+# -- the running sum ------------------------------------------------------------------------------
+
+
+def running_sum(x_seq: Tensor, start: Tensor) -> Iterator[Tensor]:
     """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...], float32."""
+    steps, like = x_seq.shape[0], step_like([x_seq], x_seq.shape[1:])
+    y = new_sequence(steps, like, torch.float32)
+    yield y
     _check("sum", [x_seq], [start])
-    like = step_like([x_seq], tuple(x_seq.shape[1:]))
-    y = new_sequence(x_seq.shape[0], like, torch.float32)
-    if like.numel():
-        space, (x, first) = arguments.describe(like, [(x_seq, True), (start, False)])
-        a = arguments.Sum(space, x, first, y.data_ptr(), x_seq.shape[0])
-        a.input_type = _one_type("sum", [x_seq])
-        _provider(start).run("sum", a, start.device)
-    return y
+    if not like.numel():
+        return
+    space, (x, first) = arguments.describe(like, [(x_seq, True), (start, False)])
+    a = arguments.Sum(space, x, first, y.data_ptr(), steps)
+    a.input_type = _one_type("sum", [x_seq])
+    _provider(start).run("sum", a, start.device)
+
+
+def _far(y: Tensor) -> int:
+    return sum(y.nbytes >= bound for bound in FAR)
 
 
 def _provider(like: Tensor) -> Any:
@@ -266,12 +328,12 @@ def spike_type(members: int) -> torch.dtype:
     return torch.bool if members == 1 else torch.uint8
 
 
-def step_like(x_seq: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+def step_like(x_seq: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     """An empty step [*shape], dense, with its dimensions in the order of an input's."""
     for x in x_seq:
-        if tuple(x.shape[1:]) == shape:
+        if x.shape[1:] == shape:
             return torch.empty_like(x[0], dtype=torch.float32)
-    return torch.empty(shape, dtype=torch.float32, device=x_seq[0].device)
+    return torch.empty(tuple(shape), dtype=torch.float32, device=x_seq[0].device)
 
 
 def new_sequence(steps: int, like: Tensor, dtype: torch.dtype) -> Tensor:

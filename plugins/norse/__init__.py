@@ -1,40 +1,26 @@
 """Norse: the neurons as Norse's own cells and layers, and converted networks made of them.
 
-Works with norse 1.1; the neurons themselves are in ``neurons.py``.
+Works with norse 1.1; each kind of neuron has its file, and ``common.py`` says what
+they share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
+from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, key
-from ...core.network import (
-    Average,
-    Encoder,
-    Node,
-    SpikingNetwork,
-    SubgradientNeuron,
-)
-from ...core.network import GroupNeuron as GroupNeuronNode
-from ...core.network import Growth as GrowthNode
-from ...core.network import SignGDNeuron as SignGDNode
+from ...core.network import Neuron, Node, SpikingNetwork
 from ...errors import InputError
-from .module import Layer
-from .neurons import (
+from .coding import (
     Encode,
     EncodeCell,
     EncodeParameters,
     EncodeState,
-    GroupNeuron,
-    GroupNeuronCell,
-    GroupNeuronParameters,
-    GroupNeuronState,
-    Growth,
-    GrowthCell,
-    GrowthParameters,
-    GrowthState,
     PoissonEncode,
     PoissonEncodeCell,
     PoissonEncodeParameters,
@@ -46,18 +32,29 @@ from .neurons import (
     RunningMean,
     RunningMeanCell,
     RunningMeanState,
+    encode_layer,
+)
+from .generic import NodeLayer, NodeParameters, NodeState
+from .group import (
+    GroupNeuron,
+    GroupNeuronCell,
+    GroupNeuronParameters,
+    GroupNeuronState,
     SignedGroupNeuronState,
+    group_layer,
+    group_neuron_feed_forward_step,
+)
+from .growth import Growth, GrowthCell, GrowthParameters, GrowthState
+from .module import Layer
+from .signgd import (
     SignGD,
     SignGDCell,
     SignGDParameters,
     SignGDState,
-    Subgradient,
-    SubgradientCell,
-    SubgradientParameters,
-    SubgradientState,
-    group_neuron_feed_forward_step,
     signgd_feed_forward_step,
+    signgd_layer,
 )
+from .subgradient import Subgradient, SubgradientCell, SubgradientParameters, SubgradientState
 
 __all__ = [
     "Encode",
@@ -72,6 +69,10 @@ __all__ = [
     "GrowthCell",
     "GrowthParameters",
     "GrowthState",
+    "MAKERS",
+    "NodeLayer",
+    "NodeParameters",
+    "NodeState",
     "NorseNetwork",
     "PoissonEncode",
     "PoissonEncodeCell",
@@ -99,6 +100,22 @@ __all__ = [
 ]
 
 
+# the layer of each kind of node, made of (node, spikes, kernels); a caller can add to it. A network
+# that was converted has no gradient, so thresholds are Norse's "heaviside"
+MAKERS: dict[str, Callable[[Any, str, str], Layer]] = {
+    "signgd": signgd_layer,
+    "group": group_layer,
+    "growth": lambda node, spikes, kernels: Growth(
+        GrowthParameters(node.function, node.arguments, kernels)
+    ),
+    "subgradient": lambda node, spikes, kernels: Subgradient(
+        SubgradientParameters(node.scale, node.schedule)
+    ),
+    "average": lambda node, spikes, kernels: RunningMean(),
+    "encoder": encode_layer,
+}
+
+
 class NorseNetwork(NetworkModule):
     """A converted network of Norse layers: ``forward(x, state=None) -> (output, state)``.
 
@@ -116,6 +133,9 @@ class NorseNetwork(NetworkModule):
         if isinstance(x, Tensor) and x.dim() == len(self.network.input.shape):
             return self.step(x, self._checked(state))
         return self.advance(x, state=self._checked(state))
+
+    def for_sequences(self) -> AbstractContextManager[None]:
+        return having(self, record_states=False)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         layer: Layer = self.neuron(node.name)  # type: ignore[assignment]
@@ -163,47 +183,10 @@ def build(
 
 
 def make_layer(node: Node, spikes: str = "decoded", kernels: str = "auto") -> Layer | None:
-    """The Norse layer of a network's node; None for those that are not neurons.
+    """The Norse layer of a network's node, by ``MAKERS``; None for those that keep no state.
 
-    A converted network has no gradient: the thresholds are Norse's "heaviside".
+    A kind of neuron that is not among them runs by its own definition.
     """
-    if isinstance(node, SignGDNode):
-        return SignGD(
-            SignGDParameters(
-                node.function,
-                node.schedule,
-                node.scale,
-                node.resting,
-                spikes=spikes,
-                arguments=node.arguments,
-                momentum=node.momentum,
-                method="heaviside",
-                backend=kernels,
-                members=node.members,
-            )
-        )
-    if isinstance(node, GroupNeuronNode):
-        return GroupNeuron(
-            GroupNeuronParameters(
-                node.members,
-                node.v_threshold,
-                node.initial_charge,
-                method="heaviside",
-                backend=kernels,
-                signed=node.signed,
-            )
-        )
-    if isinstance(node, GrowthNode):
-        return Growth(GrowthParameters(node.function, node.arguments, kernels))
-    if isinstance(node, SubgradientNeuron):
-        return Subgradient(SubgradientParameters(node.scale, node.schedule))
-    if isinstance(node, Average):
-        return RunningMean()
-    if isinstance(node, Encoder):
-        if node.coding == "poisson":
-            return PoissonEncode(
-                PoissonEncodeParameters(node.scale, node.seed, averaged=not node.per_step)
-            )
-        assert node.schedule is not None
-        return Encode(EncodeParameters(node.schedule, node.momentum, spikes))
-    return None
+    if node.kind in MAKERS:
+        return MAKERS[node.kind](node, spikes, kernels)
+    return NodeLayer.of(node) if isinstance(node, Neuron) else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import FormatError, InputError
+from ...neurons.base import Node, each_tensor, tensors_in
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import state_dtype
 from ...neurons.schedules import Schedule, schedule_from_dict
@@ -41,8 +43,8 @@ class Neuron(nn.Module):
 
     @classmethod
     def start(cls, inputs: tuple[Tensor, ...], p: Any) -> Any:
-        """The state before a first step with these inputs, [B, ...] each."""
-        raise NotImplementedError
+        """The state before a first step with these inputs, [B, ...] each; zeros unless said."""
+        return cls.State(torch.zeros_like(inputs[0]))  # type: ignore[operator]
 
     @classmethod
     def check_state(cls, inputs: tuple[Tensor, ...], state: Any) -> None:
@@ -103,13 +105,14 @@ class Neuron(nn.Module):
                 f"{type(state).__name__}. A layer in Lift hands on the state of the module before; "
                 "put layers into SequentialState as they are."
             )
-        if state[0].device != inputs[0].device:
-            raise InputError(
-                f"{cls.__name__}: the state is on {state[0].device}, the input on "
-                f"{inputs[0].device}. Pass state=None, or move the state's tensors."
-            )
+        for value in tensors_in(state):
+            if value.device != inputs[0].device:
+                raise InputError(
+                    f"{cls.__name__}: the state is on {value.device}, the input on "
+                    f"{inputs[0].device}. Pass state=None, or move the state's tensors."
+                )
         cls.check_state(inputs, state)
-        return type(state)(*(each_tensor(value, lambda s: s.to(dtype)) for value in state))
+        return each_tensor(state, lambda s: s.to(dtype) if s.is_floating_point() else s)
 
     # -- parameters -----------------------------------------------------------------------------
 
@@ -131,7 +134,7 @@ class Neuron(nn.Module):
     @property
     def p(self) -> Any:
         layout = self._layout
-        given = {name: self._filled(getattr(layout, name)) for name in self._with_tensors}
+        given = {k: _filled(getattr(layout, k), partial(getattr, self)) for k in self._with_tensors}
         return layout._replace(**given) if given else layout
 
     @p.setter
@@ -151,15 +154,6 @@ class Neuron(nn.Module):
                 self.register_parameter(name, value)
             else:
                 self.register_buffer(name, value.clone())
-
-    def _filled(self, value: Any) -> Any:
-        if isinstance(value, _Held):
-            return getattr(self, value.name)
-        if isinstance(value, tuple):
-            return tuple([self._filled(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._filled(item) for key, item in value.items()}
-        return value
 
     def get_extra_state(self) -> dict[str, Any]:
         """What of p is no tensor, as plain numbers and text; not where it runs."""
@@ -184,7 +178,11 @@ class Neuron(nn.Module):
                 saved = state[name]
             if saved == _plain(now):
                 continue
-            if name in ("function", "spikes") or _has_tensor(_plain(now)) or _has_tensor(saved):
+            if (
+                name in ("function", "spikes", "node")
+                or _has_tensor(_plain(now))
+                or _has_tensor(saved)
+            ):
                 raise FormatError(
                     f"{self._get_name()}: the saved neuron has {name}={saved!r}, this one "
                     f"{_plain(now)!r}. Make it with the parameters it was saved with."
@@ -211,7 +209,8 @@ class Neuron(nn.Module):
             )
             layout = self._layout._replace(**self._changes(extra))
             if same:  # otherwise torch says what does not fit
-                self.check_parameters(type(layout)(*(_filled(value, loaded) for value in layout)))
+                filled = [_filled(value, loaded.__getitem__) for value in layout]
+                self.check_parameters(type(layout)(*filled))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -249,11 +248,12 @@ def _hold(owner: nn.Module, name: str, value: Any, held: dict[str, Tensor]) -> A
     return _Held(name)
 
 
-def _filled(value: Any, held: Mapping[str, Any]) -> Any:
+def _filled(value: Any, held: Callable[[str], Any]) -> Any:
+    """The value with each name replaced by the tensor that is ``held`` by it."""
     if isinstance(value, _Held):
-        return held[value.name]
+        return held(value.name)
     if isinstance(value, tuple):
-        return tuple(_filled(item, held) for item in value)
+        return tuple([_filled(item, held) for item in value])
     if isinstance(value, dict):
         return {key: _filled(item, held) for key, item in value.items()}
     return value
@@ -283,6 +283,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Schedule):
         return value.to_dict()
+    if isinstance(value, Tensor):  # a node's, which is saved by itself
+        return "tensor"
+    if isinstance(value, Node):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     is_function = isinstance(value, Nonlinearity) or callable(value)
     return nonlinearity(value).name if is_function else repr(value)
 
@@ -306,13 +310,7 @@ def _shown(value: Any) -> str:
         return f"({', '.join(map(_shown, value))})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
-    return value.name if isinstance(value, Nonlinearity) else repr(value)
-
-
-def each_tensor(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(each_tensor(item, fn) for item in value)
-    return fn(value) if isinstance(value, Tensor) else value
+    return value.name if isinstance(value, (Node, Nonlinearity)) else repr(value)
 
 
 def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:
@@ -384,7 +382,7 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
 
 def _own(state: Any) -> Any:
     """A state that shares no memory with the parameters it was made of."""
-    return type(state)(*(each_tensor(value, Tensor.clone) for value in state))
+    return each_tensor(state, Tensor.clone)
 
 
 def merge_states(states: list[Any]) -> Any:

@@ -6,33 +6,23 @@ Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...core.module import NetworkModule, NetworkState, Walk
-from ...core.network import (
-    Average,
-    Encoder,
-    GroupNeuron,
-    Growth,
-    Node,
-    SignGDNeuron,
-    SpikingNetwork,
-    SubgradientNeuron,
-)
+from ...core.modes import having
+from ...core.module import NetworkModule, NetworkState, Walk, select
+from ...core.network import Neuron, Node, SpikingNetwork
 from .. import simulator
-from .nodes import (
-    Encode,
-    GroupNode,
-    GrowthNode,
-    PoissonEncode,
-    Readout,
-    RunningMean,
-    SignGDNode,
-    SubgradientNode,
-    group_neuron_factory,
-)
+from .base import Kernel
+from .coding import Encode, PoissonEncode, Readout, RunningMean, encode
+from .generic import NeuronNode
+from .group import GroupNode, group_neuron_factory
+from .growth import GrowthNode
+from .signgd import SignGDNode
+from .subgradient import SubgradientNode
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import base
@@ -46,7 +36,9 @@ __all__ = [
     "Encode",
     "GroupNode",
     "GroupRecipe",
+    "MAKERS",
     "GrowthNode",
+    "NeuronNode",
     "PoissonEncode",
     "Readout",
     "RunningMean",
@@ -57,6 +49,17 @@ __all__ = [
     "build",
     "group_neuron_factory",
 ]
+
+
+# the node type of each kind of node, made of (node, spikes); a caller can add to it
+MAKERS: dict[str, Callable[[Any, str], nn.Module]] = {
+    "signgd": SignGDNode.of,
+    "group": GroupNode.of,
+    "growth": lambda node, spikes: GrowthNode(node.function, node.arguments),
+    "subgradient": lambda node, spikes: SubgradientNode(node.scale, node.schedule),
+    "average": lambda node, spikes: RunningMean(),
+    "encoder": encode,
+}
 
 
 class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
@@ -77,6 +80,9 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         outputs, self._state = run(x, state=self._state)
         return outputs
 
+    def for_sequences(self) -> AbstractContextManager[None]:
+        return having(self, step_mode="m")
+
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         y: Tensor = self.neuron(node.name)(*inputs)
         return y
@@ -91,6 +97,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         self._state = None
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def select(self, index: Tensor, batch: int) -> None:
+        for module in self.neurons.values():
+            memories = getattr(module, "_memories", {})
+            memories.update(select(memories, index, batch))
 
 
 def build(
@@ -112,43 +123,19 @@ def build(
     for part in module.modules():
         if isinstance(part, base.StepModule):
             part.step_mode = step_mode
-        if isinstance(part, (SignGDNode, GroupNode, GrowthNode)):
+        if isinstance(part, Kernel):
             part.backend = kernels
     return module
 
 
 def make_node(node: Node, spikes: str = "decoded") -> nn.Module | None:
-    """The SpikingJelly node of a network's node; None for those that are not neurons."""
-    if isinstance(node, SignGDNeuron):
-        return SignGDNode(
-            node.function,
-            node.schedule,
-            scale=node.scale,
-            resting=node.resting,
-            spikes=spikes,
-            arguments=node.arguments,
-            momentum=node.momentum,
-            members=node.members,
-        )
-    if isinstance(node, GroupNeuron):
-        return GroupNode(
-            node.members,
-            node.v_threshold,
-            initial_charge=node.initial_charge,
-            signed=node.signed,
-        )
-    if isinstance(node, Growth):
-        return GrowthNode(node.function, node.arguments)
-    if isinstance(node, SubgradientNeuron):
-        return SubgradientNode(node.scale, node.schedule)
-    if isinstance(node, Average):
-        return RunningMean()
-    if isinstance(node, Encoder):
-        if node.coding == "poisson":
-            return PoissonEncode(node.scale, seed=node.seed, averaged=not node.per_step)
-        assert node.schedule is not None
-        return Encode(node.schedule, momentum=node.momentum, spikes=spikes)
-    return None
+    """The SpikingJelly node of a network's node, by ``MAKERS``; None for those that keep no state.
+
+    A kind of neuron that is not among them runs by its own definition.
+    """
+    if node.kind in MAKERS:
+        return MAKERS[node.kind](node, spikes)
+    return NeuronNode(node) if isinstance(node, Neuron) else None
 
 
 class _Recipe(FXConversionRecipe):  # type: ignore[misc]

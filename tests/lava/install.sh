@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # An environment with lava-nc 0.10.0 and lava-dl 0.6.0 on Python 3.11, CPU only:
 #
-#     tests/lava/install.sh FOLDER [PYTHON]
+#     tests/lava/install.sh FOLDER [PYTHON [PYTHON_WITH_TORCH]]
 #
+# From an environment with torch on the same disk its files are linked, not installed anew.
 # The last releases ask for Python 3.10, torch < 2.4 and NumPy < 2, but are pure Python; what fails
-# on newer ones is mended at run time (plugins/lava_environment.py). An environment that is whole
+# on newer ones is fixed at run time (plugins/lava/environment.py). An environment that is whole
 # already is left as it is.
 set -euo pipefail
 
-folder=${1:?usage: install.sh FOLDER [PYTHON]}
+folder=${1:?usage: install.sh FOLDER [PYTHON [PYTHON_WITH_TORCH]]}
 python=${2:-python3}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -18,6 +19,7 @@ fi
 "$python" -m venv "$folder"
 install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
+[ $# -lt 3 ] || "$here/../share_torch.sh" "$3" "$folder/bin/python"
 # torch first and by its pin, so that nothing after it brings another build
 install -c "$here/../../constraints.txt" torch
 install -c "$here/../../constraints.txt" torch 'numpy>=1.26,<3' 'scipy>=1.14' 'h5py>=3.7' \

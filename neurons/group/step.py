@@ -25,15 +25,18 @@ et al., IJCAI 2022 (signed neurons with memory). At a tie, h = k theta, member k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import Neuron
-from .signgd import spread
+from .. import spikes
+from ..base import FOLDS, Code, Factor, Neuron, spread
+from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
@@ -138,6 +141,11 @@ def _count(x: Tensor, v: Tensor, p: GroupNeuronParameters) -> tuple[Tensor, Tens
     return n, h
 
 
+def _counts(out: Tensor, p: GroupNeuronParameters) -> spikes.Events:
+    number = (out / _theta(out, p)).round()
+    return spikes.Events(number, number.abs())
+
+
 def _theta(h: Tensor, p: GroupNeuronParameters) -> float | Tensor:
     return p.theta.to(h) if isinstance(p.theta, Tensor) else p.theta
 
@@ -196,8 +204,50 @@ class GroupNeuron(Neuron):
     initial_charge: float | Tensor = 0.5
     signed: bool = False
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        return -math.inf, self.v_threshold  # what it cannot send is not below zero
+
+    @property
+    def code(self) -> Code:
+        kind = "graded" if self.members > 1 else "sign" if self.signed else "binary"
+        bits = math.ceil(math.log2(self.members * (2 if self.signed else 1)))
+        return Code(kind, max(1, bits), self.members)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def unit(self) -> float | Tensor:
+        return self.parameters.theta
+
+    @property
+    def factor(self) -> Factor:
+        return FOLDS
+
+    @property
+    def steady(self) -> bool:
+        return False
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.signed else 1)
+
+    def additions(self, arguments: int) -> int:
+        """Charge, compare with each threshold, reset."""
+        return self.values * (2 * self.members + 3 if self.signed else self.members + 2)
+
     @property
     def parameters(self) -> GroupNeuronParameters:
         return GroupNeuronParameters(
             self.members, self.v_threshold, self.initial_charge, self.signed
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> Tensor | SignedGroupState:
+        v = group_initial_v(inputs[0], self.parameters)
+        return SignedGroupState(v, torch.zeros_like(inputs[0])) if self.signed else v
+
+    def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        p, step = self.parameters, signed_group_step if self.signed else group_step
+        y_seq, state = scan(step, inputs[0], state, p)  # type: ignore[arg-type]
+        spikes.tell(partial(_counts, y_seq, p))
+        return y_seq, state

@@ -1,7 +1,7 @@
 """Makes lava-nc 0.10.0 and lava-dl 0.6.0 importable on Python 3.11 and NumPy 2.
 
 Both were released for Python 3.10 and NumPy 1, and are no longer maintained. ``prepare()``, called
-before the first import of ``lava``, mends what stands in the way, in memory alone:
+before the first import of ``lava``, fixes what stands in the way, in memory alone:
 
 - dataclasses of Lava's compiler have a default object that Python 3.11 takes for mutable;
 - lava-dl imports an object detection package whose dependencies (OpenCV, torchvision) nothing here
@@ -38,7 +38,7 @@ def prepare() -> None:
     if _COMPILER not in sys.modules:
         _import_compiler()
         _import_messages()
-        _mend_ports()
+        _fix_ports()
     if _DETECTION not in sys.modules and importlib.util.find_spec("lava.lib.dl"):
         stand_in = types.ModuleType(_DETECTION)
         stand_in.__path__ = []
@@ -75,7 +75,7 @@ def _import_messages() -> None:
         multiprocessing.set_start_method = original
 
 
-def _mend_ports() -> None:
+def _fix_ports() -> None:
     ports = importlib.import_module("lava.magma.core.process.ports.ports")
 
     def reshape(shape: Any) -> Callable[[Any], Any]:

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.network import SignGDNeuron, SpikingNetwork
-from ..errors import BackendUnavailable, FormatError, InputError
-from ..exporters.lava.chains import AffineMap, affine_maps
-from ..exporters.lava.netx import GRADED, read_netx
-from ..exporters.lava.writer import MESSAGE_BITS
-from . import lava_environment
+from ...core.network import SignGDNeuron, SpikingNetwork
+from ...errors import BackendUnavailable, FormatError, InputError
+from ...exporters.lava.chains import AffineMap, affine_maps
+from ...exporters.lava.netx import GRADED, read_netx
+from ...exporters.lava.writer import MESSAGE_BITS
+from . import environment
 
 try:
-    lava_environment.prepare()
+    environment.prepare()
     from lava.lib.dl.netx import hdf5
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
         "of the source makes; plugins.lava_remote runs netx files there from here."
     ) from error
 
-from .lava_processes import Accumulator, GroupNeurons, Recorder, SignGDNeurons
+from .processes import Accumulator, GroupNeurons, Recorder, SignGDNeurons
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ class SignGDNetwork:
                 f"the input is [B, {', '.join(map(str, shape))}], but x is {list(x.shape)}."
             )
         if not bool(x.isfinite().all()):
-            raise InputError("the input holds NaN or infinity; remove or mend those samples first.")
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
         steps = self.network.time_steps if time_steps is None else time_steps
         threads = torch.get_num_threads()
         # Lava forks; a child that inherits torch's pool of threads waits for it for ever

@@ -32,17 +32,18 @@ group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .base import Neuron
-from .nonlinearities import FunctionInC, Nonlinearity
-from .schedules import Schedule, name_schedule
+from ...errors import InputError
+from .. import spikes
+from ..base import Code, Factor, Neuron, spread
+from ..nonlinearities import FunctionInC, Nonlinearity
+from ..schedules import Schedule, name_schedule
 
 MOST_MEMBERS = 8  # the signs of one step fit a byte
 
@@ -125,16 +126,6 @@ def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
     return SignGDState(spread(resting, like.shape, "resting"))
 
 
-def spread(value: Tensor, shape: Sequence[int], name: str) -> Tensor:
-    """``value`` broadcast to ``shape``, or an InputError."""
-    try:
-        return value.expand(shape)
-    except RuntimeError as error:
-        raise InputError(
-            f"{name} is {list(value.shape)} and does not broadcast to a step of {list(shape)}."
-        ) from error
-
-
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:
     if after.shape != before.shape:
         raise InputError(
@@ -203,6 +194,12 @@ def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
     With one member sigma itself.
     """
     return 2 * fires.to(dtype) - (2**members - 1)
+
+
+def signs(fires: Tensor, members: int) -> spikes.Events:
+    """What neurons sent in steps [T, *] that fired so: every sign is a spike."""
+    number = levels(fires, members, torch.int16)
+    return spikes.Events(number, torch.full_like(number, members))
 
 
 def signgd_surrogate_step(
@@ -279,6 +276,41 @@ class SignGDNeuron(Neuron):
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
 
+    def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        total, buffer = 0.0, 0.0
+        for t in range(1, steps + 1):  # all signs alike, which momentum adds up
+            buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
+            total += self.schedule(t) * buffer
+        return self.resting - total * self.scale, self.resting + total * self.scale
+
+    @property
+    def code(self) -> Code:
+        m = self.members
+        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
+
+    @property
+    def most_spikes(self) -> int:
+        return self.members
+
+    @property
+    def factor(self) -> Factor:
+        return Factor(f"{self.kind} {name_schedule(self.schedule)}", adds=True)
+
+    @property
+    def finest(self) -> float:
+        return 2.0 ** (1 - self.members)
+
+    def numbers(self, arguments: int) -> int:
+        return self.values * (2 if self.momentum else 1) + arguments
+
+    def additions(self, arguments: int) -> int:
+        """Against f(x), and a step: for each sign."""
+        return self.values * (2 * self.members + (1 if self.momentum else 0))
+
+    @property
+    def products(self) -> int:
+        return self.values if self.momentum else 0  # of v's memory
+
     @property
     def parameters(self) -> SignGDParameters:
         return SignGDParameters(
@@ -290,3 +322,38 @@ class SignGDNeuron(Neuron):
             self.momentum,
             self.members,
         )
+
+    def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
+        p = self.parameters
+        return signgd_initial_state(p.target(*inputs).to(inputs[0].dtype), p)
+
+    def sequence(
+        self, inputs: tuple[Tensor, ...], state: SignGDState
+    ) -> tuple[Tensor, SignGDState]:
+        """T steps [T, B, ...] to (v [T, B, ...], state), by the kernels where there are any."""
+        from .sequence import signgd_multi_step
+
+        done = signgd_multi_step(inputs, state, self.parameters, dtype=inputs[0].dtype)
+        return done.y, done.state
+
+    def step(self, inputs: tuple[Tensor, ...], state: SignGDState) -> tuple[Tensor, SignGDState]:
+        fires, state = signgd_step(inputs, state, self.parameters)
+        self._tell(fires)
+        return state.v, state
+
+    def spike_start(self, inputs: tuple[Tensor, ...]) -> SignGDSpikeState:
+        """The state before a first step in the spike view, where the inputs are x(0)."""
+        return SignGDSpikeState(inputs, self.start(inputs))
+
+    def spike_step(
+        self, inputs: tuple[Tensor, ...], state: SignGDSpikeState
+    ) -> tuple[Tensor, SignGDSpikeState]:
+        """One step of the spike view in torch alone: (weighted spikes, state) of such spikes."""
+        p = self.parameters
+        x = tuple(a + b for a, b in zip(state.x, inputs, strict=True))
+        fires, after = signgd_step(x, state.neuron, p)
+        self._tell(fires)
+        return weighted_spike(fires, after, p), SignGDSpikeState(x, after)
+
+    def _tell(self, fires: Tensor) -> None:
+        spikes.tell(lambda: signs(fires.unsqueeze(0), self.members))

@@ -22,7 +22,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
-from ...neurons.signgd import SignGDParameters
+from ....neurons.signgd import SignGDParameters
 
 
 class GroupNeurons(AbstractProcess):

@@ -1,7 +1,7 @@
 """Runs in the environment that has Lava; ``lava_remote`` starts it, and a user may.
 
-    python -m spikingjelly_signgd.plugins.lava_worker netx FILE.net GIVEN.npz FOUND.npz
-    python -m spikingjelly_signgd.plugins.lava_worker signgd FILE.h5 GIVEN.npz FOUND.npz
+    python -m spikingjelly_signgd.plugins.lava.worker netx FILE.net GIVEN.npz FOUND.npz
+    python -m spikingjelly_signgd.plugins.lava.worker signgd FILE.h5 GIVEN.npz FOUND.npz
 
 GIVEN.npz holds ``spikes`` [B, channels, T], or ``x`` [B, ...] and ``time_steps``. FOUND.npz is
 written whole or not at all: ``layers``, ``spikes_0`` ... of the layers with neurons, ``membrane``
@@ -21,9 +21,10 @@ import numpy as np
 
 
 def work(what: str, path: Path, source: Path) -> dict[str, Any]:
-    from . import lava, lava_environment
+    from .. import lava
+    from . import environment
 
-    lava_environment.end_with_workers()
+    environment.end_with_workers()
     with np.load(source, allow_pickle=False) as arrays:
         given = dict(arrays)
     if what == "netx":
@@ -31,7 +32,7 @@ def work(what: str, path: Path, source: Path) -> dict[str, Any]:
         return _numbered(run.spikes) | {"membrane": run.membrane}
     import torch
 
-    from ..exporters import load
+    from ...exporters import load
 
     network = lava.SignGDNetwork(load(path))
     decoded = network.run(torch.from_numpy(given["x"]), int(given["time_steps"]))

@@ -1,0 +1,279 @@
+"""What ``convert`` is asked for, checked at birth; a preset says what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.network import Function, Node
+from ..errors import InputError
+from ..neurons.schedules import ExponentialSchedule, Schedule
+from .lowering import Forms, Options, forms
+from .planning import AVERAGING, METHODS
+from .rules import NEURONS, Entry, Operation
+
+CODINGS = ("exact", "real", "spike", "poisson")
+SCALES = ("channel", "tensor", "published", "unit")
+RESTING = ("zero", "mean")
+PRESETS: dict[str, dict[str, Any]] = {
+    # what the published implementation computes (snn_signgd, its example configuration)
+    "paper": {
+        "schedule": ExponentialSchedule(0.15, 0.95),
+        "input_coding": "real",
+        "scale": "published",
+        "gelu": "sigmoid",
+        "forms": forms("local"),
+        "guard": False,
+        "resting": "zero",
+        "input_scale": 1.0,
+    },
+    "default": {
+        "schedule": None,  # it depends on the depth of each neuron
+        "input_coding": "exact",
+        "scale": "channel",
+        "gelu": "source",
+        "forms": forms("whole"),
+        "guard": True,
+        "resting": "zero",
+        "input_scale": None,  # the calibration says
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of ``convert``, as they were given: None is the preset's choice.
+
+    ``chosen`` holds what is meant. A pass of one's own reads them at ``context.settings``.
+
+    Parameters
+    ----------
+    method
+        "signgd", "group" (for QCFS and ReLU) or "subgradient" (the rate-coded baseline for ReLU),
+        a name of one's own in ``converters.METHODS``, or a dict from module paths to these; the
+        entry "" is the default of the others.
+    time_steps
+        T that the network is planned for: the default schedule and the members follow it.
+    preset
+        "paper" computes what the published implementation does (learning rate 0.15, decay 0.95,
+        real-valued input, ReLU scaled by its maximum, sigmoid GELU, local forms). Every other
+        argument that is given overrides it.
+    schedule
+        Step sizes in units of each neuron's scale, one schedule for all neurons. The default
+        depends on ``time_steps`` and on each neuron's depth: ``converters.default_schedule``.
+    input_coding
+        "exact": the first layers see the input itself; "real": real-valued increments;
+        "spike": signs, within ``input_scale`` times the sum of the schedule; "poisson".
+    input_scale
+        Amplitude of coded inputs; by default the largest absolute input of the calibration.
+    scale
+        "channel" or "tensor": the 99.95 % quantile of the calibration, for group neurons of a ReLU
+        the thresholds of the least error (``converters/thresholds.py``); "published"; "unit".
+    resting
+        v(0): "zero" or the calibration's "mean".
+    momentum
+        Of the step rule, for signGD neurons and their coding, in [0, 1).
+    members
+        m of signGD neurons, the signs of one step, 1 to 8, by default 1; and of group neurons, by
+        default m T = L, with L = 8 for a ReLU that was trained without levels. Also a dict from
+        module paths to m; the entry "" is the default of the others.
+    signed
+        Whether group neurons may take spikes back (``neurons/group.py``). By default those of a
+        ReLU do where T > 1, those of a QCFS activation do not.
+    keep
+        Module paths whose nonlinearities stay real-valued, computed at every step of what has been
+        decoded; ``network.kept()`` says what they cost.
+    forms
+        "whole": one neuron for an output of max pooling, a norm, softmax, a matrix product of two
+        values or attention; "local": their published decompositions into neurons of one and two
+        arguments; or a dict from "max_pool", "norm", "softmax", "matmul" and "attention" to these.
+        By default "whole" ("local" with ``preset="paper"``). ``converters.compare_functions``
+        measures both.
+    tune
+        Whether step sizes, scales and resting values of signGD neurons are learned on the
+        calibration data (``converters.tune``), up to a minute for the example networks. By
+        default they are where nothing speaks against it: at least 64 samples, m T below 128, and
+        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given.
+        ``provenance["tuning"]`` says what was done, or why nothing.
+    neurons
+        Which operation is which neuron; the caller's entries win (``NEURONS | {...}``).
+    max_batches
+        Of the calibration, at most; None: all.
+    seed
+        Of what is drawn: samples for quantiles, held-out samples, Poisson input.
+
+    Raises InputError for what is out of range, contradictory, or read by no neuron.
+    """
+
+    method: str | Mapping[str, str] = "signgd"
+    time_steps: int = 32
+    preset: str | None = None
+    schedule: Schedule | None = None
+    input_coding: str | None = None
+    input_scale: float | None = None
+    scale: str | None = None
+    resting: str | None = None
+    momentum: float = 0.0
+    members: int | Mapping[str, int] | None = None
+    signed: bool | None = None
+    keep: Sequence[str] = ()
+    forms: Forms | None = None
+    tune: bool | None = None
+    neurons: Mapping[Operation, Entry] | None = None
+    max_batches: int | None = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_time_steps(self.time_steps)
+        if isinstance(self.method, Mapping) and list(self.method) == [""]:
+            object.__setattr__(self, "method", self.method[""])
+        self._check_choices()
+        self._check_numbers()
+        _check("tune", self.tune, self.tune in (None, True, False), "True, False or None")
+        _check("signed", self.signed, self.signed in (None, True, False), "True, False or None")
+        paths = not isinstance(self.keep, str) and all(isinstance(p, str) and p for p in self.keep)
+        _check("keep", self.keep, paths, "a list of module paths, such as ['head']")
+        object.__setattr__(self, "keep", tuple(self.keep))
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        most = self.max_batches
+        _check("max_batches", most, most is None or most >= 1, "at least 1")
+        _check("seed", self.seed, isinstance(self.seed, int), "an integer")
+        self._check_read()
+
+    @cached_property
+    def chosen(self) -> Mapping[str, Any]:
+        """Schedule, codings, scales, forms and the like: the preset's where none is given."""
+        chosen = dict(PRESETS[self.preset or "default"])
+        chosen["forms"] = forms({} if self.forms is None else self.forms, chosen["forms"])
+        if self.method == "subgradient":
+            chosen["schedule"] = AVERAGING
+        for name in ("schedule", "input_coding", "input_scale", "scale", "resting"):
+            if getattr(self, name) is not None:
+                chosen[name] = getattr(self, name)
+        return chosen
+
+    @property
+    def options(self) -> Options:
+        """Of lowering."""
+        return Options(self.chosen["forms"], guard=self.chosen["guard"])
+
+    @property
+    def rows(self) -> Mapping[Operation, Entry]:
+        """Which operation is which neuron."""
+        return NEURONS if self.neurons is None else self.neurons
+
+    def method_of(self, node: Function) -> str:
+        if isinstance(self.method, str):
+            return self.method
+        return by_path(self.method, node) or "signgd"
+
+    def members_of(self, node: Function) -> int | None:
+        """The m asked for at a neuron, None where the choice is the planner's."""
+        return by_path(self.members, node) if isinstance(self.members, Mapping) else self.members
+
+    def keeps(self, node: Function) -> bool:
+        return any(belongs(node, path) for path in self.keep)
+
+    def _check_choices(self) -> None:
+        if not isinstance(self.method, (str, Mapping)):
+            raise InputError(
+                f"method is a name or a dict from module paths to names, but it is {self.method!r}."
+            )
+        methods = [self.method] if isinstance(self.method, str) else self.method.values()
+        choices: list[tuple[str, Any, Iterable[str]]] = [
+            *(("method", m, METHODS) for m in methods),
+            ("preset", self.preset or "default", PRESETS),
+            ("input_coding", self.input_coding or "exact", CODINGS),
+            ("scale", self.scale or "channel", SCALES),
+            ("resting", self.resting or "zero", RESTING),
+        ]
+        for name, value, known in choices:
+            _check(name, value, value in tuple(known), f"one of {', '.join(known)}")
+
+    def _check_numbers(self) -> None:
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise InputError(
+                "schedule is ExponentialSchedule(0.15, 0.95) or another schedule, not "
+                f"{self.schedule!r}."
+            )
+        try:
+            if self.schedule is not None:
+                self.schedule(self.time_steps)
+        except ValueError as error:
+            raise InputError(
+                f"the schedule ends before time_steps = {self.time_steps}: {error}"
+            ) from error
+        members = self.members.values() if isinstance(self.members, Mapping) else (self.members,)
+        fits = all(m is None or (isinstance(m, int) and m is not True and m >= 1) for m in members)
+        range_ = "an integer of at least 1, or a dict from module paths to such"
+        _check("members", self.members, fits, range_)
+        scale = self.input_scale
+        _check("input_scale", scale, scale is None or 0 < scale < math.inf, "positive and finite")
+
+    def _check_read(self) -> None:
+        """An argument that no neuron of the chosen methods reads is a misunderstanding."""
+        method, coding = self.method, self.chosen["input_coding"]
+        methods = {method} if isinstance(method, str) else {method.get("", "signgd")}
+        methods |= set() if isinstance(method, str) else set(method.values())
+        given = {
+            "schedule": self.schedule is not None,
+            "momentum": self.momentum != 0,
+            "resting": self.chosen["resting"] == "mean",
+            "members": self.members is not None,
+            "signed": self.signed is not None,
+        }
+        coded = ("schedule", "momentum") if coding in ("real", "spike") else ()
+        for name in (name for name, is_given in given.items() if is_given and name not in coded):
+            readers = sorted(m for m, row in METHODS.items() if name in row.reads)
+            if not methods & set(readers):
+                raise InputError(
+                    f"{name} has no meaning for method={method!r} with input_coding={coding!r}; "
+                    f"it is read by {' and '.join(readers)} neurons. Leave it out."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a pass may ask besides the network: the model as it was handed in, the settings, and
+    the calibration data, batches [B, ...]."""
+
+    model: nn.Module
+    settings: Settings
+    batches: Sequence[Tensor]
+
+    @property
+    def samples(self) -> int:
+        return sum(len(x) for x in self.batches)
+
+    @property
+    def input_scale(self) -> float:
+        """The amplitude of coded inputs."""
+        scale: float | None = self.settings.chosen["input_scale"]
+        return scale or max(float(x.abs().max()) for x in self.batches) or 1.0
+
+
+def check_time_steps(time_steps: Any) -> None:
+    if not isinstance(time_steps, int) or isinstance(time_steps, bool) or time_steps < 1:
+        raise InputError(f"time_steps is an integer of at least 1, but it is {time_steps!r}.")
+
+
+def _check(name: str, value: Any, fits: bool, range_: str) -> None:
+    if not fits:
+        raise InputError(f"{name} is {range_}, but it is {value!r}.")
+
+
+def belongs(node: Node, path: str) -> bool:
+    """Whether a node is at, or below, a module path; a module called twice has several."""
+    places = (node.name, getattr(node, "module", ""))
+    return bool(path) and any(where == path or where.startswith(f"{path}.") for where in places)
+
+
+def by_path(entries: Mapping[str, Any], node: Function) -> Any:
+    """The entry of the longest module path that a neuron belongs to, else that of ""; or None."""
+    matches = [path for path in entries if belongs(node, path)]
+    return entries[max(matches, key=len)] if matches else entries.get("")

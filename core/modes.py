@@ -1,0 +1,52 @@
+"""Modules in another mode for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def having(module: nn.Module, **wanted: Any) -> Iterator[None]:
+    """Each submodule that has such attributes with these values; what was set before comes back."""
+    parts = list(module.modules())
+    before = [(p, name, getattr(p, name)) for p in parts for name in wanted if hasattr(p, name)]
+    for part, name, _ in before:
+        setattr(part, name, wanted[name])
+    try:
+        yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards every submodule has its own mode and attributes back.
+
+    A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
+    The fused attention that torch takes in eval mode, one opaque operation, is off meanwhile.
+    """
+    before = [(module, _attributes(module)) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes; its dicts of parameters, buffers and children by a copy."""
+    return {
+        name: value.copy() if name in ("_parameters", "_buffers", "_modules") else value
+        for name, value in vars(module).items()
+    }

@@ -1,0 +1,96 @@
+"""What a package from elsewhere can add without changing a file here.
+
+A simulator or a file format is an entry point of the package that brings it, or an entry of
+``SIMULATORS`` or ``FORMATS``::
+
+    [project.entry-points."spikingjelly_signgd.simulators"]
+    mine = "my_package.simulator"
+
+A *simulator* is a module, or any object, with ``build(network, **options) -> NetworkModule``. A
+*format* has ``suffixes`` and ``write(network, path, **options)`` and may have ``read(path,
+**options)``, ``verify(request)`` and ``embed(data, certificate)`` (``exporters/formats.py``).
+
+Kinds of neurons (``NODES``), nonlinearities (``NONLINEARITIES``), linear operations (``LINEAR``)
+and energy tables (``TABLES``) are dicts, which an import extends. A file or a command names such a
+row before anybody has imported its package, so modules named under
+``spikingjelly_signgd.extensions`` are imported when a row is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Registry(dict[str, Any]):
+    """Objects by name, or ``"package.module"`` texts that are imported on first use.
+
+    What stands in the dict wins over entry points of ``group``. Our own stand in it, too, as texts:
+    the metadata of an editable install are those of the day it was installed.
+    """
+
+    def __init__(self, group: str, what: str) -> None:
+        super().__init__()
+        self.group, self.what = group, what
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self, *_entry_points(self.group)]))
+
+    def find(self, name: str) -> Any:
+        """Raises BackendUnavailable, with what is known, for a name that nobody brings."""
+        if name in self:
+            found = self[name]
+            return import_module(found) if isinstance(found, str) else found
+        if name not in _entry_points(self.group):
+            raise BackendUnavailable(
+                f"no {self.what} is called {name!r}; known: {', '.join(self.names())}. Install the "
+                f"package that brings it, which has an entry point of the group '{self.group}'."
+            )
+        return _loaded(_entry_points(self.group)[name], self.what)
+
+
+def look_up(table: Mapping[K, V], key: K) -> V | None:
+    """``table[key]``; where it is missing, extensions, which may add it, are imported first."""
+    if key not in table:
+        import_extensions()
+    return table.get(key)
+
+
+@cache
+def import_extensions() -> None:
+    for point in _entry_points("spikingjelly_signgd.extensions").values():
+        _loaded(point, "extension")
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # which takes longer than all of this package
+
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _loaded(point: EntryPoint, what: str) -> Any:
+    try:
+        return point.load()
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # whatever the package raises on import
+        package = point.dist.name if point.dist else point.value
+        raise BackendUnavailable(
+            f"the {what} {point.name!r} of the package '{package}' cannot be loaded: "
+            f"{type(error).__name__}: {error}. Repair the package, or uninstall it."
+        ) from error
+
+
+SIMULATORS = Registry("spikingjelly_signgd.simulators", "simulator")
+FORMATS = Registry("spikingjelly_signgd.formats", "file format")

@@ -1,0 +1,198 @@
+"""``verify`` of a NIR file: ``NirRunner``, which knows NIR's primitives alone, beside the
+pure-torch definitions of the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.network import GroupNeuron, SpikingNetwork, leaves
+from ...errors import FormatError
+from ..hdf5.definition import run_definition
+from ..verification import (
+    ALONE,
+    TOLERANCE,
+    Certificate,
+    Check,
+    Request,
+    as_arrays,
+    compare,
+    compare_contents,
+    content_hash,
+    other_steps,
+)
+from .reader import import_nir, read_graph, to_network
+from .runner import NirRunner
+from .writer import to_graph
+
+# of a NIR node: what follows from the rest, or is for people
+UNSAID = ("metadata", "input_type", "output_type", "input_shape")
+
+
+def verify(request: Request) -> Certificate:
+    nir = import_nir()
+    graph = read_graph(request.path)
+    metadata = graph.metadata or {}
+    exact = metadata.get("mode") == "exact"
+    # NIR says that a neuron fires strictly above its threshold and is reset to v_reset
+    runner = NirRunner(graph)
+    kind = "float64" if runner.dtype == np.float64 else "float32"
+    notes, checks = [str(loss) for loss in str(metadata.get("losses", "")).splitlines()], []
+    networks: dict[str, SpikingNetwork] = {}
+    if request.network is not None:
+        checks.append(_same_graph(graph, request.network))
+        notes += other_steps(int(metadata.get("time_steps", 0)), request.network)
+        networks["as it was written"] = request.network
+    else:
+        notes.append(ALONE)
+    if exact:
+        networks["in the file"] = to_network(graph, request.time_steps)
+    if not networks:
+        raise FormatError(
+            f"'{request.path}' is of mode {metadata.get('mode', 'unknown')!r}, which is not read "
+            "back as a network; pass verify(path, network=...) to compare it with what it was "
+            "written from."
+        )
+    steps = request.time_steps or int(metadata.get("time_steps", 0))
+    steps = steps or next(iter(networks.values())).time_steps
+    shape = [int(n) for n in runner.nodes[runner.input_name].input_type["input"]]
+    x, inputs = request.inputs(shape)
+    dtype = torch.float64 if kind == "float64" else torch.float32
+    names = {
+        str((node.metadata or {}).get("name", key)): key
+        for key, node in graph.nodes.items()
+        if not isinstance(node, (nir.Input, nir.Output))
+    }
+    ends = {item["name"]: item for item in json.loads(metadata.get("readouts", "[]"))}
+    for of, network in networks.items():
+        if list(network.input.shape[1:]) != shape:
+            raise FormatError(
+                f"'{request.path}' takes inputs [B, {', '.join(map(str, shape))}], not those of "
+                "this network; it was written from another."
+            )
+        neurons = [node for node in network.nodes if isinstance(node, GroupNeuron)]
+        missing = [node.name for node in neurons if node.name not in names]
+        if missing:
+            raise FormatError(
+                f"'{request.path}' has no nodes for {', '.join(missing)}; it was written from "
+                "another network."
+            )
+        record = [names[node.name] for node in neurons]
+        sent = runner.run(x.numpy(), steps, record=record)
+        # an IF node sends spikes, a group's subgraph n theta
+        counts = {
+            node.name: np.rint(
+                sent[names[node.name]] / (np.asarray(node.parameters.theta) if exact else 1.0)
+            ).astype(np.int64)
+            for node in neurons
+        }
+        unknown = set(leaves(network.outputs)) - set(ends)
+        if unknown:
+            raise FormatError(
+                f"'{request.path}' has no outputs {', '.join(sorted(unknown))}; it was written "
+                "from another network."
+            )
+        readouts = [_readout(sent, ends[name]) for name in leaves(network.outputs)]
+        wanted = run_definition(network, x, steps, dtype=dtype)
+        found = _leaves_of(network.outputs, wanted.outputs)
+        checks.append(
+            compare(
+                f"NIR runner and definitions of the network {of}, {kind}",
+                counts,
+                as_arrays(wanted.spikes),
+                readouts,
+                found,
+                TOLERANCE[kind],
+                exact,
+            )
+        )
+    if exact:
+        notes.append(
+            "v(0) is folded into the thresholds: where a potential lies on one to the last bit, "
+            "rounding may move a spike of a file that is right"
+        )
+    else:
+        notes.append(
+            "a platform file is no exact one; the figures of the replay tell what NIR's own "
+            "semantics cost"
+        )
+    return request.certificate(
+        "nir",
+        content_hash(request.path),
+        inputs,
+        len(x),
+        steps,
+        checks,
+        notes,
+        {"nir": version("nir")},
+        complete=exact,
+    )
+
+
+def _same_graph(graph: Any, network: SpikingNetwork) -> Check:
+    """The file's nodes, edges and what it says of itself, and those of the network written anew."""
+    metadata = graph.metadata or {}
+    found, best = _graph_parts(graph), None
+    for pooling in ("pool", "conv"):
+        again, _ = to_graph(
+            network,
+            mode=str(metadata.get("mode", "exact")),
+            dialect=str(metadata.get("dialect", "nir")),
+            pooling=pooling,
+            time_steps=int(metadata["time_steps"]) if "time_steps" in metadata else None,
+        )
+        check = compare_contents(
+            "content of the file and of the network", found, _graph_parts(again)
+        )
+        best = check if best is None or check.mismatches < best.mismatches else best
+    assert best is not None
+    return best
+
+
+def _graph_parts(graph: Any, where: str = "") -> dict[str, Any]:
+    """Arrays by node, edges, and the metadata that say how the graph is meant."""
+    parts: dict[str, Any] = {}
+    for name, node in sorted(graph.nodes.items()):
+        if hasattr(node, "nodes"):
+            parts |= _graph_parts(node, f"{where}{name}/")
+            continue
+        kept = {k: v for k, v in vars(node).items() if k not in UNSAID}
+        parts[f"{where}{name}"] = {
+            "type": type(node).__name__,
+            **{key: _comparable(value) for key, value in sorted(kept.items())},
+        }
+    said = ("mode", "dialect", "time_steps", "dt", "readouts", "outputs", "neurons")
+    metadata = graph.metadata or {}
+    parts[f"{where}edges"] = sorted([str(a), str(b)] for a, b in graph.edges)
+    if not where:
+        parts["metadata"] = {key: str(metadata.get(key, "")) for key in said}
+    return parts
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _comparable(v) for k, v in value.items()}
+    if isinstance(value, (str, type(None))):
+        return value
+    array = np.asarray(value)
+    return array if array.dtype.kind == "f" else array.astype(str).ravel().tolist()
+
+
+def _readout(sent: Mapping[str, np.ndarray], end: Mapping[str, str]) -> np.ndarray:
+    values = sent[end["output"]].astype("float64")
+    return values.mean(0) if end["readout"] == "mean" else values[-1]  # type: ignore[no-any-return]
+
+
+def _leaves_of(structure: Any, values: Any) -> list[Any]:
+    if isinstance(structure, str):
+        return [values]
+    if isinstance(structure, Mapping):
+        return [a for key, item in structure.items() for a in _leaves_of(item, values[key])]
+    return [
+        a for item, value in zip(structure, values, strict=True) for a in _leaves_of(item, value)
+    ]

@@ -1,0 +1,382 @@
+"""T steps of signGD neurons, by kernels (``neurons/choice.py``) or by the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import BackendUnavailable, InputError
+from .. import spikes
+from ..base import broadcasts
+from ..choice import (
+    Choice,
+    against_gradient,
+    against_input,
+    against_types,
+    check_types,
+    choose,
+    uncompiled,
+)
+from ..kernels import launch, operators
+from ..nonlinearities import FunctionInC
+from ..surrogate import Surrogate
+from .step import (
+    MOST_MEMBERS,
+    SignGDParameters,
+    SignGDState,
+    levels,
+    signgd_step,
+    signgd_surrogate_step,
+    signs,
+    step_size,
+)
+
+OUTPUTS = ("decoded", "signed", "sigma", "fires")
+
+
+class SignGDSequence(NamedTuple):
+    """``y`` [T, *], the state after it, the integrated inputs, and what was asked to be kept."""
+
+    y: Tensor
+    state: SignGDState
+    x: tuple[Tensor, ...]
+    v_seq: Tensor | None = None  # [T, *]
+    # [T, *] bool: where sigma is 1; of several members uint8, the bits of their sigmas
+    spike_seq: Tensor | None = None
+
+
+def signgd_choice(
+    backend: str,
+    like: Tensor,
+    p: SignGDParameters,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    keeps: bool = False,
+) -> Choice:
+    """What runs neurons with inputs of the type and on the device of ``like``.
+
+    ``keeps``: whether v_seq and spikes are kept, which with a surrogate the definition does.
+    """
+    against = _against(like.dtype, p) or _against_own_gradient(surrogate, keeps, p)
+    return choose(backend, like.device.type, against)
+
+
+def function_choice(backend: str, like: Tensor, p: SignGDParameters) -> Choice:
+    """Where f is computed: in the kernel, or by torch for it, and why. Raises BackendUnavailable.
+
+    An explicit backend that lacks what it takes to compile the C code of f is refused.
+    """
+    choice = signgd_choice(backend, like, p)
+    return choice if choice.backend == "torch" else _function_choice(backend, choice, p)
+
+
+def _function_choice(backend: str, choice: Choice, p: SignGDParameters) -> Choice:
+    if p.in_c is None:
+        given = f" for its arguments {', '.join(p.arguments)}" if p.function.code else ""
+        return Choice("torch", f"the row {p.function.name!r} has no C code{given}.")
+    tensors, numbers = (p.function.arity or 0) + len(p.in_c.tensors), len(p.in_c.numbers)
+    if tensors > launch.ARGUMENTS or numbers > launch.PARAMETERS:
+        return Choice(
+            "torch",
+            f"a kernel takes {launch.ARGUMENTS} tensors and {launch.PARAMETERS} numbers, but the "
+            f"row {p.function.name!r} has {tensors} and {numbers}.",
+        )
+    against = uncompiled(p.in_c.key, choice.backend)
+    if against and backend != "auto":
+        raise BackendUnavailable(f"backend={backend!r}: {against}")
+    return Choice("torch", against) if against else choice
+
+
+def _against(dtype: torch.dtype, p: SignGDParameters) -> str:
+    if p.momentum:
+        return "the kernels have no momentum."
+    if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
+        return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
+    wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
+    if wide:
+        return f"the kernels compare in float32, but {', '.join(wide)} is float64; use .float()."
+    return against_input(dtype)
+
+
+def _against_own_gradient(
+    surrogate: Callable[[Tensor], Tensor] | None, keeps: bool, p: SignGDParameters
+) -> str:
+    if surrogate is not None and p.members > 1:
+        return "the kernels have no gradient of several signs in a step; use backend='torch'."
+    return against_gradient(surrogate, keeps, "scale", p.scale)
+
+
+class _Asked(NamedTuple):
+    """What ``signgd_multi_step`` is asked to make."""
+
+    output: str
+    dtype: torch.dtype | None
+    surrogate: Callable[[Tensor], Tensor] | None
+    keep_v: bool
+    keep_spikes: bool
+
+
+def signgd_multi_step(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    *,
+    x: Sequence[Tensor] | None = None,
+    output: str = "decoded",
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    keep_v: bool = False,
+    keep_spikes: bool = False,
+) -> SignGDSequence:
+    """T steps of signGD neurons; same contract as ``scan(signgd_step, ...)``.
+
+    ``x_seq``: for each argument of f its decoded values [T, ...], or with ``x``, the integrated
+    inputs so far, the weighted spikes that they integrate. ``output``: "decoded" v(t), "signed"
+    -eta(t) scale sigma(t), "sigma" in {-1, 1} or "fires" in {0, 1}, in ``dtype``, by default that
+    of the input; of m members -eta(t) scale 2^(1-m) d(t), d in {1 - 2^m, 3 - 2^m ... 2^m - 1}, or
+    its code in {0 ... 2^m - 1}. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The
+    state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
+    """
+    heard = spikes.wanted()
+    asked = _Asked(output, dtype, surrogate, keep_v, keep_spikes or heard)
+    done = _signgd(x_seq, state, p, x, backend, asked)
+    if heard:
+        assert done.spike_seq is not None
+        spikes.tell(partial(signs, done.spike_seq, p.members))
+    return done if keep_spikes else done._replace(spike_seq=None)
+
+
+def _signgd(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    backend: str,
+    asked: _Asked,
+) -> SignGDSequence:
+    output, dtype, surrogate = asked[:3]
+    x_seq = _checked(x_seq, state.v, x, p)
+    if output not in OUTPUTS:
+        raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
+    if surrogate is not None and output not in OUTPUTS[:2]:
+        raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
+    dtype = x_seq[0].dtype if dtype is None else dtype
+    asked = asked._replace(dtype=dtype)
+    if dtype == torch.int8 and p.members == MOST_MEMBERS and output in OUTPUTS[2:]:
+        raise ValueError(
+            f"signgd_multi_step: int8 does not hold what {p.members} signs make of a step; use "
+            "dtype=torch.float16."
+        )
+    against = (
+        _against(x_seq[0].dtype, p)
+        or against_types((state.v, *(x or ())), dtype)
+        or _against_own_gradient(
+            surrogate, asked.keep_spikes or (asked.keep_v and output == "signed"), p
+        )
+    )
+    choice = choose(backend, x_seq[0].device.type, against)
+    if choice.backend == "torch":
+        return _signgd_by_definition(x_seq, state, p, x, asked)
+    if surrogate is not None:
+        return _signgd_with_gradient(x_seq, state, p, x, asked)
+    found = p.in_c if _function_choice(backend, choice, p).backend != "torch" else None
+    with torch.no_grad():
+        if x is None or (found is not None and all(a.shape == state.v.shape for a in x)):
+            return _signgd_by_kernel(x_seq, x or (), state, p, found, asked)
+        # what an input integrates is needed by torch, or shared by several neurons
+        x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
+        result = _signgd_by_kernel(x_seq, (), state, p, found, asked)
+        return result._replace(x=tuple(a[-1].clone() for a in x_seq))
+
+
+def _checked(
+    x_seq: Sequence[Tensor], v: Tensor, x: Sequence[Tensor] | None, p: SignGDParameters
+) -> list[Tensor]:
+    check_types("signgd_multi_step", x_seq, (v, *(x or ())))
+    if p.function.arity not in (None, len(x_seq)):
+        raise InputError(
+            f"signgd_multi_step: {p.function.name!r} has {p.function.arity} arguments, but there "
+            f"are {len(x_seq)} inputs."
+        )
+    if not x_seq or any(a.dim() == 0 or a.shape[0] == 0 for a in x_seq):
+        raise InputError(
+            f"signgd_multi_step: an input is [T, *] with T >= 1, but the inputs are "
+            f"{[list(a.shape) for a in x_seq]}."
+        )
+    if any(a.shape[0] != x_seq[0].shape[0] for a in x_seq):
+        raise InputError(
+            f"signgd_multi_step: all inputs have the same T, but they have "
+            f"{[a.shape[0] for a in x_seq]}."
+        )
+    devices = {a.device for a in (*x_seq, v, *(x or ()))}
+    if len(devices) > 1:
+        raise InputError(
+            f"signgd_multi_step: inputs and state are on one device, but they are on "
+            f"{', '.join(sorted(map(str, devices)))}. Reset the neuron after moving it."
+        )
+    if x is not None and [a.shape[1:] for a in x_seq] != [a.shape for a in x]:
+        raise InputError(
+            f"signgd_multi_step: an input is [T, *x.shape], but the inputs are "
+            f"{[list(a.shape) for a in x_seq]} and x is {[list(a.shape) for a in x]}. Reset the "
+            "neuron before feeding a batch of another shape."
+        )
+    if p.function.elementwise and not all(broadcasts(a.shape[1:], v.shape) for a in x_seq):
+        raise _other_shape(f"inputs of {[list(a.shape[1:]) for a in x_seq]} for each step", v)
+    dtype = x_seq[0].dtype
+    for a in x_seq[1:]:
+        dtype = torch.promote_types(dtype, a.dtype)
+    return [a.to(dtype) for a in x_seq]
+
+
+def _other_shape(what: str, v: Tensor) -> InputError:
+    return InputError(
+        f"signgd_multi_step: {what} do not fit a state v of {list(v.shape)}. Reset the neuron, or "
+        "pass state=None, before feeding a batch of another shape."
+    )
+
+
+def _signgd_by_definition(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    asked: _Asked,
+) -> SignGDSequence:
+    output, dtype, surrogate, keep_v, keep_spikes = asked
+    y, v_seq, spike_seq = [], [], []
+    carried = None if x is None else tuple(x)
+    for step in zip(*x_seq, strict=True):
+        arguments = tuple(a.to(state.v.dtype) for a in step)
+        if carried is not None:
+            carried = arguments = tuple(a + b for a, b in zip(carried, arguments, strict=True))
+        if surrogate is None:
+            with torch.no_grad():
+                fires, state = signgd_step(arguments, state, p)
+            sigma = levels(fires, p.members, state.v.dtype)
+        else:
+            sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
+        y.append(_passed(sigma, state, p, output).to(dtype))
+        if keep_v:
+            v_seq.append(state.v)
+        if keep_spikes:
+            spike_seq.append(bits(sigma, p.members))
+    return SignGDSequence(
+        torch.stack(y),
+        state,
+        carried or (),
+        torch.stack(v_seq) if keep_v else None,
+        torch.stack(spike_seq) if keep_spikes else None,
+    )
+
+
+def _passed(sigma: Tensor, after: SignGDState, p: SignGDParameters, output: str) -> Tensor:
+    """What a neuron passes on after a step that fired sigma."""
+    if output == "decoded":
+        return after.v
+    if output == "sigma":
+        return sigma
+    if output == "fires":
+        return bits(sigma, p.members).to(sigma.dtype)
+    size = step_size(after.v, after.t, p) * 2.0 ** (1 - p.members)
+    return -size * (sigma if after.buffer is None else after.buffer)
+
+
+def bits(level: Tensor, members: int) -> Tensor:
+    """The fires of ``signgd_step`` that these ``levels`` are of: bool, or uint8 for several."""
+    return level > 0 if members == 1 else ((level.detach() + (2**members - 1)) / 2).to(torch.uint8)
+
+
+def _signgd_by_kernel(
+    x_seq: Sequence[Tensor],
+    x: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    found: FunctionInC | None,
+    asked: _Asked,
+) -> SignGDSequence:
+    if found is None:
+        x_seq = [_fitting(target_over_time(x_seq, p), state.v).to(torch.float32)]
+        found = FunctionInC(launch.IDENTITY.key, (), ())
+    steps = x_seq[0].shape[0]
+    if found.tensors:  # a kernel reads all arguments of f in one type
+        x_seq = [a.to(torch.float32) for a in x_seq]
+    tensors = [t.to(torch.float32).expand(steps, *t.shape) for t in found.tensors]
+    scale, unit = _scale(p, state.v)
+    y, v, *rest = operators.signgd(
+        [*x_seq, *tensors],
+        list(x),
+        state.v,
+        scale,
+        found.key,
+        list(found.numbers),
+        p.function.fires_at_tie,
+        p.members,
+        p.schedule_name,
+        unit,
+        state.t,
+        asked.output,
+        asked.dtype,
+        asked.keep_v,
+        asked.keep_spikes,
+    )
+    x_last, rest = tuple(rest[: len(x)]), rest[len(x) :]
+    return SignGDSequence(
+        y,
+        SignGDState(v, state.t + steps),
+        x_last,
+        rest[0] if asked.keep_v else None,
+        rest[-1] if asked.keep_spikes else None,
+    )
+
+
+def _scale(p: SignGDParameters, v: Tensor) -> tuple[Tensor | None, float]:
+    """The scale as a tensor that broadcasts against v, or as a number that goes into the steps."""
+    if isinstance(p.scale, Tensor):
+        return p.scale.to(device=v.device, dtype=torch.float32), 1.0
+    return None, float(p.scale)
+
+
+def target_over_time(x_seq: Sequence[Tensor], p: SignGDParameters) -> Tensor:
+    """f of every step [T, *], in float32 also of half inputs."""
+    steps = [a.to(torch.promote_types(a.dtype, torch.float32)) for a in x_seq]
+    return p.function.over_time(*steps, **p.arguments)
+
+
+def _fitting(target_seq: Tensor, v: Tensor) -> Tensor:
+    if target_seq.shape[1:] != v.shape:
+        raise _other_shape(f"values of f of {list(target_seq.shape[1:])}", v)
+    return target_seq
+
+
+def _signgd_with_gradient(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    asked: _Asked,
+) -> SignGDSequence:
+    output, dtype, surrogate, keep_v, _ = asked
+    assert isinstance(surrogate, Surrogate)
+    carried: tuple[Tensor, ...] = ()
+    if x is not None:
+        x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
+        carried = tuple(a[-1].clone() for a in x_seq)
+    scale, unit = _scale(p, state.v)
+    y, v, _ = operators.track(
+        _fitting(target_over_time(x_seq, p), state.v).to(torch.float32),
+        state.v,
+        scale,
+        p.function.fires_at_tie,
+        p.schedule_name,
+        unit,
+        state.t,
+        output == "signed",
+        surrogate.kind,
+        surrogate.alpha,
+    )
+    after = SignGDState(v, state.t + x_seq[0].shape[0])
+    return SignGDSequence(y.to(dtype), after, carried, y.clone() if keep_v else None)

@@ -1,0 +1,1 @@
+"""What a package from elsewhere adds to spikingjelly_signgd."""
