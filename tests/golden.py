@@ -151,7 +151,7 @@ def settings(kind: str, data: str, network: str) -> dict[str, Setting]:
     }
     group = {
         "group-m4-T2": _group(4, 2, False, "more"),
-        "group-m1-T8": _group(1, 8, False),
+        "group-m1-T8": _group(1, 8, False, "dialects"),
     }
     mixed = {
         "signed-m4-T2": _group(4, 2, True, "more"),
@@ -196,7 +196,7 @@ def lava_settings(network: str) -> dict[str, Setting]:
     return {
         "group-m4-T1": _group(4, 1, False, "lava"),
         "group-m2-T2": _group(2, 2, False, "lava"),
-        "group-m1-T4": _group(1, 4, False, "lava"),
+        "group-m1-T4": _group(1, 4, False, "lava", "dialects"),
         "signgd-m1-T8": _signgd(1, 8),
     }
 
@@ -456,6 +456,7 @@ class _Case:
             self.written(network)
             if "more" in also:
                 self.anytime(network)
+            if "dialects" in also:
                 self.nir_dialects(network)
             if self.name.endswith("/signgd-m4-T2"):  # the same with every setting
                 self.checked()
@@ -698,13 +699,10 @@ class _Case:
                 self.record.add(f"{name}/sent/{node}", value)
 
     def nir_dialects(self, network: Any) -> None:
-        if self.name.startswith("digits"):
-            for mode, dialect, pooling in (
-                ("platform", "legacy", "pool"),
-                ("platform", "lif", "pool"),
-                ("exact", "nir", "conv"),
-            ):
-                self.nir(network, mode, dialect, pooling)
+        for dialect in ("legacy", "lif"):
+            self.nir(network, "platform", dialect, "pool")
+        for mode in ("exact", "platform"):
+            self.nir(network, mode, "nir", "conv")
 
     def lava(self, network: Any) -> None:
         import spikingjelly_signgd as sg
