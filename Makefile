@@ -5,11 +5,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
+NORSE := $(VENV)/norse-alone
+DOCS := $(VENV)/docs
 
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report test test-slow test-norse lava neurobench nir-readers docs lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -28,23 +30,32 @@ test-slow: $(VENV)/.stamp
 
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
-NORSE := $(VENV)/norse-alone
-test-norse: $(VENV)/.stamp
-	@rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
-	@tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
-	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt torch
-	@$(NORSE)/bin/python -m pip --quiet --disable-pip-version-check install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
-	@rm -rf build
+test-norse: $(NORSE)/.stamp
+	@$(NORSE_PIP) install --no-deps --force-reinstall . && rm -rf build
 	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
 		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
-	@$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
-		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
 	@OMP_NUM_THREADS=1 $(NORSE)/bin/python -m pytest -q -n auto --dist worksteal \
 		-m "not spikingjelly" tests/test_norse.py
 
-# netx files and signGD networks in Lava itself, which goes into an environment of its own
-lava: $(VENV)/.stamp
+NORSE_PIP := $(NORSE)/bin/python -m pip --quiet --disable-pip-version-check
+$(NORSE)/.stamp: $(VENV)/.stamp
+	rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
+	tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
+	$(NORSE_PIP) install -c constraints.txt torch
+	$(NORSE_PIP) install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
+	rm -rf build
+	$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
+		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
+	touch $@
+
+lava-environment: $(VENV)/.stamp
 	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)" "$(PY)"
+
+# All that the other targets install, side by side with make -j
+environments: $(VENV)/.stamp $(NORSE)/.stamp $(DOCS)/.stamp lava-environment
+
+# netx files and signGD networks in Lava itself, which goes into an environment of its own
+lava: lava-environment
 	@echo "== in Lava"
 	@LAVA_PYTHON="$(VENV)/lava/bin/python" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) \
 		tests/test_lava_simulation.py tests/test_verification.py -k "lava"
@@ -56,13 +67,12 @@ nir-readers: $(VENV)/.stamp
 	@PYTHONPATH="$(VENV)/snntorch" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_nir_readers.py
 
 # The site of the documentation, in site/; its tools, the extra docs, are an environment of their own
-DOCS := $(VENV)/docs
 docs: $(VENV)/.stamp $(DOCS)/.stamp
 	@$(PY) docs/tables.py --check
 	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-$(DOCS)/.stamp: pyproject.toml
+$(DOCS)/.stamp: pyproject.toml | $(VENV)/.stamp
 	$(PYTHON) -m venv "$(DOCS)"
 	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"
