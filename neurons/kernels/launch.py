@@ -30,10 +30,11 @@ Count = int  # of steps: changes from call to call of one graph
 function_of = lru_cache(Function.from_key)
 
 
-def step_sizes(schedule: str, unit: float, t: int, steps: int) -> list[float]:
+@lru_cache(maxsize=256)
+def step_sizes(schedule: str, unit: float, t: int, steps: int) -> tuple[float, ...]:
     """unit * eta(t + 1), ..., unit * eta(t + steps)."""
     eta = named_schedule(schedule)
-    return [eta(t + k) * unit for k in range(1, steps + 1)]
+    return tuple([eta(t + k) * unit for k in range(1, steps + 1)])
 
 
 # -- inference: any function, both views ----------------------------------------------------------

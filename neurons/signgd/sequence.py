@@ -144,9 +144,10 @@ def signgd_multi_step(
     heard = spikes.wanted()
     asked = _Asked(output, dtype, surrogate, keep_v, keep_spikes or heard)
     done = _signgd(x_seq, state, p, x, backend, asked)
-    if heard:
-        assert done.spike_seq is not None
-        spikes.tell(partial(signs, done.spike_seq, p.members))
+    if not heard:
+        return done
+    assert done.spike_seq is not None
+    spikes.tell(partial(signs, done.spike_seq, p.members))
     return done if keep_spikes else done._replace(spike_seq=None)
 
 
