@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite, log2
 from typing import Any
@@ -30,6 +30,7 @@ from ..core.network import (
     SpikingNetwork,
     Timed,
 )
+from ..core.walk import Semantics
 from ..neurons.schedules import Schedule, schedule_from_dict
 from .examination import Outcome, Trial, alone
 
@@ -101,8 +102,8 @@ def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, floa
     return _told(best[1], network, trial, saturated)
 
 
-def _changeable(network: SpikingNetwork) -> list[SignGDNeuron | GroupNeuron]:
-    return [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+def _changeable(network: SpikingNetwork) -> list[Neuron]:
+    return [node for node in network.neurons if node.sized_by]
 
 
 def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
@@ -144,17 +145,13 @@ def _scales(trial: Trial) -> list[Mend]:
     return [mend for n in nodes for mend in planned(trial, n) if mend.cause == "scale"]
 
 
-def _times(node: SignGDNeuron | GroupNeuron, exponent: float) -> Mend:
+def _times(node: Neuron, exponent: float) -> Mend:
     """The scale or threshold of a neuron times a power of two."""
     factor = 2.0**exponent
-    if isinstance(node, SignGDNeuron):
-        return Mend(replace(node, scale=node.scale * factor), "scale", False, factor)
-    return Mend(replace(node, v_threshold=node.v_threshold * factor), "threshold", False, factor)
+    return Mend(node.resized(factor), node.sized_by, False, factor)
 
 
-def _best(
-    trial: Trial, node: SignGDNeuron | GroupNeuron, possible: float
-) -> tuple[float, Mend] | None:
+def _best(trial: Trial, node: Neuron, possible: float) -> tuple[float, Mend] | None:
     """The best change of one layer; one that is as planned wins against others nearly as good."""
     tried = [(trial.rerun({node.name: m.node}).error, m) for m in planned(trial, node)]
     tried = [(error, mend) for error, mend in tried if isfinite(error)]
@@ -170,15 +167,19 @@ def _best(
     return best
 
 
-def planned(trial: Trial, node: SignGDNeuron | GroupNeuron) -> Iterator[Mend]:
+def planned(trial: Trial, node: Neuron) -> Iterator[Mend]:
     """The layer with one parameter as planning sets it, where it differs from that."""
-    network, steps = trial.network, trial.steps
-    known = network.statistics.get(node.name)
-    if not known or "quantile" not in known:
-        known = statistics(network, trial.parts, 0)[node.name]
-    if isinstance(node, GroupNeuron):
-        yield from _planned_group(node, known, network.time_steps)
+    if node.kind not in PLANNED:
         return
+    known = trial.network.statistics.get(node.name)
+    if not known or "quantile" not in known:
+        known = statistics(trial.network, trial.parts, 0)[node.name]
+    yield from PLANNED[node.kind](trial.network, node, known, trial.steps)
+
+
+def _planned_signgd(
+    network: SpikingNetwork, node: SignGDNeuron, known: Mapping[str, Tensor], steps: int
+) -> Iterator[Mend]:
     schedule = planned_schedule(network, node, network.time_steps)
     now, then = ([s(t) for t in range(1, steps + 1)] for s in (node.schedule, schedule))
     if any(abs(a - b) > 1e-3 * b for a, b in zip(now, then, strict=True)):
@@ -194,7 +195,10 @@ def planned(trial: Trial, node: SignGDNeuron | GroupNeuron) -> Iterator[Mend]:
         yield Mend(replace(node, resting=known["mean"]), "resting", False)
 
 
-def _planned_group(node: GroupNeuron, known: Mapping[str, Tensor], steps: int) -> Iterator[Mend]:
+def _planned_group(
+    network: SpikingNetwork, node: GroupNeuron, known: Mapping[str, Tensor], _: int
+) -> Iterator[Mend]:
+    steps = network.time_steps
     levels, trained = (node.arguments.get(name) for name in ("levels", "v_threshold"))
     if trained is not None and _differ(node.v_threshold, trained):
         factor = float(torch.as_tensor(trained / torch.as_tensor(node.v_threshold)).median())
@@ -210,6 +214,12 @@ def _planned_group(node: GroupNeuron, known: Mapping[str, Tensor], steps: int) -
             ratio = threshold / torch.as_tensor(node.v_threshold).to(threshold)
             mend = replace(node, v_threshold=threshold)
             yield Mend(mend, "threshold", True, float(ratio.median()))
+
+
+PLANNED: dict[str, Callable[[SpikingNetwork, Any, Mapping[str, Tensor], int], Iterator[Mend]]] = {
+    "signgd": _planned_signgd,
+    "group": _planned_group,
+}
 
 
 def calibrated_scale(
@@ -242,7 +252,7 @@ def _differ(a: float | Tensor, b: float | Tensor) -> bool:
     return bool((difference > 1e-3 * second.abs() + 1e-12).any())
 
 
-def _by_factor(trial: Trial, node: SignGDNeuron | GroupNeuron) -> tuple[float, Mend] | None:
+def _by_factor(trial: Trial, node: Neuron) -> tuple[float, Mend] | None:
     """The scale or threshold times the best factor: powers of two, then finer ones near by."""
     errors: dict[float, float] = {0.0: trial.start.error}
 
@@ -274,11 +284,12 @@ def _told(
     """The mend with its verdict line."""
     name = mend.node.name
     before: Any = network[name]
+    after: Any = mend.node
     share = saturated.get(name, 0.0)
-    if mend.cause in ("scale", "threshold"):
+    if mend.cause == before.sized_by:
         up = mend.factor > 1
         what = f"{'raise' if up else 'lower'} it by {mend.factor if up else 1 / mend.factor:.2g}"
-        if mend.cause == "threshold" and mend.planned and "v_threshold" in mend.node.arguments:
+        if mend.cause == "threshold" and mend.planned and "v_threshold" in after.arguments:
             what += ", to the one that the network was trained with"
         why = (
             f"{share:.0%} of values saturate"
@@ -287,7 +298,7 @@ def _told(
         )
         if mend.cause == "threshold" and not (up and share >= 0.005):
             why = "its levels do not fit the values"
-        later = _or_longer(before, mend.node, trial) if mend.cause == "scale" and up else None
+        later = _or_longer(before, after, trial) if up and hasattr(before, "schedule") else None
         if later is not None:
             what += f", or T >= {later}"
         return replace(
@@ -304,17 +315,14 @@ def _told(
         value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
     else:
-        assert isinstance(mend.node, GroupNeuron)
-        levels = mend.node.arguments["levels"]
-        what = f"set them to {mend.node.members}, so that m T = L = {levels}"
+        what = f"set them to {after.members}, so that m T = L = {after.arguments['levels']}"
         why = f"m T is {before.members} x {network.time_steps}"
     label = {"resting": "resting value", "charge": "initial charge"}.get(mend.cause, mend.cause)
     return replace(mend, before=before, text=f"{label} of {name}: {why}; {what}", mend=what)
 
 
-def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
+def _or_longer(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int | None:
     """The least T, doubled, at which the layer as it is comes as close alone as mended."""
-    assert isinstance(before, SignGDNeuron) and isinstance(after, SignGDNeuron)
     steps, network = trial.steps, trial.network
     x = trial.parts[0][:ALONE]
     values = NetworkModule(network, {}).all_activations(x)
@@ -408,8 +416,11 @@ def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork
 # -- the description -----------------------------------------------------------------------------
 
 
-def describe(node: Node, true: Node | None) -> tuple[str, str, str]:
-    """(cause, what is wrong, the mend) of a node that does not compute what the reference does."""
+Told = tuple[str, str, str]  # cause, what is wrong, the mend
+
+
+def describe(node: Node, true: Node | None) -> Told:
+    """What is told of a node that does not compute what the reference does."""
     where = node.name
     if true is None:
         return (
@@ -417,11 +428,30 @@ def describe(node: Node, true: Node | None) -> tuple[str, str, str]:
             f"wiring of {where}: it is of another kind, or reads other nodes, than in the source",
             "convert the model again",
         )
-    if isinstance(node, Linear) and isinstance(true, Linear):
-        return _linear(node, true)
-    if isinstance(node, Constant):
-        return "constant", f"constant {where} differs from the source", "take the source's value"
-    assert isinstance(node, Function) and isinstance(true, Function)
+    return node.visit(_Beside(true), [])
+
+
+class _Beside(Semantics[Told]):
+    """``describe`` of a node beside the ``true`` one, which is of the same role."""
+
+    def __init__(self, true: Any) -> None:
+        self.true = true
+
+    def constant(self, node: Constant) -> Told:
+        what = f"constant {node.name} differs from the source"
+        return "constant", what, "take the source's value"
+
+    def linear(self, node: Linear, inputs: list[Any]) -> Told:
+        return _linear(node, self.true)
+
+    def function(self, node: Function, inputs: list[Any]) -> Told:
+        return _function(node, self.true)
+
+    neuron = function
+
+
+def _function(node: Function, true: Function) -> Told:
+    where = node.name
     ours, theirs = node.function.name, true.function.name
     if ours != theirs:
         return (
@@ -469,7 +499,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
+def _linear(node: Linear, true: Linear) -> Told:
     where, mend = node.name, "take the source's"
     if node.op != true.op or dict(node.attributes) != dict(true.attributes):
         told = node.op if node.op != true.op else f"{node.op} with other options"
