@@ -89,7 +89,7 @@ class Comparison:
     """``wrong``: the error of each node that does not compute what the reference's does, fed the
     reference's values; ``right``: that node as it should be (None where it cannot be taken over);
     ``own``: as it is; ``missing``: nodes of which the reference has none of that name, ``unmet``:
-    those of the reference that the network has not. ``mended`` is the network with what is right.
+    those of the reference that the network has not. ``fixed`` is the network with what is right.
     """
 
     wrong: Mapping[str, float]
@@ -97,7 +97,7 @@ class Comparison:
     own: Mapping[str, Node]
     missing: tuple[str, ...]
     unmet: tuple[str, ...]
-    mended: SpikingNetwork
+    fixed: SpikingNetwork
 
 
 def lower(

@@ -204,7 +204,7 @@ def operations() -> str:
                 raise SystemExit(f"{name} stands under {heading!r}, but is {kinds(whole)}")
             if blockers:
                 (first, *_) = blockers
-                why = f"{first.detail}{'; ' + first.mend if first.mend else ''}"
+                why = f"{first.detail}{'; ' + first.fix if first.fix else ''}"
                 cells.append([name, why.replace("|", "\\|")])
             else:
                 parts = kinds(local)
