@@ -208,9 +208,7 @@ class Operations(_Traffic):
     @property
     def dense(self) -> bool:
         """Whether every neuron sends at every step, whatever its value, as signGD neurons do."""
-        return any(row.kind == "signgd" for row in self.each) and all(
-            row.kind == "signgd" for row in self.each if row.coding
-        )
+        return {row.kind for row in self.each if row.coding} == {"signgd"}
 
     def to_dict(self, each: bool = False) -> dict[str, Any]:
         """JSON-able; with ``each`` also all counts of every layer."""

@@ -1,4 +1,4 @@
-"""The doctor: which layer of a spiking network is wrong, why, and the change that mends it.
+"""The doctor: which layer of a spiking network is wrong, why, and the change that fixes it.
 
 Errors of the description are told from errors of the spikes. With the source model at hand
 (``reference=``) every node is given the source's inputs and must make the source's value: what does
@@ -16,6 +16,7 @@ there knows of the doctor.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,19 +49,19 @@ from .examination import (
     parts,
     relative,
 )
-from .mending import (
+from .fixes import (
     Longer,
     adequate,
     describe,
-    joint_mends,
-    local_mend,
+    joint_fixes,
+    local_fix,
     longer,
 )
 from .recording import LARGEST, record
 
 SAMPLES = 128  # at most, that trials are made with
 FEW = 16  # below this a note says that they are few
-MOST = 4  # layers whose spikes are mended one after the other
+MOST = 4  # layers whose spikes are fixed one after the other
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class LayerErrors:
 
 @dataclass(frozen=True)
 class Finding:
-    """A culprit. ``blame`` is the share of the squared output error that goes with the mend.
+    """A culprit. ``blame`` is the share of the squared output error that goes with the fix.
 
     ``cause`` is "weights", "norm", "function", "slope", "constant", "wiring" (errors of the
     description), "scale", "schedule", "resting", "threshold", "charge", "members", or "steps".
@@ -110,12 +111,19 @@ class Finding:
     layer: str
     cause: str
     text: str
-    mend: str
+    fix: str
     blame: float
     applicable: bool
 
+    @property
+    def mend(self) -> str:
+        """The older name of ``fix``."""
+        warnings.warn("Finding.mend is called fix now.", DeprecationWarning, stacklevel=2)
+        return self.fix
+
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        """JSON-able; "mend" is the older name of "fix"."""
+        return {**vars(self), "mend": self.fix}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +131,7 @@ class Diagnosis:
     """What ``diagnose`` found at ``time_steps``; ``findings`` are for the largest, worst first.
 
     ``agreement`` and ``accuracy`` are shares by T, None for outputs that are not [B, classes] and
-    without labels; ``error`` is that of the outputs, ``mended`` (error, agreement) of the mended
+    without labels; ``error`` is that of the outputs, ``fixed`` (error, agreement) of the fixed
     network at its T on the same samples. ``notes`` say what could not be judged.
     """
 
@@ -135,16 +143,22 @@ class Diagnosis:
     accuracy: dict[int, float | None]
     error: dict[int, float]
     source_accuracy: float | None
-    mended: tuple[float, float | None]
+    fixed: tuple[float, float | None]
     notes: tuple[str, ...]
     network: SpikingNetwork = field(repr=False)
 
     def apply(self) -> SpikingNetwork:
-        """A new network in which every applicable finding is mended; the one diagnosed stays."""
+        """A new network in which every applicable finding is fixed; the one diagnosed stays."""
         return self.network
 
+    @property
+    def mended(self) -> tuple[float, float | None]:
+        """The older name of ``fixed``."""
+        warnings.warn("Diagnosis.mended is called fixed now.", DeprecationWarning, stacklevel=2)
+        return self.fixed
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, but for the mended network."""
+        """JSON-able, but for the fixed network; "mended" is the older name of "fixed"."""
 
         def keyed(values: Mapping[int, Any]) -> dict[str, Any]:
             return {str(t): value for t, value in values.items()}
@@ -153,6 +167,11 @@ class Diagnosis:
             {k: keyed(v) if isinstance(v, dict) else v for k, v in row.to_dict().items()}
             for row in self.layers
         ]
+        fixed = {
+            "time_steps": self.network.time_steps,
+            "error": self.fixed[0],
+            "agreement": self.fixed[1],
+        }
         return {
             "time_steps": list(self.time_steps),
             "samples": self.samples,
@@ -162,11 +181,8 @@ class Diagnosis:
             "accuracy": keyed(self.accuracy),
             "error": keyed(self.error),
             "source_accuracy": self.source_accuracy,
-            "mended": {
-                "time_steps": self.network.time_steps,
-                "error": self.mended[0],
-                "agreement": self.mended[1],
-            },
+            "fixed": fixed,
+            "mended": fixed,
             "notes": list(self.notes),
         }
 
@@ -190,11 +206,11 @@ class Diagnosis:
         for t in self.time_steps:
             lines.append(f"T = {t}: " + _outcome(self.error[t], self.agreement[t]))
         if not self.findings:
-            lines.append("nothing to mend")
+            lines.append("nothing to fix")
         for i, finding in enumerate(self.findings, 1):
             lines.append(f"{i}. {finding.text} (blame {finding.blame:.0%})")
         if any(finding.applicable for finding in self.findings):
-            lines.append(f"mended, T = {self.network.time_steps}: " + _outcome(*self.mended))
+            lines.append(f"fixed, T = {self.network.time_steps}: " + _outcome(*self.fixed))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -213,7 +229,7 @@ def diagnose(
     time_steps: int | Sequence[int] | None = None,
     neurons: Mapping[Operation, Entry] = NEURONS,
 ) -> Diagnosis:
-    """What is wrong in a converted network, layer by layer, and what mends it.
+    """What is wrong in a converted network, layer by layer, and what fixes it.
 
     Parameters
     ----------
@@ -256,7 +272,7 @@ def diagnose(
             else lower(network, reference, x, neurons)
         )
         compared = compare(network, true, x)
-        source = compared.mended
+        source = compared.fixed
         notes += _not_compared(compared)
     errors, agreement, accuracy, own = _outcomes(snn, source, x, y, steps)
     layers = _layers(snn, source, x, steps)
@@ -265,20 +281,20 @@ def diagnose(
     whole = max(errors[last] ** 2, 1e-12)
     if reference is not None:
         for name, squared in _at_readout(compared, x).items():
-            cause, text, mend = describe(compared.own[name], compared.right[name])
+            cause, text, fix = describe(compared.own[name], compared.right[name])
             blame = min(1.0, squared / whole)
             can = compared.right[name] is not None
-            findings.append(Finding(name, cause, f"{text}; {mend}", mend, blame, can))
+            findings.append(Finding(name, cause, f"{text}; {fix}", fix, blame, can))
     if len(x) < FEW:
         notes.append(
-            f"{len(x)} sample{'s' * (len(x) > 1)}: a mend chosen on so few may be for these alone."
+            f"{len(x)} sample{'s' * (len(x) > 1)}: a fix chosen on so few may be for these alone."
         )
-    found, mended, outcome = _of_spikes(source, few, last, whole, layers)
-    ordered = sorted(findings + found, key=lambda f: -f.blame)
+    of_spikes, fixed, outcome = _of_spikes(source, few, last, whole, layers)
+    ordered = sorted(findings + of_spikes, key=lambda f: -f.blame)
     if ordered:
         texts = [finding.text for finding in ordered if finding.applicable]
-        known = mended.provenance.get("doctor", [])
-        mended = mended.replace(provenance={**mended.provenance, "doctor": [*known, *texts]})
+        known = fixed.provenance.get("doctor", [])
+        fixed = fixed.replace(provenance={**fixed.provenance, "doctor": [*known, *texts]})
     return Diagnosis(
         steps,
         len(x),
@@ -290,7 +306,7 @@ def diagnose(
         own,
         outcome,
         tuple(notes),
-        mended,
+        fixed,
     )
 
 
@@ -334,9 +350,9 @@ def _not_compared(compared: Comparison) -> list[str]:
         notes.append(
             "nodes of the reference that the network has not: " + ", ".join(compared.unmet)
         )
-    if len(compared.wrong) > max(3, len(compared.own) // 2, len(compared.mended.nodes) // 3):
+    if len(compared.wrong) > max(3, len(compared.own) // 2, len(compared.fixed.nodes) // 3):
         notes.append(
-            f"{len(compared.wrong)} of {len(compared.mended.nodes)} nodes differ from the "
+            f"{len(compared.wrong)} of {len(compared.fixed.nodes)} nodes differ from the "
             "reference: is it the model that was converted, with the same weights?"
         )
     return notes
@@ -488,13 +504,13 @@ def _at_readout(compared: Comparison, x: Tensor) -> dict[str, float]:
     """For each wrong node the squared output error where it alone is wrong, and nothing spikes."""
     if not compared.wrong:
         return {}
-    own = NetworkModule(compared.mended, {})
-    ends = list(dict.fromkeys(leaves(compared.mended.outputs)))
+    own = NetworkModule(compared.fixed, {})
+    ends = list(dict.fromkeys(leaves(compared.fixed.outputs)))
     found: dict[str, float] = {}
     for name in compared.wrong:
-        wrong = NetworkModule(compared.mended.with_nodes({name: compared.own[name]}), {})
+        wrong = NetworkModule(compared.fixed.with_nodes({name: compared.own[name]}), {})
         sums = [Sums() for _ in ends]
-        for part in parts(compared.mended, x, 1):
+        for part in parts(compared.fixed, x, 1):
             want = own.activations(part, keep=ends)
             try:
                 have = wrong.activations(part, keep=ends)
@@ -514,7 +530,7 @@ def _of_spikes(
     whole: float,
     layers: tuple[LayerErrors, ...],
 ) -> tuple[list[Finding], SpikingNetwork, tuple[float, float | None]]:
-    """Findings about neurons, the network mended of them, and its outcome on x."""
+    """Findings about neurons, the network with those fixed, and its outcome on x."""
     saturated = {row.name: row.saturated[steps] for row in layers}
     findings: list[Finding] = []
     trial = Trial(network, x, steps)
@@ -527,32 +543,32 @@ def _of_spikes(
     done: set[str] = set()
     for _ in range(MOST):
         before = trial.start
-        mend = local_mend(trial, done, saturated)
-        if mend is None:
+        fix = local_fix(trial, done, saturated)
+        if fix is None:
             break
-        done.add(mend.node.name)
-        network = mend.applied(network)
+        done.add(fix.node.name)
+        network = fix.applied(network)
         trial = Trial(network, x, steps)
         won = (before.error**2 - trial.start.error**2) / whole
         findings.append(
-            Finding(mend.node.name, mend.cause, mend.text, mend.mend, max(0.0, min(1.0, won)), True)
+            Finding(fix.node.name, fix.cause, fix.text, fix.what, max(0.0, min(1.0, won)), True)
         )
-    together = joint_mends(trial, saturated)
+    together = joint_fixes(trial, saturated)
     if together:
         start = trial.start.error
-        for mend in together:
-            network = mend.applied(network)
+        for fix in together:
+            network = fix.applied(network)
         trial = Trial(network, x, steps)
         undone = [  # what is lost where one of them is left out
             trial.rerun({m.node.name: m.before or m.node}).error ** 2 - trial.start.error**2
             for m in together
         ]
         won, total = (start**2 - trial.start.error**2) / whole, sum(max(0.0, u) for u in undone)
-        for mend, lost in zip(together, undone, strict=True):
+        for fix, lost in zip(together, undone, strict=True):
             share = max(0.0, lost) / total if total else 1 / len(together)
             blame = max(0.0, min(1.0, won * share))
-            name = mend.node.name
-            findings.append(Finding(name, mend.cause, mend.text, mend.mend, blame, True))
+            name = fix.node.name
+            findings.append(Finding(name, fix.cause, fix.text, fix.what, blame, True))
     outcome = trial.start
     if not adequate(outcome):
         found = longer(network, x, steps, outcome)
@@ -575,12 +591,12 @@ def _too_few(
     worst = max(layers, key=lambda row: row.readout[steps]).name
     state = _outcome(start.error, start.agreement)
     if found is None:
-        mend = "tune, choose members > 1, or keep the layers with the largest read-out error"
-        text = f"T = {steps} leaves {state}, and no larger T that was tried mends it; {mend}"
+        fix = "tune, choose members > 1, or keep the layers with the largest read-out error"
+        text = f"T = {steps} leaves {state}, and no larger T that was tried fixes it; {fix}"
     else:
-        mend = found.mend
-        text = f"T = {steps} is too small ({state}); {mend}"
-    return Finding(worst, "steps", text, mend, max(0.0, min(1.0, won)), found is not None)
+        fix = found.what
+        text = f"T = {steps} is too small ({state}); {fix}"
+    return Finding(worst, "steps", text, fix, max(0.0, min(1.0, won)), found is not None)
 
 
 __all__ = ["Diagnosis", "Finding", "LayerErrors", "diagnose"]

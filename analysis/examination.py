@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from ..converters.simulation import Simulation, sequence
 from ..core.module import NetworkModule, NetworkState, Signal, Source, Walk, key
 from ..core.network import (
     Average,
-    Constant,
     Encoder,
     Function,
     Input,
-    Linear,
     Neuron,
     Node,
     SignGDNeuron,
@@ -91,7 +89,7 @@ class Comparison:
     """``wrong``: the error of each node that does not compute what the reference's does, fed the
     reference's values; ``right``: that node as it should be (None where it cannot be taken over);
     ``own``: as it is; ``missing``: nodes of which the reference has none of that name, ``unmet``:
-    those of the reference that the network has not. ``mended`` is the network with what is right.
+    those of the reference that the network has not. ``fixed`` is the network with what is right.
     """
 
     wrong: Mapping[str, float]
@@ -99,7 +97,7 @@ class Comparison:
     own: Mapping[str, Node]
     missing: tuple[str, ...]
     unmet: tuple[str, ...]
-    mended: SpikingNetwork
+    fixed: SpikingNetwork
 
 
 def lower(
@@ -116,13 +114,9 @@ def lower(
     found = source_network(reference, x[:2], settings)
     if not paper:
         return found
-    nodes = tuple(  # that preset takes another GELU, and says so
-        replace(node, function=NONLINEARITIES["sigmoid_gelu"], arguments={})
-        if isinstance(node, Function) and node.function.name == "gelu"
-        else node
-        for node in found.nodes
-    )
-    return found.replace(nodes=nodes)
+    other = NONLINEARITIES["sigmoid_gelu"]  # that preset takes another GELU, and says so
+    gelus = [node for node in found.of(Function) if node.function.name == "gelu"]
+    return found.with_nodes({n.name: replace(n, function=other, arguments={}) for n in gelus})
 
 
 class _Beside(Semantics[Tensor]):
@@ -204,19 +198,7 @@ def _taken(node: Node, true: Node, passed: Mapping[str, str]) -> Node | None:
     """The node with what the reference has in its place, None where that is of another kind."""
     if tuple(passed.get(name, name) for name in node.inputs) != true.inputs:
         return None
-    if isinstance(node, Linear) and isinstance(true, Linear):
-        changes: dict[str, Any] = {"op": true.op, "attributes": true.attributes}
-        return replace(node, shape=true.shape, tensors=true.tensors, **changes)
-    if isinstance(node, Constant) and isinstance(true, Constant):
-        return replace(node, shape=true.shape, value=true.value)
-    if isinstance(node, Function) and isinstance(true, Function):
-        guards = {k: v for k, v in node.arguments.items() if k in ("floor", "ceiling")}
-        if guards and node.function.name == true.function.name:
-            arguments = {**true.arguments, **guards}
-        else:
-            arguments = dict(true.arguments)
-        return replace(node, shape=true.shape, function=true.function, arguments=arguments)
-    return None
+    return node.taking(true)
 
 
 # -- runs with one layer changed ---------------------------------------------------------------

@@ -467,22 +467,22 @@ def _doctor(report: _Report) -> Html:
 def _findings(found: Diagnosis) -> Html:
     notes = join(_note(f"Note: {note}") for note in found.notes)
     if not found.findings:
-        return join([paragraphs("Nothing to mend was found."), notes])
+        return join([paragraphs("Nothing to fix was found."), notes])
     items = [
         tag("li", tag("b", f"{finding.layer}: ") if finding.layer not in finding.text else None,
             finding.text, tag("span", f" (blame {finding.blame:.0%})", class_="lead"))
         for finding in found.findings
     ]  # fmt: skip
     if any(finding.applicable for finding in found.findings):
-        error, agreement = found.mended
+        error, agreement = found.fixed
         same = "" if agreement is None else f", agreement {_percent(agreement)}"
         after = (
-            f"Mended, at T = {found.network.time_steps}: output error {_figures(error)}{same} on "
+            f"Fixed, at T = {found.network.time_steps}: output error {_figures(error)}{same} on "
             "the same samples. Diagnosis.apply() gives that network."
         )
     else:
-        after = "None of these is mended by Diagnosis.apply()."
-    lead = "Blame is the share of the squared output error that goes with the mend."
+        after = "None of these is fixed by Diagnosis.apply()."
+    lead = "Blame is the share of the squared output error that goes with the fix."
     return join([paragraphs(lead), tag("ol", join(items), class_="findings"), paragraphs(after),
                  notes])  # fmt: skip
 
@@ -692,7 +692,7 @@ def _provenance(report: _Report) -> Html:
     known = dict(report.facts)
     command, versions = known.pop("command"), known.pop("versions")
     shown = tag("pre", command) if command else _note("The command was not given.")
-    conversion = [(key, _plain(value)) for key, value in report.network.provenance.items()]
+    conversion = [(key, _in_words(value)) for key, value in report.network.provenance.items()]
     return join(
         [
             shown,
@@ -763,7 +763,7 @@ def _picojoules(value: float) -> str:
     return f"{value / scale:.3g} {unit}"
 
 
-def _plain(value: Any) -> Any:
+def _in_words(value: Any) -> Any:
     """As words; what is long is folded."""
     words = str(value)
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.module import NetworkModule
-from ..core.network import Function, Node, SpikingNetwork
+from ..core.network import Function, SpikingNetwork
 from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..errors import CalibrationError
@@ -73,7 +73,7 @@ def statistics(
     """For each function: by channel "maximum", "minimum", "mean", "quantile" (of the absolute
     value), for the whole tensor "tensor_quantile", and "element_maximum" (batch sizes are 1)."""
     module = NetworkModule(network, {})
-    functions = [node for node in network.nodes if isinstance(node, Function)]
+    functions = network.of(Function)
     collected: dict[str, dict[str, Any]] = {
         node.name: {"parts": [], "count": 0, "sum": 0.0} for node in functions
     }
@@ -84,13 +84,14 @@ def statistics(
         values = module.activations(x, keep=[*collected, *divisors.values()])
         for node in functions:
             if node.name in divisors:
-                least = values[divisors[node.name]].min()
-                floors[node.name] = torch.minimum(floors.get(node.name, least), least)
+                lowest = values[divisors[node.name]].min()
+                floors[node.name] = torch.minimum(floors.get(node.name, lowest), lowest)
             _collect(collected[node.name], node, values[node.name], generator)
     seen = {node.name: _summary(collected[node.name], quantile) for node in functions}
-    for name, least in floors.items():
-        if float(least) > 0 or (float(least) == 0 and _at_zero(network[name])):
-            seen[name]["floor"] = least / 2
+    for node in functions:
+        least = floors.get(node.name)
+        if least is not None and (least > 0 or (least == 0 and _at_zero(node))):
+            seen[node.name]["floor"] = least / 2
     return seen
 
 
@@ -102,9 +103,8 @@ def _has_floor(node: Function) -> bool:
     return node.function.name in ("sqrt", "rsqrt", "reciprocal", "div")
 
 
-def _at_zero(node: Node) -> bool:
+def _at_zero(node: Function) -> bool:
     """Defined at zero, though not below."""
-    assert isinstance(node, Function)
     return node.function.name == "sqrt" or node.arguments.get("exponent", -1) > 0
 
 

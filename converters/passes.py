@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
-from ..core.network import Function, Linear, Node, SignGDNeuron, SpikingNetwork, leaves
+from ..core.network import (
+    Function,
+    Linear,
+    Node,
+    SignGDNeuron,
+    SpikingNetwork,
+    is_affine,
+    leaves,
+)
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
 from .calibration import statistics
@@ -48,8 +56,7 @@ def fuse_batch_norm(network: SpikingNetwork, _: Context | None = None) -> Spikin
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
         source = fused.get(node.inputs[0]) if node.inputs else None
         if (
-            isinstance(node, Linear)
-            and node.op == "affine"
+            is_affine(node)
             and isinstance(source, Linear)
             and count[by_name[node.name].inputs[0]] == 1
             and source.shape == node.shape

@@ -234,7 +234,7 @@ class _Mixer:
 
     def _compared(self, network: SpikingNetwork) -> float:
         error, agreement = measured(network, self.held)
-        nodes = [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+        nodes = [n for n in network.neurons if hasattr(n, "members")]
         self.tried.append(
             {
                 "method": {node.name: node.kind for node in nodes},

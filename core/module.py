@@ -317,18 +317,12 @@ class NetworkModule(nn.Module):
             _check_spike_view(network)
         self.network = network
         self.spikes = spikes
-        self.operations = nn.ModuleDict()
-        self.functions = nn.ModuleDict()
-        self.neurons = nn.ModuleDict()
-        for node in network.nodes:
-            if isinstance(node, Linear):
-                self.operations[key(node.name)] = LinearOperation(node)
-            elif isinstance(node, Constant):
-                self.operations[key(node.name)] = ConstantValue(node)
-            elif isinstance(node, Function):
-                self.functions[key(node.name)] = FunctionOperation(node)
-            if node.name in neurons:
-                self.neurons[key(node.name)] = neurons[node.name]
+        linear = {node.name: LinearOperation(node) for node in network.of(Linear)}
+        constants = {node.name: ConstantValue(node) for node in network.of(Constant)}
+        functions = {node.name: FunctionOperation(node) for node in network.of(Function)}
+        self.operations = _in_order(network, {**linear, **constants})
+        self.functions = _in_order(network, functions)
+        self.neurons = _in_order(network, neurons)
 
     def neuron(self, name: str) -> nn.Module:
         """The simulator's module of a neuron, by its name in the network."""
@@ -495,6 +489,12 @@ class _Ann(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self._snn[0].ann(x)
+
+
+def _in_order(network: SpikingNetwork, modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """The modules of nodes by ``key``, in the order of the network."""
+    names = [node.name for node in network.nodes if node.name in modules]
+    return nn.ModuleDict({key(name): modules[name] for name in names})
 
 
 def key(name: str) -> str:

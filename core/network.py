@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ __all__ = [
     "Timed",
     "each_leaf",
     "fill",
+    "is_affine",
     "leaves",
     "values_of",
 ]
@@ -65,6 +66,11 @@ class Constant(Node):
     kind = "constant"
     value: Tensor
 
+    def taking(self, other: Node) -> Node | None:
+        if not isinstance(other, Constant):
+            return None
+        return replace(self, shape=other.shape, value=other.value)
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.constant(self)  # type: ignore[no-any-return]
 
@@ -77,6 +83,11 @@ class Linear(Node):
     op: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def taking(self, other: Node) -> Node | None:
+        if not isinstance(other, Linear):
+            return None
+        return replace(other, name=self.name, inputs=self.inputs)
 
     def arriving(self, values: list[Tensor], batch: int) -> Tensor:
         """How much of ``values``, float64 [T, B, ...] each, arrives at each output, every
@@ -103,6 +114,11 @@ NODES: dict[str, type[Node]] = {
         Average,
     )
 }
+
+
+def is_affine(node: Node) -> TypeGuard[Linear]:
+    """Whether the node scales and shifts by channel, as batch norm does."""
+    return isinstance(node, Linear) and node.op == "affine"
 
 
 @dataclass(frozen=True, eq=False)

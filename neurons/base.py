@@ -130,6 +130,10 @@ class Node:
         """Whether every step sends the same number of spikes, whatever the input."""
         return True
 
+    def taking(self, other: Node) -> Node | None:
+        """The node with what ``other`` holds; None where that is of another role."""
+        return None
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
         raise NotImplementedError
@@ -190,6 +194,15 @@ class Function(Node):
     channel: int | None = None
     module: str = ""
 
+    def taking(self, other: Node) -> Node | None:
+        """Guards of its arguments stay where it computes the same function already."""
+        if not isinstance(other, Function):
+            return None
+        arguments = dict(other.arguments)
+        if self.function.name == other.function.name:
+            arguments |= {k: v for k, v in self.arguments.items() if k in ("floor", "ceiling")}
+        return replace(self, shape=other.shape, function=other.function, arguments=arguments)
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.function(self, inputs)  # type: ignore[no-any-return]
 
@@ -200,6 +213,8 @@ class Neuron(Function, Timed):
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
+    # what the size of every spike is proportional to, if it can be ``resized``
+    sized_by: ClassVar[str] = ""
 
     @property
     def finest(self) -> float:
@@ -219,6 +234,10 @@ class Neuron(Function, Timed):
     def products(self) -> int:
         """Multiplications of one update of all neurons, by numbers that change with time."""
         return 0
+
+    def resized(self, factor: float) -> Self:
+        """The neuron with spikes of ``factor`` times the size."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how large its spikes are")
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
         """From where to where it decodes after so many steps; None where there is no limit."""

@@ -23,6 +23,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -320,6 +321,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     raise TypeError(f"the record has no form for {type(value).__name__}")
+
+
+def in_newer_words(text: str) -> str:
+    """What is told, with the words that have been others before."""
+    for older, newer in (("mended", "fixed"), ("mends", "fixes"), ("mend", "fix")):
+        text = re.sub(rf"\b{older}\b", newer, text)
+    return text
 
 
 def digest(value: Any) -> str:
@@ -780,11 +788,11 @@ class _Case:
                     time_steps=(1, self.setting.time_steps),
                     neurons=sg.NEURONS,
                 )
-                table = found.to_dict()
+                table = json.loads(in_newer_words(json.dumps(found.to_dict())))
                 for row in table.pop("layers"):
                     self.record.add(f"{name}/layer/{row['name']}", row)
                 self.record.add(f"{name}/table", table)
-                self.record.add(f"{name}/shown", str(found))
+                self.record.add(f"{name}/shown", in_newer_words(str(found)))
                 self.described(f"{name}/mended", found.apply())
 
     def compared_functions(self) -> None:

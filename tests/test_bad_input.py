@@ -1,4 +1,4 @@
-"""Bad input: a typed error that says the mend, and the user's model left as it was."""
+"""Bad input: a typed error that says the fix, and the user's model left as it was."""
 
 import copy
 import re
@@ -202,7 +202,7 @@ def test_an_unknown_method_of_one_neuron():
 
 
 def test_a_schedule_shorter_than_the_steps(snn):
-    """A user of one: how many there are, and the mend."""
+    """A user of one: how many there are, and the fix."""
     with pytest.raises(sg.InputError, match="step 5 .* but the list has 4.*longer list"):
         sg.convert(small(), X, schedule=sg.ListSchedule((0.5, 0.3, 0.2, 0.1)), time_steps=5)
     short = sg.build(

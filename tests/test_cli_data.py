@@ -1,4 +1,4 @@
-"""Data specs: what is read, and what is refused with a mend."""
+"""Data specs: what is read, and what is refused with a fix."""
 
 import gzip
 import struct

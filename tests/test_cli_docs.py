@@ -80,7 +80,7 @@ def test_the_session(tmp_path):
     for (command, want), have in zip(commands[:-1], printed[:-1], strict=True):
         assert shows(want, have), "\n".join([f"$ {command}", *have, "-- but shown is:", *want])
     assert shows([*commands[-1][1], "..."], printed[-1]), printed[-1]
-    files = {"net.h5", "mended.h5", "group.nir", "report.html", "vgg.pt2"}
+    files = {"net.h5", "fixed.h5", "group.nir", "report.html", "vgg.pt2"}
     assert files <= {file.name for file in tmp_path.iterdir()}, done.stdout
 
 

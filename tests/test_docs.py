@@ -168,7 +168,7 @@ def test_doctor(folder, capsys):
     assert (first.layer, first.cause, first.applicable) == ("layer2.relu", "scale", True)
     assert first.blame > 0.5
     errors = [sg.evaluate(sg.build(scope[n]), scope["test"], 16, reference=scope["model"]).error
-              for n in ("mended", "network")]  # fmt: skip
+              for n in ("fixed", "network")]  # fmt: skip
     assert errors[0] < errors[1]
 
 
@@ -177,7 +177,7 @@ def test_the_page_of_the_doctor():
     (first, *_) = scope["diagnosis"].findings
     assert (first.layer, first.cause) == ("stage1.act", "scale")
     assert first.text in PAGES["docs/doctor.md"]
-    assert [node.name for node in scope["mended"].neurons] == [
+    assert [node.name for node in scope["fixed"].neurons] == [
         node.name for node in scope["network"].neurons
     ]
 
@@ -318,7 +318,7 @@ def test_readme_what_happened(folder, capsys):
     exec(in_readme(README_BLOCKS["what happened"]), scope)
     out = capsys.readouterr().out
     assert "output error" in out and "break-even T" in out
-    assert scope["network"].time_steps > 4, "mended: T = 4 is too small"
+    assert scope["network"].time_steps > 4, "fixed: T = 4 is too small"
     assert {path.name for path in folder.iterdir()} == {"report.html"}
 
 

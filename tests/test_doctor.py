@@ -1,4 +1,4 @@
-"""The doctor names the layer that was made wrong, first, and its mend restores the agreement."""
+"""The doctor names the layer that was made wrong, first, and its fix restores the agreement."""
 
 import json
 from dataclasses import replace
@@ -122,24 +122,24 @@ SPIKING = [
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "cause", "mend", "seed"),
+    ("name", "layer", "cause", "fix", "seed"),
     SPIKING,
     ids=[f"{s[0]} {s[2]} {s[1]}" for s in SPIKING],
 )
-def test_spikes(name, layer, cause, mend, seed):
+def test_spikes(name, layer, cause, fix, seed):
     """A fault of one layer's neurons, of a network that is right without it."""
     healthy = converted(name)
     bad = seed(healthy)
     diagnosis = examined(bad, healthy)
     first = diagnosis.findings[0]
     assert (first.layer, first.cause) == (layer, cause), str(diagnosis)
-    assert mend in first.mend and first.mend in first.text and first.applicable
+    assert fix in first.fix and first.fix in first.text and first.applicable
     assert first.blame > 0.9
     before, want = diagnosis.agreement[STEPS], agreement(healthy, healthy)
     after = agreement(diagnosis.apply(), healthy)
     assert before < want, "the fault costs nothing"
     assert (after - before) >= 0.95 * (want - before)
-    assert diagnosis.mended[1] == pytest.approx(after)
+    assert diagnosis.fixed[1] == pytest.approx(after)
     ((changed, _),) = [
         (a, b) for a, b in zip(diagnosis.apply().nodes, bad.nodes, strict=True) if a is not b
     ]
@@ -153,12 +153,12 @@ def test_too_few_steps(name, steps):
     healthy = converted(name)
     diagnosis = examined(replanned(healthy, steps, 1))
     assert [f.cause for f in diagnosis.findings] == ["steps"], str(diagnosis)
-    mended = diagnosis.apply()
-    assert f"T >= {mended.time_steps}" in diagnosis.findings[0].mend and mended.time_steps > steps
+    fixed = diagnosis.apply()
+    assert f"T >= {fixed.time_steps}" in diagnosis.findings[0].fix and fixed.time_steps > steps
     worst = max(diagnosis.layers, key=lambda row: row.readout[steps])
     assert diagnosis.findings[0].layer == worst.name
     before, want = diagnosis.agreement[steps], agreement(healthy, healthy)
-    assert agreement(mended, healthy) - before >= 0.95 * (want - before) > 0
+    assert agreement(fixed, healthy) - before >= 0.95 * (want - before) > 0
 
 
 def test_run_for_fewer_steps_than_planned():
@@ -166,7 +166,7 @@ def test_run_for_fewer_steps_than_planned():
     diagnosis = examined(network, steps=(2, STEPS // 4))
     assert diagnosis.time_steps == (2, 4)
     assert [f.cause for f in diagnosis.findings] == ["steps"]
-    assert "it was planned for 16" in diagnosis.findings[0].mend
+    assert "it was planned for 16" in diagnosis.findings[0].fix
     assert diagnosis.apply().time_steps == STEPS
 
 
@@ -250,8 +250,8 @@ def test_description(name, layer, cause, text, seed):
     assert [(f.layer, f.cause) for f in diagnosis.findings] == [(layer, cause)], str(diagnosis)
     assert text in diagnosis.findings[0].text
     x = images()[:8]
-    mended, right = (sg.run(sg.build(n), x, STEPS)[STEPS] for n in (diagnosis.apply(), healthy))
-    assert torch.equal(mended, right)
+    fixed, right = (sg.run(sg.build(n), x, STEPS)[STEPS] for n in (diagnosis.apply(), healthy))
+    assert torch.equal(fixed, right)
 
 
 def test_reference_is_the_model():
@@ -290,7 +290,7 @@ def test_scales_that_were_never_calibrated():
 def test_healthy(name):
     diagnosis = examined(converted(name), converted(name))
     assert not diagnosis.findings, str(diagnosis)
-    assert "nothing to mend" in str(diagnosis)
+    assert "nothing to fix" in str(diagnosis)
     assert diagnosis.apply().nodes == converted(name).nodes
 
 
@@ -304,7 +304,7 @@ def test_tuned(name):
     layer = network.names()[1]
     bad = examined(scaled(0.05, layer)(network))
     assert (bad.findings[0].layer, bad.findings[0].cause) == (layer, "scale"), str(bad)
-    assert bad.mended[1] >= diagnosis.agreement[8] - 0.05
+    assert bad.fixed[1] >= diagnosis.agreement[8] - 0.05
 
 
 def threshold(factor):
@@ -368,7 +368,7 @@ def test_other_outputs(options):
     bad = scaled(0.02, layer)(network)
     found = diagnose(sg.build(bad), x, reference=model)
     assert (found.findings[0].layer, found.findings[0].cause) == (layer, "scale")
-    assert found.mended[0] < 1.2 * diagnosis.error[24] + 0.01
+    assert found.fixed[0] < 1.2 * diagnosis.error[24] + 0.01
 
 
 def test_mixed_methods_and_the_spike_view():
@@ -469,6 +469,12 @@ def test_to_dict():
     assert diagnosis.apply().provenance["doctor"] == [diagnosis.findings[0].text]
     (row, *_) = (r for r in diagnosis.layers if r.name == "2")
     assert row.saturated[STEPS] > 0.2
+    assert told["findings"][0]["mend"] == told["findings"][0]["fix"]
+    assert told["mended"] == told["fixed"]
+    with pytest.warns(DeprecationWarning, match=r"Finding\.mend is called fix"):
+        assert diagnosis.findings[0].mend == diagnosis.findings[0].fix
+    with pytest.warns(DeprecationWarning, match=r"Diagnosis\.mended is called fixed"):
+        assert diagnosis.mended == diagnosis.fixed
 
 
 @pytest.mark.parametrize(
@@ -517,7 +523,7 @@ def test_every_layer(name, factor):
             continue
         diagnosis = examined(bad)
         assert (diagnosis.findings[0].layer, diagnosis.findings[0].cause) == (layer, "scale")
-        assert diagnosis.mended[1] - before >= 0.95 * (want - before), str(diagnosis)
+        assert diagnosis.fixed[1] - before >= 0.95 * (want - before), str(diagnosis)
 
 
 def test_every_kind_of_node_is_seen():

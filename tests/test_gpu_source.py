@@ -229,7 +229,7 @@ def test_a_row_that_does_not_compile_names_its_code_and_the_log_once(on_host):
     with pytest.raises(BackendUnavailable) as caught:
         signgd_multi_step([torch.randn(4, 5)], SignGDState(torch.zeros(5)), p)
     message = str(caught.value)
-    assert "'at_least(x, lowest_of_all)' does not compile. Mend the row's code" in message
+    assert "'at_least(x, lowest_of_all)' does not compile. Fix the row's code" in message
     assert message.count("error: ") == 1 and "lowest_of_all" in message.split("says:")[1]
     assert caught.value.__suppress_context__
 

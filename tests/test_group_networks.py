@@ -236,10 +236,10 @@ def test_what_is_neither_qcfs_nor_relu_is_refused(name):
     with pytest.raises(sg.UnsupportedOperation, match="at '2'") as caught:
         sg.convert(model, X, method="group", time_steps=8)
     assert "QCFS and ReLU alone" in str(caught.value)
-    for mend in ("method={'2': 'signgd', '': 'group'}", "keep=['2']"):
-        assert mend in str(caught.value)
-    mended = sg.convert(model, X, method={"2": "signgd", "": "group"}, time_steps=8)
-    kinds = {node.name: node.kind for node in mended.neurons}
+    for fix in ("method={'2': 'signgd', '': 'group'}", "keep=['2']"):
+        assert fix in str(caught.value)
+    fixed = sg.convert(model, X, method={"2": "signgd", "": "group"}, time_steps=8)
+    kinds = {node.name: node.kind for node in fixed.neurons}
     assert kinds == {"1": "group", "2": "signgd"}
     kept = sg.convert(model, X, method="group", keep=["2"], time_steps=8)
     assert [node.kind for node in kept.neurons] == ["group"] and kept.kept() == {"2": 4 * 36}

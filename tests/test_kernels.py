@@ -473,10 +473,10 @@ def test_a_users_function_is_compiled_once_and_kept(cache_folder, monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("backend", ["auto", "cpu"])
-def test_code_that_does_not_compile_is_the_users_to_mend(cache_folder, backend):
+def test_code_that_does_not_compile_is_the_users_to_fix(cache_folder, backend):
     row = own_row("squared(x)")
     for _ in range(2):
-        with pytest.raises(BackendUnavailable, match=r"(?s)'squared\(x\)' does not compile. Mend"):
+        with pytest.raises(BackendUnavailable, match=r"(?s)'squared\(x\)' does not compile. Fix"):
             run_row(row, backend)
     with pytest.raises(BackendUnavailable, match="squared.* was not declared|undeclared"):
         function_choice(backend, torch.zeros(1), SignGDParameters(row, SCHEDULE))
@@ -494,16 +494,16 @@ def test_without_a_compiler_torch_computes_f_and_says_so(cache_folder, monkeypat
     else:
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
-    mend = r"install g\+\+ or clang\+\+, or set CXX"
-    with pytest.raises(build.NoCompiler, match=mend):
+    fix = r"install g\+\+ or clang\+\+, or set CXX"
+    with pytest.raises(build.NoCompiler, match=fix):
         build.build(tmp_path / "library.so", [])
     row = own_row("x * x + 0.0f * x")
     got, expected, p = run_row(row, "auto")
     assert torch.equal(got.y, expected.y) and torch.equal(got.spike_seq, expected.spike_seq)
     choice = function_choice("auto", torch.zeros(1), p)
-    assert choice.backend == "torch" and re.search(mend, choice.reason)
+    assert choice.backend == "torch" and re.search(fix, choice.reason)
     assert signgd_choice("auto", torch.zeros(1), p) == ("cpu", "")
-    with pytest.raises(BackendUnavailable, match=f"backend='cpu'.*{mend}"):
+    with pytest.raises(BackendUnavailable, match=f"backend='cpu'.*{fix}"):
         run_row(row, "cpu")
     relu, expected, _ = run_row(NONLINEARITIES["relu"], "cpu")  # from the package's library
     assert torch.equal(relu.y, expected.y)

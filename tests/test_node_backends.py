@@ -105,7 +105,7 @@ def test_an_unknown_backend_is_refused_at_once(name: str) -> None:
     assert node.backend == "auto"
 
 
-def test_an_absent_backend_says_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_backend_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     x_seq = torch.randn(4, 2, 5)
     with pytest.raises(sg.BackendUnavailable, match=r"cpu.*\.to\('cuda'\)"):
         run(NODES["group"](backend="cupy"), x_seq, "m")

@@ -94,7 +94,7 @@ def test_unknown_name():
         ("norse", lambda: sg.build(None, "norse")),  # type: ignore[arg-type]
     ],
 )
-def test_missing_simulator_says_the_mend(monkeypatch, name, ask):
+def test_missing_simulator_says_the_fix(monkeypatch, name, ask):
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     for module in [m for m in sys.modules if m.startswith(f"{name}.")]:
         monkeypatch.delitem(sys.modules, module)
@@ -104,8 +104,8 @@ def test_missing_simulator_says_the_mend(monkeypatch, name, ask):
         monkeypatch.delitem(sys.modules, module)
     if name in vars(sg.plugins):
         monkeypatch.delattr(sg.plugins, name)
-    mend = rf"pip install 'spikingjelly-signgd\[{name}\]' torch==\d+\.\d+\.\d+ "
-    with pytest.raises(sg.BackendUnavailable, match=mend) as raised:
+    fix = rf"pip install 'spikingjelly-signgd\[{name}\]' torch==\d+\.\d+\.\d+ "
+    with pytest.raises(sg.BackendUnavailable, match=fix) as raised:
         ask()
     assert isinstance(raised.value, sg.SignGDError)
     assert isinstance(raised.value, ImportError)

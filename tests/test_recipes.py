@@ -73,7 +73,7 @@ def test_a_recipe_names_what_cannot_be_converted():
 
 @pytest.mark.skipif(HAS_RECIPES, reason="spikingjelly 2 has conversion recipes")
 @pytest.mark.parametrize("recipe", [SignGDRecipe, GroupRecipe])
-def test_without_recipes_the_mend_is_named(recipe):
+def test_without_recipes_the_fix_is_named(recipe):
     with pytest.raises(sg.BackendUnavailable, match="spikingjelly 2;.*convert.*build"):
         recipe(X)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from ...core.network import Function, Linear, Node
+from ...core.network import Function, Node, is_affine
 from ...core.operations import Size, follows_batch
 from ...neurons.nonlinearities import NONLINEARITIES
 from ..rules import NotConvertible, aten
@@ -74,9 +74,9 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
     if not low.options.whole("attention") or not isinstance(weights, str):
         return None
     softmax = low.node_of(weights)
-    if isinstance(softmax, Linear) and softmax.op == "affine":  # zeros where it is masked
+    if is_affine(softmax):  # zeros where it is masked
         masked = low.node_of(softmax.inputs[0])
-        keep = masked.arguments.get("keep") if isinstance(masked, Function) else None
+        keep = getattr(masked, "arguments", {}).get("keep")
         if keep is None or set(softmax.tensors) != {"weight"}:
             return None
         if not torch.equal(softmax.tensors["weight"], keep) or masked.shape != softmax.shape:
@@ -86,7 +86,7 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
         return None
     scale, bias = 1.0, None
     logits = low.node_of(softmax.inputs[0])
-    while isinstance(logits, Linear) and logits.op == "affine":
+    while is_affine(logits):
         factor, shift = logits.tensors.get("weight"), logits.tensors.get("bias")
         before = low.node_of(logits.inputs[0])
         if before.shape != logits.shape or (factor is not None and factor.numel() != 1):

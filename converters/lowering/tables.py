@@ -104,9 +104,9 @@ def no_neuron(target: Any) -> str:
         **dict.fromkeys(COMPARISONS, comparison),
     }
     name = str(getattr(target, "overloadpacket", target)).split(".")[-1]
-    mend = known.get(
+    fix = known.get(
         name,
         "if it acts on each element, pass neurons=NEURONS | "
         f"{{torch.ops.{target}: a function}}; otherwise write it with supported operations",
     )
-    return f"no neuron or linear operation for {target}; {mend}"
+    return f"no neuron or linear operation for {target}; {fix}"

@@ -383,7 +383,7 @@ class GraphWriter:
             if isinstance(value, np.ndarray) and value.dtype.kind == "f":
                 if not np.isfinite(value).all():
                     raise _Refused(
-                        f"{field_name} holds NaN or infinity as {value.dtype}. Mend the source "
+                        f"{field_name} holds NaN or infinity as {value.dtype}. Fix the source "
                         "network's weights and convert again."
                     )
 

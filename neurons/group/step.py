@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -198,11 +198,15 @@ class GroupNeuron(Neuron):
     """Stands for a QCFS activation or for a ReLU; its output is per step, not decoded."""
 
     kind = "group"
+    sized_by = "threshold"
     decoded = False
     members: int
     v_threshold: float | Tensor
     initial_charge: float | Tensor = 0.5
     signed: bool = False
+
+    def resized(self, factor: float) -> Self:
+        return replace(self, v_threshold=self.v_threshold * factor)
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         return -math.inf, self.v_threshold  # what it cannot send is not below zero

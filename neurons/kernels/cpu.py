@@ -96,7 +96,7 @@ def library_for(function: Function) -> Library:
             ) from error
         except RuntimeError as error:
             raise InvalidCode(
-                f"the C expression {function.code!r} does not compile. Mend the row's code, or "
+                f"the C expression {function.code!r} does not compile. Fix the row's code, or "
                 f"leave it out and f is computed by torch. The compiler says:\n{error}"
             ) from error
     return Library(path)

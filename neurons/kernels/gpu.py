@@ -134,7 +134,7 @@ def _kernel(name: str | Function, constants: tuple[tuple[str, int], ...], device
     except compiler.CompileException as error:
         expression = name.code if isinstance(name, Function) else name
         raise InvalidCode(
-            f"the C expression {expression!r} does not compile. Mend the row's code, or leave it "
+            f"the C expression {expression!r} does not compile. Fix the row's code, or leave it "
             f"out and f is computed by torch. NVRTC says:\n{error}"
         ) from None
     module = function.Module()

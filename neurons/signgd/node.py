@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -25,11 +26,15 @@ from .step import (
 class SignGDNeuron(Neuron):
     kind = "signgd"
     spike_view = True
+    sized_by = "scale"
     schedule: Schedule
     scale: float | Tensor = 1.0
     resting: float | Tensor = 0.0
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
+
+    def resized(self, factor: float) -> Self:
+        return replace(self, scale=self.scale * factor)
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         total, buffer = 0.0, 0.0

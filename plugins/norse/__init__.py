@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, key
-from ...core.network import Neuron, Node, SpikingNetwork
+from ...core.network import Node, SpikingNetwork, Timed
 from ...errors import InputError
 from .coding import (
     Encode,
@@ -173,20 +173,13 @@ def build(
     ``record_states`` a call with a sequence returns the states after each step, as Norse's layers
     do. Raises ValueError where a network cannot be built in the view asked for.
     """
-    layers = {}
-    for node in network.nodes:
-        layer = make_layer(node, spikes, kernels)
-        if layer is not None:
-            layer.record_states = record_states
-            layers[node.name] = layer
+    layers = {node.name: make_layer(node, spikes, kernels) for node in network.of(Timed)}
+    for layer in layers.values():
+        layer.record_states = record_states
     return NorseNetwork(network, layers, spikes)
 
 
-def make_layer(node: Node, spikes: str = "decoded", kernels: str = "auto") -> Layer | None:
-    """The Norse layer of a network's node, by ``MAKERS``; None for those that keep no state.
-
-    A kind of neuron that is not among them runs by its own definition.
-    """
-    if node.kind in MAKERS:
-        return MAKERS[node.kind](node, spikes, kernels)
-    return NodeLayer.of(node) if isinstance(node, Neuron) else None
+def make_layer(node: Timed, spikes: str = "decoded", kernels: str = "auto") -> Layer:
+    """The Norse layer of a network's node, by ``MAKERS``; other kinds run by their definition."""
+    make = MAKERS.get(node.kind)
+    return NodeLayer.of(node) if make is None else make(node, spikes, kernels)

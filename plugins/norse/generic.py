@@ -18,11 +18,11 @@ class NodeParameters(NamedTuple):
     """Parametrization of neurons of any kind.
 
     Parameters:
-        node (Neuron): says ``start`` and ``sequence``
+        node (Timed): says ``start`` and ``sequence``
         tensors (Mapping): what stands in the place of its tensors
     """
 
-    node: base.Neuron
+    node: base.Timed
     tensors: Mapping[str, Tensor]
 
 
@@ -40,7 +40,7 @@ class NodeLayer(Layer):
     State = NodeState
 
     @classmethod
-    def of(cls, node: base.Neuron) -> NodeLayer:
+    def of(cls, node: base.Timed) -> NodeLayer:
         return cls(NodeParameters(node, node.tensors))
 
     @classmethod

@@ -316,12 +316,11 @@ def _shown(value: Any) -> str:
 def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:
     shapes = [list(x.shape) for x in inputs]
     if list(v.shape[1:]) in shapes:
-        mend = "If these are recorded states, take the last: each field's [-1], and the last t."
+        fix = "If these are recorded states, take the last: each field's [-1], and the last t."
     else:
-        mend = "Pass state=None before feeding a batch of another shape."
+        fix = "Pass state=None before feeding a batch of another shape."
     return InputError(
-        f"{cls.__name__}: a step is {shapes} now, but the state was made for {list(v.shape)}. "
-        f"{mend}"
+        f"{cls.__name__}: a step is {shapes} now, but the state was made for {list(v.shape)}. {fix}"
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, select
-from ...core.network import Neuron, Node, SpikingNetwork
+from ...core.network import Node, SpikingNetwork, Timed
 from .. import simulator
 from .base import Kernel
 from .coding import Encode, PoissonEncode, Readout, RunningMean, encode
@@ -116,9 +116,7 @@ def build(
     ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". Raises ValueError
     where a network cannot be built in the view asked for.
     """
-    neurons = {
-        node.name: made for node in network.nodes if (made := make_node(node, spikes)) is not None
-    }
+    neurons = {node.name: make_node(node, spikes) for node in network.of(Timed)}
     module = SpikingJellyNetwork(network, neurons, spikes)
     for part in module.modules():
         if isinstance(part, base.StepModule):
@@ -128,14 +126,11 @@ def build(
     return module
 
 
-def make_node(node: Node, spikes: str = "decoded") -> nn.Module | None:
-    """The SpikingJelly node of a network's node, by ``MAKERS``; None for those that keep no state.
-
-    A kind of neuron that is not among them runs by its own definition.
-    """
-    if node.kind in MAKERS:
-        return MAKERS[node.kind](node, spikes)
-    return NeuronNode(node) if isinstance(node, Neuron) else None
+def make_node(node: Timed, spikes: str = "decoded") -> nn.Module:
+    """The SpikingJelly node of a network's node, by ``MAKERS``; other kinds run by their
+    definition."""
+    make = MAKERS.get(node.kind)
+    return NeuronNode(node) if make is None else make(node, spikes)
 
 
 class _Recipe(FXConversionRecipe):  # type: ignore[misc]

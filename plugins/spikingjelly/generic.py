@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...neurons.base import Neuron
+from ...neurons.base import Timed
 from ...neurons.protocol import state_dtype
 from .base import Record, Shapes, Stateful
 
@@ -26,14 +26,14 @@ class NeuronNode(Stateful):
     State = _NeuronNodeState
     _arity = None
 
-    def __init__(self, node: Neuron, *, step_mode: str = "s") -> None:
+    def __init__(self, node: Timed, *, step_mode: str = "s") -> None:
         super().__init__(step_mode)
         self._node = node
         for name, value in node.tensors.items():
             self.register_buffer(name, value.detach().clone())
 
     @property
-    def node(self) -> Neuron:
+    def node(self) -> Timed:
         """With the tensors as they are now."""
         return self._node.with_tensors(dict(self.named_buffers()))
 

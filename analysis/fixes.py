@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite, log2
 from typing import Any
@@ -30,10 +30,11 @@ from ..core.network import (
     SpikingNetwork,
     Timed,
 )
+from ..core.walk import Semantics
 from ..neurons.schedules import Schedule, schedule_from_dict
 from .examination import Outcome, Trial, alone
 
-GAIN = 0.7  # of the output error: what a mend has to leave less than; plans as they are leave 0.8
+GAIN = 0.7  # of the output error: what a fix has to leave less than; plans as they are leave 0.8
 FLOOR = 0.03  # output error below which nothing is looked for
 ENOUGH = 0.95  # agreement from which T is called large enough
 RESTORED = 0.95  # of the agreement lost: what a larger T has to bring back
@@ -43,11 +44,11 @@ SUSPECTS = 4  # layers tried for one finding
 LONGEST = 128  # steps
 FACTORS = 2.0**8  # at most, of a scale
 ALONE = 16  # samples for a layer by itself
-ALONE_GAIN = 0.4  # of its error by itself, for mends of several layers at once
+ALONE_GAIN = 0.4  # of its error by itself, for fixes of several layers at once
 
 
 @dataclass(frozen=True, eq=False)
-class Mend:
+class Fix:
     """``node`` in place of the one of its name. ``planned``: as planning would have made it."""
 
     node: Neuron
@@ -56,7 +57,7 @@ class Mend:
     factor: float = 1.0
     before: Timed | None = None
     text: str = ""
-    mend: str = ""
+    what: str = ""
 
     def applied(self, network: SpikingNetwork) -> SpikingNetwork:
         return network.with_nodes({self.node.name: self.node})
@@ -79,7 +80,7 @@ def restored(outcome: Outcome, before: Outcome) -> bool:
 # -- one layer -----------------------------------------------------------------------------------
 
 
-def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, float]) -> Mend | None:
+def local_fix(trial: Trial, done: Collection[str], saturated: Mapping[str, float]) -> Fix | None:
     """The change of one layer that brings the outputs closest, if that is clearly closer."""
     start = trial.start.error
     if start <= FLOOR:
@@ -89,7 +90,7 @@ def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, floa
     possible = {name: trial.rerun(exact=[name]).error for name in nodes}
     suspects = sorted(possible, key=lambda name: possible[name])
     suspects = [name for name in suspects if not possible[name] > GAIN * start][:SUSPECTS]
-    best: tuple[float, Mend] | None = None
+    best: tuple[float, Fix] | None = None
     for name in suspects:
         found = _best(trial, nodes[name], possible[name])
         if found is not None and (best is None or found[0] < best[0]):
@@ -101,11 +102,11 @@ def local_mend(trial: Trial, done: Collection[str], saturated: Mapping[str, floa
     return _told(best[1], network, trial, saturated)
 
 
-def _changeable(network: SpikingNetwork) -> list[SignGDNeuron | GroupNeuron]:
-    return [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+def _changeable(network: SpikingNetwork) -> list[Neuron]:
+    return [node for node in network.neurons if node.sized_by]
 
 
-def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
+def joint_fixes(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
     """Several layers at once, for faults that hide each other: those which, alone and fed the
     source's values, come much closer by a change, if all these changes together help."""
     if adequate(trial.start):
@@ -113,7 +114,7 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
     network, steps = trial.network, trial.steps
     x = trial.parts[0][:ALONE]
     values = NetworkModule(network, {}).all_activations(x)
-    mends: list[Mend] = []
+    fixes: list[Fix] = []
     for node in _changeable(network):
         inputs, want = [values[name] for name in node.inputs], values[node.name]
 
@@ -121,43 +122,39 @@ def joint_mends(trial: Trial, saturated: Mapping[str, float]) -> list[Mend]:
             return float((alone(changed, inputs, steps, [steps])[steps] - want).double().norm())
 
         now = off(node)
-        tried = [(off(mend.node), mend) for mend in planned(trial, node)]
+        tried = [(off(fix.node), fix) for fix in planned(trial, node)]
         tried += [
             (off(m.node), m) for m in (_times(node, k) for k in range(-6, 7)) if m.factor != 1
         ]
-        error, mend = min(tried, key=lambda pair: (pair[0], not pair[1].planned))
+        error, fix = min(tried, key=lambda pair: (pair[0], not pair[1].planned))
         if error <= ALONE_GAIN * now:
             usual = [pair for pair in tried if pair[1].planned and pair[0] <= ALONE_GAIN * now]
-            mends.append(min(usual, key=lambda pair: pair[0])[1] if usual else mend)
-    for together in (mends, _scales(trial)):
+            fixes.append(min(usual, key=lambda pair: pair[0])[1] if usual else fix)
+    for together in (fixes, _scales(trial)):
         if len(together) < 2:
             continue
-        outcome = trial.rerun({mend.node.name: mend.node for mend in together})
+        outcome = trial.rerun({fix.node.name: fix.node for fix in together})
         if outcome.error <= GAIN * trial.start.error:
-            return [_told(mend, network, trial, saturated) for mend in together]
+            return [_told(fix, network, trial, saturated) for fix in together]
     return []
 
 
-def _scales(trial: Trial) -> list[Mend]:
+def _scales(trial: Trial) -> list[Fix]:
     """Every scale as the calibration gives it, for networks that were planned with others."""
     nodes = trial.network.of(SignGDNeuron)
-    return [mend for n in nodes for mend in planned(trial, n) if mend.cause == "scale"]
+    return [fix for n in nodes for fix in planned(trial, n) if fix.cause == "scale"]
 
 
-def _times(node: SignGDNeuron | GroupNeuron, exponent: float) -> Mend:
+def _times(node: Neuron, exponent: float) -> Fix:
     """The scale or threshold of a neuron times a power of two."""
     factor = 2.0**exponent
-    if isinstance(node, SignGDNeuron):
-        return Mend(replace(node, scale=node.scale * factor), "scale", False, factor)
-    return Mend(replace(node, v_threshold=node.v_threshold * factor), "threshold", False, factor)
+    return Fix(node.resized(factor), node.sized_by, False, factor)
 
 
-def _best(
-    trial: Trial, node: SignGDNeuron | GroupNeuron, possible: float
-) -> tuple[float, Mend] | None:
+def _best(trial: Trial, node: Neuron, possible: float) -> tuple[float, Fix] | None:
     """The best change of one layer; one that is as planned wins against others nearly as good."""
     tried = [(trial.rerun({node.name: m.node}).error, m) for m in planned(trial, node)]
-    tried = [(error, mend) for error, mend in tried if isfinite(error)]
+    tried = [(error, fix) for error, fix in tried if isfinite(error)]
     best = min(tried, key=lambda pair: pair[0], default=None)
     if best is not None:  # what was planned is preferred
         usual = [pair for pair in tried if pair[1].planned and pair[0] <= NEAR * best[0]]
@@ -170,46 +167,59 @@ def _best(
     return best
 
 
-def planned(trial: Trial, node: SignGDNeuron | GroupNeuron) -> Iterator[Mend]:
+def planned(trial: Trial, node: Neuron) -> Iterator[Fix]:
     """The layer with one parameter as planning sets it, where it differs from that."""
-    network, steps = trial.network, trial.steps
-    known = network.statistics.get(node.name)
-    if not known or "quantile" not in known:
-        known = statistics(network, trial.parts, 0)[node.name]
-    if isinstance(node, GroupNeuron):
-        yield from _planned_group(node, known, network.time_steps)
+    if node.kind not in PLANNED:
         return
+    known = trial.network.statistics.get(node.name)
+    if not known or "quantile" not in known:
+        known = statistics(trial.network, trial.parts, 0)[node.name]
+    yield from PLANNED[node.kind](trial.network, node, known, trial.steps)
+
+
+def _planned_signgd(
+    network: SpikingNetwork, node: SignGDNeuron, known: Mapping[str, Tensor], steps: int
+) -> Iterator[Fix]:
     schedule = planned_schedule(network, node, network.time_steps)
     now, then = ([s(t) for t in range(1, steps + 1)] for s in (node.schedule, schedule))
     if any(abs(a - b) > 1e-3 * b for a, b in zip(now, then, strict=True)):
-        yield Mend(replace(node, schedule=schedule), "schedule", True)
+        yield Fix(replace(node, schedule=schedule), "schedule", True)
     scale = calibrated_scale(network, node, known)
     if _differ(node.scale, scale):
         factor = float((torch.as_tensor(scale) / torch.as_tensor(node.scale).to(scale)).median())
         asked = network.provenance.get("scale", "channel") in ("channel", "tensor")
-        yield Mend(replace(node, scale=scale), "scale", asked, factor)
+        yield Fix(replace(node, scale=scale), "scale", asked, factor)
     if _differ(node.resting, 0.0):
-        yield Mend(replace(node, resting=0.0), "resting", True)
+        yield Fix(replace(node, resting=0.0), "resting", True)
     if "mean" in known and _differ(node.resting, known["mean"]):
-        yield Mend(replace(node, resting=known["mean"]), "resting", False)
+        yield Fix(replace(node, resting=known["mean"]), "resting", False)
 
 
-def _planned_group(node: GroupNeuron, known: Mapping[str, Tensor], steps: int) -> Iterator[Mend]:
+def _planned_group(
+    network: SpikingNetwork, node: GroupNeuron, known: Mapping[str, Tensor], _: int
+) -> Iterator[Fix]:
+    steps = network.time_steps
     levels, trained = (node.arguments.get(name) for name in ("levels", "v_threshold"))
     if trained is not None and _differ(node.v_threshold, trained):
         factor = float(torch.as_tensor(trained / torch.as_tensor(node.v_threshold)).median())
-        yield Mend(replace(node, v_threshold=trained), "threshold", True, factor)
+        yield Fix(replace(node, v_threshold=trained), "threshold", True, factor)
     if levels is not None and node.members * steps != levels and levels % steps == 0:
-        yield Mend(replace(node, members=levels // steps), "members", True)
+        yield Fix(replace(node, members=levels // steps), "members", True)
     if _differ(node.initial_charge, 0.5):
-        yield Mend(replace(node, initial_charge=0.5), "charge", True)
+        yield Fix(replace(node, initial_charge=0.5), "charge", True)
     if trained is None and "quantile" in known:
         whole = float(known["tensor_quantile"]) or 1.0
         threshold = known["quantile"].clamp(min=SMALLEST_CHANNEL * whole)
         if _differ(node.v_threshold, threshold):
             ratio = threshold / torch.as_tensor(node.v_threshold).to(threshold)
-            mend = replace(node, v_threshold=threshold)
-            yield Mend(mend, "threshold", True, float(ratio.median()))
+            changed = replace(node, v_threshold=threshold)
+            yield Fix(changed, "threshold", True, float(ratio.median()))
+
+
+PLANNED: dict[str, Callable[[SpikingNetwork, Any, Mapping[str, Tensor], int], Iterator[Fix]]] = {
+    "signgd": _planned_signgd,
+    "group": _planned_group,
+}
 
 
 def calibrated_scale(
@@ -242,7 +252,7 @@ def _differ(a: float | Tensor, b: float | Tensor) -> bool:
     return bool((difference > 1e-3 * second.abs() + 1e-12).any())
 
 
-def _by_factor(trial: Trial, node: SignGDNeuron | GroupNeuron) -> tuple[float, Mend] | None:
+def _by_factor(trial: Trial, node: Neuron) -> tuple[float, Fix] | None:
     """The scale or threshold times the best factor: powers of two, then finer ones near by."""
     errors: dict[float, float] = {0.0: trial.start.error}
 
@@ -268,53 +278,47 @@ def _by_factor(trial: Trial, node: SignGDNeuron | GroupNeuron) -> tuple[float, M
     return errors[at], _times(node, at)
 
 
-def _told(
-    mend: Mend, network: SpikingNetwork, trial: Trial, saturated: Mapping[str, float]
-) -> Mend:
-    """The mend with its verdict line."""
-    name = mend.node.name
+def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[str, float]) -> Fix:
+    """The fix with its verdict line."""
+    name = fix.node.name
     before: Any = network[name]
+    after: Any = fix.node
     share = saturated.get(name, 0.0)
-    if mend.cause in ("scale", "threshold"):
-        up = mend.factor > 1
-        what = f"{'raise' if up else 'lower'} it by {mend.factor if up else 1 / mend.factor:.2g}"
-        if mend.cause == "threshold" and mend.planned and "v_threshold" in mend.node.arguments:
+    if fix.cause == before.sized_by:
+        up = fix.factor > 1
+        what = f"{'raise' if up else 'lower'} it by {fix.factor if up else 1 / fix.factor:.2g}"
+        if fix.cause == "threshold" and fix.planned and "v_threshold" in after.arguments:
             what += ", to the one that the network was trained with"
         why = (
             f"{share:.0%} of values saturate"
             if up and share >= 0.005
             else ("its steps are too small" if up else "its steps are too large")
         )
-        if mend.cause == "threshold" and not (up and share >= 0.005):
+        if fix.cause == "threshold" and not (up and share >= 0.005):
             why = "its levels do not fit the values"
-        later = _or_longer(before, mend.node, trial) if mend.cause == "scale" and up else None
+        later = _or_longer(before, after, trial) if up and hasattr(before, "schedule") else None
         if later is not None:
             what += f", or T >= {later}"
-        return replace(
-            mend, before=before, text=f"{mend.cause} of {name}: {why}; {what}", mend=what
-        )
-    if mend.cause == "schedule":
+        return replace(fix, before=before, text=f"{fix.cause} of {name}: {why}; {what}", what=what)
+    if fix.cause == "schedule":
         what = f"take the one planned for T = {network.time_steps}"
         why = "its step sizes are not those planned for this depth"
-    elif mend.cause == "resting":
-        what = "start from 0" if mend.planned else "start from the mean of the calibration"
+    elif fix.cause == "resting":
+        what = "start from 0" if fix.planned else "start from the mean of the calibration"
         value = float(torch.as_tensor(before.resting).double().mean())
         why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
-    elif mend.cause == "charge":
+    elif fix.cause == "charge":
         value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
     else:
-        assert isinstance(mend.node, GroupNeuron)
-        levels = mend.node.arguments["levels"]
-        what = f"set them to {mend.node.members}, so that m T = L = {levels}"
+        what = f"set them to {after.members}, so that m T = L = {after.arguments['levels']}"
         why = f"m T is {before.members} x {network.time_steps}"
-    label = {"resting": "resting value", "charge": "initial charge"}.get(mend.cause, mend.cause)
-    return replace(mend, before=before, text=f"{label} of {name}: {why}; {what}", mend=what)
+    label = {"resting": "resting value", "charge": "initial charge"}.get(fix.cause, fix.cause)
+    return replace(fix, before=before, text=f"{label} of {name}: {why}; {what}", what=what)
 
 
-def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
-    """The least T, doubled, at which the layer as it is comes as close alone as mended."""
-    assert isinstance(before, SignGDNeuron) and isinstance(after, SignGDNeuron)
+def _or_longer(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int | None:
+    """The least T, doubled, at which the layer as it is comes as close alone as fixed."""
     steps, network = trial.steps, trial.network
     x = trial.parts[0][:ALONE]
     values = NetworkModule(network, {}).all_activations(x)
@@ -340,7 +344,7 @@ def _or_longer(before: Node, after: Node, trial: Trial) -> int | None:
 class Longer:
     network: SpikingNetwork
     outcome: Outcome
-    mend: str
+    what: str
 
 
 def longer(network: SpikingNetwork, x: Tensor, steps: int, now: Outcome) -> Longer | None:
@@ -408,8 +412,11 @@ def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork
 # -- the description -----------------------------------------------------------------------------
 
 
-def describe(node: Node, true: Node | None) -> tuple[str, str, str]:
-    """(cause, what is wrong, the mend) of a node that does not compute what the reference does."""
+Told = tuple[str, str, str]  # cause, what is wrong, the fix
+
+
+def describe(node: Node, true: Node | None) -> Told:
+    """What is told of a node that does not compute what the reference does."""
     where = node.name
     if true is None:
         return (
@@ -417,11 +424,30 @@ def describe(node: Node, true: Node | None) -> tuple[str, str, str]:
             f"wiring of {where}: it is of another kind, or reads other nodes, than in the source",
             "convert the model again",
         )
-    if isinstance(node, Linear) and isinstance(true, Linear):
-        return _linear(node, true)
-    if isinstance(node, Constant):
-        return "constant", f"constant {where} differs from the source", "take the source's value"
-    assert isinstance(node, Function) and isinstance(true, Function)
+    return node.visit(_Beside(true), [])
+
+
+class _Beside(Semantics[Told]):
+    """``describe`` of a node beside the ``true`` one, which is of the same role."""
+
+    def __init__(self, true: Any) -> None:
+        self.true = true
+
+    def constant(self, node: Constant) -> Told:
+        what = f"constant {node.name} differs from the source"
+        return "constant", what, "take the source's value"
+
+    def linear(self, node: Linear, inputs: list[Any]) -> Told:
+        return _linear(node, self.true)
+
+    def function(self, node: Function, inputs: list[Any]) -> Told:
+        return _function(node, self.true)
+
+    neuron = function
+
+
+def _function(node: Function, true: Function) -> Told:
+    where = node.name
     ours, theirs = node.function.name, true.function.name
     if ours != theirs:
         return (
@@ -469,8 +495,8 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
-    where, mend = node.name, "take the source's"
+def _linear(node: Linear, true: Linear) -> Told:
+    where, take = node.name, "take the source's"
     if node.op != true.op or dict(node.attributes) != dict(true.attributes):
         told = node.op if node.op != true.op else f"{node.op} with other options"
         return (
@@ -482,8 +508,8 @@ def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
     shift = not _close(node.tensors.get("bias"), true.tensors.get("bias"))
     if have is None or want is None or have.shape != want.shape:
         if have is None and want is None and shift:
-            return "norm", f"shift of {where} differs from the source", f"{mend} bias"
-        return "weights", f"weights of {where} are of another shape", f"{mend} weights"
+            return "norm", f"shift of {where} differs from the source", f"{take} bias"
+        return "weights", f"weights of {where} are of another shape", f"{take} weights"
     dim = 1 if node.op == "conv_transpose" and want.dim() > 1 else 0
     if node.op == "affine" or want.dim() < 2:
         a, b = (w.detach().double().reshape(-1, 1) for w in (have, want))
@@ -494,7 +520,7 @@ def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
             "norm",
             f"norm or bias of {where}: the weights are the source's, the shift of the channels is "
             "not",
-            f"{mend} bias",
+            f"{take} bias",
         )
     factor = (a * b).sum(1) / b.square().sum(1).clamp(min=1e-300)
     if _close(a, factor.unsqueeze(1) * b):
@@ -505,19 +531,19 @@ def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
                 if abs(low + 1) < 1e-3
                 else (f"{low:.4g} times the source's")
             )
-            return "weights", f"weights of {where} are {told}", f"{mend} weights"
+            return "weights", f"weights of {where} are {told}", f"{take} weights"
         if bool((factor.abs() - 1).abs().max() < 1e-3):
             turned = int((factor < 0).sum())
             return (
                 "weights",
                 f"weights of {where}: {turned} of {len(factor)} channels have the sign turned",
-                f"{mend} weights",
+                f"{take} weights",
             )
         return (
             "norm",
             f"norm of {where}: its channels are {low:.4g} to {high:.4g} times the source's, as of "
             "a norm that was folded wrongly or not at all",
-            f"{mend} weights and bias",
+            f"{take} weights and bias",
         )
     told = "are not the source's" if _order(a, b) is None else str(_order(a, b))
     if told == "are not the source's":
@@ -529,7 +555,7 @@ def _linear(node: Linear, true: Linear) -> tuple[str, str, str]:
     if told == "are not the source's":
         off = float((a - b).norm() / b.norm().clamp(min=1e-300))
         told = f"differ from the source's by {off:.2g} of their norm"
-    return "weights", f"weights of {where} {told}", f"{mend} weights"
+    return "weights", f"weights of {where} {told}", f"{take} weights"
 
 
 def _order(a: Tensor, b: Tensor) -> str | None:
