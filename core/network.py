@@ -6,7 +6,7 @@ simulated is what is saved and exported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeGuard, TypeVar
@@ -22,6 +22,7 @@ from ..neurons.growth import Growth
 from ..neurons.signgd import SignGDNeuron
 from ..neurons.subgradient import SubgradientNeuron
 from .operations import connections
+from .structures import each_leaf, fill, leaves
 
 __all__ = [
     "NODES",
@@ -232,26 +233,3 @@ class SpikingNetwork:
             f"{sum(self.count().values())} neurons for one input; {values}"
             f"time_steps={self.time_steps})"
         )
-
-
-def leaves(structure: Any) -> list[Any]:
-    """What lists, tuples and dicts hold in the end, in order: names of nodes, or tensors."""
-    if isinstance(structure, Mapping):
-        structure = tuple(structure.values())
-    if not isinstance(structure, (list, tuple)):
-        return [structure]
-    return [leaf for item in structure for leaf in leaves(item)]
-
-
-def each_leaf(structure: Any, function: Callable[[Any], Any]) -> Any:
-    """The same structure with ``function`` applied to each of ``leaves``."""
-    if isinstance(structure, Mapping):
-        return {key: each_leaf(item, function) for key, item in structure.items()}
-    if not isinstance(structure, (list, tuple)):
-        return function(structure)
-    return type(structure)(each_leaf(item, function) for item in structure)
-
-
-def fill(structure: Any, values: Mapping[str, Any]) -> Any:
-    """The structure with each name replaced by its value."""
-    return each_leaf(structure, values.__getitem__)

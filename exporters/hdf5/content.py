@@ -13,14 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.checks import (
-    is_array,
-    names,
-    natural,
-    optional,
-)
+from ...core.checks import is_array, names, natural, optional
 from ...core.operations.rows import LINEAR
 from ...core.registry import look_up
+from ...core.structures import leaves
 from ...errors import FormatError
 from .kinds import KINDS, Record, finite
 
@@ -44,6 +40,10 @@ class Content:
     checksum: str = ""
     certificate: Mapping[str, Any] | None = None
 
+    def of(self, kind: str) -> tuple[Record, ...]:
+        """The nodes of a kind, in order."""
+        return tuple(node for node in self.nodes if node.kind == kind)
+
 
 _SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_padding")  # one for each
 
@@ -54,7 +54,7 @@ def check(content: Content) -> None:
     for node in content.nodes:
         _check_node(node, seen)
         seen.add(node.name)
-    if sum(node.kind == "input" for node in content.nodes) != 1:
+    if len(content.of("input")) != 1:
         raise FormatError("a network has one input node; this one has none, or several.")
     missing = [name for name in leaves(content.outputs) if name not in seen]
     if missing:
@@ -152,22 +152,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def leaves(structure: Any) -> list[str]:
-    """The node names in a structure of outputs, in order."""
-    if isinstance(structure, str):
-        return [structure]
-    items = structure.values() if isinstance(structure, Mapping) else structure
-    return [name for item in items for name in leaves(item)]
-
-
 def input_coding(content: Content) -> str:
     """How the first layers see the input: "exact", "real", "spike" or "poisson"."""
-    inputs = {node.name for node in content.nodes if node.kind == "input"}
-    for node in content.nodes:
-        if node.kind == "encoder":
-            coding: str = node["coding"]
-            return coding
-        if node.kind == "signgd" and node["function"]["name"] == "identity":
-            if set(node["inputs"]) <= inputs:
-                return "spike"
-    return "exact"
+    for encoder in content.of("encoder"):
+        coding: str = encoder["coding"]
+        return coding
+    inputs = {node.name for node in content.of("input")}
+    coded = any(
+        node["function"]["name"] == "identity" and set(node["inputs"]) <= inputs
+        for node in content.of("signgd")
+    )
+    return "spike" if coded else "exact"

@@ -19,16 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.checks import is_array
 from ...core.registry import look_up
+from ...core.structures import tagged, untagged
 from ...errors import BackendUnavailable, FormatError
 from ..files import Seal, write_whole
-from .content import (
-    VERSION,
-    Content,
-    Record,
-    check,
-    input_coding,
-    needs,
-)
+from .content import VERSION, Content, Record, check, input_coding, needs
 from .kinds import KINDS
 
 if TYPE_CHECKING:
@@ -105,7 +99,7 @@ def _write(file: h5py.File, content: Content) -> None:
     file.attrs["spikes"] = SPIKES
     file.attrs["delay"] = DELAY
     file.attrs["input_coding"] = input_coding(content)
-    _put(file, "outputs", json.dumps(_tag(content.outputs)))
+    _put(file, "outputs", json.dumps(tagged(content.outputs)))
     _put(file, "provenance", _json(dict(content.provenance), "the network", "provenance"))
     if content.class_names is not None:
         _put(file, "class_names", json.dumps(list(content.class_names)))
@@ -160,24 +154,6 @@ def _json(value: Any, where: str, name: str) -> str:
             f"'{where}' holds {name} = {value!r}, which a description cannot hold ({error}); use "
             "numbers, strings, lists and tensors."
         ) from error
-
-
-def _tag(structure: Any) -> Any:
-    """Outputs as JSON that keeps lists, tuples and dicts apart."""
-    if isinstance(structure, str):
-        return structure
-    if isinstance(structure, Mapping):
-        return {"dict": {key: _tag(value) for key, value in structure.items()}}
-    return {type(structure).__name__: [_tag(value) for value in structure]}
-
-
-def _untag(data: Any) -> Any:
-    if isinstance(data, str):
-        return data
-    ((kind, items),) = data.items()
-    if kind == "dict":
-        return {key: _untag(value) for key, value in items.items()}
-    return {"list": list, "tuple": tuple}[kind](_untag(value) for value in items)
 
 
 # -- checksums ------------------------------------------------------------------------------------
@@ -372,7 +348,7 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
         )
     return Content(
         nodes=tuple(_read_node(item, version) for item in root.items["nodes"].items.values()),
-        outputs=_untag(root.json("outputs")),
+        outputs=untagged(root.json("outputs")),
         time_steps=int(root.attributes["time_steps"]),
         statistics={
             str(item.attributes["name"]): {name: item.tensor(name) for name in item.items}

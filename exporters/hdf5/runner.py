@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ...core.structures import each_leaf, leaves
 from ...errors import FormatError, InputError, SignGDError
-from .content import Content, Record, leaves
+from .content import Content, Record
 from .kinds import KINDS
 from .layout import read
 from .runner_functions import Array, Function, find_function, step_size
@@ -171,7 +172,7 @@ class Runner:
         return view
 
     def _checked_input(self, x: Any, sequence: bool, last: int) -> Array:
-        (node,) = [node for node in self.nodes if node.kind == "input"]
+        (node,) = self.content.of("input")
         expected, leading = list(node["shape"][1:]), int(sequence)
         x = np.asarray(x)
         if x.dtype.kind != "f":
@@ -189,7 +190,7 @@ class Runner:
         return x.astype(self.dtype)
 
     def _checked_spikes(self, spikes: Any, x: Array, last: int) -> Array | None:
-        poisson = [n for n in self.nodes if n.kind == "encoder" and n["coding"] == "poisson"]
+        poisson = [n for n in self.content.of("encoder") if n["coding"] == "poisson"]
         if not poisson:
             if spikes is not None:
                 raise InputError("input_spikes are those of a Poisson encoder; there is none here.")
@@ -286,7 +287,9 @@ class _Run:
             if step >= 1:
                 self._read_out(now)
                 if step in wanted:
-                    outputs[step] = _filled(self.runner.content.outputs, self.readouts)
+                    outputs[step] = each_leaf(
+                        self.runner.content.outputs, lambda name: np.array(self.readouts[name])
+                    )
             for name, wait in self.held.items():
                 self.sent[name].pop(now - wait, None)
         return {t: outputs[t] for t in wanted}
@@ -515,11 +518,3 @@ def _named(node: Record) -> Iterator[None]:
             f"node {node.name!r} cannot be computed ({error}): its fields contradict each other or "
             "what comes in, or it calls a function of yours that fails."
         ) from error
-
-
-def _filled(structure: Any, values: Mapping[str, Array]) -> Any:
-    if isinstance(structure, str):
-        return np.array(values[structure])
-    if isinstance(structure, Mapping):
-        return {key: _filled(item, values) for key, item in structure.items()}
-    return type(structure)(_filled(item, values) for item in structure)

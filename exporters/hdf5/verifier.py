@@ -105,8 +105,8 @@ def _of_arrays(function: Any) -> Any:
 
 
 def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
-    for node in network.nodes:
-        if isinstance(node, Encoder) and node.coding == "poisson":
+    for node in network.of(Encoder):
+        if node.coding == "poisson":
             p = PoissonCodingParameters(node.scale, node.seed)
             return torch.stack([poisson_spikes(x, t, p) for t in range(1, steps + 1)]).numpy()
     return None

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -53,9 +53,9 @@ from ...core.network import (
     Neuron,
     Node,
     SpikingNetwork,
-    leaves,
 )
 from ...core.operations import follows_batch
+from ...core.structures import leaves, tagged
 from ...errors import FormatError
 from ...neurons.group import GroupNeuronParameters
 
@@ -901,22 +901,3 @@ def operation(node: Node) -> str:
 def listed(places: Sequence[str]) -> str:
     shown = ", ".join(f"'{place}'" for place in places[:4])
     return shown if len(places) <= 4 else f"{shown} and {len(places) - 4} more"
-
-
-def tagged(structure: Any) -> Any:
-    """Outputs as JSON that keeps lists, tuples and dicts apart."""
-    if isinstance(structure, str):
-        return structure
-    if isinstance(structure, Mapping):
-        return {"dict": {key: tagged(value) for key, value in structure.items()}}
-    kind = "tuple" if isinstance(structure, tuple) else "list"
-    return {kind: [tagged(value) for value in structure]}
-
-
-def untagged(data: Any) -> Any:
-    if isinstance(data, str):
-        return data
-    ((kind, items),) = data.items()
-    if kind == "dict":
-        return {key: untagged(value) for key, value in items.items()}
-    return {"tuple": tuple, "list": list}[kind](untagged(value) for value in items)

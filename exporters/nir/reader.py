@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.network import Average, GroupNeuron, Input, Linear, Node, SpikingNetwork, leaves
+from ...core.network import Average, GroupNeuron, Input, Linear, Node, SpikingNetwork
 from ...core.operations import apply
+from ...core.structures import fill, leaves, untagged
 from ...errors import BackendUnavailable, FormatError
 from ...neurons.group import GroupNeuronParameters
 from ...neurons.nonlinearities import NONLINEARITIES
@@ -32,7 +33,6 @@ from .graph import (
     in_type,
     negative_thresholds,
     unpacked,
-    untagged,
 )
 
 DEEPEST = 32  # groups of HDF5 within groups, two for each graph
@@ -183,14 +183,15 @@ class _Reader:
                 x = name
             outputs.append(x)
             of_output[item["name"]] = x
-        if len([n for n in self.nodes if isinstance(n, Input)]) != 1 or not outputs:
+        starts = [node for node in self.graph.nodes.values() if isinstance(node, nir.Input)]
+        if len(starts) != 1 or not outputs:
             raise FormatError("a network has one nir.Input and at least one nir.Output.")
         structure = _json(data, "outputs", None)
         structure = None if structure is None else untagged(structure)
         if structure is None or not set(leaves(structure)) <= set(of_output):
             structure = outputs[0] if len(outputs) == 1 else outputs
         else:
-            structure = _renamed(structure, of_output)
+            structure = fill(structure, of_output)
         provenance = _json(data, "provenance", {})
         return SpikingNetwork(tuple(self.nodes), structure, self.time_steps, {}, provenance)
 
@@ -612,11 +613,3 @@ def _json(data: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def _numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, (int, float)) for v in value.values())
-
-
-def _renamed(structure: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(structure, str):
-        return names[structure]
-    if isinstance(structure, Mapping):
-        return {key: _renamed(item, names) for key, item in structure.items()}
-    return type(structure)(_renamed(item, names) for item in structure)

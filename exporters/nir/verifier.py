@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.network import GroupNeuron, SpikingNetwork, leaves
+from ...core.network import GroupNeuron, SpikingNetwork
+from ...core.structures import leaves
 from ...errors import FormatError
 from ..hdf5.definition import run_definition
 from ..verification import (
@@ -99,14 +100,13 @@ def verify(request: Request) -> Certificate:
             )
         readouts = [_readout(sent, ends[name]) for name in leaves(network.outputs)]
         wanted = run_definition(network, x, steps, dtype=dtype)
-        found = _leaves_of(network.outputs, wanted.outputs)
         checks.append(
             compare(
                 f"NIR runner and definitions of the network {of}, {kind}",
                 counts,
                 as_arrays(wanted.spikes),
                 readouts,
-                found,
+                leaves(wanted.outputs),
                 TOLERANCE[kind],
                 exact,
             )
@@ -186,13 +186,3 @@ def _comparable(value: Any) -> Any:
 def _readout(sent: Mapping[str, np.ndarray], end: Mapping[str, str]) -> np.ndarray:
     values = sent[end["output"]].astype("float64")
     return values.mean(0) if end["readout"] == "mean" else values[-1]  # type: ignore[no-any-return]
-
-
-def _leaves_of(structure: Any, values: Any) -> list[Any]:
-    if isinstance(structure, str):
-        return [values]
-    if isinstance(structure, Mapping):
-        return [a for key, item in structure.items() for a in _leaves_of(item, values[key])]
-    return [
-        a for item, value in zip(structure, values, strict=True) for a in _leaves_of(item, value)
-    ]
