@@ -19,8 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "spikingjelly_signgd"
@@ -33,8 +35,8 @@ def cases() -> dict[str, Callable[[], object]]:
 
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(os.environ["PAIRED_TREE"]) / "examples"))
-    from data import digits  # type: ignore[import-not-found]
-    from networks import load_network  # type: ignore[import-not-found]
+    from data import digits
+    from networks import load_network
 
     import spikingjelly_signgd as sg
 
@@ -57,9 +59,8 @@ def cases() -> dict[str, Callable[[], object]]:
             node(f"signgd {function}", made, shape)
         node("group of 4", sg.GroupNode(4, 1.0, step_mode="m"), shape)
 
-    train = digits()[0]
-    x = torch.as_tensor(train[0] if isinstance(train, (tuple, list)) else train)[:96].float()
-    plans = {
+    x = digits().train.images[:96]
+    plans: dict[str, dict[str, Any]] = {
         "signgd 1 x 16": {"time_steps": 16, "members": 1},
         "signgd 8 x 1": {"time_steps": 1, "members": 8},
     }
@@ -69,10 +70,8 @@ def cases() -> dict[str, Callable[[], object]]:
             network = sg.convert(model, x, tune=False, **options)
             for view in ("decoded", "signed"):
                 snn = sg.build(network, "spikingjelly", spikes=view)
-                steps = int(options["time_steps"])
-                found[f"networks/{name} {plan} {view}"] = lambda snn=snn, steps=steps: sg.run(
-                    snn, x[:32], (steps,)
-                )
+                steps = options["time_steps"]
+                found[f"networks/{name} {plan} {view}"] = partial(sg.run, snn, x[:32], (steps,))
     model = load_network("vgg", "digits")
     found["conversion/vgg signgd"] = lambda: sg.convert(model, x, time_steps=16, tune=False)
     found["conversion/vgg group"] = lambda: sg.convert(
@@ -109,7 +108,7 @@ class Tree:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self.process.args} ended; run it with --serve")
+            raise SystemExit("a process ended; --serve shows why")
         return line.rstrip("\n")
 
     def time(self, name: str) -> float:
