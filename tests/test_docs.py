@@ -456,8 +456,9 @@ def test_every_entry_of_the_reference_exists():
             except ModuleNotFoundError:
                 continue
             except sg.BackendUnavailable:  # a simulator that is not installed here
-                found = ROOT.joinpath(*parts[1:length]).with_suffix(".py")
-                assert found.exists() and length == len(parts), name
+                found = ROOT.joinpath(*parts[1:length])
+                places = found.with_suffix(".py"), found / "__init__.py"
+                assert any(place.exists() for place in places) and length == len(parts), name
             break
         for part in parts[length:]:
             found = getattr(found, part)
