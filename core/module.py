@@ -316,6 +316,7 @@ class NetworkModule(nn.Module):
         if spikes == "signed":
             _check_spike_view(network)
         self.network = network
+        network.last_uses  # noqa: B018  torch.compile cannot make it
         self.spikes = spikes
         linear = {node.name: LinearOperation(node) for node in network.of(Linear)}
         constants = {node.name: ConstantValue(node) for node in network.of(Constant)}

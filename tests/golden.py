@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -41,7 +42,11 @@ PACKAGE = "spikingjelly_signgd"
 CACHE = ROOT / ".cache" / "golden"
 
 # rows that may differ: the beginning of their names, and why
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    f"digits/vgg_avg/{setting}/decoded/op_counter/": "the spikes of the rate-coded baseline and of "
+    "averaged Poisson coding are counted; they were taken for none"
+    for setting in ("subgradient", "subgradient-poisson")
+}
 
 # What is no public name, and where it may lie: "module:attribute", the first that is there.
 INSIDE = {
@@ -59,6 +64,14 @@ INSIDE = {
     "NeuroBenchNetwork": ("plugins.neurobench:NeuroBenchNetwork",),
     "AllSynapticOperations": ("plugins.neurobench:AllSynapticOperations",),
 }
+
+
+def forms_named(function: str, value: Any) -> dict[str, Any]:
+    """The option of ``sg.check`` or ``sg.convert`` for forms of functions, by the tree's name."""
+    import spikingjelly_signgd as sg
+
+    known = inspect.signature(getattr(sg, function)).parameters
+    return {"forms" if "forms" in known else "functions": value}
 
 
 def inside(name: str) -> Any:
@@ -770,8 +783,13 @@ class _Case:
 
         for functions in ("whole", "local"):
             with self.record.attempt(f"{self.name}/check-{functions}"):
-                check = sg.check(self.model, self.x, neurons=sg.NEURONS, functions=functions)
-                self.record.add(f"{self.name}/check-{functions}", [check.to_dict(), str(check)])
+                forms = forms_named("check", functions)
+                check = sg.check(self.model, self.x, neurons=sg.NEURONS, **forms)
+                table = check.to_dict()
+                for row in table["rows"]:  # under its older name alone
+                    row.pop("fix", None)
+                shown = in_newer_words(str(check))
+                self.record.add(f"{self.name}/check-{functions}", [table, shown])
 
     def diagnosed(self, network: Any) -> None:
         import spikingjelly_signgd as sg
