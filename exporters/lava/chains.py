@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,15 +30,14 @@ from ...core.network import (
     Encoder,
     Function,
     GroupNeuron,
-    Growth,
     Input,
     Linear,
+    Neuron,
     Node,
-    SignGDNeuron,
     SpikingNetwork,
-    SubgradientNeuron,
 )
 from ...core.operations import apply, apply_linear, follows_batch
+from ...core.walk import Semantics, visits
 from ...errors import FormatError
 from .netx import LARGEST_BIAS
 
@@ -51,12 +50,33 @@ ONE_CHAIN = (
     "train one without branches and products of activations (examples: vgg)."
 )
 
+CODES = (
+    "codes the input, but a netx file is fed bit planes of the input itself; convert with "
+    'input_coding="exact".'
+)
+# neurons that are refused whatever function they have
+REFUSED = {
+    "signgd identity": CODES,
+    "subgradient": "is a subgradient neuron, which no Lava process computes; convert with "
+    'method="group".',
+    "group": "is a group neuron among signGD neurons; convert by one method.",
+}
+POOL = "train with average pooling, which is folded into the weights"
+RUN = (
+    "run it by plugins.lava.SignGDNetwork (a custom Lava process), or convert a QCFS network with "
+    'method="group"'
+)
+SAVE = "save the network as a description (.h5), or train without this operation"
+# the others by kind: what they are called, and the fix
+CALLED = {"signgd": ("a signGD neuron of", RUN), "growth": ("the growth of", POOL)}
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+AnyNeuron = TypeVar("AnyNeuron", bound=Neuron)
 
 
 @dataclass(frozen=True, eq=False)
-class AffineMap:
+class AffineMap(Generic[AnyNeuron]):
     """One neuron layer's input, or the read-out: ``weight`` [out, in] and ``bias`` [out].
 
     ``neuron`` is None for the read-out; ``name`` is the neuron's, or the output's.
@@ -65,7 +85,7 @@ class AffineMap:
     name: str
     weight: Floats
     bias: Floats
-    neuron: GroupNeuron | SignGDNeuron | None
+    neuron: AnyNeuron | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +112,8 @@ class IntegerLayer:
 
 
 def affine_maps(
-    network: SpikingNetwork,
-    neurons: type[GroupNeuron] | type[SignGDNeuron],
-    largest: int,
-) -> list[AffineMap]:
+    network: SpikingNetwork, neurons: type[AnyNeuron], largest: int
+) -> list[AffineMap[AnyNeuron]]:
     """The maps before each neuron layer and before the output.
 
     Raises FormatError for a network that is not one chain of linear operations and ``neurons``, or
@@ -108,38 +126,71 @@ def affine_maps(
             raise FormatError(_joins(node))
         for name in node.inputs:
             users.setdefault(name, []).append(node.name)
-    maps: list[AffineMap] = []
-    chain: list[Linear] = []
+    chain = _Chain(network, neurons, largest)
     current: Node = network.input
-    source: Node = network.input
-    averaged = False
-    for node in network.nodes:
-        if isinstance(node, Input):
-            continue
-        _check_sequential(node, current, users)
-        if isinstance(node, Linear):
-            chain.append(node)
-        elif isinstance(node, Average):
-            averaged = True  # the mean of affine maps is the map of the mean
-        elif isinstance(node, neurons) and not averaged:
-            maps.append(_compose(chain, source, node.inputs[0], node, largest))
-            chain, source = [], node
-        else:
-            raise FormatError(_refusal(node, neurons))
+    for node in visits(network, chain, {}):
+        if node.inputs:
+            _check_sequential(node, current, users)
         current = node
-    if not maps:
+    if not chain.maps:
         raise FormatError(
             "the network has no spiking neurons, so there is nothing to run on Lava; convert a "
             "model with activations."
         )
-    if neurons is GroupNeuron and not averaged and network.time_steps > 1:
+    if neurons is GroupNeuron and not chain.averaged and network.time_steps > 1:
         raise FormatError(
             f"the output of the network is that of its last step of {network.time_steps}, but what "
             "Lava's read-out adds up is the sum of all; end the network in an average over the "
             "steps, as convert(..., method='group') does, or make it for one step."
         )
-    maps.append(_compose(chain, source, str(network.outputs), None, largest))
-    return maps
+    chain.end(str(network.outputs), None)
+    return chain.maps
+
+
+class _Chain(Semantics[None], Generic[AnyNeuron]):
+    """Collects the maps of a network; what is no link of a chain is refused."""
+
+    def __init__(self, network: SpikingNetwork, neurons: type[AnyNeuron], largest: int) -> None:
+        self.links = {node.name: node for node in network.of(neurons)}
+        self.largest = largest
+        self.maps: list[AffineMap[AnyNeuron]] = []
+        self.operations: list[Linear] = []
+        self.source: Node = network.input
+        self.averaged = False
+
+    def input(self, node: Input) -> None:
+        pass
+
+    def constant(self, node: Constant) -> None:
+        raise FormatError(
+            f"'{node.name}' is a constant that joins the chain; fold it into a bias of the model."
+        )
+
+    def linear(self, node: Linear, inputs: list[None]) -> None:
+        self.operations.append(node)
+
+    def average(self, node: Average, inputs: list[None]) -> None:
+        self.averaged = True  # the mean of affine maps is the map of the mean
+
+    def encoder(self, node: Encoder, inputs: list[None]) -> None:
+        raise FormatError(f"'{node.name}' {CODES}")
+
+    def function(self, node: Function, inputs: list[None]) -> None:
+        raise FormatError(f"'{node.name}' {_refusal(node)}")
+
+    def neuron(self, node: Neuron, inputs: list[None]) -> None:
+        link = self.links.get(node.name)
+        if link is None:
+            return self.function(node, inputs)
+        if self.averaged:
+            raise FormatError(
+                f"'{node.name}' follows a running mean; convert all neurons by one method."
+            )
+        self.end(node.inputs[0], link)
+        self.operations, self.source = [], node
+
+    def end(self, value: str, neuron: AnyNeuron | None) -> None:
+        self.maps.append(_compose(self.operations, self.source, value, neuron, self.largest))
 
 
 def check_output(network: SpikingNetwork) -> None:
@@ -159,70 +210,49 @@ def check_output(network: SpikingNetwork) -> None:
 def _joins(node: Node) -> str:
     """The refusal of a node of several inputs."""
     values = " and ".join(f"'{name}'" for name in node.inputs)
-    if isinstance(node, Linear):
+    return f"'{node.name}' is {node.visit(_Words(), [])} of {values}, but {ONE_CHAIN}"
+
+
+class _Words(Semantics[str]):
+    """What joins several values."""
+
+    def linear(self, node: Linear, inputs: list[str]) -> str:
         kinds = {"add": "a residual sum", "cat": "a concatenation"}
-        what = kinds.get(node.op, f"the operation {node.op}")
-    else:
-        what = f"a {node.function.name}" if isinstance(node, Function) else node.kind
-    return f"'{node.name}' is {what} of {values}, but {ONE_CHAIN}"
+        return kinds.get(node.op, f"the operation {node.op}")
+
+    def function(self, node: Function, inputs: list[str]) -> str:
+        return f"a {node.function.name}"
+
+    neuron = function
 
 
 def _check_sequential(node: Node, current: Node, users: dict[str, list[str]]) -> None:
     """netx layers follow one another: a value goes to one layer, and a layer takes one."""
     if node.inputs != (current.name,) or len(users[current.name]) != 1:
-        if isinstance(node, Constant):
-            raise FormatError(_refusal(node, GroupNeuron))
         readers = ", ".join(f"'{name}'" for name in users.get(current.name, [])) or "nothing"
         raise FormatError(f"'{current.name}' is read by {readers}, but {ONE_CHAIN}")
 
 
-def _refusal(node: Node, neurons: type[Node]) -> str:
-    where = f"'{node.name}'"
-    if isinstance(node, Encoder) or (
-        isinstance(node, SignGDNeuron) and node.function.name == "identity"
-    ):
-        return (
-            f"{where} codes the input, but a netx file is fed bit planes of the input itself; "
-            'convert with input_coding="exact".'
-        )
-    if isinstance(node, SubgradientNeuron):
-        return (
-            f"{where} is a subgradient neuron, which no Lava process computes; convert with "
-            'method="group".'
-        )
-    if isinstance(node, Constant):
-        return f"{where} is a constant that joins the chain; fold it into a bias of the model."
-    if isinstance(node, (GroupNeuron, SignGDNeuron)) and isinstance(node, neurons):
-        return f"{where} follows a running mean; convert all neurons by one method."
-    if isinstance(node, GroupNeuron):
-        return f"{where} is a group neuron among signGD neurons; convert by one method."
-    if isinstance(node, Function):
-        name = node.function.name
-        if isinstance(node, Growth) or name == "max_pool" or name == "amax":
-            fix = "train with average pooling, which is folded into the weights"
-        elif isinstance(node, SignGDNeuron) and node.function.arity == 1:
-            fix = (
-                "run it by plugins.lava.SignGDNetwork (a custom Lava process), or convert a QCFS "
-                'network with method="group"'
-            )
-        else:
-            fix = "save the network as a description (.h5), or train without this operation"
-        kinds = {SignGDNeuron: "a signGD neuron of", Growth: "the growth of"}
-        kind = kinds.get(type(node), "the function")
-        return (
-            f"{where} is {kind} {name}, but Lava's own neurons compute integrate-and-fire alone; "
-            f"{fix}."
-        )
-    return f"{where} is of kind {node.kind!r}, which Lava has no form of."
+def _refusal(node: Function) -> str:
+    name = node.function.name
+    refused = REFUSED.get(f"{node.kind} {name}") or REFUSED.get(node.kind)
+    if refused:
+        return refused
+    called, fix = CALLED.get(node.kind, ("the function", SAVE))
+    if name in ("max_pool", "amax"):
+        fix = POOL
+    elif node.function.arity != 1:
+        fix = SAVE
+    return f"is {called} {name}, but Lava's own neurons compute integrate-and-fire alone; {fix}."
 
 
 def _compose(
     chain: Sequence[Linear],
     source: Node,
     value: str,
-    neuron: GroupNeuron | SignGDNeuron | None,
+    neuron: AnyNeuron | None,
     largest: int,
-) -> AffineMap:
+) -> AffineMap[AnyNeuron]:
     name = neuron.name if neuron is not None else value
     for node in chain:
         if node.shape[0] != "1*batch" or any(map(follows_batch, node.shape[1:])):
@@ -271,7 +301,7 @@ def _size(node: Node) -> int:
 
 
 def quantise(
-    maps: Sequence[AffineMap],
+    maps: Sequence[AffineMap[GroupNeuron]],
     planes: Sequence[float],
     low: float,
     weight_bits: int,
@@ -299,7 +329,6 @@ def quantise(
         if m.neuron is None:
             layers.append(_readout(m.name, weight, bias, weight_bits, fits))
         else:
-            assert isinstance(m.neuron, GroupNeuron)
             layers.append(_neurons(m.neuron, weight, bias, weight_bits, largest_theta, fits))
             incoming = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
     return layers
@@ -424,12 +453,12 @@ def integer_counts(
     return [np.stack(seen, axis=-1) for seen in sent], v[-1]
 
 
-def float_outputs(maps: Sequence[AffineMap], x: Floats, time_steps: int) -> Floats:
+def float_outputs(maps: Sequence[AffineMap[GroupNeuron]], x: Floats, time_steps: int) -> Floats:
     """The network's outputs [B, classes] before any rounding, for inputs x [B, in]."""
     batch = len(x)
     v = [np.zeros((batch, len(m.weight))) for m in maps]
     for m, potential in zip(maps, v, strict=True):
-        if isinstance(m.neuron, GroupNeuron):
+        if m.neuron is not None:
             theta = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
             potential += by_neuron(m.neuron, m.neuron.initial_charge) * theta
     first = x @ maps[0].weight.T
@@ -441,7 +470,6 @@ def float_outputs(maps: Sequence[AffineMap], x: Floats, time_steps: int) -> Floa
             if m.neuron is None:
                 v[i] = h
                 break
-            assert isinstance(m.neuron, GroupNeuron)
             theta = by_neuron(m.neuron, m.neuron.v_threshold) / m.neuron.members
             value = sum((h >= k * theta for k in range(1, m.neuron.members + 1)), 0 * h) * theta
             v[i] = h - value

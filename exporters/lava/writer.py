@@ -217,7 +217,7 @@ def write_netx(
 class Lowered(NamedTuple):
     """A network in integers, and the file's bytes."""
 
-    maps: list[AffineMap]
+    maps: list[AffineMap[GroupNeuron]]
     layers: list[IntegerLayer]
     coding: InputCoding
     expanded: list[NetxLayer]
@@ -290,9 +290,9 @@ def _check_arguments(
             raise InputError(f"{name} is an integer in {least}..{most}, but it is {value!r}.")
 
 
-def _check_profile(maps: Sequence[AffineMap], profile: str) -> None:
+def _check_profile(maps: Sequence[AffineMap[GroupNeuron]], profile: str) -> None:
     for m in maps:
-        if not isinstance(m.neuron, GroupNeuron):
+        if m.neuron is None:
             continue
         members, charge = m.neuron.members, by_neuron(m.neuron, m.neuron.initial_charge)
         if m.neuron.signed:
@@ -568,7 +568,7 @@ def _relative(have: NDArray[Any], want: NDArray[Any]) -> float:
 def _measure(
     report: LavaReport,
     netx: Netx,
-    maps: Sequence[AffineMap],
+    maps: Sequence[AffineMap[GroupNeuron]],
     layers: Sequence[IntegerLayer],
     samples: Tensor,
     labels: Tensor | None,

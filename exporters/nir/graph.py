@@ -44,7 +44,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.network import (
-    Average,
     Encoder,
     Function,
     GroupNeuron,
@@ -222,6 +221,7 @@ class GraphWriter:
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.values: dict[str, _Value] = {}
+        self.means: dict[str, str] = {}  # outputs that are means: of what
         self.losses: dict[str, list[str]] = {}  # what is lost: where
         self.meant: dict[str, dict[str, Any]] = {}  # what the plain neurons of a platform stand for
         # at most four for each node of the network: two materialised sums, the node, a Flatten
@@ -300,6 +300,7 @@ class GraphWriter:
                 "a running mean inside the network has no primitive, only at its outputs. "
                 'Convert the whole network with method="group".'
             )
+        self.means[node.name] = node.inputs[0]
         return inputs[0]
 
     def group(self, node: GroupNeuron, x: _Value) -> _Value:
@@ -355,18 +356,16 @@ class GraphWriter:
             return replace(spikes, amplitude=p.v_threshold)
         return self.each_channel(f"{node.name}.amplitude", spikes, p.v_threshold)
 
-    def described(self, node: Node) -> dict[str, Any]:
+    def described(self, node: GroupNeuron) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""
-        described: dict[str, Any] = {"name": node.name}
-        if isinstance(node, GroupNeuron):
-            numbers = {k: v for k, v in node.arguments.items() if isinstance(v, (int, float))}
-            described |= {
-                "function": node.function.name,
-                "arguments": json.dumps(numbers),
-                "module": node.module,
-                "channel": json.dumps(node.channel),
-            }
-        return described
+        numbers = {k: v for k, v in node.arguments.items() if isinstance(v, (int, float))}
+        return {
+            "name": node.name,
+            "function": node.function.name,
+            "arguments": json.dumps(numbers),
+            "module": node.module,
+            "channel": json.dumps(node.channel),
+        }
 
     # -- nodes and edges ----------------------------------------------------------------------
 
@@ -475,10 +474,9 @@ class GraphWriter:
                     refused.append(f"'{name}' (output): {error}")
             self.nodes[key] = self.nir.Output(np.array(x.shape))
             self.edges += [(source, key) for source in x.sources]
-            node = self.network[name]
-            readout = "mean" if isinstance(node, Average) else "last"
-            inner = node.inputs[0] if readout == "mean" else name
-            found.append({"output": key, "name": name, "readout": readout, "of": inner})
+            inner = self.means.get(name)
+            readout, of = ("last", name) if inner is None else ("mean", inner)
+            found.append({"output": key, "name": name, "readout": readout, "of": of})
         return found
 
     def metadata(self, outputs: list[dict[str, str]], report: NirReport) -> dict[str, Any]:
@@ -514,9 +512,8 @@ class GraphWriter:
         )
 
     def notes(self) -> tuple[str, ...]:
-        names = dict.fromkeys(leaves(self.network.outputs))
         notes = []
-        if any(isinstance(self.network[name], Average) for name in names):
+        if self.means:
             notes.append(
                 "the graph's output is that of one step; the network's is the mean over the steps "
                 "so far"

@@ -41,6 +41,8 @@ except ModuleNotFoundError as error:
 
 from .processes import Accumulator, GroupNeurons, Recorder, SignGDNeurons
 
+SignGDMap = AffineMap[SignGDNeuron]
+
 
 @dataclass(frozen=True, eq=False)
 class LavaRun:
@@ -179,8 +181,8 @@ class SignGDNetwork:
     def __init__(self, network: SpikingNetwork, *, max_weights: int = 2**26) -> None:
         self.network = network
         self.maps = affine_maps(network, SignGDNeuron, max_weights)
-        for m in self.maps[:-1]:
-            _check_neuron(m.neuron)
+        for neuron in network.of(SignGDNeuron):
+            _check_neuron(neuron)
 
     def run(self, x: Tensor, time_steps: int | None = None) -> SignGDRun:
         """x [B, ...] through Lava; the samples run one after another."""
@@ -241,7 +243,7 @@ class SignGDNetwork:
         synapses: list[Any] = []
         start: list[NDArray[np.float64]] = []
         received = np.zeros(steps)
-        before: AffineMap | None = None
+        before: SignGDMap | None = None
         for depth, m in enumerate(self.maps, start=1):
             width = len(m.weight)
             offset = np.zeros(width)
@@ -259,7 +261,6 @@ class SignGDNetwork:
             if m.neuron is None:
                 layers.append(Accumulator(**common))
             else:
-                assert isinstance(m.neuron, SignGDNeuron)
                 schedule = m.neuron.schedule
                 step_sizes = np.array([schedule(t) for t in range(1, steps + 1)])
                 received = step_sizes * 2.0 ** (1 - m.neuron.members)
@@ -293,13 +294,12 @@ class SignGDRun:
     outputs: NDArray[np.float64]
 
 
-def _members(m: AffineMap) -> int:
-    assert isinstance(m.neuron, SignGDNeuron)
+def _members(m: SignGDMap) -> int:
+    assert m.neuron is not None  # the read-out sends nothing
     return m.neuron.members
 
 
-def _check_neuron(neuron: Any) -> None:
-    assert isinstance(neuron, SignGDNeuron)
+def _check_neuron(neuron: SignGDNeuron) -> None:
     name = neuron.function.name
     if neuron.momentum:
         raise FormatError(
@@ -321,7 +321,7 @@ def flat(neuron: Any, field: str) -> NDArray[np.float64]:
     return out
 
 
-def resting(m: AffineMap) -> NDArray[np.float64]:
+def resting(m: SignGDMap) -> NDArray[np.float64]:
     return flat(m.neuron, "resting")
 
 
