@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -274,7 +275,7 @@ class Record:
         assert name not in self.rows, name
         self.rows[name] = digest(value)
         shown = readable(value)
-        if len(json.dumps(shown)) <= 600:
+        if len(json.dumps(shown)) <= 1000:
             self.values[name] = shown
 
     @contextmanager
@@ -544,9 +545,7 @@ class _Case:
         rest = f"{self.name}/spikingjelly"
         with self.record.attempt(f"{rest}-torch"):
             snn = sg.build(network, "spikingjelly", spikes="decoded", kernels="torch")
-            self.read_out(
-                f"{rest}-torch", sg.run(snn, self.x, self.steps, sequence=False, chunk=64)
-            )
+            self.ran(f"{rest}-torch", snn)
         with self.record.attempt(f"{rest}-sequence"):
             snn = sg.build(network, "spikingjelly", spikes="decoded", kernels="auto")
             x_seq = torch.stack([self.x * (1 - t / 16) for t in self.steps])
@@ -924,9 +923,13 @@ def recorded(tree: Path, only: str, jobs: int, files: Path, replayed: Path | Non
             command += ["--files", str(files), "--replayed", str(replayed or files)]
             command += ["--tree", str(tree), "--models", ",".join(MODELS[i::jobs])]
             running.append((out, subprocess.Popen(command, env=environment)))
-        codes = [process.wait() for _, process in running]
+        try:
+            codes = [process.wait() for _, process in running]
+        finally:
+            for _, process in running:
+                process.kill()  # those that an interruption leaves
         if any(codes):
-            raise SystemExit(f"the record of {tree} failed.")
+            raise SystemExit(f"the record of {tree} failed; its processes ended with {codes}.")
         record = Record()
         for out, _ in running:
             record.merge(Record.load(out))
@@ -1079,6 +1082,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for option in ("--models", "--files", "--replayed", "--tree"):
                 command.add_argument(option, required=True)
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no worktree behind
     if given.command == "compare":
         return compare(given.base, given.only, given.jobs, given.out)
     if given.command == "record":
