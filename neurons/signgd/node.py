@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 from torch import Tensor
@@ -71,7 +72,7 @@ class SignGDNeuron(Neuron):
     def products(self) -> int:
         return self.values if self.momentum else 0  # of v's memory
 
-    @property
+    @cached_property
     def parameters(self) -> SignGDParameters:
         return SignGDParameters(
             self.function,
