@@ -8,7 +8,7 @@ float64 for float64 inputs, whatever the input's type; the output has the input'
 (``neurons/protocol.py``).
 
 signGD and group neurons run by kernels where ``backend`` finds them, the same in both step modes
-(``neurons/multi_step.py`` says what "auto", "cpu", "cupy" and "torch" mean); ``choice`` tells what
+(``neurons/choice.py`` says what "auto", "cpu", "cupy" and "torch" mean); ``choice`` tells what
 runs.
 
 Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
