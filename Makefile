@@ -97,11 +97,6 @@ golden: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
 		--only "$(ONLY)" --jobs $(or $(JOBS),1)
 
-# What the package computes and writes, row by row against the revision BASE; ONLY chooses cases
-golden: $(VENV)/.stamp
-	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
-		--only "$(ONLY)" --jobs $(or $(JOBS),1)
-
 # On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
