@@ -104,6 +104,7 @@ def convert(
     signed: bool | None = None,
     keep: Sequence[str] = (),
     forms: Forms | None = None,
+    dead_zone: float | Mapping[str, float] | None = None,
     tune: bool | None = None,
     neurons: Mapping[Operation, Entry] | None = None,
     max_batches: int | None = 32,
@@ -126,6 +127,7 @@ def convert(
         resting       v(0): "zero" or the calibration's "mean"
         momentum      of the step rule, in [0, 1)
         members       m of signGD (signs a step) and group neurons; also by module path
+        dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms and attention in one neuron or many
@@ -153,6 +155,7 @@ def convert(
         resting=resting,
         momentum=momentum,
         members=members,
+        dead_zone=dead_zone,
         signed=signed,
         keep=keep,
         forms=_forms(forms, functions),

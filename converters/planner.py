@@ -112,6 +112,7 @@ class _Planner(Semantics[str]):
             scale=scale,
             momentum=momentum,
         )
+        neuron = replace(neuron, dead_zone=settings.dead_zone_of(neuron))
         return self._emit(neuron, "decoded")
 
     def constant(self, node: Constant) -> str:
@@ -160,6 +161,7 @@ class _Planner(Semantics[str]):
             time_steps=settings.time_steps,
             momentum=settings.momentum,
             members=settings.members_of(node),
+            dead_zone=settings.dead_zone_of(node),
             signed=settings.signed,
             **{name: settings.chosen[name] for name in names},
         )

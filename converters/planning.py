@@ -25,7 +25,7 @@ from ..core.network import (
 from ..errors import InputError
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
-from ..neurons.signgd import MOST_MEMBERS
+from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
 from .rules import NotConvertible
 
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
@@ -98,6 +98,7 @@ class Layer:
     signed: bool | None
     gelu: str
     guard: bool
+    dead_zone: float = DEAD_ZONE
 
     def make(self, kind: type[Kind], **more: Any) -> Kind:
         """A neuron for the function."""
@@ -155,9 +156,10 @@ class Layer:
 def signgd(layer: Layer) -> SignGDNeuron:
     """For any function."""
     node, members = layer.node, layer.members or 1
-    if members > MOST_MEMBERS:
+    most = MOST_SPARSE if layer.dead_zone else MOST_MEMBERS
+    if members > most:
         raise InputError(
-            f"signGD neurons fire at most {MOST_MEMBERS} signs a step, but members is {members} at "
+            f"signGD neurons fire at most {most} signs a step, but members is {members} at "
             f"'{node.name}'."
         )
     if members > 1 and layer.momentum:
@@ -177,6 +179,7 @@ def signgd(layer: Layer) -> SignGDNeuron:
             resting=layer.start(),
             momentum=layer.momentum,
             members=members,
+            dead_zone=layer.dead_zone,
         )
     )
 
@@ -233,7 +236,8 @@ def subgradient(layer: Layer) -> SubgradientNeuron:
 
 class Method(NamedTuple):
     """``plan`` makes the neuron, or raises NotConvertible with why and the fix; ``reads`` names
-    the arguments of ``convert`` that it uses, among schedule, momentum, resting, members, signed.
+    the arguments of ``convert`` that it uses, among schedule, momentum, resting, members,
+    dead_zone and signed.
     """
 
     plan: Callable[[Layer], Neuron]
@@ -241,7 +245,7 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    "signgd": Method(signgd, ("schedule", "momentum", "resting", "members")),
+    "signgd": Method(signgd, ("schedule", "momentum", "resting", "members", "dead_zone")),
     "group": Method(group, ("members", "signed")),
     "subgradient": Method(subgradient, ("schedule",)),
 }

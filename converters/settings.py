@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.network import Function, Node
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
+from ..neurons.signgd import DEAD_ZONE
 from .lowering import Forms, Options, forms
 from .planning import AVERAGING, METHODS
 from .rules import NEURONS, Entry, Operation
@@ -31,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guard": False,
         "resting": "zero",
         "input_scale": 1.0,
+        "dead_zone": 0.0,
     },
     "default": {
         "schedule": None,  # it depends on the depth of each neuron
@@ -41,6 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guard": True,
         "resting": "zero",
         "input_scale": None,  # the calibration says
+        "dead_zone": DEAD_ZONE,
     },
 }
 
@@ -79,9 +82,14 @@ class Settings:
     momentum
         Of the step rule, for signGD neurons and their coding, in [0, 1).
     members
-        m of signGD neurons, the signs of one step, 1 to 8, by default 1; and of group neurons, by
-        default m T = L, with L = 8 for a ReLU that was trained without levels. Also a dict from
-        module paths to m; the entry "" is the default of the others.
+        m of signGD neurons, the signs of one step, 1 to 8, with a dead zone to 12, by default 1;
+        and of group neurons, by default m T = L, with L = 8 for a ReLU that was trained without
+        levels. Also a dict from module paths to m; the entry "" is the default of the others.
+    dead_zone
+        theta of signGD neurons, a part of a step in [0, 1): a sign is sent only where the neuron is
+        further than that from its target (``neurons/signgd/sparse.py``). 0: at every step, as in
+        the paper, of which nothing else is with ``preset="paper"`` or momentum. Also a dict from
+        module paths to theta; the entry "" is the default of the others.
     signed
         Whether group neurons may take spikes back (``neurons/group.py``). By default those of a
         ReLU do where T > 1, those of a QCFS activation do not.
@@ -120,6 +128,7 @@ class Settings:
     resting: str | None = None
     momentum: float = 0.0
     members: int | Mapping[str, int] | None = None
+    dead_zone: float | Mapping[str, float] | None = None
     signed: bool | None = None
     keep: Sequence[str] = ()
     forms: Forms | None = None
@@ -152,9 +161,11 @@ class Settings:
         chosen["forms"] = forms({} if self.forms is None else self.forms, chosen["forms"])
         if self.method == "subgradient":
             chosen["schedule"] = AVERAGING
-        for name in ("schedule", "input_coding", "input_scale", "scale", "resting"):
+        for name in ("schedule", "input_coding", "input_scale", "scale", "resting", "dead_zone"):
             if getattr(self, name) is not None:
                 chosen[name] = getattr(self, name)
+        if self.momentum and self.dead_zone is None:
+            chosen["dead_zone"] = 0.0
         return chosen
 
     @property
@@ -175,6 +186,13 @@ class Settings:
     def members_of(self, node: Function) -> int | None:
         """The m asked for at a neuron, None where the choice is the planner's."""
         return by_path(self.members, node) if isinstance(self.members, Mapping) else self.members
+
+    def dead_zone_of(self, node: Function) -> float:
+        theta = self.chosen["dead_zone"]
+        if not isinstance(theta, Mapping):
+            return float(theta)
+        found = by_path(theta, node)
+        return float(DEAD_ZONE if found is None else found)
 
     def keeps(self, node: Function) -> bool:
         return any(belongs(node, path) for path in self.keep)
@@ -212,8 +230,25 @@ class Settings:
         fits = all(m is None or (isinstance(m, int) and m is not True and m >= 1) for m in members)
         range_ = "an integer of at least 1, or a dict from module paths to such"
         _check("members", self.members, fits, range_)
+        self._check_dead_zone()
         scale = self.input_scale
         _check("input_scale", scale, scale is None or 0 < scale < math.inf, "positive and finite")
+
+    def _check_dead_zone(self) -> None:
+        given = (
+            self.dead_zone.values() if isinstance(self.dead_zone, Mapping) else (self.dead_zone,)
+        )
+        for theta in given:
+            fits = theta is None or (isinstance(theta, (int, float)) and 0 <= theta < 1)
+            _check("dead_zone", theta, fits, "a part of a step, in [0, 1)")
+        if not any(given):
+            return
+        other = "preset='paper'" if self.preset == "paper" else f"momentum={self.momentum!r}"
+        if self.preset == "paper" or self.momentum:
+            raise InputError(
+                f"neurons with {other} fire at every step, but dead_zone is {self.dead_zone!r}; "
+                "leave one of them out."
+            )
 
     def _check_read(self) -> None:
         """An argument that no neuron of the chosen methods reads is a misunderstanding."""
@@ -225,10 +260,15 @@ class Settings:
             "momentum": self.momentum != 0,
             "resting": self.chosen["resting"] == "mean",
             "members": self.members is not None,
+            "dead_zone": self.dead_zone is not None,
             "signed": self.signed is not None,
         }
-        coded = ("schedule", "momentum") if coding in ("real", "spike") else ()
-        for name in (name for name, is_given in given.items() if is_given and name not in coded):
+        coded = {"spike": ("schedule", "momentum", "dead_zone"), "real": ("schedule", "momentum")}
+        for name in (
+            name
+            for name, is_given in given.items()
+            if is_given and name not in coded.get(coding, ())
+        ):
             readers = sorted(m for m, row in METHODS.items() if name in row.reads)
             if not methods & set(readers):
                 raise InputError(

@@ -41,10 +41,12 @@ from .schedules import (
     schedule_from_dict,
 )
 from .signgd import (
+    DEAD_ZONE,
     SignGDParameters,
     SignGDSequence,
     SignGDSpikeState,
     SignGDState,
+    digits,
     from_binary,
     levels,
     signgd_choice,

@@ -2,11 +2,15 @@
 
 from .node import SignGDNeuron
 from .sequence import OUTPUTS, SignGDSequence, function_choice, signgd_choice, signgd_multi_step
+from .sparse import MOST_MEMBERS as MOST_SPARSE
+from .sparse import digits
 from .step import (
+    DEAD_ZONE,
     MOST_MEMBERS,
     SignGDParameters,
     SignGDSpikeState,
     SignGDState,
+    check_dead_zone,
     from_binary,
     levels,
     signgd_decoded_step,

@@ -33,6 +33,7 @@ class SignGDNeuron(Neuron):
     resting: float | Tensor = 0.0
     momentum: float = 0.0
     members: int = 1  # signs of one step, of sizes eta, eta / 2, ...
+    dead_zone: float | Tensor = 0.0  # theta, of a step: within it a member is silent
 
     def resized(self, factor: float) -> Self:
         return replace(self, scale=self.scale * factor)
@@ -47,7 +48,12 @@ class SignGDNeuron(Neuron):
     @property
     def code(self) -> Code:
         m = self.members
-        return Code("sign" if m == 1 else "graded", m, 2**m - 1)
+        bits = m + 1 if self.parameters.sparse and m > 1 else m  # d is odd without a dead zone
+        return Code("sign" if m == 1 else "graded", bits, 2**m - 1)
+
+    @property
+    def steady(self) -> bool:
+        return not self.parameters.sparse
 
     @property
     def most_spikes(self) -> int:
@@ -65,7 +71,10 @@ class SignGDNeuron(Neuron):
         return self.values * (2 if self.momentum else 1) + arguments
 
     def additions(self, arguments: int) -> int:
-        """Against f(x), and a step: for each sign."""
+        """Against f(x), and a step: for each sign. With a dead zone v - f(x), for each sign one
+        against the zone and a step, and v's own."""
+        if self.parameters.sparse:
+            return self.values * (2 * self.members + (1 if self.members == 1 else 2))
         return self.values * (2 * self.members + (1 if self.momentum else 0))
 
     @property
@@ -82,6 +91,7 @@ class SignGDNeuron(Neuron):
             self.arguments,
             self.momentum,
             self.members,
+            self.dead_zone,
         )
 
     def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:

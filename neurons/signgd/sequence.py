@@ -25,7 +25,6 @@ from ..kernels import launch, operators
 from ..nonlinearities import FunctionInC
 from ..surrogate import Surrogate
 from .step import (
-    MOST_MEMBERS,
     SignGDParameters,
     SignGDState,
     levels,
@@ -45,7 +44,8 @@ class SignGDSequence(NamedTuple):
     state: SignGDState
     x: tuple[Tensor, ...]
     v_seq: Tensor | None = None  # [T, *]
-    # [T, *] bool: where sigma is 1; of several members uint8, the bits of their sigmas
+    # [T, *] bool: where sigma is 1; of several members uint8, the bits of their sigmas; with a dead
+    # zone int32 codes (sparse.py)
     spike_seq: Tensor | None = None
 
 
@@ -93,6 +93,8 @@ def _function_choice(backend: str, choice: Choice, p: SignGDParameters) -> Choic
 def _against(dtype: torch.dtype, p: SignGDParameters) -> str:
     if p.momentum:
         return "the kernels have no momentum."
+    if p.sparse:
+        return "the kernels have no dead zone."
     if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
         return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
     wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
@@ -138,8 +140,10 @@ def signgd_multi_step(
     inputs so far, the weighted spikes that they integrate. ``output``: "decoded" v(t), "signed"
     -eta(t) scale sigma(t), "sigma" in {-1, 1} or "fires" in {0, 1}, in ``dtype``, by default that
     of the input; of m members -eta(t) scale 2^(1-m) d(t), d in {1 - 2^m, 3 - 2^m ... 2^m - 1}, or
-    its code in {0 ... 2^m - 1}. ``surrogate`` gives "decoded" and "signed" outputs a gradient. The
-    state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError, ValueError.
+    its code in {0 ... 2^m - 1}. With a dead zone sigma and d may be 0, d is any whole number in
+    between, and there is no "fires". ``surrogate`` gives "decoded" and "signed" outputs a gradient.
+    The state is float32, float64 for float64 inputs. Raises BackendUnavailable, InputError,
+    ValueError.
     """
     heard = spikes.wanted()
     asked = _Asked(output, dtype, surrogate, keep_v, keep_spikes or heard)
@@ -165,13 +169,15 @@ def _signgd(
         raise ValueError(f"output is one of {', '.join(OUTPUTS)}, but it is {output!r}.")
     if surrogate is not None and output not in OUTPUTS[:2]:
         raise ValueError(f"output={output!r} has no gradient; leave surrogate out.")
+    if output == "fires" and p.sparse:
+        raise ValueError(
+            "signgd_multi_step: output='fires' is 0 or 1, which cannot say that a neuron with a "
+            "dead zone is silent; use output='sigma', or dead_zone=0."
+        )
     dtype = x_seq[0].dtype if dtype is None else dtype
     asked = asked._replace(dtype=dtype)
-    if dtype == torch.int8 and p.members == MOST_MEMBERS and output in OUTPUTS[2:]:
-        raise ValueError(
-            f"signgd_multi_step: int8 does not hold what {p.members} signs make of a step; use "
-            "dtype=torch.float16."
-        )
+    if output in OUTPUTS[2:]:
+        _check_holds(dtype, p.members)
     against = (
         _against(x_seq[0].dtype, p)
         or against_types((state.v, *(x or ())), dtype)
@@ -192,6 +198,20 @@ def _signgd(
         x_seq = [operators.running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
         result = _signgd_by_kernel(x_seq, (), state, p, found, asked)
         return result._replace(x=tuple(a[-1].clone() for a in x_seq))
+
+
+# the most members whose d a type holds
+HOLDS = {torch.int8: 7, torch.bfloat16: 8, torch.float16: 11}
+
+
+def _check_holds(dtype: torch.dtype, members: int) -> None:
+    if members > HOLDS.get(dtype, members):
+        wider = next((t for t, most in HOLDS.items() if members <= most), torch.float32)
+        wider = torch.float16 if wider == torch.bfloat16 else wider
+        raise ValueError(
+            f"signgd_multi_step: {str(dtype).removeprefix('torch.')} does not hold what {members} "
+            f"signs make of a step; use dtype={wider}."
+        )
 
 
 def _checked(
@@ -254,17 +274,18 @@ def _signgd_by_definition(
         arguments = tuple(a.to(state.v.dtype) for a in step)
         if carried is not None:
             carried = arguments = tuple(a + b for a, b in zip(carried, arguments, strict=True))
-        if surrogate is None:
+        before = state
+        if surrogate is None or keep_spikes:
             with torch.no_grad():
-                fires, state = signgd_step(arguments, state, p)
+                fires, state = signgd_step(arguments, before, p)
             sigma = levels(fires, p.members, state.v.dtype)
-        else:
-            sigma, state = signgd_surrogate_step(arguments, state, p, surrogate)
+        if surrogate is not None:
+            sigma, state = signgd_surrogate_step(arguments, before, p, surrogate)
         y.append(_passed(sigma, state, p, output).to(dtype))
         if keep_v:
             v_seq.append(state.v)
         if keep_spikes:
-            spike_seq.append(bits(sigma, p.members))
+            spike_seq.append(fires)
     return SignGDSequence(
         torch.stack(y),
         state,

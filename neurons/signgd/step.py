@@ -25,6 +25,14 @@ held within :math:`\eta(t) s 2^{1-m}` after the step, and a constant target with
 within that for ever if :math:`\eta(t+1) \ge 2^{-m} \eta(t)` (for m = 1 the tracking lemma of plain
 neurons).
 
+With a *dead zone* :math:`\theta` in (0, 1) a member may be silent (``sparse.py``):
+
+.. math::
+    \sigma_k(t) = \mathrm{sign}(r_{k-1}) \text{ where } |r_{k-1}| > \theta c_k, \text{ else } 0,
+    \qquad r_k = r_{k-1} - c_k \sigma_k, \qquad c_k = \eta(t) s 2^{1-k}
+
+with :math:`r_0 = v(t-1) - f(x(t))` and :math:`v(t) = v(t-1) - c_m d`, where d may be even, and 0.
+
 Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), Definition of signGD-based neuronal dynamics; the
 optional momentum is that of SGD, as in the published code. Groups are ours: they unite it with the
 group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
@@ -44,8 +52,11 @@ from .. import spikes
 from ..base import spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
+from . import sparse
 
-MOST_MEMBERS = 8  # the signs of one step fit a byte
+# theta of ``convert`` and of nodes built by hand where none is given
+DEAD_ZONE = 0.0
+MOST_MEMBERS = 8  # of neurons without a dead zone: the signs of one step fit a byte
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +66,10 @@ class SignGDParameters:
     ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the
     neuron reaches ``resting`` ± scale * (sum of the schedule) * (2 - 2 ** (1 - members)).
     ``arguments`` are the parameters of the function, such as ``{"negative_slope": 0.1}``.
-    ``members``, m, counts the signs of one step, at most 8. ``check`` reads the scale, which makes
-    a GPU wait.
+    ``members``, m, counts the signs of one step, at most 8, with a dead zone 12. ``dead_zone``,
+    theta in [0, 1), is a number or a tensor that broadcasts against v, both read in float32: a
+    member is silent where v is within theta of its step of f(x); 0 is the paper's neuron, which
+    fires at every step. ``check`` reads scale and dead zone, which makes a GPU wait.
     """
 
     function: Nonlinearity
@@ -66,6 +79,7 @@ class SignGDParameters:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     momentum: float = 0.0
     members: int = 1
+    dead_zone: float | Tensor = 0.0
     check: InitVar[bool] = True
     schedule_name: str = field(init=False, repr=False)  # what the kernels are given for both
     in_c: FunctionInC | None = field(init=False, repr=False)
@@ -84,14 +98,23 @@ class SignGDParameters:
             raise ValueError(
                 f"SignGDParameters: momentum is in [0, 1), but it is {self.momentum!r}."
             )
-        if self.members not in range(1, MOST_MEMBERS + 1) or isinstance(self.members, bool):
+        if check:
+            check_dead_zone("SignGDParameters", self.dead_zone)
+        most = sparse.MOST_MEMBERS if self.sparse else MOST_MEMBERS
+        if self.members not in range(1, most + 1) or isinstance(self.members, bool):
             raise ValueError(
                 f"SignGDParameters: members counts the signs of one step, so it is an integer from "
-                f"1 to {MOST_MEMBERS}, but it is {self.members!r}."
+                f"1 to {MOST_MEMBERS}, with a dead zone to {sparse.MOST_MEMBERS}, but it is "
+                f"{self.members!r}."
             )
         if self.momentum and self.members > 1:
             raise ValueError(
                 "SignGDParameters: momentum is that of single signs; set it to 0, or members to 1."
+            )
+        if self.momentum and self.sparse:
+            raise ValueError(
+                "SignGDParameters: momentum adds up signs, and a dead zone leaves out those that "
+                "it would need; set momentum or dead_zone to 0."
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,9 +123,25 @@ class SignGDParameters:
             self.schedule
         )  # in the process that reads it
 
+    @property
+    def sparse(self) -> bool:
+        """Whether a member may be silent."""
+        return isinstance(self.dead_zone, Tensor) or self.dead_zone > 0
+
     def target(self, *x: Tensor) -> Tensor:
         """f(x): what v moves toward."""
         return self.function(*x, **self.arguments)
+
+
+def check_dead_zone(owner: str, theta: float | Tensor) -> None:
+    """Raises ValueError unless theta is in [0, 1) everywhere."""
+    value = torch.as_tensor(theta)
+    if not bool(((value >= 0) & (value.float() < 1)).all()):
+        shown = theta if value.dim() == 0 else [float(value.min()), float(value.max())]
+        raise ValueError(
+            f"{owner}: dead_zone is a part of a step, in [0, 1), but it is {shown!r}. Choose 2 / 3 "
+            "for the fewest spikes, 1 / 2 for the smallest error, 0 for a sign at every step."
+        )
 
 
 class SignGDState(NamedTuple):
@@ -158,11 +197,13 @@ def signgd_step(
     """The definition, decoded view: arguments of f [B, ...] to (fires [B, ...], state).
 
     ``fires`` is bool, or with several members uint8: the bits of a number, the first member's the
-    highest, 1 where its sign is +1.
+    highest, 1 where its sign is +1. With a dead zone it is an int32 code of ``sparse.py``.
     """
     t = state.t + 1
     target = _target(x, state.v, p)
     size = step_size(state.v, t, p)
+    if p.sparse:
+        return _sparse_step(target, size, state, p)
     if p.momentum:
         fires = _above(state.v, target, p)
         sigma = fires.to(state.v.dtype).mul_(2).sub_(1)
@@ -179,6 +220,22 @@ def signgd_step(
     return code, SignGDState(_same_shape(v, state.v), t)
 
 
+def _sparse_step(
+    target: Tensor, size: Tensor, state: SignGDState, p: SignGDParameters
+) -> tuple[Tensor, SignGDState]:
+    theta = dead_zone(state.v, p)
+    code, v = sparse.sparse_step(target, size, theta, state.v, p.members)
+    if isinstance(p.dead_zone, Tensor):  # elements without one fire at every step
+        dense, other = sparse.dense_step(target, size, state.v, p.members, p.function.fires_at_tie)
+        code, v = code.where(theta > 0, dense), v.where(theta > 0, other)
+    return code, SignGDState(_same_shape(v, state.v), state.t + 1)
+
+
+def dead_zone(v: Tensor, p: SignGDParameters) -> Tensor:
+    """theta, rounded to float32, in the type of v."""
+    return torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
+
+
 def step_size(v: Tensor, t: int, p: SignGDParameters) -> Tensor:
     """eta(t) s, the first member's, in the type of v."""
     return torch.as_tensor(p.schedule(t) * p.scale, dtype=v.dtype, device=v.device)
@@ -189,15 +246,19 @@ def _above(v: Tensor, target: Tensor, p: SignGDParameters) -> Tensor:
 
 
 def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
-    """d = sum of 2 ** (m - k) sigma_k, odd and at most 2 ** m - 1, of what ``signgd_step`` fired.
+    """d = sum of 2 ** (m - k) sigma_k, at most 2 ** m - 1, of what ``signgd_step`` fired.
 
-    With one member sigma itself.
+    Odd without a dead zone. With one member sigma itself.
     """
+    if fires.dtype == sparse.CODE:
+        return sparse.levels(fires, dtype)
     return 2 * fires.to(dtype) - (2**members - 1)
 
 
 def signs(fires: Tensor, members: int) -> spikes.Events:
-    """What neurons sent in steps [T, *] that fired so: every sign is a spike."""
+    """What neurons sent in steps [T, *] that fired so: every sign is a spike, silence is none."""
+    if fires.dtype == sparse.CODE:
+        return spikes.Events(sparse.levels(fires, torch.int16), sparse.count(fires))
     number = levels(fires, members, torch.int16)
     return spikes.Events(number, torch.full_like(number, members))
 
@@ -218,14 +279,44 @@ def signgd_surrogate_step(
     t = state.t + 1
     target = _target(x, state.v, p)
     size = step_size(state.v, t, p)
-    v, level = state.v, torch.zeros_like(state.v)
+    if p.sparse:
+        level, v = _sparse_surrogate_step(target, size, state.v, p, surrogate)
+    else:
+        level, v = _dense_surrogate_step(target, size, state.v, p, surrogate)
+    return level, SignGDState(_same_shape(v, state.v), t)
+
+
+def _sparse_surrogate_step(
+    target: Tensor,
+    size: Tensor,
+    v: Tensor,
+    p: SignGDParameters,
+    surrogate: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """sigma is the sum of two step functions, one at each end of the dead zone, less one."""
+    theta = dead_zone(v, p)
+    level, after = sparse.surrogate_step(target, size, theta, v, p.members, surrogate)
+    if isinstance(p.dead_zone, Tensor):
+        dense, other = _dense_surrogate_step(target, size, v, p, surrogate)
+        level, after = level.where(theta > 0, dense), after.where(theta > 0, other)
+    return level, after
+
+
+def _dense_surrogate_step(
+    target: Tensor,
+    size: Tensor,
+    v: Tensor,
+    p: SignGDParameters,
+    surrogate: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    level = torch.zeros_like(v)
     for k in range(p.members):
         fires = _above(v, target, p)
         soft = surrogate(v - target)
         sigma = fires.to(v.dtype).mul_(2).sub_(1) + 2 * (soft - soft.detach())
         v = torch.addcmul(v, sigma, size * 2.0**-k, value=-1)
         level = sigma if p.members == 1 else 2 * level + sigma
-    return level, SignGDState(_same_shape(v, state.v), t)
+    return level, v
 
 
 def signgd_decoded_step(
@@ -251,7 +342,7 @@ def weighted_spike(fires: Tensor, after: SignGDState, p: SignGDParameters) -> Te
     size = step_size(after.v, after.t, p)
     if after.buffer is not None:
         return -size * after.buffer
-    if p.members == 1:
+    if p.members == 1 and not p.sparse:
         return torch.where(fires, -size, size)
     return -(size * 2.0 ** (1 - p.members)) * levels(fires, p.members, after.v.dtype)
 
