@@ -232,8 +232,9 @@ def _sparse_step(
 
 
 def dead_zone(v: Tensor, p: SignGDParameters) -> Tensor:
-    """theta, rounded to float32, in the type of v."""
-    return torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
+    """theta, rounded to float32, in the type and shape of v."""
+    theta = torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
+    return spread(theta, v.shape, "dead_zone")
 
 
 def step_size(v: Tensor, t: int, p: SignGDParameters) -> Tensor:
