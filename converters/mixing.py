@@ -47,6 +47,7 @@ from ..core.operations import moves
 from ..core.progress import progress
 from ..core.spikes import Sent, listening
 from ..core.walk import Semantics, walk
+from ..neurons.group import group_ceiling
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS
 from ..neurons.spikes import hear
@@ -112,7 +113,7 @@ def _passes_on(node: Linear) -> bool:
 
 
 def may_be_group(node: Function) -> bool:
-    return node.function.name in ("relu", "qcfs") and node.shape[:1] == ("1*batch",)
+    return group_ceiling(node) is not None and node.shape[:1] == ("1*batch",)
 
 
 class Choices:
@@ -151,7 +152,11 @@ class Choices:
         module, x = self.module, self.samples.x
         values = module.activations(x, keep=[node.name for node in module.network.nodes])
         found = units(self.network)
-        free = [unit[0].name for unit in found if unit[0].function.name == "relu"]
+        free = [
+            unit[0].name
+            for unit in found
+            if may_be_group(unit[0]) and unit[0].function.name != "qcfs"
+        ]
         generator = torch.Generator().manual_seed(self.seed)
         weights = thresholds.weights(module, x, free, generator) if free else {}
         result = []
@@ -205,7 +210,7 @@ class Choices:
     ) -> Iterator[Option]:
         x = values[node.inputs[0]]
         for group in self._groups(node):
-            if group.function.name == "relu":
+            if not group.trained:
                 visit = Visit(group, [(x, False)], [x], values[node.name])
                 samples = thresholds.layer_samples(visit, weight, self.steps, generator)
                 samples = thresholds.with_largest(
@@ -215,10 +220,9 @@ class Choices:
                 start = start.expand(len(samples.y), 1) / group.members
                 theta, charge = thresholds.search(samples, start, group.members, group.signed)
                 shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
-                group = replace(
-                    group,
-                    v_threshold=thresholds.per_channel(theta * group.members, shape),
-                    initial_charge=thresholds.per_channel(charge, shape),
+                group = group.fitted(
+                    thresholds.per_channel(theta * group.members, shape),
+                    thresholds.per_channel(charge, shape),
                 )
             with hear() as told:
                 y = group_outputs(x.expand(self.steps, *x.shape), group)
