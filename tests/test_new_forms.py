@@ -35,9 +35,11 @@ SCALES = torch.tensor([0.3, 0.5, 1.0, 1.5, 2.0])
 
 def nodes(**options) -> dict[str, nn.Module]:
     return {
-        "several signs": sg.SignGDNode("tanh", SCHEDULE, scale=SCALES, members=3, **options),
+        "several signs": sg.SignGDNode(
+            "tanh", SCHEDULE, scale=SCALES, members=3, dead_zone=0, **options
+        ),
         "several signs, decoded": sg.SignGDNode(
-            "relu", SCHEDULE, spikes="decoded", members=5, **options
+            "relu", SCHEDULE, spikes="decoded", members=5, dead_zone=0, **options
         ),
         "several signs, binary": sg.SignGDNode(
             "relu", SCHEDULE, spikes="binary", offset=SCALES, members=2, **options
@@ -158,7 +160,7 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="selects one of its inputs.*max_pool.*'gelu'"):
         sg.GrowthNode("gelu")
     with pytest.raises(ValueError, match="from 1 to 8"):
-        sg.SignGDNode("relu", SCHEDULE, members=9)
+        sg.SignGDNode("relu", SCHEDULE, members=9, dead_zone=0)
     with pytest.raises(ValueError, match="momentum is that of single signs"):
         sg.SignGDNode("relu", SCHEDULE, members=2, momentum=0.5)
     with pytest.raises(sg.InputError, match="one input for each argument"):
