@@ -84,7 +84,6 @@ def test_auto_takes_the_kernels_where_they_apply(monkeypatch: pytest.MonkeyPatch
 
 def test_the_choice_is_told() -> None:
     node = NODES["signed"]()
-    assert not node.dynamics.sparse
     assert node.choice(torch.zeros(1)) == ("cpu", "")
     backend, why = node.choice(torch.zeros(1, dtype=torch.float64))
     assert backend == "torch" and "float64" in why

@@ -108,8 +108,11 @@ KINDS = {
         SignGDCell,
         SignGD,
         SignGDParameters(
-            *("prelu", SCHEDULE),
-            **{"initial_input": SCALE, "arguments": {"weight": SCALE}, "dead_zone": 0},
+            "prelu",
+            SCHEDULE,
+            initial_input=SCALE,
+            arguments={"weight": SCALE},
+            dead_zone=0,
         ),
         1,
     ),

@@ -724,7 +724,7 @@ def mlp(
     restings = [torch.randn(n, **double) / 4 for n in SIZES[1:-1]]
     before = [torch.ones(SIZES[0], **double), *scales]  # the scales of the senders
     at_rest = [torch.zeros(SIZES[0], **double), *restings]
-    many = {"members": members}
+    many: dict[str, Any] = {"members": members}
     modules: list[nn.Module] = [Encode(schedules[0], spikes=spikes, **many)]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         decoded = spikes == "decoded"
