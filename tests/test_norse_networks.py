@@ -29,13 +29,14 @@ NETWORKS = {name: None for name in ("vgg", "resnet", "convnext", "mixer", "resml
 QCFS = {f"{name} qcfs{levels}": levels for name in ("vgg", "resnet") for levels in (4, 8)}
 
 
-def convert(name: str, time_steps: int) -> sg.SpikingNetwork:
+def convert(name: str, time_steps: int, **options) -> sg.SpikingNetwork:
     """An example network by its default method: QCFS networks become group neurons."""
     levels = (NETWORKS | QCFS)[name]
     model = load_network(name.split()[0], "digits", qcfs=levels)
     method = "signgd" if levels is None else "group"
     return sg.convert(
-        model, DATA.train.images[:64], method=method, time_steps=time_steps, tune=False
+        *(model, DATA.train.images[:64]),
+        **{"method": method, "time_steps": time_steps, "tune": False, **options},
     )
 
 
@@ -285,8 +286,9 @@ def test_wrong_inputs(network):
         sg.build(convert("vgg qcfs4", 4), "norse", spikes="signed")
 
 
-def test_choices(network):
+def test_choices():
     x = X.double()
+    network = convert("vgg", 8, dead_zone=0)
     for snn in both(network):
         assert {c.backend for c in snn.choices(X).values()} == {"cpu"}
         assert {c.backend for c in snn.choices(x).values()} == {"torch"}
@@ -298,7 +300,8 @@ def test_choices(network):
 )
 def test_compiles_in_one_graph(name, spikes):
     """State in, state out; one graph for the first sizes, one for all others."""
-    snn = sg.build(convert(name, 16), "norse", spikes=spikes)
+    options = {} if "qcfs" in name else {"dead_zone": 0}
+    snn = sg.build(convert(name, 16, **options), "norse", spikes=spikes)
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(snn, fullgraph=True, backend=counter)
