@@ -132,6 +132,22 @@ def test_ties_are_silent(tmp_path):
             assert code.tolist() == want, dtype
 
 
+def test_theta_is_a_float32(tmp_path):
+    """0.3 is above itself there, so what lies between is silent in float64 too."""
+    between, shape = 0.3 + 5e-9, ("1*batch", 3)
+    assert 0.3 < between < float(np.float32(0.3))
+    neuron = SignGDNeuron(
+        name="y", inputs=("x",), function=sg.NONLINEARITIES["relu"], shape=shape,
+        schedule=sg.ConstantSchedule(1.0), dead_zone=0.3,
+    )  # fmt: skip
+    x = torch.tensor([[0.29, between, 0.31]], dtype=torch.float64)
+    for theta in (0.3, torch.full((3,), 0.3, dtype=torch.float64)):
+        nodes = (Input(name="x", shape=shape), replace(neuron, dead_zone=theta))
+        sg.save(SpikingNetwork(nodes, "y", 1), tmp_path / "n.h5")
+        code = Runner(tmp_path / "n.h5").run(x.numpy()).spikes["y"]
+        assert code.tolist() == [[[0, 0, 1 << sparse._NEGATIVE]]]
+
+
 class Everything(nn.Module):
     """Attention, a norm, pooling and a product of two signals."""
 
