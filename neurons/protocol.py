@@ -1,25 +1,28 @@
 """What passes between the neurons of a network, and how a neuron takes it in and sends it on.
 
 I = W y is what the linear layer before a neuron makes of what reaches it; decoded values agree to
-rounding in all three:
+rounding in all four:
 
 ==========  ==============================  ===================================================
 "signed"    -eta(t) scale sigma(t)          x += I; layers without bias, x(0) = initial_input
 "binary"    scale s(t), s in {0, 1}         x -= eta(t) (2 I - offset), offset = W scale 1; the
                                             protocol of the published code, one common schedule
+"ternary"   scale sigma(t), in {-1, 0, 1}   x -= eta(t) I, no offset: silence delivers nothing; one
+                                            common schedule, x(0) = initial_input
 "decoded"   v(t)                            x = I; layers keep their bias
 ==========  ==============================  ===================================================
 
 Neurons of m members send -eta(t) scale 2^(1-m) d(t) as "signed" spikes. As "binary" ones they send
 scale s(t) with a number s of m bits, the members' spikes, x -= eta(t) 2^(1-m) (2 I - (2^m - 1)
-offset), with one common m as with one common schedule.
+offset), with one common m as with one common schedule. "ternary" ones are those of one member.
+With a dead zone a neuron may be silent, which "binary" spikes cannot say.
 
 Everything here is pure, [T, ...] to [T, ...]; simulators hold the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,19 +33,42 @@ from .choice import running_sum
 from .coding import CodingState, RealCodingParameters, real_step
 from .schedules import Schedule
 from .signgd import (
+    DEAD_ZONE,
     SignGDParameters,
     SignGDSequence,
     SignGDState,
+    check_dead_zone_fits,
     from_binary,
+    levels,
     signgd_initial_state,
     signgd_multi_step,
 )
 
-SPIKES = ("signed", "binary", "decoded")
+SPIKES = ("signed", "binary", "ternary", "decoded")
+# what signgd_multi_step is asked for, where that has another name; scale is multiplied here
+_FIRED = {"binary": "fires", "ternary": "sigma"}
+
+
+def chosen_dead_zone(given: float | Tensor | None, spikes: str, momentum: float) -> float | Tensor:
+    """theta of a neuron by hand: ``DEAD_ZONE`` unless given, 0 where it could be none."""
+    if given is not None:
+        return given
+    return 0.0 if spikes == "binary" or momentum else DEAD_ZONE
+
+
+def has_gradient(spikes: str, momentum: float) -> bool:
+    """Whether a surrogate gradient passes what is sent."""
+    return spikes not in _FIRED and not momentum
 
 
 def check_protocol(
-    owner: str, spikes: str, initial: Any, offset: Any, momentum: float = 0.0
+    owner: str,
+    spikes: str,
+    initial: Any,
+    offset: Any,
+    momentum: float = 0.0,
+    members: int = 1,
+    dead_zone: Any = 0.0,
 ) -> None:
     """Raises ValueError where the options of a neuron contradict each other."""
     if spikes not in SPIKES:
@@ -58,13 +84,29 @@ def check_protocol(
             "before makes of a spike from every neuron. Pass offset=weight.sum(1) for a "
             "fully connected layer and scale 1."
         )
-    if spikes == "binary" and momentum != 0.0:
+    if spikes in _FIRED and momentum != 0.0:
         raise ValueError(
-            f"{owner}: a binary spike cannot carry momentum. Choose spikes='signed', or momentum=0."
+            f"{owner}: a {spikes} spike cannot carry momentum. Choose spikes='signed', or "
+            "momentum=0."
+        )
+    if spikes == "ternary":
+        _check_single(owner, members)
+    if spikes == "binary" and not _is_zero(dead_zone):
+        raise ValueError(
+            f"{owner}: a binary spike is 0 or 1, which cannot say that a neuron with a dead zone "
+            "is silent. Choose spikes='ternary' or 'signed', or dead_zone=0."
         )
     if spikes != "binary" and offset is not None:
         raise ValueError(
             f"{owner}: only spikes='binary' has an offset, but spikes is {spikes!r}. Leave it out."
+        )
+
+
+def _check_single(owner: str, members: int) -> None:
+    if members > 1:
+        raise ValueError(
+            f"{owner}: a ternary spike is one sign or silence, but members={members} make more of "
+            "a step. Choose spikes='signed', or members=1."
         )
 
 
@@ -123,32 +165,58 @@ def signgd_sequence(
     surrogate: Callable[[Tensor], Tensor] | None = None,
     keep: bool = False,
 ) -> SignGDSequence:
-    """``signgd_multi_step`` of what passes; ``keep`` keeps v_seq and spike_seq.
+    """``signgd_multi_step`` of what passes; ``keep`` keeps v_seq and spike_seq (``recorded``).
 
     ``x`` are the integrated inputs, None with "decoded"; ``offsets`` one for each input, "binary".
     """
+    check_dead_zone_fits(p, state.v)
     dtype, wide = inputs[0].dtype, state.v.dtype
-    if spikes == "binary":
-        inputs = [x_seq.to(state_dtype(inputs)) for x_seq in inputs]
-        inputs = [
-            increments(x_seq, state.t, p.schedule, offset, p.members)
-            for x_seq, offset in zip(inputs, offsets, strict=True)
-        ]
+    fired = _FIRED.get(spikes)
+    if fired is not None:
+        inputs = _received(inputs, state.t, p, spikes, offsets)
     done = signgd_multi_step(
         inputs,
         state,
         p,
         x=x,
-        output="fires" if spikes == "binary" else spikes,
-        dtype=wide if spikes == "binary" else dtype,
+        output=fired or spikes,
+        dtype=wide if fired else dtype,
         backend=backend,
         surrogate=surrogate,
         keep_v=keep,
         keep_spikes=keep,
     )
-    if spikes == "binary":
+    if fired is not None:
         done = done._replace(y=(like(p.scale, done.y) * done.y).to(dtype))
-    return done
+    return done._replace(spike_seq=recorded(done.spike_seq, p)) if keep else done
+
+
+def recorded(spike_seq: Tensor | None, p: SignGDParameters) -> Tensor | None:
+    """What a raster shows of the codes of neurons with a dead zone: sigma int8, or d int16.
+
+    Those of others are as they are: where sigma is 1, bool, or the m bits, uint8.
+    """
+    if spike_seq is None or not p.sparse:
+        return spike_seq
+    return levels(spike_seq, p.members, torch.int8 if p.members == 1 else torch.int16)
+
+
+def _received(
+    inputs: Sequence[Tensor],
+    t: int,
+    p: SignGDParameters,
+    spikes: str,
+    offsets: Sequence[float | Tensor],
+) -> list[Tensor]:
+    """What comes in as "binary" or "ternary" spikes after step t, as increments."""
+    wide = [x_seq.to(state_dtype(inputs)) for x_seq in inputs]
+    if spikes == "ternary":
+        _check_single("signgd_sequence", p.members)
+        return [of_ternary(x_seq, t, p.schedule) for x_seq in wide]
+    return [
+        increments(x_seq, t, p.schedule, offset, p.members)
+        for x_seq, offset in zip(wide, offsets, strict=True)
+    ]
 
 
 def increments(
@@ -156,9 +224,27 @@ def increments(
 ) -> Tensor:
     """Currents [T, ...] of the binary spikes after step t to increments (``from_binary``)."""
     offset = spread(like(offset, x_seq), x_seq.shape[1:], "offset")
-    eta = [schedule(t + k) for k in range(1, x_seq.shape[0] + 1)]
-    sizes = zip(x_seq, eta, strict=True)
-    return torch.stack([from_binary(i, offset, size, members) for i, size in sizes])
+    steps = _with_sizes(x_seq, t, schedule)
+    return torch.stack([from_binary(i, offset, size, members) for i, size in steps])
+
+
+def of_ternary(x_seq: Tensor, t: int, schedule: Schedule) -> Tensor:
+    """Currents [T, ...] of the ternary spikes after step t to increments, -eta(t) I."""
+    return torch.stack([-size * i for i, size in _with_sizes(x_seq, t, schedule)])
+
+
+def _with_sizes(x_seq: Tensor, t: int, schedule: Schedule) -> Iterator[tuple[Tensor, float]]:
+    """Each step after step t with its eta."""
+    return zip(x_seq, [schedule(t + k) for k in range(1, x_seq.shape[0] + 1)], strict=True)
+
+
+def check_readout(owner: str, spikes: str, schedule: Schedule | None) -> None:
+    """Raises ValueError where a read-out could not decode what is sent."""
+    if spikes in _FIRED and schedule is None:
+        raise ValueError(
+            f"{owner}: {spikes} spikes are decoded with the step sizes of their senders. Pass "
+            "schedule=... ."
+        )
 
 
 def encode_step(
@@ -168,7 +254,8 @@ def encode_step(
     spikes: str = "signed",
     members: int = 1,
 ) -> tuple[Tensor, CodingState]:
-    """Real-valued coding: sends the increments of v, v itself, or (1 + v - x) / 2 ("binary").
+    """Real-valued coding: sends the increments of v, v itself, v - x ("ternary"), or
+    (1 + v - x) / 2 ("binary").
 
     "binary" to neurons of m members (2^m - 1 + 2^(m-1) (v - x)) / 2, of which they make the same.
     """
@@ -177,6 +264,8 @@ def encode_step(
         return v - state.v, after
     if spikes == "decoded":
         return v, after
+    if spikes == "ternary":
+        return state.v - x, after
     return (2**members - 1 + 2 ** (members - 1) * (state.v - x)) / 2, after
 
 
@@ -191,7 +280,7 @@ def readout_sequence(
 ) -> tuple[Tensor, Tensor]:
     """What the last layer makes of steps t + 1, ... [T, ...], decoded, and the last of it.
 
-    "binary" needs the senders' ``schedule`` and ``members``.
+    "binary" needs the senders' ``schedule`` and ``members``, "ternary" the schedule.
     """
     dtype = current.dtype
     if spikes == "decoded":
@@ -199,6 +288,9 @@ def readout_sequence(
     if spikes == "binary":
         assert schedule is not None
         current = increments(current.to(y.dtype), t, schedule, offset, members)
+    if spikes == "ternary":
+        assert schedule is not None
+        current = of_ternary(current.to(y.dtype), t, schedule)
     y_seq = running_sum(current, y)
     return y_seq.to(dtype), y_seq[-1].clone()
 

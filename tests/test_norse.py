@@ -688,7 +688,7 @@ def test_wrong_parameters():
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=0.5, members=2)), "momentum"),
         (lambda: SignGD(SignGDParameters("no such row", SCHEDULE)), "no such row"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, -SCALE)), "positive"),
-        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="ternary")), "spikes is one"),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="graded")), "spikes is one"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="binary")), "offset"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=1.0)), "momentum"),
         (lambda: Readout(ReadoutParameters(spikes="binary", offset=1.0)), "schedule"),

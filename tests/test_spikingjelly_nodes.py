@@ -490,7 +490,10 @@ def test_bad_inputs_of_several_arguments() -> None:
     ("make", "message"),
     [
         (lambda: SignGDNode("rely", PUBLISHED), "no nonlinearity is called 'rely'"),
-        (lambda: SignGDNode("relu", PUBLISHED, spikes="ternary"), "signed, binary, decoded"),
+        (
+            lambda: SignGDNode("relu", PUBLISHED, spikes="graded"),
+            "signed, binary, ternary, decoded",
+        ),
         (lambda: SignGDNode("relu", PUBLISHED, spikes="binary"), "offset"),
         (lambda: SignGDNode("relu", PUBLISHED, offset=1.0), "only spikes='binary'"),
         (lambda: SignGDNode("relu", PUBLISHED, scale=0.0), "positive"),
@@ -502,7 +505,7 @@ def test_bad_inputs_of_several_arguments() -> None:
             lambda: SignGDNode("relu", PUBLISHED, spikes="decoded", initial_input=1.0),
             "would be ignored",
         ),
-        (lambda: Encode(PUBLISHED, spikes="graded"), "signed, binary, decoded"),
+        (lambda: Encode(PUBLISHED, spikes="graded"), "signed, binary, ternary, decoded"),
         (lambda: Encode(PUBLISHED, spikes="binary", momentum=0.5), "momentum"),
         (lambda: Readout(spikes="binary", schedule=PUBLISHED), "offset"),
         (lambda: Readout(spikes="binary", offset=0.0), "schedule"),

@@ -11,6 +11,7 @@ from .step import (
     SignGDSpikeState,
     SignGDState,
     check_dead_zone,
+    check_dead_zone_fits,
     from_binary,
     levels,
     signgd_decoded_step,

@@ -49,7 +49,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import spikes
-from ..base import spread
+from ..base import broadcasts, spread
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
 from . import sparse
@@ -144,6 +144,16 @@ def check_dead_zone(owner: str, theta: float | Tensor) -> None:
         )
 
 
+def check_dead_zone_fits(p: SignGDParameters, v: Tensor) -> None:
+    """Raises InputError where theta does not broadcast against v."""
+    theta = p.dead_zone
+    if isinstance(theta, Tensor) and not broadcasts(theta.shape, v.shape):
+        raise InputError(
+            f"signGD neurons: dead_zone is {list(theta.shape)} and does not broadcast to a step v "
+            f"of {list(v.shape)}. Pass a number, or a tensor of v's shape without the batch."
+        )
+
+
 class SignGDState(NamedTuple):
     """``v`` [B, ...] the decoded output, ``t`` the steps done, ``buffer`` the momentum's memory."""
 
@@ -233,6 +243,7 @@ def _sparse_step(
 
 def dead_zone(v: Tensor, p: SignGDParameters) -> Tensor:
     """theta, rounded to float32, in the type of v."""
+    check_dead_zone_fits(p, v)
     return torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
 
 

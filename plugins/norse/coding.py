@@ -8,7 +8,14 @@ from torch import Tensor
 
 from ...neurons import coding
 from ...neurons.base import spread
-from ...neurons.protocol import check_protocol, encode_step, like, readout_sequence, running_mean
+from ...neurons.protocol import (
+    check_protocol,
+    check_readout,
+    encode_step,
+    like,
+    readout_sequence,
+    running_mean,
+)
 from ...neurons.schedules import ExponentialSchedule, Schedule
 from .common import check_schedule, scan_steps, single
 from .module import Cell, Layer, Neuron
@@ -20,8 +27,8 @@ class EncodeParameters(NamedTuple):
     Parameters:
         schedule (Schedule): the step sizes, those of the first layer
         momentum (float): of the step
-        spikes (str): what is sent, "signed" increments of v, "decoded" v, or "binary"
-            (1 + v - x) / 2, as published
+        spikes (str): what is sent, "signed" increments of v, "decoded" v, "ternary" v - x, or
+            "binary" (1 + v - x) / 2, as published
         members (int): of the neurons that take "binary" spikes
     """
 
@@ -44,12 +51,12 @@ class _Encode(Neuron):
     State = EncodeState
     numbers = ("momentum",)
     counts = ("members",)
-    later = ("members",)
+    later = {"members": 1}
 
     @classmethod
     def check_parameters(cls, p: EncodeParameters) -> None:
         offset = 0.0 if p.spikes == "binary" else None
-        check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum)
+        check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum, p.members)
         check_schedule(cls.__name__, p.schedule)
 
     @classmethod
@@ -132,8 +139,8 @@ class ReadoutParameters(NamedTuple):
 
     Parameters:
         initial (float | Tensor): y(0), the bias of the last layer, broadcasts against its output
-        spikes (str): what the last layer was handed, "signed", "binary" or "decoded"
-        schedule (Schedule): the step sizes of the senders, for "binary"
+        spikes (str): what the last layer was handed, "signed", "binary", "ternary" or "decoded"
+        schedule (Schedule): the step sizes of the senders, for "binary" and "ternary"
         offset (float | Tensor): W (scale 1) of the last layer, for "binary" alone
         members (int): of the senders, for "binary"
     """
@@ -156,16 +163,12 @@ class _Readout(Neuron):
     Parameters = ReadoutParameters
     State = ReadoutState
     counts = ("members",)
-    later = ("members",)
+    later = {"members": 1}
 
     @classmethod
     def check_parameters(cls, p: ReadoutParameters) -> None:
-        check_protocol(cls.__name__, p.spikes, p.initial, p.offset)
-        if p.spikes == "binary" and p.schedule is None:
-            raise ValueError(
-                f"{cls.__name__}: binary spikes are decoded with the step sizes of their senders. "
-                "Pass schedule=... ."
-            )
+        check_protocol(cls.__name__, p.spikes, p.initial, p.offset, members=p.members)
+        check_readout(cls.__name__, p.spikes, p.schedule)
         if p.schedule is not None:
             check_schedule(cls.__name__, p.schedule)
 

@@ -65,7 +65,7 @@ class _GroupNeuron(Neuron):
     State = (GroupNeuronState, SignedGroupNeuronState)
     numbers = ("alpha",)
     counts = ("members",)
-    later = ("signed",)
+    later = {"signed": False}
 
     @classmethod
     def _normal(cls, p: Any) -> Any:

@@ -32,7 +32,8 @@ class Neuron(nn.Module):
     State: ClassVar[type[Any] | tuple[type[Any], ...]]
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
     counts: ClassVar[tuple[str, ...]] = ()  # of p, integers, likewise
-    later: ClassVar[tuple[str, ...]] = ()  # of p, that earlier versions had not, so did not save
+    # of p, that earlier versions had not and did not save: what their neurons did
+    later: ClassVar[Mapping[str, Any]] = {}
     dt: float
 
     # -- what a kind of neuron says -------------------------------------------------------------
@@ -171,7 +172,7 @@ class Neuron(nn.Module):
             if name == "backend":
                 continue
             if name not in state and name in self.later:
-                saved = self.Parameters._field_defaults[name]
+                saved = self.later[name]
             elif name not in state:
                 raise FormatError(f"{self._get_name()}: the saved state has no {name!r}.")
             else:

@@ -12,7 +12,14 @@ from ...errors import InputError
 from ...neurons import signgd
 from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
-from ...neurons.protocol import at_least_float32, check_protocol, signgd_sequence, signgd_start
+from ...neurons.protocol import (
+    at_least_float32,
+    check_protocol,
+    chosen_dead_zone,
+    has_gradient,
+    signgd_sequence,
+    signgd_start,
+)
 from ...neurons.schedules import ExponentialSchedule, Schedule
 from ...neurons.surrogate import Surrogate
 from .common import check_backend, check_schedule, of_arity, surrogate, trains
@@ -30,16 +37,22 @@ class SignGDParameters(NamedTuple):
         resting (float | Tensor): v(0), broadcasts against v
         initial_input (float | Tensor | tuple): x(0), the bias of the layer before, broadcasts
             against an input; a tuple for several inputs
-        spikes (str): what is sent, "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, or
-            "decoded" v(t) (``neurons/protocol.py``)
+        spikes (str): what is sent, "signed" -eta(t) scale sigma(t), "binary" scale {0, 1},
+            "ternary" scale {-1, 0, 1}, of single signs, or "decoded" v(t)
+            (``neurons/protocol.py``)
         offset (float | Tensor | tuple): W (scale 1) of the layer before, for "binary" alone
         arguments (Mapping): parameters of f, such as ``{"negative_slope": 0.1}``
         momentum (float): of the step, 0 in the paper
         method (str): Norse's method for the gradient of a spike in v - f(x)
         alpha (float): Norse's hyper parameter of that gradient
         backend (str): what runs the neurons, "auto", "cpu", "cupy" or "torch"
-        members (int): m, the signs of one step, of sizes eta, eta / 2, ...; at most 8, without
-            momentum, and the same for all neurons of a network with "binary" spikes
+        members (int): m, the signs of one step, of sizes eta, eta / 2, ...; at most 8, with a dead
+            zone 12, without momentum, and the same for all neurons of a network with "binary"
+            spikes
+        dead_zone (float | Tensor): theta, a part of a step in [0, 1), broadcasts against v: a
+            member is silent where v is within theta of its step of f(x); 0 is the paper's neuron,
+            a sign at every step. None is ``neurons.signgd.DEAD_ZONE``, but 0 with momentum and
+            with "binary" spikes, which have none
     """
 
     function: str | Nonlinearity | Callable[..., Tensor] = "relu"
@@ -55,6 +68,7 @@ class SignGDParameters(NamedTuple):
     alpha: float = 100.0
     backend: str = "auto"
     members: int = 1
+    dead_zone: float | Tensor | None = None
 
 
 class SignGDState(NamedTuple):
@@ -78,15 +92,22 @@ class _SignGD(Neuron):
     State = SignGDState
     numbers = ("momentum", "alpha")
     counts = ("members",)
-    later = ("members",)
+    later = {"members": 1, "dead_zone": 0.0}
 
     @classmethod
     def check_parameters(cls, p: SignGDParameters) -> None:
-        check_protocol(cls.__name__, p.spikes, p.initial_input, p.offset, p.momentum)
+        options = (p.initial_input, p.offset, p.momentum, p.members, p.dead_zone)
+        check_protocol(cls.__name__, p.spikes, *options)
         check_schedule(cls.__name__, p.schedule)
         surrogate(p.method, p.alpha)
         check_backend(cls.__name__, p.backend)
         cls.dynamics(p, check=True)
+
+    @classmethod
+    def _normal(cls, p: SignGDParameters) -> SignGDParameters:
+        """p with the dead zone that is meant, so that it is also what is saved."""
+        p = super()._normal(p)
+        return p._replace(dead_zone=chosen_dead_zone(p.dead_zone, p.spikes, p.momentum))
 
     @classmethod
     def dynamics(cls, p: SignGDParameters, check: bool = False) -> signgd.SignGDParameters:
@@ -100,6 +121,7 @@ class _SignGD(Neuron):
             arguments,
             p.momentum,
             p.members,
+            at_least_float32(p.dead_zone),
             check=check,
         )
 
@@ -136,7 +158,7 @@ class _SignGD(Neuron):
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
         gradient = cls._gradient(p, *inputs, *state)
-        if gradient is not None and (p.spikes == "binary" or p.momentum):
+        if gradient is not None and not has_gradient(p.spikes, p.momentum):
             raise InputError(
                 f"{cls.__name__}: a gradient passes signed spikes or decoded values without "
                 'momentum. Choose spikes="signed", or method="heaviside" for no gradient.'
@@ -166,7 +188,7 @@ class _SignGD(Neuron):
     def _gradient(cls, p: SignGDParameters, *values: Any) -> Surrogate | None:
         """The surrogate, where one of these values or a tensor of p asks for a gradient."""
         arguments = tuple((p.arguments or {}).values())
-        learns = trains(*values, p.scale, p.resting, p.initial_input, arguments)
+        learns = trains(*values, p.scale, p.resting, p.initial_input, p.dead_zone, arguments)
         return surrogate(p.method, p.alpha) if learns else None
 
     def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
@@ -204,6 +226,8 @@ def signgd_feed_forward_step(
     a layer without bias makes of such outputs; whether v = f(x) fires is a property of f's row.
     With ``p.members`` m > 1 m signs follow on each other, of which each halves the step, and
     :math:`-\eta(t)\, s\, 2^{1-m} d(t)` is sent, d(t) the odd integer that they are the digits of.
+    With ``p.dead_zone`` theta > 0 a neuron within theta of the step of f(x) is silent: sigma is 0
+    where :math:`|v(t-1) - f(x(t))| \le \theta\, \eta(t)\, s`, and d(t) may be even.
     Source: Oh & Lee, ICML 2024 (arXiv:2407.01645).
 
     Parameters:
@@ -265,5 +289,6 @@ def signgd_layer(node: signgd.SignGDNeuron, spikes: str, kernels: str) -> SignGD
             method="heaviside",
             backend=kernels,
             members=node.members,
+            dead_zone=node.dead_zone,
         )
     )

@@ -4,8 +4,8 @@ Every module holds its state as memories (``functional.reset_net`` starts anew),
 ``step_mode="s"`` and [T, N, *] in ``"m"``, and gives the same numbers in both. States are float32,
 float64 for float64 inputs, whatever the input's type; the output has the input's type.
 
-``spikes`` says what passes between the modules of one network: "signed", "binary" or "decoded"
-(``neurons/protocol.py``).
+``spikes`` says what passes between the modules of one network: "signed", "binary", "ternary" or
+"decoded" (``neurons/protocol.py``).
 
 signGD and group neurons run by kernels where ``backend`` finds them, the same in both step modes
 (``neurons/choice.py`` says what "auto", "cpu", "cupy" and "torch" mean); ``choice`` tells what
@@ -179,7 +179,8 @@ class Recording(Stateful, neuron.BaseNode):
 
     Each call in step_mode 'm' replaces them; in 's' a step is appended, until the next reset.
     ``spike_seq`` is bool, uint8 for the m bits of several signs a step (the first one's the
-    highest), None for neurons whose spikes are graded.
+    highest), None for neurons whose spikes are graded. Of signGD neurons with a dead zone it is
+    sigma in {-1, 0, 1}, int8, or d of several signs, int16: what a raster shows.
     """
 
     v: Any  # Tensor, a number before the first step

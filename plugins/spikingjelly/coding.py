@@ -13,7 +13,14 @@ from ...neurons.coding import (
     RealCodingParameters,
     poisson_step,
 )
-from ...neurons.protocol import check_protocol, encode_step, like, readout_sequence, running_mean
+from ...neurons.protocol import (
+    check_protocol,
+    check_readout,
+    encode_step,
+    like,
+    readout_sequence,
+    running_mean,
+)
 from ...neurons.schedules import Schedule
 from .base import Record, Shapes, Stateful, hold, show
 
@@ -30,7 +37,7 @@ class Encode(Stateful):
 
     Sends the increments of v ("signed"), v ("decoded"), or (1 + v - x) / 2 ("binary", as
     published: not binary at all, but decoded by the same formula as binary spikes, those of neurons
-    of ``members``).
+    of ``members``), or likewise v - x ("ternary").
     """
 
     State = _EncodeState
@@ -46,7 +53,7 @@ class Encode(Stateful):
     ) -> None:
         super().__init__(step_mode)
         offset = 0.0 if spikes == "binary" else None
-        check_protocol(self._get_name(), spikes, 0.0, offset, momentum)
+        check_protocol(self._get_name(), spikes, 0.0, offset, momentum, members)
         self.dynamics = RealCodingParameters(schedule, momentum)
         self.members = members
         self.spikes = spikes
@@ -117,7 +124,7 @@ class Readout(Stateful):
     """Accumulates what the last linear layer makes of the spikes to the decoded output y(t).
 
     ``initial`` is the layer's bias, y(0); "binary" needs the senders' ``schedule`` and ``members``
-    and the offset of the layer.
+    and the offset of the layer, "ternary" their schedule.
     """
 
     State = _ReadoutState
@@ -133,12 +140,8 @@ class Readout(Stateful):
         step_mode: str = "s",
     ) -> None:
         super().__init__(step_mode)
-        check_protocol(self._get_name(), spikes, initial, offset)
-        if spikes == "binary" and schedule is None:
-            raise ValueError(
-                "Readout: binary spikes are decoded with the step sizes of their senders. Pass "
-                "schedule=... ."
-            )
+        check_protocol(self._get_name(), spikes, initial, offset, members=members)
+        check_readout(self._get_name(), spikes, schedule)
         hold(self, "initial", initial)
         hold(self, "offset", 0.0 if offset is None else offset)
         self.schedule = schedule
@@ -159,11 +162,12 @@ class Readout(Stateful):
         return y_seq, _ReadoutState(y, state.t + current.shape[0], state.shapes)
 
     def extra_repr(self) -> str:
-        binary = f"{self.schedule!r}, offset={show(self.offset)}, "
-        return (
-            f"initial={show(self.initial)}, {binary if self.spikes == 'binary' else ''}"
-            f"spikes={self.spikes!r}, step_mode={self.step_mode!r}"
-        )
+        parts = [f"initial={show(self.initial)}"]
+        if self.spikes in ("binary", "ternary"):
+            parts.append(repr(self.schedule))
+        if self.spikes == "binary":
+            parts.append(f"offset={show(self.offset)}")
+        return ", ".join([*parts, f"spikes={self.spikes!r}", f"step_mode={self.step_mode!r}"])
 
 
 class _RunningMeanState(NamedTuple):

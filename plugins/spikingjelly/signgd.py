@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
-from ...neurons.protocol import at_least_float32, check_protocol, signgd_sequence, signgd_start
+from ...neurons.protocol import (
+    at_least_float32,
+    check_protocol,
+    chosen_dead_zone,
+    has_gradient,
+    signgd_sequence,
+    signgd_start,
+)
 from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
 from .base import Made, Record, Shapes, hold, known_surrogate, same, show
@@ -29,11 +36,17 @@ class SignGDNode(Made):
     """signGD neuron of any function of one or several arguments (``neurons/signgd.py``).
 
     ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
-    ``{"negative_slope": 0.1}``. ``scale`` and ``resting`` broadcast against v [N, *],
-    ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
-    Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
-    ``members``, m, is the number of signs of one step, of sizes eta, eta / 2, ...; all neurons of a
-    network with "binary" spikes have the same.
+    ``{"negative_slope": 0.1}``. ``scale``, ``resting`` and ``dead_zone`` broadcast against v
+    [N, *], ``initial_input`` and ``offset`` against an input, with a tuple of them for several
+    inputs. Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated
+    inputs. ``members``, m, is the number of signs of one step, of sizes eta, eta / 2, ...; all
+    neurons of a network with "binary" spikes have the same.
+
+    ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
+    silent. 0 is the paper's neuron, with a sign at every step; None is
+    ``neurons.signgd.DEAD_ZONE``, but 0 with momentum and with "binary" spikes, which have none.
+    ``spikes``: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary"
+    scale {-1, 0, 1}, of single signs, or "decoded" v(t) (``neurons/protocol.py``).
 
     ``surrogate_function`` gives outputs a gradient with respect to inputs; without, as after a
     conversion, none passes a spike and none is recorded. It takes "signed" or "decoded" spikes.
@@ -54,6 +67,7 @@ class SignGDNode(Made):
         arguments: Mapping[str, Any] | None = None,
         momentum: float = 0.0,
         members: int = 1,
+        dead_zone: float | Tensor | None = None,
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
         backend: str = "auto",
@@ -65,8 +79,10 @@ class SignGDNode(Made):
             backend=backend,
             store_v_seq=store_v_seq,
         )
-        check_protocol(self._get_name(), spikes, initial_input, offset, momentum)
-        if surrogate_function is not None and (spikes == "binary" or momentum):
+        dead_zone = chosen_dead_zone(dead_zone, spikes, momentum)
+        options = (initial_input, offset, momentum, members, dead_zone)
+        check_protocol(self._get_name(), spikes, *options)
+        if surrogate_function is not None and not has_gradient(spikes, momentum):
             raise ValueError(
                 f"{self._get_name()}: a gradient passes signed spikes or decoded values without "
                 'momentum. Choose spikes="signed", or leave surrogate_function out.'
@@ -82,6 +98,7 @@ class SignGDNode(Made):
         self.members = members
         hold(self, "scale", scale)
         hold(self, "resting", resting)
+        hold(self, "dead_zone", dead_zone)
         self._initial_inputs = self._hold_each("initial_input", initial_input)
         self._offsets = self._hold_each("offset", 0.0 if offset is None else offset)
         self._arguments = {key: f"argument_{key}" for key in arguments or {}}
@@ -102,6 +119,7 @@ class SignGDNode(Made):
             arguments=node.arguments,
             momentum=node.momentum,
             members=node.members,
+            dead_zone=node.dead_zone,
         )
 
     def start(self, *x: Tensor) -> None:
@@ -142,7 +160,7 @@ class SignGDNode(Made):
         """The definition's parameters, with the tensors of the buffers."""
         arguments = self.arguments
         numbers = (self.schedule, self.momentum, self.members)
-        of = (*numbers, self.scale, self.resting, *arguments.values())
+        of = (*numbers, self.scale, self.resting, self.dead_zone, *arguments.values())
         made = self._made
         if made is None or not all(map(same, of, made[0])):
             dynamics = SignGDParameters(
@@ -153,6 +171,7 @@ class SignGDNode(Made):
                 {key: at_least_float32(value) for key, value in arguments.items()},
                 self.momentum,
                 self.members,
+                at_least_float32(self.dead_zone),
             )
             made = self._made = (of, dynamics)
         return made[1]
@@ -214,4 +233,6 @@ class SignGDNode(Made):
             parts.append(f"momentum={self.momentum}")
         if self.members > 1:
             parts.append(f"members={self.members}")
+        if isinstance(self.dead_zone, Tensor) or self.dead_zone:
+            parts.append(f"dead_zone={show(self.dead_zone)}")
         return ", ".join([*parts, f"spikes={self.spikes!r}", f"step_mode={self.step_mode!r}"])
