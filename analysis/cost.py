@@ -5,6 +5,7 @@ The currency is the connection that a spike meets, see ``connections``.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -206,6 +207,30 @@ class Operations(_Traffic):
         return self.events / (self.neurons * self.time_steps) if self.neurons else 0.0
 
     @property
+    def additions_per_mac(self) -> float:
+        """What one inference adds up for each multiply-accumulate of its source.
+
+        (``synaptic`` + ``sum_macs`` + ``multiplies`` + ``input_macs``) / (``source_macs`` +
+        ``source_multiplies``): additions of a weight, every spike (of m signs every digit that is
+        not zero) at each connection that it meets, and what is still multiplied, each product one
+        addition more. Step sizes (``scalings``), updates and functions are not in it. The ratio
+        that is compared everywhere: by ``search``, the tables, energies, the report and the
+        command line. Infinity where the source multiplies nothing, 0 where nobody adds.
+        """
+        return self._per_mac(self.synaptic + self.sum_macs + self.multiplies + self.input_macs)
+
+    @property
+    def parts_per_mac(self) -> dict[str, float]:
+        """The four terms of ``additions_per_mac``, each over the MACs of the source."""
+        parts = (self.synaptic, self.sum_macs, self.multiplies, self.input_macs)
+        names = ("spikes", "sums", "products", "input")
+        return {name: self._per_mac(part) for name, part in zip(names, parts, strict=True)}
+
+    def _per_mac(self, additions: float) -> float:
+        macs = self.source_macs + self.source_multiplies
+        return additions / macs if macs else (math.inf if additions else 0.0)
+
+    @property
     def dense(self) -> bool:
         """Whether every neuron sends at every step, whatever its value, as signGD neurons do."""
         return {row.kind for row in self.each if row.coding} == {"signgd"}
@@ -217,7 +242,8 @@ class Operations(_Traffic):
         found |= {"layers": dict(self.layers), "kinds": dict(self.kinds), "levels": levels}
         bits = {name: getattr(self, name) for name in ("state_bits", "weight_bits", "bits_moved")}
         rows = {"each": [row.to_dict() for row in self.each]} if each else {}
-        return {**found, "rate": self.rate, **bits, **rows}
+        ratio = {"additions_per_mac": self.additions_per_mac, "parts_per_mac": self.parts_per_mac}
+        return {**found, "rate": self.rate, **ratio, **bits, **rows}
 
     def __str__(self) -> str:
         heads = ("layer", "kind", "source MACs", "neurons", "events", "rate", "synaptic", "MACs",
@@ -235,6 +261,7 @@ class Operations(_Traffic):
         if self.dense:
             lines.append(DENSE)
         lines += [
+            additions_line(self),
             f"MACs left: {self.input_macs:,.0f} of the input, once; at every step, together "
             f"{self.sum_macs:,.0f} of sums, {self.multiplies:,.0f} of two signals, "
             f"{self.scalings:,.0f} of step sizes; f computed {self.evaluations:,.0f} times",
@@ -245,6 +272,12 @@ class Operations(_Traffic):
 
 
 DENSE = "signGD neurons send a spike in every step, whatever their value: nothing here is sparse."
+
+
+def additions_line(found: Operations) -> str:
+    """``additions per MAC of the source: 1.31 (spikes 1.1, sums 0, products 0.12, input 0.09)``."""
+    parts = ", ".join(f"{name} {part:.3g}" for name, part in found.parts_per_mac.items())
+    return f"additions per MAC of the source: {found.additions_per_mac:.3g} ({parts})"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

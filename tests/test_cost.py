@@ -1,6 +1,7 @@
 """Operations counted by hand on tiny networks."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -37,6 +38,28 @@ def test_padding_and_stride():
     assert found.sum_macs == 0 and found.multiplies == 0
     assert found.state_bytes == 4 * 2 * (32 + 12)
     assert count_operations(snn, x, 1).synaptic == second * 2
+
+
+def test_additions_for_each_mac():
+    """Of the source 200 MACs on the input, 150 behind; each spike is met as often as its weight."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    )
+    snn, x = converted(model, (1, 4, 4), 5, members=2, dead_zone=0)
+    found = count_operations(snn, x)
+    by_hand = {"spikes": 150 * 10, "sums": 0, "products": 0, "input": 200}
+    assert found.parts_per_mac == pytest.approx({k: n / 350 for k, n in by_hand.items()})
+    assert found.additions_per_mac == pytest.approx(1700 / 350)
+    assert found.to_dict()["additions_per_mac"] == found.additions_per_mac
+    assert "additions per MAC of the source: 4.86 (spikes 4.29, sums 0, " in str(found)
+    snn, x = converted(Product(), (3, 4), 2, dead_zone=0)
+    parts = {"spikes": 2 * (12 + 12 + 9), "sums": 0, "products": 72, "input": 0}
+    found = count_operations(snn, x).parts_per_mac
+    assert found == pytest.approx({k: n / 36 for k, n in parts.items()})
+    snn, x = converted(nn.Sequential(nn.ReLU(), nn.GELU()), (3,), 2, dead_zone=0)
+    assert count_operations(snn, x).additions_per_mac == math.inf  # of a source without weights
+    snn, x = converted(nn.Sequential(nn.ReLU()), (3,), 2, dead_zone=0)
+    assert count_operations(snn, x).additions_per_mac == 0
 
 
 def test_depthwise_and_weights_of_zero():
