@@ -458,7 +458,7 @@ def test_a_dead_zone_in_half_counts_with_its_rounded_value():
 
 
 def tangents(x_seq, dx_seq, p, surrogate, dscale, dtheta):
-    """v(t) - and how it moves with x, scale and theta: the chain rule of the equations by hand."""
+    """How v(t) moves with x, scale and theta: the chain rule of the equations, by hand."""
     v, dv, moves = torch.zeros_like(x_seq[0]), torch.zeros_like(x_seq[0]), []
     theta = torch.as_tensor(p.dead_zone).float().to(v.dtype)
     for t, (x, dx) in enumerate(zip(x_seq, dx_seq, strict=True)):
@@ -482,8 +482,12 @@ def tangents(x_seq, dx_seq, p, surrogate, dscale, dtheta):
 
 @pytest.mark.parametrize("theta", [0.5, CHANNELS], ids=["number", "channels"])
 @pytest.mark.parametrize("members", [1, 3])
-def test_gradients_are_the_chain_rule_with_a_smooth_step(members, theta):
-    """To the inputs, the scale and the dead zone, in both simulators, against tangents by hand."""
+@pytest.mark.parametrize("spikes", ["decoded", "signed"])
+def test_gradients_are_the_chain_rule_with_a_smooth_step(spikes, members, theta):
+    """To the inputs, the scale and the dead zone, in both simulators, against tangents by hand.
+
+    Signed spikes are what v moves by, and their receivers integrate them.
+    """
     from spikingjelly_signgd.plugins import norse
 
     surrogate = sg.Surrogate("tanh", 2.0)
@@ -493,7 +497,7 @@ def test_gradients_are_the_chain_rule_with_a_smooth_step(members, theta):
     zone = nn.Parameter(torch.as_tensor(theta, dtype=torch.float32).expand(5).double())
     p = norse.SignGDParameters(
         *("tanh", SCHEDULE, scale),
-        **{"spikes": "decoded", "method": "tanh", "alpha": 2.0, "members": members},
+        **{"spikes": spikes, "method": "tanh", "alpha": 2.0, "members": members},
         dead_zone=zone,
     )
     layer, x = norse.SignGD(p), x_seq.clone().requires_grad_()
@@ -508,12 +512,18 @@ def test_gradients_are_the_chain_rule_with_a_smooth_step(members, theta):
         (scale.grad, dscale, (torch.zeros_like(dx), dscale, nothing)),
         (zone.grad, dtheta, (torch.zeros_like(dx), nothing, dtheta)),
     ):
-        expected = (tangents(x_seq, given[0], q, surrogate, *given[1:]) * weight).sum()
+        values, moved = x_seq, given[0]
+        if spikes == "signed":
+            values, moved = x_seq.cumsum(0), moved.cumsum(0)
+        moves = tangents(values, moved, q, surrogate, *given[1:])
+        if spikes == "signed":
+            moves = moves.diff(dim=0, prepend=torch.zeros_like(moves[:1]))
+        expected = (moves * weight).sum()
         assert abs(float(expected)) > 1e-3
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-7)
     node = sg.SignGDNode(
         *("tanh", SCHEDULE),
-        **{"scale": SCALES.double(), "spikes": "decoded", "members": members, "dead_zone": theta},
+        **{"scale": SCALES.double(), "spikes": spikes, "members": members, "dead_zone": theta},
         surrogate_function=surrogate,
     )
     other = x_seq.clone().requires_grad_()

@@ -85,6 +85,42 @@ def test_read_outs_and_spikes_are_equal(name, time_steps):
             assert v_seq.shape[0] == time_steps
 
 
+@pytest.mark.parametrize("spikes", ["decoded", "signed"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vgg", {"dead_zone": 2 / 3}),
+        ("convnext", {"dead_zone": 2 / 3, "members": 8, "time_steps": 1}),
+        ("mixer", {"dead_zone": {"": 0.5, "blocks.1": 0.0}, "members": 4, "time_steps": 2}),
+    ],
+    ids=["vgg", "convnext", "mixer"],
+)
+def test_networks_of_silent_neurons_are_equal(name, options, spikes):
+    """Read-outs, rasters and every v; a step at a time and a sequence."""
+    options = {"time_steps": 4, **options}
+    network = convert(name, **options)
+    steps = options["time_steps"]
+    theirs, ours = both(network, spikes=spikes, record_states=True)
+    silent = 0
+    assert len({node.dead_zone for node in network.neurons}) == (2 if name == "mixer" else 1)
+    for node in network.neurons:
+        theirs.neuron(node.name).store_v_seq = True
+    expected = torch.stack([theirs(X) for _ in range(steps)])
+    y, states = ours(X.expand(steps, *X.shape))
+    assert torch.equal(y, expected)
+    for node in network.neurons:
+        neuron = theirs.neuron(node.name)
+        assert torch.equal(states.neurons[node.name].v, neuron.v_seq), node.name
+        assert neuron.spike_seq.shape == neuron.v_seq.shape
+        silent += int((neuron.spike_seq == 0).sum()) if node.parameters.sparse else 0
+    assert silent > 0
+    single, state = [], None
+    for _ in range(steps):
+        out, state = ours(X, state)
+        single.append(out)
+    assert torch.equal(torch.stack(single), expected)
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, *QCFS])
 def test_single_steps_and_states_between_calls(name):
     """One step at a time, and sequences cut in two, against SpikingJelly's."""
