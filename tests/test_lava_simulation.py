@@ -159,6 +159,7 @@ def test_several_signs(members, tmp_path):
         time_steps=steps,
         schedule=sg.ExponentialSchedule(0.5, 0.6),
         resting="mean",
+        dead_zone=0,
     )
     counts = iter((members, members - 1))
     nodes = tuple(
@@ -208,7 +209,7 @@ def test_signgd(case, tmp_path):
     """Outputs at every step are torch's, spikes those of the runner with a step for each layer."""
     steps = 16
     model = lava_digits.load("gelu") if case == "gelu" else convolutions()
-    options = {} if case == "gelu" else {"resting": "mean"}
+    options = {"dead_zone": 0} | ({} if case == "gelu" else {"resting": "mean"})
     network = sg.convert(
         model.double(), DATA.train.images[:128].double(), time_steps=steps, tune=False, **options
     )
