@@ -182,24 +182,32 @@ class Choices:
         for members in range(1, MOST_MEMBERS + 1):
             usual = default_schedule(self.steps, depth, members)
             sizes = (usual.initial, *FIRST) if members > 1 or self.steps == 1 else (usual.initial,)
-            best: tuple[float, SignGDNeuron, Tensor] | None = None
+            best: tuple[float, SignGDNeuron, Tensor, float] | None = None
             for initial in dict.fromkeys(sizes):
                 for rest in resting:
                     schedule = ExponentialSchedule(initial, usual.decay)
                     tried = replace(node, members=members, schedule=schedule, resting=rest)
-                    y = self._decoded(tried, inputs)
+                    y, spikes = self._decoded(tried, inputs)
                     off = (y - target).square()
                     weight = weights.get(node.name)
                     error = float((off if weight is None else off * weight).mean())
                     if best is None or error < best[0]:
-                        best = error, tried, y
+                        best = error, tried, y, spikes
             assert best is not None
-            spikes = float(members * self.steps * values_of(node.shape))
-            yield self._option(best[1], best[2], spikes, values)
+            yield self._option(*best[1:], values)
 
-    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> Tensor:
+    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> tuple[Tensor, float]:
+        """What the neurons hold in the end, and the spikes of a sample."""
         x_seq = [x.expand(self.steps, *x.shape) for x in inputs]
-        return sequence(node, x_seq)[-1]
+        if node.steady:
+            return sequence(node, x_seq)[-1], float(
+                node.members * self.steps * values_of(node.shape)
+            )
+        with hear() as told:
+            y = sequence(node, x_seq)[-1]
+        events = told[0]()
+        assert events is not None
+        return y, float(events.spikes.double().sum()) / len(inputs[0])
 
     def _group(
         self,
@@ -390,16 +398,18 @@ class _Join(Semantics[str]):
 @torch.no_grad()
 def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     """The spikes of all signGD and group neurons for one of the inputs x [N, ...], on average."""
-    signs, groups = network.of(SignGDNeuron), network.of(GroupNeuron)
-    total = float(sum(node.values * node.members for node in signs) * network.time_steps)
-    if not groups:
+    steady = [node for node in network.of(SignGDNeuron) if node.steady]
+    counted = [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+    counted = [node for node in counted if node not in steady]
+    total = float(sum(node.values * node.members for node in steady) * network.time_steps)
+    if not counted:
         return total
     simulation = Simulation(network)
     told = 0.0
 
     def listen(sent: Sent) -> None:
         nonlocal told
-        if sent.node in groups and sent.events is not None:
+        if sent.node in counted and sent.events is not None:
             told += float(sent.events.spikes.double().sum())
 
     with listening(simulation, listen):
