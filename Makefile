@@ -8,10 +8,13 @@ LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 NORSE := $(VENV)/norse-alone
 DOCS := $(VENV)/docs
 
+# modules are compiled once, not by each process of a test
+unexport PYTHONDONTWRITEBYTECODE
+
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers docs lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -72,7 +75,7 @@ docs: $(VENV)/.stamp $(DOCS)/.stamp
 	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-$(DOCS)/.stamp: pyproject.toml | $(VENV)/.stamp
+$(DOCS)/.stamp: pyproject.toml
 	$(PYTHON) -m venv "$(DOCS)"
 	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"
@@ -85,6 +88,15 @@ neurobench: $(VENV)/.stamp
 	$(PIP) install --no-deps --upgrade --target "$(VENV)/neurobench" neurobench==2.3.0 snntorch==1.0.0
 	@echo "== in NeuroBench"
 	@PYTHONPATH="$(VENV)/neurobench" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_neurobench.py
+
+# The tests of the targets lava, nir-readers and neurobench in one session
+toolchains: lava-environment
+	$(PIP) install --no-deps --upgrade --target "$(VENV)/neurobench" neurobench==2.3.0 snntorch==1.0.0
+	@echo "== in Lava, in other readers of NIR, in NeuroBench"
+	@PYTHONPATH="$(VENV)/neurobench" LAVA_PYTHON="$(VENV)/lava/bin/python" \
+		SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_lava_simulation.py \
+		tests/test_verification.py::test_netx_files_in_lava tests/test_nir_readers.py \
+		tests/test_neurobench.py
 
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .

@@ -456,11 +456,11 @@ def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork
         nodes[node.name] = replace(node, schedule=planned_schedule(network, node, steps))
     for group in network.of(GroupNeuron):
         levels = group.arguments.get("levels") or DEFAULT_LEVELS
-        signed = steps > 1 if group.function.name == "relu" else group.signed
+        signed = group.signed if group.trained else steps > 1
         members = max(1, round(levels / steps))
         nodes[group.name] = replace(group, members=members, signed=signed)
     changed = network.with_nodes(nodes).replace(time_steps=steps)
-    if not any(node.function.name == "relu" for node in network.of(GroupNeuron)):
+    if all(node.trained for node in network.of(GroupNeuron)):
         return changed
     known = network.statistics
     if any(n.name not in known for n in changed.neurons):

@@ -75,6 +75,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
         4,
     ),
     "signGD, 3 signs in a step, MLP of GELU": (lambda: mlp(nn.GELU), {"members": 3}, 2),
+    "signGD, 8 signs or silence, MLP of GELU": (
+        lambda: mlp(nn.GELU),
+        {"members": 8, "dead_zone": 2 / 3},
+        1,
+    ),
     "group m = 4, MLP": (lambda: mlp(qcfs), GROUP, 1),
     "group m = 4, vgg with average pooling": (example("vgg", 4), GROUP, 1),
     "group m = 4, resnet": (example("resnet", 4), GROUP, 1),

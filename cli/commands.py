@@ -31,7 +31,9 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 
 # options that are arguments of sg.convert as they are
-CONVERSION = "signed preset tune keep scale resting momentum forms input_coding input_scale".split()
+CONVERSION = (
+    "signed preset tune objective keep scale resting momentum forms input_coding input_scale"
+).split()
 # and of a format's writer, where it takes them
 EXPORTING = (
     "time_steps mode dialect pooling strict "
@@ -87,6 +89,8 @@ def convert(options: argparse.Namespace) -> Result:
         given["method"] = _by_path("--method", options.method, str)
     if options.members is not None:
         given["members"] = _by_path("--members", options.members, int)
+    if options.dead_zone is not None:
+        given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, float)
     model = load_model(options.model, options.weights)
     data = _data(options)
     network = run_convert(

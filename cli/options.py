@@ -259,10 +259,18 @@ def _conversion(command: Parser) -> None:
         "--members", action=Collect, metavar="[PATH=]M", help="neurons of a group, or signs"
     )
     command.add_argument("--signed", action=argparse.BooleanOptionalAction, help="group neurons")
+    command.add_argument(
+        "--dead-zone", action=Collect, metavar="[PATH=]THETA",
+        help="of signGD neurons, a part of a step in [0, 1); 0 fires at every step",
+    )  # fmt: skip
     command.add_argument("--preset", choices=("default", "paper"))
     command.add_argument(
         "--tune", action=argparse.BooleanOptionalAction, help="by default where nothing is against"
     )
+    command.add_argument(
+        "--objective", type=objective, metavar="OBJECTIVE",
+        help="of tuning: error, additions, or a weight of these",
+    )  # fmt: skip
     command.add_argument(
         "--keep", action=Collect, nargs="+", metavar="PATH", help="modules that stay real-valued"
     )
@@ -295,6 +303,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
     return value
+
+
+def objective(text: str) -> str | float:
+    """A name, which ``convert`` knows, or a weight."""
+    return text if text.isalpha() else number(text)
 
 
 def seed(text: str) -> int:

@@ -106,6 +106,7 @@ def convert(
     forms: Forms | None = None,
     dead_zone: float | Mapping[str, float] | None = None,
     tune: bool | None = None,
+    objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
     max_batches: int | None = 32,
     seed: int = 0,
@@ -131,7 +132,8 @@ def convert(
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms and attention in one neuron or many
-        tune          whether steps, scales and resting values are learned
+        tune          whether steps, scales, resting values and dead zones are learned
+        objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
         max_batches   of the calibration, at most; seed: of what is drawn
         passes        in place of converters.PASSES
@@ -160,6 +162,7 @@ def convert(
         keep=keep,
         forms=_forms(forms, functions),
         tune=tune,
+        objective=objective,
         neurons=neurons,
         max_batches=max_batches,
         seed=seed,

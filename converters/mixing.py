@@ -47,6 +47,7 @@ from ..core.operations import moves
 from ..core.progress import progress
 from ..core.spikes import Sent, listening
 from ..core.walk import Semantics, walk
+from ..neurons.group import group_ceiling
 from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS
 from ..neurons.spikes import hear
@@ -112,7 +113,7 @@ def _passes_on(node: Linear) -> bool:
 
 
 def may_be_group(node: Function) -> bool:
-    return node.function.name in ("relu", "qcfs") and node.shape[:1] == ("1*batch",)
+    return group_ceiling(node) is not None and node.shape[:1] == ("1*batch",)
 
 
 class Choices:
@@ -151,7 +152,11 @@ class Choices:
         module, x = self.module, self.samples.x
         values = module.activations(x, keep=[node.name for node in module.network.nodes])
         found = units(self.network)
-        free = [unit[0].name for unit in found if unit[0].function.name == "relu"]
+        free = [
+            unit[0].name
+            for unit in found
+            if may_be_group(unit[0]) and unit[0].function.name != "qcfs"
+        ]
         generator = torch.Generator().manual_seed(self.seed)
         weights = thresholds.weights(module, x, free, generator) if free else {}
         result = []
@@ -177,24 +182,32 @@ class Choices:
         for members in range(1, MOST_MEMBERS + 1):
             usual = default_schedule(self.steps, depth, members)
             sizes = (usual.initial, *FIRST) if members > 1 or self.steps == 1 else (usual.initial,)
-            best: tuple[float, SignGDNeuron, Tensor] | None = None
+            best: tuple[float, SignGDNeuron, Tensor, float] | None = None
             for initial in dict.fromkeys(sizes):
                 for rest in resting:
                     schedule = ExponentialSchedule(initial, usual.decay)
                     tried = replace(node, members=members, schedule=schedule, resting=rest)
-                    y = self._decoded(tried, inputs)
+                    y, spikes = self._decoded(tried, inputs)
                     off = (y - target).square()
                     weight = weights.get(node.name)
                     error = float((off if weight is None else off * weight).mean())
                     if best is None or error < best[0]:
-                        best = error, tried, y
+                        best = error, tried, y, spikes
             assert best is not None
-            spikes = float(members * self.steps * values_of(node.shape))
-            yield self._option(best[1], best[2], spikes, values)
+            yield self._option(*best[1:], values)
 
-    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> Tensor:
+    def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> tuple[Tensor, float]:
+        """What the neurons hold in the end, and the spikes of a sample."""
         x_seq = [x.expand(self.steps, *x.shape) for x in inputs]
-        return sequence(node, x_seq)[-1]
+        if node.steady:
+            return sequence(node, x_seq)[-1], float(
+                node.members * self.steps * values_of(node.shape)
+            )
+        with hear() as told:
+            y = sequence(node, x_seq)[-1]
+        events = told[0]()
+        assert events is not None
+        return y, float(events.spikes.double().sum()) / len(inputs[0])
 
     def _group(
         self,
@@ -205,7 +218,7 @@ class Choices:
     ) -> Iterator[Option]:
         x = values[node.inputs[0]]
         for group in self._groups(node):
-            if group.function.name == "relu":
+            if not group.trained:
                 visit = Visit(group, [(x, False)], [x], values[node.name])
                 samples = thresholds.layer_samples(visit, weight, self.steps, generator)
                 samples = thresholds.with_largest(
@@ -215,10 +228,9 @@ class Choices:
                 start = start.expand(len(samples.y), 1) / group.members
                 theta, charge = thresholds.search(samples, start, group.members, group.signed)
                 shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
-                group = replace(
-                    group,
-                    v_threshold=thresholds.per_channel(theta * group.members, shape),
-                    initial_charge=thresholds.per_channel(charge, shape),
+                group = group.fitted(
+                    thresholds.per_channel(theta * group.members, shape),
+                    thresholds.per_channel(charge, shape),
                 )
             with hear() as told:
                 y = group_outputs(x.expand(self.steps, *x.shape), group)
@@ -386,16 +398,18 @@ class _Join(Semantics[str]):
 @torch.no_grad()
 def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     """The spikes of all signGD and group neurons for one of the inputs x [N, ...], on average."""
-    signs, groups = network.of(SignGDNeuron), network.of(GroupNeuron)
-    total = float(sum(node.values * node.members for node in signs) * network.time_steps)
-    if not groups:
+    steady = [node for node in network.of(SignGDNeuron) if node.steady]
+    counted = [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
+    counted = [node for node in counted if node not in steady]
+    total = float(sum(node.values * node.members for node in steady) * network.time_steps)
+    if not counted:
         return total
     simulation = Simulation(network)
     told = 0.0
 
     def listen(sent: Sent) -> None:
         nonlocal told
-        if sent.node in groups and sent.events is not None:
+        if sent.node in counted and sent.events is not None:
             told += float(sent.events.spikes.double().sum())
 
     with listening(simulation, listen):

@@ -201,7 +201,9 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         reason = _better_not(network, context)
     if not reason:
         seed = context.settings.seed
-        return tuning.tune(network, list(context.batches), max_batches=None, seed=seed)
+        objective = context.settings.objective
+        batches = list(context.batches)
+        return tuning.tune(network, batches, objective=objective, max_batches=None, seed=seed)
     if wanted:
         raise InputError(f"tune=True: {reason}")
     return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})

@@ -41,7 +41,9 @@ def plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     held = walk(network, planner)
     if planner.blockers:
         raise UnsupportedOperation(
-            "these cannot be converted by the chosen method:\n  " + "\n  ".join(planner.blockers),
+            "these cannot be converted by the chosen method:\n  "
+            + "\n  ".join(planner.blockers)
+            + f"\n{planner.advice()}",
             blockers=planner.blockers,
         )
     decoded = {name: planner.decoded(held[name]) for name in leaves(network.outputs)}
@@ -63,7 +65,20 @@ class _Planner(Semantics[str]):
         self.means: dict[str, str] = {}  # a rate to the running mean of it
         self.coding: dict[str, str] = {}  # "static" | "decoded" | "rate"
         self.blockers: list[str] = []
+        self.blocked: list[str] = []  # their names
         self.depths = relative_depths(network.nodes)
+
+    def advice(self) -> str:
+        """What to write so that everything is converted."""
+        given = self.settings.method
+        others = {"": given} if isinstance(given, str) else given
+        methods = dict.fromkeys(self.blocked, "signgd") | {
+            path: method for path, method in others.items() if path not in self.blocked
+        }
+        return (
+            f"Convert them by method={methods}, leave them as they are by keep={self.blocked}, "
+            "or train without them."
+        )
 
     def _emit(self, node: Node, coding: str) -> str:
         self.nodes.append(node)
@@ -133,6 +148,7 @@ class _Planner(Semantics[str]):
             neuron = METHODS[self.settings.method_of(node)].plan(self._layer(node))
         except NotConvertible as problem:
             self.blockers.append(str(problem))
+            self.blocked.append(node.name)
             return self._emit(replace(node, inputs=tuple(inputs)), "decoded")
         if not neuron.decoded:
             return self._emit(replace(neuron, inputs=tuple(inputs)), "rate")

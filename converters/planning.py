@@ -23,6 +23,7 @@ from ..core.network import (
     SubgradientNeuron,
 )
 from ..errors import InputError
+from ..neurons.group import group_ceiling
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
@@ -185,26 +186,26 @@ def signgd(layer: Layer) -> SignGDNeuron:
 
 
 def group(layer: Layer) -> GroupNeuron | Growth:
-    """For QCFS and ReLU; what selects passes counts of spikes."""
+    """For QCFS, ReLU, ReLU6 and clamps at 0; what selects passes counts of spikes."""
     node = layer.node
     if node.function.selects:
         return layer.make(Growth)
-    if node.function.name not in ("relu", "qcfs"):
+    most = group_ceiling(node)
+    if most is None:
         raise NotConvertible(
-            f"{node.function.name} at '{node.name}': group neurons stand for QCFS and ReLU alone, "
-            "and pass what selects, such as max pooling; convert this one by "
-            f"method={{'{node.name}': 'signgd', '': 'group'}}, leave it as it is by "
-            f"keep=['{node.name}'], or train without it"
+            f"{node.function.name} at '{node.name}': group neurons stand for QCFS, ReLU, ReLU6 and "
+            "clamp(x, 0, b) alone, and pass what selects, such as max pooling"
         )
     trained, signed = node.arguments.get("v_threshold"), layer.signed
     if signed is None:  # a network trained for group neurons gets those it was trained for
         signed = trained is None and layer.time_steps > 1
-    return layer.make(
+    neuron = layer.make(
         GroupNeuron,
         members=_group_members(layer, node.arguments.get("levels")),
-        v_threshold=layer.threshold() if trained is None else trained,
+        v_threshold=1.0 if trained is None else trained,
         signed=signed,
     )
+    return neuron if trained is not None else neuron.fitted(layer.threshold(), 0.5)
 
 
 def _group_members(layer: Layer, levels: int | None) -> int:
@@ -228,7 +229,7 @@ def subgradient(layer: Layer) -> SubgradientNeuron:
     if layer.node.function.name != "relu":
         raise NotConvertible(
             f"{layer.node.function.name} at '{layer.node.name}': the rate-coded baseline tracks "
-            "ReLU alone; use method='signgd'"
+            "ReLU alone"
         )
     schedule = None if layer.mixed else layer.schedule
     return layer.make(SubgradientNeuron, schedule=schedule or AVERAGING, scale=layer.unit())

@@ -17,7 +17,6 @@ trained: the weights and the source network stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,10 +87,9 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
             node = groups[name]
             theta, charge = logs[name].detach().exp(), charges[name].detach().clamp(0, 1)
             threshold = theta * node.members
-            groups[name] = simulation.changes[name] = replace(
-                node,
-                v_threshold=threshold if threshold.dim() else float(threshold),
-                initial_charge=charge.clone() if charge.dim() else float(charge),
+            groups[name] = simulation.changes[name] = node.fitted(
+                threshold if threshold.dim() else float(threshold),
+                charge.clone() if charge.dim() else float(charge),
             )
 
     order: list[Tensor] = []

@@ -280,7 +280,7 @@ class _Mixer:
             reason = {"none": "the signGD neurons alone were tuned; see search."}
             provenance |= {"search tuning": provenance.get("tuning"), "tuning": reason}
         network = joined(plain, chosen).replace(provenance=provenance)
-        return self._fitted(network, [n.name for n in groups if n.function.name == "relu"])
+        return self._fitted(network, [n.name for n in groups if not n.trained])
 
     def _tuned(
         self, plain: SpikingNetwork, chosen: dict[str, Node], signs: Sequence[SignGDNeuron]

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
 from .lowering import Forms, Options, forms
+from .objectives import weight_of
 from .planning import AVERAGING, METHODS
 from .rules import NEURONS, Entry, Operation
 
@@ -102,9 +103,13 @@ class Settings:
         arguments; or a dict from "max_pool", "norm", "softmax", "matmul" and "attention" to these.
         By default "whole" ("local" with ``preset="paper"``). ``converters.compare_functions``
         measures both.
+    objective
+        What tuning makes small: "error", of the outputs; "additions" beside it, those really made
+        for each multiply-accumulate of the source, for neurons with dead zones; or their weight
+        (``converters/tuning.py``).
     tune
-        Whether step sizes, scales and resting values of signGD neurons are learned on the
-        calibration data (``converters.tune``), up to a minute for the example networks. By
+        Whether step sizes, scales, resting values and dead zones of signGD neurons are learned on
+        the calibration data (``converters.tune``), up to a minute for the example networks. By
         default they are where nothing speaks against it: at least 64 samples, m T below 128, and
         neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given.
         ``provenance["tuning"]`` says what was done, or why nothing.
@@ -133,6 +138,7 @@ class Settings:
     keep: Sequence[str] = ()
     forms: Forms | None = None
     tune: bool | None = None
+    objective: str | float = "error"
     neurons: Mapping[Operation, Entry] | None = None
     max_batches: int | None = 32
     seed: int = 0
@@ -144,6 +150,7 @@ class Settings:
         self._check_choices()
         self._check_numbers()
         _check("tune", self.tune, self.tune in (None, True, False), "True, False or None")
+        self._check_objective()
         _check("signed", self.signed, self.signed in (None, True, False), "True, False or None")
         paths = not isinstance(self.keep, str) and all(isinstance(p, str) and p for p in self.keep)
         _check("keep", self.keep, paths, "a list of module paths, such as ['head']")
@@ -250,6 +257,19 @@ class Settings:
                 "leave one of them out."
             )
 
+    def _check_objective(self) -> None:
+        """One that nothing reads is a misunderstanding."""
+        if not weight_of(self.objective):
+            return
+        reason = {
+            "tune is False, so nothing is learned": self.tune is False,
+            "neurons without dead zones make the same additions whatever is learned; pass "
+            "dead_zone=2 / 3": not _any(self.chosen["dead_zone"]),
+        }
+        for why, holds in reason.items():
+            if holds:
+                raise InputError(f"objective is {self.objective!r}, but {why}.")
+
     def _check_read(self) -> None:
         """An argument that no neuron of the chosen methods reads is a misunderstanding."""
         method, coding = self.method, self.chosen["input_coding"]
@@ -305,6 +325,11 @@ def check_time_steps(time_steps: Any) -> None:
 def _check(name: str, value: Any, fits: bool, range_: str) -> None:
     if not fits:
         raise InputError(f"{name} is {range_}, but it is {value!r}.")
+
+
+def _any(theta: float | Mapping[str, float]) -> bool:
+    """Whether some neurons may have a dead zone."""
+    return any(theta.values()) if isinstance(theta, Mapping) else bool(theta)
 
 
 def belongs(node: Node, path: str) -> bool:

@@ -1,4 +1,4 @@
-r"""Thresholds and initial charges of group neurons for a network trained with plain ReLUs.
+r"""Thresholds and initial charges of group neurons for networks trained with ReLU or ReLU6.
 
 A group neuron that has received the charge :math:`S = \sum_t x(t)` in T steps, evenly, has sent
 
@@ -28,7 +28,6 @@ leave a smaller error of the outputs there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -70,7 +69,7 @@ def fit(
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
     images of both.
     """
-    fitted = [n.name for n in network.of(GroupNeuron) if n.function.name == "relu"]
+    fitted = [n.name for n in network.of(GroupNeuron) if not n.trained]
     if not fitted:
         return network
     read = [network[name] for name in (*fitted, *leaves(network.outputs))]
@@ -185,10 +184,8 @@ def choose(
         start = torch.as_tensor(node.v_threshold).to(samples.y).reshape(-1, 1)
         theta, charge = search(samples, start / node.members, node.members, node.signed)
         shape = channel_shape(node) if theta.numel() > 1 else ()
-        simulation.changes[node.name] = replace(
-            node,
-            v_threshold=per_channel(theta * node.members, shape),
-            initial_charge=per_channel(charge, shape),
+        simulation.changes[node.name] = node.fitted(
+            per_channel(theta * node.members, shape), per_channel(charge, shape)
         )
     chosen = network.with_nodes(simulation.changes)
     return refine(chosen, torch.cat([x, more]), names, seed)

@@ -1,12 +1,17 @@
-r"""Tuning: step sizes, scales and resting values learned on the calibration data.
+r"""Tuning: step sizes, scales, resting values and dead zones learned on the calibration data.
 
-Of every signGD neuron the T step sizes, the scale of each channel and the resting value of each
-channel are chosen so that the outputs after T steps are those of the source network:
+Of every signGD neuron the T step sizes, the scale of each channel, the resting value of each
+channel and, where it has one, the dead zone of the layer are chosen so that the outputs after T
+steps are those of the source network, for as few additions as w asks for:
 
 .. math::
+    L = E + w A, \qquad
     E = \sum_{outputs} \frac{\lVert y(T) - y \rVert^2}{\lVert y \rVert^2}
 
-E is made small by gradient descent (Adam, on minibatches). A spike has no gradient. Where v(t-1) is
+A are the additions for each multiply-accumulate of the source (``additions.py``), counted from the
+spikes that neurons send; w = 0, the objective "error", is all that there is without a dead zone.
+
+L is made small by gradient descent (Adam, on minibatches). A spike has no gradient. Where v(t-1) is
 within one step of f(x) the neuron can follow its target, so there the gradient of v(t) is handed on
 to the target; where it is further away v(t) moves by a whole step whatever the target is, and
 the gradient stays with v(t-1). The derivative in the step itself is exact in both cases:
@@ -16,8 +21,9 @@ the gradient stays with v(t-1). The derivative in the step itself is exact in bo
     \frac{\partial v_k}{\partial v_{k-1}} = 1 - \frac{\partial v_k}{\partial f}, \qquad
     \frac{\partial v_k}{\partial (\eta s)} = -2^{1-k} \sigma_k
 
-Between phases of the descent each neuron's steps are also made larger and smaller as a whole. What
-is kept is the state with the least E on calibration samples that the descent never saw, the
+With a dead zone the gradient is that of ``dithered.py``. Between phases of the descent each
+neuron's steps are also made larger and smaller as a whole. What is kept is the state with the least
+L on calibration samples that the descent never saw, the
 untuned network among them, so tuning does not make a network worse than noise does.
 """
 
@@ -28,7 +34,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,12 +51,16 @@ from ..core.network import (
     SpikingNetwork,
     leaves,
 )
-from ..core.operations import apply, apply_over_time, follows_batch
+from ..core.operations import apply, apply_over_time, follows_batch, resolve
 from ..core.progress import progress
 from ..core.walk import Semantics, walk
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
+from ..neurons.spikes import hear
+from .additions import Prices
 from .calibration import Calibration, batches_of
+from .dithered import MOST, SparseTrack
+from .objectives import weight_of
 from .planning import default_schedule, relative_depths
 
 FEWEST = 64  # samples, a quarter of which are held out
@@ -64,12 +74,15 @@ LOOKING = 2e8  # of one look at the held-out samples
 LEAST = 8  # samples of a sweep
 LARGE = 2e7  # updates for one sample from which tune=True has to be asked for
 MEMORY = 2**31  # bytes that one step of descent may keep
-RATE = 0.2  # of log step sizes; of log scales a half, of resting values, in scales, a tenth
+RATE = 0.2  # of log step sizes
+SPARSE_RATE = 0.05  # where neurons have dead zones
 TAIL = 0.9  # ratio of the steps after the last tuned one
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
 RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
+START = (0.5, 2.0, 4.0, 8.0)  # of all steps of all neurons with dead zones
 LOOKS = 4  # at the held-out samples in each
-LEARNED = ("steps", "scales", "resting")  # of each neuron
+LEARNED = ("steps", "scales", "resting", "dead_zones")  # of each neuron
+RATES = (1.0, 0.5, 0.1, 0.5)  # of these, over the rate of the descent
 
 
 def against(network: SpikingNetwork, samples: int) -> str:
@@ -111,7 +124,9 @@ class Tuning:
     Errors are relative output errors on the ``held_out`` samples: of the network as it was, of the
     tuned one, and for each neuron of the tuned network with this neuron alone put back. Resting
     values are means over the channels, in units of the scales as they were.
-    ``agreement`` is None for outputs that are not [B, classes].
+    ``agreement`` is None for outputs that are not [B, classes]. ``additions``, for each
+    multiply-accumulate of the source, are counted where neurons have dead zones; ``weight`` is
+    what the objective made of them.
     """
 
     time_steps: int
@@ -122,6 +137,8 @@ class Tuning:
     error: tuple[float, float]
     agreement: tuple[float, float] | None
     layers: Mapping[str, Mapping[str, float]]
+    weight: float = 0.0
+    additions: tuple[float, float] | None = None
 
     @staticmethod
     def of(network: SpikingNetwork) -> Tuning | None:
@@ -129,11 +146,14 @@ class Tuning:
         found = network.provenance.get("tuning")
         if not isinstance(found, Mapping) or "layers" not in found:
             return None
-        pairs = {k: found[k] and tuple(found[k]) for k in ("error", "agreement")}
+        names = ("error", "agreement", "additions")
+        pairs = {k: found[k] and tuple(found[k]) for k in names if k in found}
         return Tuning(**{**found, **pairs})
 
     def to_dict(self) -> dict[str, Any]:
+        counted = {} if self.additions is None else {"additions": list(self.additions)}
         return {
+            **({"weight": self.weight, **counted} if counted else {}),
             "time_steps": self.time_steps,
             "iterations": self.iterations,
             "samples": self.samples,
@@ -161,6 +181,11 @@ class Tuning:
             + (
                 f", agreement {100 * self.agreement[0]:.1f} > {100 * self.agreement[1]:.1f} %"
                 if self.agreement
+                else ""
+            )
+            + (
+                f", additions {self.additions[0]:.3f} > {self.additions[1]:.3f} a MAC"
+                if self.additions
                 else ""
             )
         )
@@ -223,26 +248,37 @@ class _Track(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What is tuned of one neuron: log step sizes [T], log scale, resting in units of ``unit``."""
+    """What is tuned of one neuron: log step sizes [T], log scale, resting in units of ``unit``, the
+    scale or, with a dead zone, the finest step, and the zone's logit, -inf where there is none."""
 
     eta: Tensor
     scale: Tensor
     resting: Tensor
+    dead_zone: Tensor
     unit: Tensor
 
     @staticmethod
     def of(node: SignGDNeuron, steps: int, like: Tensor) -> Choice:
         eta = like.new_tensor([node.schedule(t) for t in range(1, steps + 1)])
         scale = torch.as_tensor(node.scale).to(like).clone()
-        resting = torch.as_tensor(node.resting).to(like) / scale
-        return Choice(eta.log(), scale.log(), resting, scale)
+        # the finest step is what a silent neuron's resting value is seen by
+        unit = scale * (float(eta[-1]) * node.finest if node.parameters.sparse else 1.0)
+        resting = torch.as_tensor(node.resting).to(like) / unit
+        theta = torch.as_tensor(node.dead_zone).to(like)
+        return Choice(eta.log(), scale.log(), resting, theta.logit(), unit)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.eta, self.scale, self.resting
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.eta, self.scale, self.resting, self.dead_zone
 
     def copy(self) -> Choice:
-        eta, scale, resting = (a.detach().clone() for a in self.tensors())
-        return Choice(eta, scale, resting, self.unit)
+        eta, scale, resting, dead_zone = (a.detach().clone() for a in self.tensors())
+        return Choice(eta, scale, resting, dead_zone, self.unit)
+
+    def resized(self, factor: float) -> Choice:
+        """With all steps so much larger."""
+        choice = self.copy()
+        choice.eta.add_(math.log(factor))
+        return choice
 
     def applied(self, node: SignGDNeuron) -> SignGDNeuron:
         sizes = tuple(float(size) for size in self.eta.detach().exp())
@@ -251,7 +287,12 @@ class Choice:
             schedule=ListSchedule(sizes, TAIL),
             scale=self.scale.detach().exp(),
             resting=(self.resting * self.unit).detach(),
+            dead_zone=self._theta(),
         )
+
+    def _theta(self) -> float | Tensor:
+        theta = self.dead_zone.detach().sigmoid()
+        return float(theta) if theta.dim() == 0 else theta
 
 
 Choices = Mapping[str, Choice]
@@ -263,16 +304,28 @@ class Tunable:
     def __init__(self, network: SpikingNetwork, steps: int) -> None:
         self.network, self.steps = network, steps
         self.neurons = network.of(SignGDNeuron)
+        self.prices: Prices | None = None  # where additions are counted
         self.every_step = {node.name for node in self.neurons}  # needed at, not at the last alone
         for node in reversed(network.nodes):
             if node.name in self.every_step:
                 self.every_step.update(node.inputs)
 
+    def count_additions(self) -> None:
+        self.prices = Prices.of(self.network, self.steps)
+
     def outputs(self, x: Tensor, choices: Choices) -> list[Tensor]:
         """Each output after the last step [B, ...]; by the kernels where no gradient is wanted."""
+        return self.run(x, choices)[0]
+
+    def run(self, x: Tensor, choices: Choices) -> tuple[list[Tensor], Tensor | None]:
+        """``outputs`` and the additions of a sample for each MAC, where these are counted."""
         names = leaves(self.network.outputs)
-        values = walk(self.network, _Differentiable(self, x, choices), names)
-        return [value[-1] if led else value for value, led in map(values.__getitem__, names)]
+        semantics = _Differentiable(self, x, choices)
+        values = walk(self.network, semantics, names)
+        outputs = [value[-1] if led else value for value, led in map(values.__getitem__, names)]
+        if self.prices is None:
+            return outputs, None
+        return outputs, self.prices.per_mac(torch.stack(semantics.sent).sum() / len(x))
 
 
 class _Differentiable(Semantics[Signal]):
@@ -280,7 +333,8 @@ class _Differentiable(Semantics[Signal]):
 
     def __init__(self, tunable: Tunable, x: Tensor, choices: Choices) -> None:
         self.steps, self.every_step = tunable.steps, tunable.every_step
-        self.x, self.choices = x, choices
+        self.x, self.choices, self.prices = x, choices, tunable.prices
+        self.sent: list[Tensor] = []  # by each neuron: spikes times connections
 
     def input(self, node: Input) -> Signal:
         return self.x, False
@@ -307,12 +361,34 @@ class _Differentiable(Semantics[Signal]):
 
     def neuron(self, node: SignGDNeuron, inputs: list[Signal]) -> Signal:  # type: ignore[override]
         choice = self.choices[node.name]
+        fan_out = None if self.prices is None else self.prices.fan_out[node.name]
         if torch.is_grad_enabled():
-            target, led = self.function(node, inputs)
-            tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
-            return _Track.apply(target, *tuned, node, not led), True  # type: ignore[no-untyped-call]
+            return self._with_gradient(node, inputs, choice, fan_out)
         tried, x_seq = choice.applied(node), self._series(*zip(*inputs, strict=True))
-        return tried.sequence(x_seq, tried.start(tuple(x[0] for x in x_seq)))[0], True
+        start = tried.start(tuple(x[0] for x in x_seq))
+        if fan_out is None:
+            return tried.sequence(x_seq, start)[0], True
+        with hear() as told:
+            v = tried.sequence(x_seq, start)[0]
+        events = told[0]()
+        assert events is not None
+        self.sent.append((events.spikes * fan_out).sum())
+        return v, True
+
+    def _with_gradient(
+        self, node: SignGDNeuron, inputs: list[Signal], choice: Choice, fan_out: Tensor | None
+    ) -> Signal:
+        target, led = self.function(node, inputs)
+        tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
+        if node.parameters.sparse:
+            rest = fan_out, node.members, node.function.fires_at_tie, not led
+            v, sent = SparseTrack.apply(target, *tuned, choice.dead_zone.sigmoid(), *rest)  # type: ignore[no-untyped-call]
+            self.sent.append(sent)
+            return v, True
+        if fan_out is not None:  # every sign is a spike
+            each = fan_out.expand(resolve(node.shape, len(self.x)))
+            self.sent.append(each.sum() * (node.members * self.steps))
+        return _Track.apply(target, *tuned, node, not led), True  # type: ignore[no-untyped-call]
 
     def _needed(self, node: Node, inputs: list[Signal]) -> tuple[list[Tensor], list[bool]]:
         """What the node needs of its inputs: every step, or what they are in the end."""
@@ -370,8 +446,20 @@ def loss_of(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
     return torch.stack(parts).sum()
 
 
+class Found(NamedTuple):
+    error: float
+    agreement: float | None
+    additions: float | None = None
+
+    def loss(self, weight: float) -> float:
+        """In the order of L; without a weight the error itself."""
+        if not weight or self.additions is None:
+            return self.error
+        return self.error**2 + weight * self.additions
+
+
 class Measure:
-    """Error and agreement of choices on samples, without a gradient."""
+    """Error, agreement and additions of choices on samples, without a gradient."""
 
     def __init__(self, simulation: Tunable, samples: Samples) -> None:
         self.simulation, self.samples = simulation, samples
@@ -380,20 +468,20 @@ class Measure:
         self.classifies = len(samples.targets) == 1 and first.dim() == 2 and first.shape[1] > 1
 
     @torch.no_grad()
-    def __call__(self, choices: Choices) -> tuple[float, float | None]:
-        parts = [
-            self.simulation.outputs(self.samples.x[i : i + self.batch], choices)
-            for i in range(0, len(self.samples), self.batch)
-        ]
-        outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
+    def __call__(self, choices: Choices) -> Found:
+        parts = self.samples.x.split(self.batch)
+        ran, made = zip(*(self.simulation.run(part, choices) for part in parts), strict=True)
+        outputs = [torch.cat(part) for part in zip(*ran, strict=True)]
         error = float(loss_of(outputs, self.samples)) ** 0.5
+        additions = self._mean(parts, made)
         if not self.classifies:
-            return error, None
+            return Found(error, None, additions)
         same = outputs[0].argmax(1) == self.samples.targets[0].argmax(1)
-        return error, float(same.double().mean())
+        return Found(error, float(same.double().mean()), additions)
 
-
-Found = tuple[float, float | None]  # error and agreement
+    def _mean(self, parts: Sequence[Tensor], made: Sequence[Tensor | None]) -> float | None:
+        counted = [float(a) * len(x) for x, a in zip(parts, made, strict=True) if a is not None]
+        return sum(counted) / len(self.samples) if counted else None
 
 
 @torch.inference_mode(False)
@@ -404,10 +492,11 @@ def tune(
     iterations: int | None = None,
     seconds: float | None = None,
     learn: Collection[str] = LEARNED,
+    objective: str | float = "error",
     max_batches: int | None = 32,
     seed: int = 0,
 ) -> SpikingNetwork:
-    """``network`` with the step sizes, scales and resting values that fit its T steps best.
+    """``network`` with the step sizes, scales, resting values and dead zones that fit T steps best.
 
     Parameters
     ----------
@@ -424,7 +513,11 @@ def tune(
     seconds
         Stop after about that long; the result then depends on the speed of the machine.
     learn
-        Which of "steps", "scales" and "resting" are; the others stay as planned.
+        Which of "steps", "scales", "resting" and "dead_zones" are; the others stay as planned.
+    objective
+        "error", of the outputs; "additions", which weighs them against that, for neurons with dead
+        zones, as 99 % of agreement takes; or a weight of one's own: what an addition for each
+        multiply-accumulate of the source may cost of the squared relative error.
 
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
@@ -439,7 +532,17 @@ def tune(
             raise InputError(f"{name} is positive, but it is {value!r}.")
     if isinstance(learn, str) or not learn or not set(learn) <= set(LEARNED):
         raise InputError(f"learn names some of {', '.join(LEARNED)}, but it is {learn!r}.")
-    return _Tuner(network, x, iterations, seconds, seed, learn).run()
+    weight = weight_of(objective)
+    if weight and not _sparse(network):
+        raise InputError(
+            f"objective={objective!r} weighs additions, but neurons without a dead zone make the "
+            "same whatever is learned; convert with dead_zone=2 / 3, or tune the error."
+        )
+    return _Tuner(network, x, iterations, seconds, seed, learn, weight).run()
+
+
+def _sparse(network: SpikingNetwork) -> bool:
+    return any(node.parameters.sparse for node in network.of(SignGDNeuron))
 
 
 class _Tuner:
@@ -451,11 +554,16 @@ class _Tuner:
         seconds: float | None,
         seed: int,
         learn: Collection[str] = LEARNED,
+        weight: float = 0.0,
     ) -> None:
+        self.weight = weight
         self.network, self.seconds, self.seed, self.learn = network, seconds, seed, learn
         self.begun = time.monotonic()
         self.steps = network.time_steps
         self.simulation = Tunable(network, self.steps)
+        self.rate = SPARSE_RATE if _sparse(network) else RATE
+        if _sparse(network):
+            self.simulation.count_additions()
         self.generator = torch.Generator().manual_seed(seed)
         # on samples in any order, which may come sorted by class
         x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
@@ -484,7 +592,7 @@ class _Tuner:
         done = 0
         for relative, share in PHASES:
             iterations, part = 0, max(1, round(share * self.iterations))
-            for i, choices in self._descend(best, RATE * relative, part):
+            for i, choices in self._descend(best, self.rate * relative, part):
                 iterations = i
                 found = measure(choices)
                 if self._better(found, best_found, before):
@@ -504,14 +612,18 @@ class _Tuner:
             len(self.seen),
             len(self.held_out),
             self.seed,
-            (before[0], best_found[0]),
-            None if before[1] is None else (before[1], best_found[1] or 0.0),
+            (before.error, best_found.error),
+            _pair(before.agreement, best_found.agreement),
             self._layers(default, best, measure),
+            self.weight,
+            _pair(before.additions, best_found.additions),
         )
         return tuned.replace(provenance={**tuned.provenance, "tuning": report.to_dict()})
 
     def _better(self, found: Found, best: Found, before: Found) -> bool:
-        return found[0] < best[0] and not _worse(found, before, len(self.held_out))
+        if self.weight:
+            return found.loss(self.weight) < best.loss(self.weight)
+        return found.error < best.error and not _worse(found, before, len(self.held_out))
 
     def _resize(self, start: Choices) -> Choices:
         """All steps of a neuron larger or smaller, one neuron after the other, where it helps.
@@ -520,26 +632,30 @@ class _Tuner:
         is as often up as down, so the derivative of the error in the step is zero on average.
         """
         measure = Measure(self.simulation, self.seen.pick(slice(0, self.few)))
-        best, error = start, measure(start)[0]
+        best, least = start, measure(start).loss(self.weight)
         for name in progress(list(start), "resizing", len(start)):
             for factor in RESIZE if not self._late() else ():
-                choice = best[name].copy()
-                choice.eta.add_(math.log(factor))
-                tried = {**best, name: choice}
-                found = measure(tried)[0]
-                if found < error:
-                    best, error = tried, found
+                tried = {**best, name: best[name].resized(factor)}
+                found = measure(tried).loss(self.weight)
+                if found < least:
+                    best, least = tried, found
         return best
 
     def _begin(self, default: Choices) -> tuple[Choices, Found]:
         """The best of a few plain schedules, as far as held-out samples tell."""
         measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
         candidates = [default]
+        if _sparse(self.network):
+            # leading zeros cost nothing, and fine digits do
+            factors = START if self.weight and "steps" in self.learn else ()
+            candidates += [{k: c.resized(f) for k, c in default.items()} for f in factors]
+            best = min(candidates, key=lambda choices: measure(choices).loss(self.weight))
+            return best, Measure(self.simulation, self.held_out)(best)
         for schedule_of in _starts(self.network) if "steps" in self.learn else []:
             like = self.held_out.targets[0]
             nodes = [replace(n, schedule=schedule_of(n)) for n in self._neurons()]
             candidates.append({n.name: Choice.of(n, self.steps, like) for n in nodes})
-        best = min(candidates, key=lambda choices: measure(choices)[0])
+        best = min(candidates, key=lambda choices: measure(choices).loss(self.weight))
         return best, Measure(self.simulation, self.held_out)(best)
 
     def _late(self) -> bool:
@@ -550,12 +666,12 @@ class _Tuner:
     ) -> Iterator[tuple[int, Choices]]:
         """Yields (iterations done, choices) now and then, and at the end."""
         choices = {name: choice.copy() for name, choice in start.items()}
-        groups: list[list[Tensor]] = [[], [], []]
+        groups: list[list[Tensor]] = [[] for _ in LEARNED]
         for choice in choices.values():
             for kind, group, tensor in zip(LEARNED, groups, choice.tensors(), strict=True):
-                if kind in self.learn:
+                if kind in self.learn and bool(tensor.isfinite().any()):
                     group.append(tensor.requires_grad_())
-        rates = (rate, rate / 2, rate / 10)
+        rates = [rate * relative for relative in RATES]
         settings = [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True) if g]
         optimizer = torch.optim.Adam(settings, betas=(0.8, 0.95))
         course = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, rate / 50)
@@ -565,12 +681,17 @@ class _Tuner:
             pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
             samples = self.seen.pick(pick.to(self.seen.x.device))
             with torch.enable_grad():
-                loss = loss_of(self.simulation.outputs(samples.x, choices), samples)
+                outputs, additions = self.simulation.run(samples.x, choices)
+                loss = loss_of(outputs, samples)
+                if additions is not None and self.weight:
+                    loss = loss + self.weight * additions
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             if bool(norm.isfinite()):
                 optimizer.step()
+                for logit in groups[-1]:
+                    logit.data.clamp_(max=math.log(MOST / (1 - MOST)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a step that was left out is no mistake
                 course.step()
@@ -594,18 +715,26 @@ class _Tuner:
                 "last before": float(old.eta[-1].exp()),
                 "last": float(new.eta[-1].detach().exp()),
                 "scale": float((new.scale - old.scale).detach().mean().exp()),
-                "resting": float(new.resting.detach().mean()),
-                "without": measure({**best, node.name: old} if changed else best)[0],
+                "resting": float((new.resting.detach() * new.unit / old.scale.exp()).mean()),
+                "without": measure({**best, node.name: old} if changed else best).error,
             }
+            if node.parameters.sparse:
+                zones = old.dead_zone.sigmoid().mean(), new.dead_zone.detach().sigmoid().mean()
+                layers[node.name] |= {"zone before": float(zones[0]), "zone": float(zones[1])}
         return layers
+
+
+def _pair(before: float | None, after: float | None) -> tuple[float, float] | None:
+    return None if before is None else (before, after or 0.0)
 
 
 def _worse(found: Found, before: Found, samples: int) -> bool:
     """Whether predictions agree less often than before, by more than chance."""
-    if found[1] is None or before[1] is None:
+    if found.agreement is None or before.agreement is None:
         return False
-    spread = math.sqrt(max(before[1] * (1 - before[1]), 1 / samples) / samples)
-    return found[1] < before[1] - spread
+    usual = before.agreement
+    spread = math.sqrt(max(usual * (1 - usual), 1 / samples) / samples)
+    return found.agreement < usual - spread
 
 
 def _starts(network: SpikingNetwork) -> list[Callable[[SignGDNeuron], Schedule]]:

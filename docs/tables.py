@@ -25,6 +25,8 @@ from spikingjelly_signgd.converters.lowering import HANDLERS, Coverage, Lowering
 from spikingjelly_signgd.converters.rules import as_rule
 from spikingjelly_signgd.exporters.hdf5.runner_functions import FUNCTIONS
 
+GROUPS = ("relu", "relu6", "clamp", "qcfs")  # clamp where its lower bound is 0
+
 PAGE = Path(__file__).parent / "support.md"
 IMAGE = (1, 4, 8, 8)  # samples, channels, height, width
 TOKENS = (1, 6, 8)
@@ -240,7 +242,7 @@ def rows_of_functions() -> str:
             kernels[bool(row.code)],
             "yes" if name in FUNCTIONS else "refused",
             lava[row.arity == 1 and row.elementwise],
-            "as a group neuron" if name in ("relu", "qcfs") else "refused",
+            "as a group neuron" if name in GROUPS else "refused",
         ]
         for name, row in sg.NONLINEARITIES.items()
     ]

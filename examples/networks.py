@@ -1,4 +1,4 @@
-"""Six small networks, [B, 1, size, size] to 10 logits, size 8 or 28, in plain torch.
+"""Seven small networks, [B, 1, size, size] to 10 logits, size 8 or 28, in plain torch.
 
 They are written in the different ways that networks are found in: modules and functionals,
 channels first and last, parameters used in plain arithmetic. Each has fewer than 95,000
@@ -7,7 +7,7 @@ parameters and, for size 28, at most about 4 million multiply-accumulates and 30
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,56 @@ def vgg(
 
 def functional_relu() -> Activation:
     return F.relu
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet v2: wider by a 1 x 1 convolution, depthwise, narrow again, without activation."""
+
+    def __init__(self, width: int, out: int, stride: int, expansion: int = 3) -> None:
+        super().__init__()
+        inner = width * expansion
+        self.body = nn.Sequential(
+            nn.Conv2d(width, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, out, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.adds = stride == 1 and width == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return x + out if self.adds else out
+
+
+class MobileNet(nn.Module):
+    """MobileNet v2 in small, ReLU6 throughout; ``size`` is the image's, one channel."""
+
+    def __init__(self, size: int, widths: Sequence[int] = (16, 24, 32), classes: int = 10) -> None:
+        super().__init__()
+        first, *_, last = widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, first, 3, 2 if size >= 28 else 1, padding=1, bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU6(),
+        )
+        blocks: list[nn.Module] = []
+        for before, width in zip((first, *widths), widths, strict=False):
+            blocks.append(InvertedResidual(before, width, 1 if before == width else 2))
+            blocks.append(InvertedResidual(width, width, 1))
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.Sequential(
+            nn.Conv2d(last, 2 * last, 1, bias=False), nn.BatchNorm2d(2 * last), nn.ReLU6()
+        )
+        self.head = nn.Linear(2 * last, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.blocks(self.stem(x)))
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
 
 
 class BasicBlock(nn.Module):
@@ -283,6 +333,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mixer": Mixer,
     "resmlp": ResMlp,
     "vit": ViT,
+    "mobilenet": MobileNet,
 }
 QCFS_NETWORKS = ("vgg", "resnet")
 

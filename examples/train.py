@@ -40,7 +40,7 @@ class Recipe:
 
 
 def recipe(name: str, data: str, qcfs: int | None) -> Recipe:
-    convolutional = name in ("vgg", "resnet")
+    convolutional = name in ("vgg", "resnet", "mobilenet")
     rate = 4e-3 if convolutional else 2e-3 if name == "vit" else 3e-3
     if qcfs is not None:
         rate /= 2

@@ -109,16 +109,18 @@ def against_types(states: Sequence[Tensor], output: torch.dtype) -> str:
 def against_gradient(
     surrogate: Callable[[Tensor], Tensor] | None,
     keeps: bool,
-    name: str = "",
-    value: float | Tensor = 1.0,
+    **parameters: float | Tensor,
 ) -> str:
+    """``parameters``: those that a kernel reads without a gradient of them."""
     if surrogate is None:
         return ""
     if not isinstance(surrogate, Surrogate):
         kind = type(surrogate).__name__
         return f"the kernels have the gradients of Surrogate, not of {kind}; use backend='torch'."
-    if isinstance(value, Tensor) and value.requires_grad:
-        return f"the kernels have no gradient of the {name}; use backend='torch'."
+    for name, value in parameters.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            what = name.replace("_", " ")
+            return f"the kernels have no gradient of the {what}; use backend='torch'."
     if keeps:
         return (
             "the kernels record no v_seq or spikes beside a gradient; use backend='torch', or do "

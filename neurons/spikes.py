@@ -31,10 +31,15 @@ from torch import Tensor
 
 
 class Events(NamedTuple):
-    """What was sent in T steps, [T, *]: the ``number`` of each event, and its ``spikes``."""
+    """What was sent in T steps, [T, *]: the ``number`` of each event, and its ``spikes``.
+
+    ``fires`` are those of ``signgd_step``: which signs an event is of, which d and their number do
+    not tell where members may be silent. None of other neurons.
+    """
 
     number: Tensor
     spikes: Tensor
+    fires: Tensor | None = None
 
 
 Told = list[Callable[[], Events]]  # made when somebody looks
@@ -77,4 +82,9 @@ def joined(told: Told) -> Events | None:
     if len(told) == 1:
         return told[0]()
     parts = [events() for events in told]
-    return Events(*(torch.cat([each[i] for each in parts]) for i in range(2)))
+    fires = [each.fires for each in parts if each.fires is not None]
+    return Events(
+        torch.cat([each.number for each in parts]),
+        torch.cat([each.spikes for each in parts]),
+        torch.cat(fires) if len(fires) == len(parts) else None,
+    )

@@ -211,6 +211,8 @@ def test_format(folder):
 def test_norse():
     scope = run("docs/norse.md")
     assert scope["error"] < 0.006
+    assert scope["quiet_error"] < 0.006 and scope["silent"] > 0.5
+    assert set(scope["sigma"].unique().tolist()) == {-1.0, 0.0, 1.0}
     assert len(scope["state"].neurons) == 9
     assert torch.equal(scope["outputs"][32], scope["output"][-1])
     data = scope["data"]

@@ -11,7 +11,6 @@ from networks import load_network
 
 import spikingjelly_signgd as sg
 
-pytestmark = pytest.mark.spikingjelly
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -26,6 +25,7 @@ def test_the_quick_start_is_the_script():
     assert code in [block.strip() for block in blocks(README)]
 
 
+@pytest.mark.spikingjelly
 def test_the_quick_start_prints_what_the_readme_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples/quickstart.py"))
@@ -41,6 +41,7 @@ def test_the_quick_start_prints_what_the_readme_says(tmp_path, monkeypatch, caps
     assert sg.load(tmp_path / "vgg.h5").names()
 
 
+@pytest.mark.spikingjelly
 def test_nodes_by_hand():
     (code,) = (block for block in blocks(README) if "SignGDNode(" in block)
     torch.manual_seed(0)
@@ -53,8 +54,15 @@ def test_nodes_by_hand():
 
 
 DIGITS = ["vgg", "resnet", "convnext", "mixer", "resmlp", "vit"]
+# Tuning does not run the simulator, and test_a_digits_network builds all of them on each version:
+# two of the tuned ones are enough there.
+TUNED = [
+    pytest.param(name, marks=[pytest.mark.spikingjelly] if name in ("vgg", "resmlp") else [])
+    for name in DIGITS
+]
 
 
+@pytest.mark.spikingjelly
 @pytest.mark.parametrize("name", DIGITS)
 def test_a_digits_network(name):
     data, model = digits(), load_network(name, "digits")
@@ -65,7 +73,7 @@ def test_a_digits_network(name):
     assert result.reference_accuracy >= 0.95
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize("name", TUNED)
 @pytest.mark.parametrize(("steps", "members"), [(8, 1), (2, 3)])
 def test_a_tuned_digits_network(name, steps, members):
     """On test images, which tuning never saw: closer than the default plan, and close."""
@@ -81,6 +89,7 @@ def test_a_tuned_digits_network(name, steps, members):
     assert after.agreement[0] >= max(0.94, before.agreement[0] - 0.01)
 
 
+@pytest.mark.spikingjelly
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
 @pytest.mark.parametrize("levels", [4, 8])
 def test_a_qcfs_network_in_one_step(name, levels):
@@ -92,6 +101,7 @@ def test_a_qcfs_network_in_one_step(name, levels):
         assert torch.equal(sg.run(sg.build(network), x, 1)[1].argmax(1), model(x).argmax(1))
 
 
+@pytest.mark.spikingjelly
 def test_fashion_mnist():
     try:
         data = fashion_mnist()

@@ -250,7 +250,7 @@ def test_memory_and_arithmetic_are_sound():
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "CUDA_ON_HOST_FLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=all",
+        "CUDA_ON_HOST_FLAGS": "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all",
     }
     checks = ["mul", "layouts", "sums", "m = 3", "group, atan", "signGD, straight_through"]
     done = run_benchmark("--no-times", "--checks", *checks, env=environment)

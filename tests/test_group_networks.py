@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.core.network import GroupNeuron
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -224,7 +225,7 @@ def test_residuals_and_concatenation_pass_rates():
     assert torch.equal(have, want)
 
 
-UNFIT = {"GELU": nn.GELU(), "ReLU6": nn.ReLU6()}
+UNFIT = {"GELU": nn.GELU(), "Hardtanh": nn.Hardtanh(), "Sigmoid": nn.Sigmoid()}
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -235,7 +236,7 @@ def test_what_is_neither_qcfs_nor_relu_is_refused(name):
     model(X)
     with pytest.raises(sg.UnsupportedOperation, match="at '2'") as caught:
         sg.convert(model, X, method="group", time_steps=8)
-    assert "QCFS and ReLU alone" in str(caught.value)
+    assert "QCFS, ReLU, ReLU6 and clamp(x, 0, b) alone" in str(caught.value)
     for fix in ("method={'2': 'signgd', '': 'group'}", "keep=['2']"):
         assert fix in str(caught.value)
     fixed = sg.convert(model, X, method={"2": "signgd", "": "group"}, time_steps=8)
@@ -243,6 +244,50 @@ def test_what_is_neither_qcfs_nor_relu_is_refused(name):
     assert kinds == {"1": "group", "2": "signgd"}
     kept = sg.convert(model, X, method="group", keep=["2"], time_steps=8)
     assert [node.kind for node in kept.neurons] == ["group"] and kept.kept() == {"2": 4 * 36}
+
+
+class Clamped(nn.Module):
+    def forward(self, x):
+        return x.clamp(0, 0.7)
+
+
+# with their ceilings
+BOUNDED = {
+    "relu6": (nn.ReLU6(), 6.0),
+    "hardtanh": (nn.Hardtanh(0, 0.5), 0.5),
+    "clamp": (Clamped(), 0.7),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("time_steps", [1, 4])
+def test_members_saturate_where_the_function_does(name, time_steps):
+    function, ceiling = BOUNDED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), function, nn.Linear(32, 5)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(6 * ceiling)  # a good part is clipped
+    network = sg.convert(model, X, method="group", time_steps=time_steps, members=32)
+    (node,) = network.of(GroupNeuron)
+    assert float(torch.as_tensor(node.v_threshold).max()) <= ceiling
+    wild = 50 * X  # the source saturates beyond all that calibration saw, and so do the neurons
+    have = sg.run(sg.build(network), wild, time_steps)[time_steps]
+    with torch.no_grad():
+        want = model(wild)
+    assert float((have - want).norm() / want.norm()) < 0.1
+
+
+def test_all_that_groups_cannot_be_is_asked_for_at_once():
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.ReLU6(), nn.Linear(16, 5), nn.Sigmoid(),
+        nn.Linear(5, 5), nn.Softmax(-1),
+    )  # fmt: skip
+    with pytest.raises(sg.UnsupportedOperation) as caught:
+        sg.convert(model, X, method="group", time_steps=8)
+    advice = "method={'4': 'signgd', '6': 'signgd', '': 'group'}"
+    assert advice in str(caught.value) and len(caught.value.blockers) == 2
+    network = sg.convert(model, X, method=eval(advice.removeprefix("method=")), time_steps=8)
+    assert [node.kind for node in network.neurons] == ["group", "signgd", "signgd"]
 
 
 @pytest.mark.parametrize("backend", ["spikingjelly", "norse"])

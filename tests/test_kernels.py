@@ -282,18 +282,20 @@ def operator_arguments(layout: str):
     product = NONLINEARITIES["mul"].in_c({})
     assert product is not None
     key, text = product.key, "sigmoid"
-    yield (
-        "signgd",
-        (
-            *([x, y], [v, v.clone()], v, scale, key, [], True, 1, schedule, 0.5, 2, "signed"),
-            *(torch.bfloat16, True, True),
-        ),
-    )
+    for zone, theta in ((None, 0.0), (None, 0.6), (scale / 2, 0.0)):
+        yield (
+            "signgd",
+            (
+                *([x, y], [v, v.clone()], v, scale, zone, theta, key, [], True, 1, schedule, 0.5),
+                *(2, "signed", torch.bfloat16, True, True),
+            ),
+        )
     for members in (1, 3):
         yield (
             "signgd",
             (
-                *([x, y[:, :1]], [], v, None, key, [], False, members, schedule, 1.0, 0),
+                *([x, y[:, :1]], [], v, None, None, 0.0, key, [], False, members),
+                *(schedule, 1.0, 0),
                 *("decoded", torch.float32, False, members > 1),
             ),
         )
@@ -306,9 +308,11 @@ def operator_arguments(layout: str):
     wants = x.clone().requires_grad_(), v.clone().requires_grad_()
     yield "group_train", (*wants, 3, 0.4, text, 4.0, False)
     yield "group_gradient", (x, v, y, 3, 0.4, text, 4.0, True)
-    yield "track", (*wants, scale, True, schedule, 1.0, 0, False, text, 4.0)
-    yield "track", (*wants, None, True, schedule, 1.0, 0, True, text, 4.0)
-    yield "track_gradient", (x, v, y, y, v, scale, schedule, 1.0, 0, True, text, 4.0)
+    for zone, theta in ((None, 0.0), (None, 0.6), (scale / 2, 0.0)):
+        of, after = (zone, theta), (schedule, 1.0, 0)
+        yield "track", (*wants, scale, *of, True, *after, False, text, 4.0)
+        yield "track", (*wants, None, *of, True, *after, True, text, 4.0)
+        yield "track_gradient", (x, v, y, y, v, scale, *of, *after, True, text, 4.0)
     yield "running_sum", wants
 
 

@@ -159,6 +159,7 @@ def test_several_signs(members, tmp_path):
         time_steps=steps,
         schedule=sg.ExponentialSchedule(0.5, 0.6),
         resting="mean",
+        dead_zone=0,
     )
     counts = iter((members, members - 1))
     nodes = tuple(
@@ -177,12 +178,38 @@ def test_several_signs(members, tmp_path):
         assert (have == want.transpose(1, 2, 0)).all() and len(np.unique(have)) > 1
 
 
+@pytest.mark.parametrize("members", [1, 8])
+def test_silence(members, tmp_path):
+    """A number and a tensor with zeros as dead zones: codes of both, and nothing sent for d = 0."""
+    steps = 6
+    network = sg.convert(
+        convolutions().double(), DATA.train.images[:128].double(), time_steps=steps, tune=False,
+        members=members, schedule=sg.ExponentialSchedule(0.5, 0.6), resting="mean",
+    )  # fmt: skip
+    zones = iter((2 / 3, torch.tensor([0.0, 0.5, 0.9, 0.3]).view(4, 1, 1)))
+    nodes = tuple(
+        replace(node, dead_zone=next(zones)) if isinstance(node, SignGDNeuron) else node
+        for node in network.nodes
+    )
+    sg.save(network.replace(nodes=nodes), tmp_path / "a.h5")
+    x = IMAGES[:4].double()
+    spikes, outputs = lava_remote.run_signgd(tmp_path / "a.h5", x.numpy(), time_steps=steps)
+    result = Runner(tmp_path / "a.h5").run(x.numpy(), range(1, steps + 1), delay=True)
+    expected = np.stack([result.outputs[t] for t in range(1, steps + 1)], -1)
+    assert np.abs(outputs - expected).max() < 1e-9 and expected.std() > 0.01
+    for depth, (have, name) in enumerate(zip(spikes, result.spikes, strict=True)):
+        want = result.spikes[name][depth : depth + steps].reshape(steps, len(x), -1)
+        assert have.dtype == want.dtype == np.int32
+        assert (have == want.transpose(1, 2, 0)).all()
+        assert 0.1 < (have == 0).mean() < 1 and len(np.unique(have)) > 2
+
+
 @pytest.mark.parametrize("case", ["gelu", "convolutions"])
 def test_signgd(case, tmp_path):
     """Outputs at every step are torch's, spikes those of the runner with a step for each layer."""
     steps = 16
     model = lava_digits.load("gelu") if case == "gelu" else convolutions()
-    options = {} if case == "gelu" else {"resting": "mean"}
+    options = {"dead_zone": 0} | ({} if case == "gelu" else {"resting": "mean"})
     network = sg.convert(
         model.double(), DATA.train.images[:128].double(), time_steps=steps, tune=False, **options
     )

@@ -17,12 +17,16 @@ from spikingjelly_signgd.neurons import (
     group_initial_v,
     growth_initial_state,
     growth_step,
+    levels,
     nonlinearity,
     scan,
     signed_group_step,
     signgd_decoded_step,
     signgd_initial_state,
+    signgd_step,
+    weighted_spike,
 )
+from spikingjelly_signgd.neurons.signgd import digits
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -31,16 +35,27 @@ THRESHOLDS = torch.tensor([0.5, 1.0, 1.5, 2.0, 0.7])
 CHARGES = torch.tensor([0.5, 0.25, 0.0, 0.5, 1.0])
 X = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(3))  # [T, B, N]
 SCALES = torch.tensor([0.3, 0.5, 1.0, 1.5, 2.0])
+CHANNELS = torch.tensor([0.25, 0.5, 2 / 3, 0.75, 0.1])
+MIXED = torch.tensor([0.0, 0.5, 2 / 3, 0.0, 0.9])
 
 
 def nodes(**options) -> dict[str, nn.Module]:
     return {
-        "several signs": sg.SignGDNode("tanh", SCHEDULE, scale=SCALES, members=3, **options),
+        "several signs": sg.SignGDNode(
+            "tanh", SCHEDULE, scale=SCALES, members=3, dead_zone=0, **options
+        ),
         "several signs, decoded": sg.SignGDNode(
-            "relu", SCHEDULE, spikes="decoded", members=5, **options
+            "relu", SCHEDULE, spikes="decoded", members=5, dead_zone=0, **options
         ),
         "several signs, binary": sg.SignGDNode(
             "relu", SCHEDULE, spikes="binary", offset=SCALES, members=2, **options
+        ),
+        "silent": sg.SignGDNode("relu", SCHEDULE, dead_zone=2 / 3, **options),
+        "several signs, silent by channel": sg.SignGDNode(
+            "relu", SCHEDULE, scale=SCALES, members=3, dead_zone=MIXED, **options
+        ),
+        "silent, ternary": sg.SignGDNode(
+            "abs", SCHEDULE, spikes="ternary", scale=SCALES, dead_zone=0.5, **options
         ),
         "group by channel": sg.GroupNode(4, THRESHOLDS, initial_charge=CHARGES, **options),
         "group, signed": sg.GroupNode(4, 0.3, signed=True, **options),
@@ -49,6 +64,17 @@ def nodes(**options) -> dict[str, nn.Module]:
         ),
         "growth": sg.GrowthNode("amax", {"dim": (-1,)}, **options),
     }
+
+
+# what spike_seq is of
+RECORDED = {
+    "several signs": torch.uint8,
+    "several signs, decoded": torch.uint8,
+    "several signs, binary": torch.uint8,
+    "several signs, silent by channel": torch.int16,
+    "silent": torch.int8,
+    "silent, ternary": torch.int8,
+}
 
 
 @pytest.fixture(params=nodes())
@@ -69,9 +95,10 @@ def test_step_modes_and_backends_give_the_same(name):
     from spikingjelly.activation_based import functional
 
     found = []
-    for backend in ("cpu", "torch"):
+    for backend in ("auto", "torch"):
         node = nodes(backend=backend, store_v_seq=True)[name]
-        assert node.choice(X[0]).backend == backend
+        if "silent" not in name:
+            assert node.choice(X[0]).backend == backend.replace("auto", "cpu")
         for step_mode in ("m", "s"):
             y = run(node, X, step_mode)
             found.append((y, node.v_seq, node.spike_seq, node.v))
@@ -83,8 +110,8 @@ def test_step_modes_and_backends_give_the_same(name):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b) if isinstance(a, Tensor) else a is b
-    if name.startswith("several"):
-        assert found[0][2].dtype == torch.uint8
+    if name in RECORDED:
+        assert found[0][2].dtype == RECORDED[name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -115,7 +142,8 @@ def test_copied_pickled_saved_and_moved(name):
     wide = copy.deepcopy(node).double()
     assert all(buffer.dtype == torch.float64 for buffer in wide.buffers())
     assert run(wide, X.double(), "m").dtype == torch.float64
-    assert "members" in repr(node) or name == "growth"
+    assert "members" in repr(node) or name in ("growth", "silent", "silent, ternary")
+    assert ("dead_zone=" in repr(node)) == ("silent" in name)
     assert nodes()[name].to("meta") is not None
 
 
@@ -158,7 +186,7 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="selects one of its inputs.*max_pool.*'gelu'"):
         sg.GrowthNode("gelu")
     with pytest.raises(ValueError, match="from 1 to 8"):
-        sg.SignGDNode("relu", SCHEDULE, members=9)
+        sg.SignGDNode("relu", SCHEDULE, members=9, dead_zone=0)
     with pytest.raises(ValueError, match="momentum is that of single signs"):
         sg.SignGDNode("relu", SCHEDULE, members=2, momentum=0.5)
     with pytest.raises(sg.InputError, match="one input for each argument"):
@@ -177,6 +205,362 @@ def test_compiles_in_one_graph(name):
     functional.reset_net(node)
     assert torch.equal(compiled(X), expected)
     torch.compiler.reset()
+
+
+# -- silence --------------------------------------------------------------------------------------
+
+THETAS = {"number": 2 / 3, "channels": CHANNELS, "some zero": MIXED}
+DTYPES = [torch.float32, torch.float64, torch.float16]
+
+
+def by_hand(inputs, p, spikes):
+    """Outputs, v, d of each step and the number of spikes, by ``signgd_step`` and the words of the
+    protocol."""
+    wide = torch.promote_types(inputs[0].dtype, torch.float32)
+    x = tuple(torch.zeros_like(a[0], dtype=wide) for a in inputs)
+    state, outputs, fired, total = signgd_initial_state(p.target(*x), p), [], [], 0
+    for t in range(len(inputs[0])):
+        current = tuple(a[t].to(wide) for a in inputs)
+        if spikes == "decoded":
+            x = current
+        else:
+            eta = p.schedule(t + 1) if spikes == "ternary" else -1.0
+            x = tuple(a - eta * b for a, b in zip(x, current, strict=True))
+        code, state = signgd_step(x, state, p)
+        sent = {
+            "decoded": state.v,
+            "signed": weighted_spike(code, state, p),
+            "ternary": torch.as_tensor(p.scale, dtype=wide) * levels(code, p.members, wide),
+        }
+        outputs.append(sent[spikes].to(inputs[0].dtype))
+        fired.append(levels(code, p.members, torch.int16))
+        total += int(digits(code, p.members).abs().sum())
+    return torch.stack(outputs), state.v, torch.stack(fired), total
+
+
+@pytest.mark.parametrize("function", ["relu", "mul"])
+@pytest.mark.parametrize("theta", THETAS)
+@pytest.mark.parametrize(
+    ("spikes", "members"),
+    [("ternary", 1), *((s, m) for s in ("signed", "decoded") for m in (1, 3, 8, 12))],
+)
+def test_both_simulators_run_the_definition_of_silence(function, theta, spikes, members):
+    """Outputs, v and rasters, by steps and by sequences, of every type, ties among the inputs."""
+    norse = pytest.importorskip("spikingjelly_signgd.plugins.norse")
+    options = {"scale": SCALES, "members": members, "dead_zone": THETAS[theta], "spikes": spikes}
+    p = sg.SignGDParameters(
+        *(nonlinearity(function), SCHEDULE, SCALES),
+        **{"members": members, "dead_zone": THETAS[theta]},
+    )
+    for dtype in DTYPES:
+        x_seq = torch.cat([X[:3], (X[3:] * 4).round() / 4]).to(dtype)
+        inputs = [x_seq] if function == "relu" else [x_seq, x_seq.flip(1)]
+        y, v, fired, sent = by_hand(inputs, p, spikes)
+        assert 0 < sent < members * fired.numel(), "somebody spoke, somebody was silent"
+        for backend in ("auto", "torch"):
+            node = sg.SignGDNode(
+                *(function, SCHEDULE), backend=backend, store_v_seq=True, step_mode="m", **options
+            )
+            layer = norse.SignGD(
+                norse.SignGDParameters(
+                    function, SCHEDULE, method="heaviside", backend=backend, **options
+                )
+            )
+            assert torch.equal(node(*inputs), y) and torch.equal(node.v, v)
+            assert torch.equal(node.spike_seq, fired.to(node.spike_seq.dtype))
+            assert node.spike_seq.dtype == (torch.int8 if members == 1 else torch.int16)
+            node.reset()
+            node.step_mode = "s"
+            steps = torch.stack([node(*step) for step in zip(*inputs, strict=True)])
+            assert torch.equal(steps, y) and torch.equal(node.v, v)
+            assert torch.equal(node.spike_seq, fired.to(node.spike_seq.dtype))
+            y_seq, state = layer(tuple(inputs))
+            assert torch.equal(y_seq, y) and torch.equal(state.v, v) and y_seq.dtype == dtype
+            cell, state, outputs = norse.SignGDCell(layer.p), None, []
+            for step in zip(*inputs, strict=True):
+                out, state = cell(step, state)
+                outputs.append(out)
+            assert torch.equal(torch.stack(outputs), y) and torch.equal(state.v, v)
+
+
+def test_ternary_spikes_are_scale_and_sign_or_silence():
+    node = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", scale=SCALES, dead_zone=0.5)
+    y = run(node, X, "m") / SCALES
+    assert sorted(y.unique().tolist()) == [-1.0, 0.0, 1.0]
+    dense = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", dead_zone=0)
+    assert sorted(run(dense, X, "m").unique().tolist()) == [-1.0, 1.0]
+
+
+def test_what_ternary_spikes_deliver():
+    """x -= eta I, of one step and of the next, and no more; silence delivers nothing."""
+    node = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", initial_input=0.25, dead_zone=0.5)
+    node(torch.full((1, 2), 2.0))
+    assert node.x[0].tolist() == [[0.25 - 0.5 * 2.0] * 2]
+    node(torch.zeros(1, 2))
+    assert node.x[0].tolist() == [[-0.75] * 2]
+
+
+def two_layers(simulator: str, spikes: str, members: int, theta: float, dtype: torch.dtype) -> Any:
+    """8 -> 16 -> 4, coded, with a read-out, by the modules of one simulator."""
+    torch.manual_seed(3)
+    first, second = torch.randn(16, 8) / 3, torch.randn(4, 16) / 4
+    b1, b2 = torch.randn(16) / 4, torch.randn(4) / 4
+    decoded = spikes == "decoded"
+    initial = {} if decoded else {"initial_input": b1.to(dtype)}
+    options: dict[str, Any] = {"spikes": spikes, "members": members}
+    neuron = {"dead_zone": theta, **initial, **options}
+    linears = [nn.Linear(8, 16, bias=decoded), nn.Linear(16, 4, bias=decoded)]
+    for linear, weight, bias in zip(linears, (first, second), (b1, b2), strict=True):
+        linear.weight.data = weight
+        if decoded:
+            linear.bias.data = bias
+    end = 0.0 if decoded else b2.to(dtype)
+    if simulator == "spikingjelly":
+        parts: list[Any] = [
+            sg.Encode(SCHEDULE, **options),
+            sg.SignGDNode("gelu", SCHEDULE, **neuron),
+            sg.Readout(end, schedule=SCHEDULE, **options),
+        ]
+    else:
+        from spikingjelly_signgd.plugins import norse
+
+        parts = [
+            norse.Encode(norse.EncodeParameters(SCHEDULE, **options)),
+            norse.SignGD(norse.SignGDParameters("gelu", SCHEDULE, method="heaviside", **neuron)),
+            norse.Readout(norse.ReadoutParameters(end, schedule=SCHEDULE, **options)),
+        ]
+    return nn.ModuleList([parts[0], linears[0], parts[1], linears[1], parts[2]]).to(dtype)
+
+
+def through(parts: nn.ModuleList, x_seq: Tensor) -> Tensor:
+    """One module after the other, each for all steps."""
+    for part in parts:
+        if hasattr(part, "step_mode"):
+            part.step_mode = "m"  # type: ignore[assignment]
+        with torch.no_grad():
+            y = part(x_seq)
+        x_seq = y[0] if isinstance(y, tuple) else y
+    return x_seq
+
+
+@pytest.mark.parametrize(("members", "theta"), [(1, 2 / 3), (1, 0.3), (4, 0.5), (12, 2 / 3)])
+def test_two_layers_decode_alike_in_every_form_and_simulator(members, theta):
+    x_seq = torch.randn(5, 8, dtype=torch.float64).expand(24, 5, 8)
+    decoded = through(two_layers("spikingjelly", "decoded", members, theta, torch.float64), x_seq)
+    assert float(decoded[-1].std()) > 0.1
+    for spikes in ("decoded", "signed", "ternary")[: 3 if members == 1 else 2]:
+        for dtype in (torch.float64, torch.float32):
+            x = x_seq.to(dtype)
+            theirs = through(two_layers("spikingjelly", spikes, members, theta, dtype), x)
+            ours = through(two_layers("norse", spikes, members, theta, dtype), x)
+            assert torch.equal(theirs, ours), (spikes, dtype)
+            if dtype == torch.float64:
+                torch.testing.assert_close(theirs, decoded, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"members": 4, "time_steps": 3}], ids=["1 x 16", "4 x 3"])
+def test_converted_networks_run_in_both_simulators_and_views(options):
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 6), nn.ReLU()).double()
+    x = torch.randn(64, 8, dtype=torch.float64)
+    options = {"time_steps": 16, "tune": False, "dead_zone": 2 / 3, **options}
+    network = sg.convert(model, x, **options)
+    assert all(node.dead_zone == 2 / 3 for node in network.neurons)
+    steps = [1, options["time_steps"]]
+    decoded = sg.run(sg.build(network, "spikingjelly"), x, steps)
+    for simulator in ("spikingjelly", "norse"):
+        for spikes in ("decoded", "signed"):
+            found = sg.run(sg.build(network, simulator, spikes=spikes), x, steps)
+            for t in steps:
+                torch.testing.assert_close(found[t], decoded[t], rtol=0, atol=1e-10)
+    dense = sg.convert(model, x, **{**options, "dead_zone": 0})
+    errors = [
+        float((sg.run(sg.build(n, "norse"), x, steps)[steps[1]] - model(x).detach()).norm())
+        for n in (network, dense)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_the_default_is_one_constant_but_none_where_there_can_be_none(monkeypatch):
+    from spikingjelly_signgd.neurons import protocol, signgd
+    from spikingjelly_signgd.plugins import norse
+
+    assert protocol.DEAD_ZONE is signgd.DEAD_ZONE
+    monkeypatch.setattr(protocol, "DEAD_ZONE", 0.6)
+    for given, theta in (
+        ({}, 0.6),
+        ({"spikes": "ternary"}, 0.6),
+        ({"dead_zone": 0.0}, 0.0),
+        ({"spikes": "binary", "offset": 0.0}, 0.0),
+        ({"momentum": 0.5}, 0.0),
+    ):
+        node = sg.SignGDNode("relu", SCHEDULE, **given)
+        layer = norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **given))
+        assert node.dead_zone == layer.p.dead_zone == node.dynamics.dead_zone == theta
+        assert layer.get_extra_state()["dead_zone"] == theta
+    p = norse.SignGDParameters("relu", SCHEDULE)  # also where no module holds it
+    y, _ = norse.signgd_feed_forward_step(X[0], None, p)
+    assert torch.equal(y, sg.SignGDNode("relu", SCHEDULE, dead_zone=0.6)(X[0]))
+
+
+def test_a_dead_zone_that_does_not_broadcast_says_the_shapes():
+    from spikingjelly_signgd.plugins import norse
+
+    for shape in ((3,), (3, 4, 5), (3, 5)):
+        theta = torch.full(shape, 0.5)
+        for backend in ("auto", "torch"):
+            for spikes in ("signed", "ternary", "decoded"):
+                options = {"dead_zone": theta, "backend": backend, "spikes": spikes}
+                layer = norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **options))
+                node = sg.SignGDNode("relu", SCHEDULE, **options)
+                for run_it in (lambda f=layer: f(X), lambda f=node: run(f, X, "m")):
+                    with pytest.raises(sg.InputError) as error:
+                        run_it()
+                    for part in (str(list(shape)), "[4, 5]", "Pass a number"):
+                        assert part in str(error.value)
+
+
+def test_a_dead_zone_is_a_buffer_that_counts_at_once():
+    given = CHANNELS.clone()
+    node = sg.SignGDNode("relu", SCHEDULE, dead_zone=given)
+    assert set(node.state_dict()) == {"dead_zone"} and "dead_zone=Tensor[5]" in repr(node)
+    before = run(node, X, "m")
+    given.zero_()
+    assert torch.equal(run(node, X, "m"), before)
+    node.dead_zone = torch.zeros(5)
+    assert torch.equal(run(node, X, "m"), run(sg.SignGDNode("relu", SCHEDULE, dead_zone=0), X, "m"))
+    node.load_state_dict({"dead_zone": CHANNELS})
+    assert torch.equal(run(node, X, "m"), before)
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        node.load_state_dict({"dead_zone": 2 * CHANNELS})
+    number = sg.SignGDNode("relu", SCHEDULE, dead_zone=0.5, spikes="ternary")
+    assert not number.state_dict() and "dead_zone=0.5" in repr(number)
+    number.members = 2
+    with pytest.raises(ValueError, match="members=1"):
+        run(number, X, "m")
+
+
+def test_a_dead_zone_in_half_counts_with_its_rounded_value():
+    from spikingjelly_signgd.plugins import norse
+
+    node = sg.SignGDNode("relu", SCHEDULE, dead_zone=CHANNELS, spikes="decoded").half()
+    layer = norse.SignGD(
+        norse.SignGDParameters("relu", SCHEDULE, dead_zone=CHANNELS, spikes="decoded")
+    ).half()
+    rounded = CHANNELS.half().float()
+    expected = run(
+        sg.SignGDNode("relu", SCHEDULE, dead_zone=rounded, spikes="decoded"), X.half(), "m"
+    )
+    assert node.dead_zone.dtype == layer.p.dead_zone.dtype == torch.float16
+    assert torch.equal(run(node, X.half(), "m"), expected)
+    assert torch.equal(layer(X.half())[0], expected)
+    assert node.v.dtype == torch.float32
+
+
+def tangents(x_seq, dx_seq, p, surrogate, dscale, dtheta):
+    """How v(t) moves with x, scale and theta: the chain rule of the equations, by hand."""
+    v, dv, moves = torch.zeros_like(x_seq[0]), torch.zeros_like(x_seq[0]), []
+    theta = torch.as_tensor(p.dead_zone).float().to(v.dtype)
+    for t, (x, dx) in enumerate(zip(x_seq, dx_seq, strict=True)):
+        eta = p.schedule(t + 1)
+        r, dr = v - torch.tanh(x), dv - (1 - torch.tanh(x) ** 2) * dx
+        d, dd = torch.zeros_like(v), torch.zeros_like(v)
+        for k in range(p.members):
+            c, dc = eta * p.scale * 2.0**-k, eta * dscale * 2.0**-k
+            h, dh = theta * c, dtheta * c + theta * dc
+            sigma = torch.where(r.abs() > h, r.sign(), 0.0)
+            dsigma = surrogate.derivative(r - h) * (dr - dh) + surrogate.derivative(r + h) * (
+                dr + dh
+            )
+            r, dr = r - c * sigma, dr - dc * sigma - c * dsigma
+            d, dd = 2 * d + sigma, 2 * dd + dsigma
+        last, dlast = (a * 2.0 ** (1 - p.members) for a in (eta * p.scale, eta * dscale))
+        v, dv = v - last * d, dv - dlast * d - last * dd
+        moves.append(dv)
+    return torch.stack(moves)
+
+
+@pytest.mark.parametrize("theta", [0.5, CHANNELS], ids=["number", "channels"])
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("spikes", ["decoded", "signed"])
+def test_gradients_are_the_chain_rule_with_a_smooth_step(spikes, members, theta):
+    """To the inputs, the scale and the dead zone, in both simulators, against tangents by hand.
+
+    Signed spikes are what v moves by, and their receivers integrate them.
+    """
+    from spikingjelly_signgd.plugins import norse
+
+    surrogate = sg.Surrogate("tanh", 2.0)
+    x_seq, dx, weight = torch.randn(3, 6, 4, 5, dtype=torch.float64)
+    dscale, dtheta = torch.randn(2, 5, dtype=torch.float64)
+    scale = nn.Parameter(SCALES.double())
+    zone = nn.Parameter(torch.as_tensor(theta, dtype=torch.float32).expand(5).double())
+    p = norse.SignGDParameters(
+        *("tanh", SCHEDULE, scale),
+        **{"spikes": spikes, "method": "tanh", "alpha": 2.0, "members": members},
+        dead_zone=zone,
+    )
+    layer, x = norse.SignGD(p), x_seq.clone().requires_grad_()
+    y, _ = layer(x)
+    (y * weight).sum().backward()
+    q = sg.SignGDParameters(
+        nonlinearity("tanh"), SCHEDULE, SCALES.double(), members=members, dead_zone=theta
+    )
+    nothing = torch.zeros(5, dtype=torch.float64)
+    for gradient, direction, given in (
+        (x.grad, dx, (dx, nothing, nothing)),
+        (scale.grad, dscale, (torch.zeros_like(dx), dscale, nothing)),
+        (zone.grad, dtheta, (torch.zeros_like(dx), nothing, dtheta)),
+    ):
+        values, moved = x_seq, given[0]
+        if spikes == "signed":
+            values, moved = x_seq.cumsum(0), moved.cumsum(0)
+        moves = tangents(values, moved, q, surrogate, *given[1:])
+        if spikes == "signed":
+            moves = moves.diff(dim=0, prepend=torch.zeros_like(moves[:1]))
+        expected = (moves * weight).sum()
+        assert abs(float(expected)) > 1e-3
+        torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-7)
+    node = sg.SignGDNode(
+        *("tanh", SCHEDULE),
+        **{"scale": SCALES.double(), "spikes": spikes, "members": members, "dead_zone": theta},
+        surrogate_function=surrogate,
+    )
+    other = x_seq.clone().requires_grad_()
+    (run(node, other, "m") * weight).sum().backward()
+    torch.testing.assert_close(other.grad, x.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_elements_without_a_dead_zone_have_the_gradient_of_dense_neurons():
+    options = {"spikes": "signed", "surrogate_function": sg.Surrogate("tanh", 2.0)}
+    grads = []
+    for theta in (MIXED, 0.0):
+        x = X.clone().requires_grad_()
+        node = sg.SignGDNode("tanh", SCHEDULE, members=2, dead_zone=theta, **options)
+        run(node, x, "m").cumsum(0).square().sum().backward()
+        grads.append(x.grad)
+    zero = MIXED == 0
+    torch.testing.assert_close(grads[0][..., zero], grads[1][..., zero], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(grads[0][..., ~zero], grads[1][..., ~zero])
+
+
+def test_a_dead_zone_is_trained():
+    """As a scale is: a parameter of the layer, reached by optimisers; none is lost in a cast."""
+    from spikingjelly_signgd.plugins import norse
+
+    p = norse.SignGDParameters("tanh", SCHEDULE, dead_zone=nn.Parameter(CHANNELS.clone()))
+    layer = norse.SignGD(p._replace(method="tanh", alpha=1.0))
+    assert [name for name, _ in layer.named_parameters()] == ["dead_zone"]
+    optimizer = torch.optim.SGD(layer.parameters(), 0.01)
+    before = layer(X)[0].detach()
+    layer(X)[0].square().sum().backward()
+    assert float(layer.dead_zone.grad.abs().min()) > 0
+    optimizer.step()
+    assert not torch.equal(layer(X)[0], before)
+    assert torch.equal(copy.deepcopy(layer)(X)[0], layer(X)[0])
+    plain = norse.SignGD(norse.SignGDParameters("tanh", SCHEDULE, dead_zone=CHANNELS))
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(plain(X)[0], layer(X)[0])
 
 
 # -- in a network ---------------------------------------------------------------------------------

@@ -19,8 +19,18 @@ pytestmark = pytest.mark.spikingjelly
 
 SCHEDULE = ExponentialSchedule(0.5, 0.9)
 NODES: dict[str, Callable[..., SignGDNode | GroupNode]] = {
-    "signed": lambda **kw: SignGDNode("relu", SCHEDULE, initial_input=0.3, **kw),
+    "signed": lambda **kw: SignGDNode("relu", SCHEDULE, initial_input=0.3, dead_zone=0, **kw),
     "binary": lambda **kw: SignGDNode("abs", SCHEDULE, spikes="binary", offset=0.7, **kw),
+    "ternary": lambda **kw: SignGDNode(
+        "abs", SCHEDULE, spikes="ternary", scale=0.7, dead_zone=0, **kw
+    ),
+    "ternary, silent": lambda **kw: SignGDNode(
+        "abs", SCHEDULE, spikes="ternary", scale=0.7, dead_zone=0.5, **kw
+    ),
+    "silent": lambda **kw: SignGDNode("relu", SCHEDULE, members=4, dead_zone=2 / 3, **kw),
+    "silent by channel": lambda **kw: SignGDNode(
+        "relu", SCHEDULE, members=2, dead_zone=torch.tensor([0.0, 0.25, 0.5, 2 / 3, 0.75]), **kw
+    ),
     "decoded": lambda **kw: SignGDNode("hardswish", SCHEDULE, spikes="decoded", **kw),
     "scaled": lambda **kw: SignGDNode("leaky_relu", SCHEDULE, scale=torch.rand(5) + 0.5, **kw),
     "any function": lambda **kw: SignGDNode(lambda x: x.clamp(-0.3, 0.4), SCHEDULE, **kw),
@@ -86,7 +96,7 @@ def test_the_choice_is_told() -> None:
 def test_networks_tell_the_choice_of_each_neuron() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.GELU()).eval()
-    network = sg.convert(model, torch.randn(16, 4), time_steps=8)
+    network = sg.convert(model, torch.randn(16, 4), time_steps=8, dead_zone=0)
     x = torch.zeros(1, 4)
     assert set(build(network).choices(x).values()) == {Choice("cpu")}
     slow = build(network, kernels="torch")
@@ -136,7 +146,7 @@ def test_set_backend_of_the_older_spikingjelly() -> None:
 )
 def test_signgd_trains_through_a_surrogate(spikes: str, step: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(3)
-    kernel = SignGDNode("gelu", SCHEDULE, spikes=spikes, surrogate_function=step)
+    kernel = SignGDNode("gelu", SCHEDULE, spikes=spikes, surrogate_function=step, dead_zone=0)
     definition = copy.deepcopy(kernel)
     definition.backend = "torch"
     x_seq, weight = torch.randn(6, 4, 5), torch.randn(6, 4, 5)
@@ -155,7 +165,7 @@ def test_without_a_surrogate_signgd_records_no_gradient() -> None:
 
 
 def test_a_surrogate_needs_spikes_that_carry_a_gradient() -> None:
-    for wrong in ({"spikes": "binary", "offset": 0.0}, {"momentum": 0.5}):
+    for wrong in ({"spikes": "binary", "offset": 0.0}, {"spikes": "ternary"}, {"momentum": 0.5}):
         with pytest.raises(ValueError, match="leave surrogate_function out"):
             SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), **wrong)
 
@@ -181,7 +191,7 @@ def test_an_assigned_buffer_counts_at_once_and_a_wrong_one_never() -> None:
 
 
 def test_the_choice_is_that_of_training_too() -> None:
-    node = SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate())
+    node = SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), dead_zone=0)
     x = torch.zeros(1, requires_grad=True)
     assert node.choice(x).backend == "cpu"
     node.store_v_seq = True

@@ -49,16 +49,47 @@ from spikingjelly_signgd.plugins.norse.common import METHODS, surrogate
 SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
 X = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(3))  # [T, B, N]
 SCALE = torch.tensor([0.3, 0.5, 1.0, 1.5, 2.0])
+THETA = torch.tensor([0.0, 0.25, 0.5, 2 / 3, 0.75])
 
 # every kind of cell with its layer, its parameters, and how many inputs it takes
 KINDS = {
-    "signGD gelu": (SignGDCell, SignGD, SignGDParameters("gelu", SCHEDULE), 1),
-    "signGD relu, scales": (SignGDCell, SignGD, SignGDParameters("relu", SCHEDULE, SCALE), 1),
-    "signGD mul": (SignGDCell, SignGD, SignGDParameters("mul", SCHEDULE, 0.7, 0.1), 2),
+    "signGD gelu": (SignGDCell, SignGD, SignGDParameters("gelu", SCHEDULE, dead_zone=0), 1),
+    "signGD relu, scales": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters("relu", SCHEDULE, SCALE, dead_zone=0),
+        1,
+    ),
+    "signGD mul": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters("mul", SCHEDULE, 0.7, 0.1, dead_zone=0),
+        2,
+    ),
     "signGD decoded": (
         SignGDCell,
         SignGD,
-        SignGDParameters("tanh", SCHEDULE, resting=SCALE, spikes="decoded"),
+        SignGDParameters("tanh", SCHEDULE, resting=SCALE, spikes="decoded", dead_zone=0),
+        1,
+    ),
+    "signGD silent": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters("gelu", SCHEDULE, SCALE, members=4, dead_zone=2 / 3),
+        1,
+    ),
+    "signGD silent by channel": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters("mul", SCHEDULE, 0.7, dead_zone=THETA, spikes="decoded"),
+        2,
+    ),
+    "signGD ternary": (
+        SignGDCell,
+        SignGD,
+        SignGDParameters(
+            "relu", SCHEDULE, SCALE, spikes="ternary", method="heaviside", dead_zone=0.5
+        ),
         1,
     ),
     "signGD binary": (
@@ -76,7 +107,13 @@ KINDS = {
     "signGD prelu": (
         SignGDCell,
         SignGD,
-        SignGDParameters("prelu", SCHEDULE, initial_input=SCALE, arguments={"weight": SCALE}),
+        SignGDParameters(
+            "prelu",
+            SCHEDULE,
+            initial_input=SCALE,
+            arguments={"weight": SCALE},
+            dead_zone=0,
+        ),
         1,
     ),
     "group": (GroupNeuronCell, GroupNeuron, GroupNeuronParameters(4, 0.8), 1),
@@ -84,7 +121,7 @@ KINDS = {
     "signGD, several signs": (
         SignGDCell,
         SignGD,
-        SignGDParameters("gelu", SCHEDULE, SCALE, members=3),
+        SignGDParameters("gelu", SCHEDULE, SCALE, members=3, dead_zone=0),
         1,
     ),
     "signGD binary, several signs": (
@@ -155,7 +192,7 @@ def assert_same(a, b, what: str):
 def test_signgd_step_is_the_definition(name, backend):
     """Weighted spikes in, weighted spikes out, with inputs that reach ties."""
     x_seq = torch.randint(-4, 5, X.shape).float() / 4
-    p = SignGDParameters(name, sg.ConstantSchedule(0.25), backend=backend)
+    p = SignGDParameters(name, sg.ConstantSchedule(0.25), backend=backend, dead_zone=0)
     q = signgd.SignGDParameters(sg.NONLINEARITIES[name], sg.ConstantSchedule(0.25))
     v = torch.zeros(x_seq.shape[1:])
     start = signgd.SignGDSpikeState((v.clone(),), signgd.SignGDState(v))
@@ -197,7 +234,8 @@ def test_ties_fire_where_norse_does_not():
     y, _ = group_neuron_feed_forward_step(x, None, GroupNeuronParameters(1))  # h = 1 = theta
     assert y.item() == 1
     for name, sigma in (("relu", 1.0), ("abs", -1.0)):  # v = f(x) = 0: rows differ
-        y, _ = signgd_feed_forward_step(torch.zeros(1), None, SignGDParameters(name, SCHEDULE))
+        dense = SignGDParameters(name, SCHEDULE, dead_zone=0)
+        y, _ = signgd_feed_forward_step(torch.zeros(1), None, dense)
         assert y.item() == -0.5 * sigma
 
 
@@ -400,17 +438,23 @@ def test_copied_and_pickled(kind):
         torch.save(state, file)
 
 
+def _may_have_several(p):
+    return not getattr(p, "momentum", 0.0) and getattr(p, "spikes", "") != "ternary"
+
+
 def others(p):
     """Parameters of the same kind with other values."""
     changes = {}
     for name, value in p._asdict().items():
-        if isinstance(value, Tensor):
+        if name == "dead_zone":
+            changes[name] = value * 0.5
+        elif isinstance(value, Tensor):
             changes[name] = value + 1.0
         elif isinstance(value, dict):
             changes[name] = {
                 key: item + 1.0 if isinstance(item, Tensor) else item for key, item in value.items()
             }
-        elif name == "seed" or (name == "members" and not getattr(p, "momentum", 0.0)):
+        elif name == "seed" or (name == "members" and _may_have_several(p)):
             changes[name] = value + 1
         elif name in ("scale", "v_th"):
             changes[name] = value + 0.7
@@ -540,7 +584,7 @@ def test_training_moves_a_cast_scale(dtype):
 def test_trained_arguments_and_inputs_have_a_gradient():
     weight, start = nn.Parameter(SCALE.clone()), nn.Parameter(SCALE.clone())
     p = SignGDParameters("prelu", SCHEDULE, initial_input=start, arguments={"weight": weight})
-    layer = SignGD(p)
+    layer = SignGD(p._replace(dead_zone=0))
     assert layer.choice(X).backend == "cpu"
     layer(X - 1)[0].sum().backward()
     assert weight.grad.abs().sum() > 0 and start.grad.abs().sum() > 0
@@ -563,6 +607,10 @@ def test_initial_states_are_no_view_of_parameters():
     assert torch.equal(layer.p.resting, SCALE) and torch.equal(layer.p.initial_input, SCALE)
 
 
+def defined(module) -> bool:
+    return isinstance(module, (SignGD, SignGDCell)) and module.choice(X).backend == "torch"
+
+
 @pytest.mark.parametrize("backend", ["aot_eager"])
 def test_compiles_in_one_graph(kind, backend):
     """Cells as often as one calls them: the step is no constant of the graph."""
@@ -572,7 +620,8 @@ def test_compiles_in_one_graph(kind, backend):
         torch.compiler.reset()
         compiled = torch.compile(module, fullgraph=True, backend=backend)
         state = last = None
-        for _ in range(2 if kind is KINDS["signGD momentum"] else 12):
+        # where the definition runs the step is a constant of the graph
+        for _ in range(2 if defined(module) else 12):
             y, state = compiled(x, state)
             expected, last = module(x, last)
             assert_same(y, expected, "output")
@@ -684,12 +733,34 @@ def test_wrong_parameters():
             lambda: Growth(GrowthParameters("relu")),
             "selects one of its inputs, .*max_pool.* 'relu'",
         ),
-        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, members=9)), "from 1 to 8"),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, members=9, dead_zone=0)), "from 1 to 8"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=0.5, members=2)), "momentum"),
         (lambda: SignGD(SignGDParameters("no such row", SCHEDULE)), "no such row"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, -SCALE)), "positive"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="graded")), "spikes is one"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="binary")), "offset"),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=1.0)), r"in \[0, 1\)"),
+        (lambda: SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=-THETA)), r"in \[0, 1\)"),
+        (
+            lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=0.5, dead_zone=0.5)),
+            "momentum or dead_zone to 0",
+        ),
+        (
+            lambda: SignGD(
+                SignGDParameters("relu", SCHEDULE, spikes="binary", offset=0.0, dead_zone=THETA)
+            ),
+            "SignGD: a binary spike .* spikes='ternary' or 'signed', or dead_zone=0",
+        ),
+        (
+            lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="ternary", members=3)),
+            "SignGD: a ternary spike .* spikes='signed', or members=1",
+        ),
+        (
+            lambda: SignGD(SignGDParameters("relu", SCHEDULE, spikes="ternary", momentum=0.5)),
+            "ternary spike cannot carry momentum",
+        ),
+        (lambda: Readout(ReadoutParameters(spikes="ternary")), "ternary spikes .* schedule"),
+        (lambda: Encode(EncodeParameters(spikes="ternary", members=2)), "members=1"),
         (lambda: SignGD(SignGDParameters("relu", SCHEDULE, momentum=1.0)), "momentum"),
         (lambda: Readout(ReadoutParameters(spikes="binary", offset=1.0)), "schedule"),
         (lambda: Encode(EncodeParameters(spikes="none")), "spikes is one"),
@@ -722,6 +793,7 @@ def test_parameters_of_a_larger_batch_are_refused():
         SignGD(SignGDParameters("relu", SCHEDULE, torch.ones(3, 5))),
         SignGD(SignGDParameters("relu", SCHEDULE, resting=torch.ones(3, 5))),
         SignGD(SignGDParameters("relu", SCHEDULE, initial_input=torch.ones(3, 5))),
+        SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=torch.full((3, 5), 0.5))),
         GroupNeuron(GroupNeuronParameters(4, torch.ones(3, 5))),
         Subgradient(SubgradientParameters(torch.ones(3, 5))),
         Readout(ReadoutParameters(torch.ones(3, 5))),
@@ -806,7 +878,7 @@ def test_gradients_of_sequences(method, backend):
 @pytest.mark.parametrize("method", ["super", "triangle", "tanh"])
 def test_gradients_of_signgd_sequences(method):
     """As above, of the sign of v - f(x), through v and through the integrated input."""
-    p = SignGDParameters("tanh", SCHEDULE, 0.8, method=method, alpha=2.0)
+    p = SignGDParameters("tanh", SCHEDULE, 0.8, method=method, alpha=2.0, dead_zone=0)
     x = X.clone().requires_grad_()
     y, state = SignGD(p)(x)
     weight = torch.randn(y.shape)
@@ -848,6 +920,7 @@ def test_heaviside_and_what_carries_no_gradient():
         Subgradient()(x)
     for p in (
         SignGDParameters("relu", SCHEDULE, spikes="binary", offset=1.0),
+        SignGDParameters("relu", SCHEDULE, spikes="ternary"),
         SignGDParameters("relu", SCHEDULE, momentum=0.5),
     ):
         with pytest.raises(sg.InputError, match="heaviside"):
@@ -857,7 +930,7 @@ def test_heaviside_and_what_carries_no_gradient():
 
 
 def test_choice_says_what_runs():
-    layer = SignGD(SignGDParameters("gelu", SCHEDULE))
+    layer = SignGD(SignGDParameters("gelu", SCHEDULE, dead_zone=0))
     assert layer.choice(X) == Choice("cpu")
     assert layer.choice(X.clone().requires_grad_()) == Choice("cpu")
     momentum = SignGD(SignGDParameters("gelu", SCHEDULE, momentum=0.5, method="heaviside"))
@@ -928,7 +1001,7 @@ def test_a_signed_state_is_not_one_of_others():
 def test_saved_before_there_were_several_signs():
     """What earlier versions did not save is what there was: one sign a step, unsigned neurons."""
     for module, fields in (
-        (SignGD(SignGDParameters("relu", SCHEDULE)), ["members"]),
+        (SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=0)), ["members", "dead_zone"]),
         (GroupNeuron(GroupNeuronParameters(3)), ["signed"]),
         (Readout(ReadoutParameters(SCALE)), ["members"]),
     ):
@@ -938,3 +1011,17 @@ def test_saved_before_there_were_several_signs():
         other = type(module)(module.p)
         other.load_state_dict(state)
         assert_same(other(X)[0], module(X)[0], "output")
+
+
+def test_saved_before_there_was_a_dead_zone():
+    """Whatever the default is today, a layer of an earlier version fires at every step."""
+    dense = SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=0))
+    saved = dense.state_dict()
+    del saved["_extra_state"]["dead_zone"]
+    for theta in (None, 0.0, 0.5):
+        other = SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=theta))
+        other.load_state_dict(saved)
+        assert other.p.dead_zone == 0
+        assert_same(other(X)[0], dense(X)[0], "output")
+    with pytest.raises(sg.FormatError, match="dead_zone=0.0, this one"):
+        SignGD(SignGDParameters("relu", SCHEDULE, dead_zone=THETA)).load_state_dict(saved)

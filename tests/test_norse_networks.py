@@ -29,13 +29,14 @@ NETWORKS = {name: None for name in ("vgg", "resnet", "convnext", "mixer", "resml
 QCFS = {f"{name} qcfs{levels}": levels for name in ("vgg", "resnet") for levels in (4, 8)}
 
 
-def convert(name: str, time_steps: int) -> sg.SpikingNetwork:
+def convert(name: str, time_steps: int, **options) -> sg.SpikingNetwork:
     """An example network by its default method: QCFS networks become group neurons."""
     levels = (NETWORKS | QCFS)[name]
     model = load_network(name.split()[0], "digits", qcfs=levels)
     method = "signgd" if levels is None else "group"
     return sg.convert(
-        model, DATA.train.images[:64], method=method, time_steps=time_steps, tune=False
+        *(model, DATA.train.images[:64]),
+        **{"method": method, "time_steps": time_steps, "tune": False, **options},
     )
 
 
@@ -82,6 +83,42 @@ def test_read_outs_and_spikes_are_equal(name, time_steps):
             v_seq = theirs.neuron(node.name).v_seq
             assert torch.equal(states.neurons[node.name].v, v_seq), (spikes, node.name)
             assert v_seq.shape[0] == time_steps
+
+
+@pytest.mark.parametrize("spikes", ["decoded", "signed"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vgg", {"dead_zone": 2 / 3}),
+        ("convnext", {"dead_zone": 2 / 3, "members": 8, "time_steps": 1}),
+        ("mixer", {"dead_zone": {"": 0.5, "blocks.1": 0.0}, "members": 4, "time_steps": 2}),
+    ],
+    ids=["vgg", "convnext", "mixer"],
+)
+def test_networks_of_silent_neurons_are_equal(name, options, spikes):
+    """Read-outs, rasters and every v; a step at a time and a sequence."""
+    options = {"time_steps": 4, **options}
+    network = convert(name, **options)
+    steps = options["time_steps"]
+    theirs, ours = both(network, spikes=spikes, record_states=True)
+    silent = 0
+    assert len({node.dead_zone for node in network.neurons}) == (2 if name == "mixer" else 1)
+    for node in network.neurons:
+        theirs.neuron(node.name).store_v_seq = True
+    expected = torch.stack([theirs(X) for _ in range(steps)])
+    y, states = ours(X.expand(steps, *X.shape))
+    assert torch.equal(y, expected)
+    for node in network.neurons:
+        neuron = theirs.neuron(node.name)
+        assert torch.equal(states.neurons[node.name].v, neuron.v_seq), node.name
+        assert neuron.spike_seq.shape == neuron.v_seq.shape
+        silent += int((neuron.spike_seq == 0).sum()) if node.parameters.sparse else 0
+    assert silent > 0
+    single, state = [], None
+    for _ in range(steps):
+        out, state = ours(X, state)
+        single.append(out)
+    assert torch.equal(torch.stack(single), expected)
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *QCFS])
@@ -285,8 +322,9 @@ def test_wrong_inputs(network):
         sg.build(convert("vgg qcfs4", 4), "norse", spikes="signed")
 
 
-def test_choices(network):
+def test_choices():
     x = X.double()
+    network = convert("vgg", 8, dead_zone=0)
     for snn in both(network):
         assert {c.backend for c in snn.choices(X).values()} == {"cpu"}
         assert {c.backend for c in snn.choices(x).values()} == {"torch"}
@@ -298,7 +336,8 @@ def test_choices(network):
 )
 def test_compiles_in_one_graph(name, spikes):
     """State in, state out; one graph for the first sizes, one for all others."""
-    snn = sg.build(convert(name, 16), "norse", spikes=spikes)
+    options = {} if "qcfs" in name else {"dead_zone": 0}
+    snn = sg.build(convert(name, 16, **options), "norse", spikes=spikes)
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(snn, fullgraph=True, backend=counter)

@@ -107,8 +107,8 @@ def test_a_report_says_what_was_measured(small, plain):
         assert f"{t} {100 * accuracy:.2f} % {100 * agreement:.2f} %" in tree.text
     for said in ("A title", "make it", "Small can be converted.", "hidden", "12 samples", "relu",
                  torch.__version__, sg.__version__, "45 nm fp32",
-                 "SignGD neurons without a dead zone send a spike in every step", "Measured on 5 samples",
-                 "No certificate was given"):  # fmt: skip
+                 "SignGD neurons without a dead zone send a spike in every step",
+                 "Measured on 5 samples", "No certificate was given"):  # fmt: skip
         assert said in tree.text
     assert ": not measured." not in tree.text and "No picture" not in tree.text
     assert sum(name == "svg" for name, _ in tree.elements) == 10

@@ -15,6 +15,7 @@ from networks import load_network
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import Constant, Function, Input, Linear, SignGDNeuron
+from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.exporters.hdf5.content import Record
 from spikingjelly_signgd.exporters.hdf5.layout import read
 from spikingjelly_signgd.exporters.hdf5.runner import Runner
@@ -42,37 +43,32 @@ def folder(tmp_path_factory):
 @cache
 def converted(name, levels, time_steps):
     model = load_network(name, "digits", qcfs=levels)
-    method = "signgd" if levels is None else "group"
+    # a dead zone is in test_files_of_silence.py
+    options = {"method": "group"} if levels else {"method": "signgd", "dead_zone": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sg.LevelsWarning)
         images = digits().train.images[:128]
-        return sg.convert(model, images, method=method, time_steps=time_steps, tune=False)
+        return sg.convert(model, images, time_steps=time_steps, tune=False, **options)
 
 
 def defined(network, x, steps, spikes="decoded"):
     """By SpikingJelly's nodes and the torch definition: outputs of every step, spikes, v."""
     snn = sg.build(network, spikes=spikes, kernels="torch").to(x.dtype)
-    fired, v = {}, {}
+    fired, v, names = {}, {}, {node.name for node in network.neurons}
 
-    def keep(node):
-        def hook(module, inputs, y):
-            theta = node.v_threshold / node.members
-            fired[node.name] = (y / theta).round().to(torch.int32).numpy()
+    def keep(sent):
+        if sent.node.name in names:
+            events = sent.events
+            fired[sent.node.name] = (
+                events.number if events.fires is None else events.fires
+            ).numpy()
 
-        return hook
-
-    for node in network.neurons:
-        neuron = snn.neuron(node.name)
-        neuron.store_v_seq = True
-        if node.kind == "group":
-            neuron.register_forward_hook(keep(node))
-    with torch.no_grad(), snn.for_sequences():
+    for name in names:
+        snn.neuron(name).store_v_seq = True
+    with torch.no_grad(), snn.for_sequences(), listening(snn, keep):
         outputs, _ = snn.advance(x, steps)
-    for node in network.neurons:
-        neuron = snn.neuron(node.name)
-        v[node.name] = neuron.v_seq.numpy()
-        if node.kind != "group":
-            fired[node.name] = neuron.spike_seq.numpy()
+    for name in names:
+        v[name] = snn.neuron(name).v_seq.numpy()
     return outputs, fired, v
 
 

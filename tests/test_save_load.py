@@ -481,7 +481,7 @@ def test_files_of_version_1_0_are_read(files, networks, tmp_path):
 
 
 def test_what_the_root_says(files, tmp_path):
-    with h5py.File(files / "signgd.h5") as file:
+    with h5py.File(files / "paper.h5") as file:
         assert file.attrs["format_version"] == "1.2"
         assert "zero: within a time step" in file.attrs["delay"]
         assert "sigma in {-1, +1}" in file.attrs["spikes"]
@@ -814,7 +814,7 @@ def test_the_documented_example_runs(networks, tmp_path):
     code = DOCUMENT.split("```python\n")[1].split("```")[0]
     assert 10 <= len(code.strip().splitlines()) <= 16
     assert not re.search("torch|numpy|spikingjelly", code)
-    for name in ("group", "signgd"):
+    for name in ("group", "paper"):
         sg.save(networks[name], tmp_path / "network.h5")
         script = [sys.executable, "-c", code]
         told = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.spikingjelly
 
 PUBLISHED = ExponentialSchedule(0.15, 0.95)
 FAST = ExponentialSchedule(1.0, 0.8)
-SPIKES = ("signed", "binary", "decoded")
+SPIKES = ("signed", "binary", "ternary", "decoded")
 
 
 def assert_same(name: str, actual: Any, expected: Any) -> None:
@@ -89,31 +89,44 @@ class Probe(nn.Module):
 
 
 MODULES: dict[str, Callable[[], base.MemoryModule]] = {
-    "signed": lambda: SignGDNode("gelu", PUBLISHED, initial_input=torch.randn(5)),
+    "signed": lambda: SignGDNode("gelu", PUBLISHED, initial_input=torch.randn(5), dead_zone=0),
     "binary": lambda: SignGDNode("relu", PUBLISHED, spikes="binary", offset=torch.randn(5)),
-    "decoded": lambda: SignGDNode("silu", PUBLISHED, spikes="decoded"),
+    "ternary": lambda: SignGDNode("relu", PUBLISHED, spikes="ternary", dead_zone=0.5),
+    "decoded": lambda: SignGDNode("silu", PUBLISHED, spikes="decoded", dead_zone=0),
+    "silent": lambda: SignGDNode("gelu", FAST, spikes="decoded", dead_zone=2 / 3),
+    "silent by channel": lambda: SignGDNode(
+        "tanh", PUBLISHED, members=3, dead_zone=torch.tensor([0.0, 0.3, 0.5, 2 / 3, 0.9])
+    ),
     "scaled": lambda: SignGDNode(
         "leaky_relu",
         InverseSchedule(),
         scale=torch.rand(5) + 0.5,
         resting=torch.randn(5),
         arguments={"negative_slope": 0.1},
+        dead_zone=0,
     ),
     "momentum": lambda: SignGDNode("relu", PUBLISHED, momentum=0.5),
-    "module": lambda: SignGDNode(Probe(), PUBLISHED),
+    "module": lambda: SignGDNode(Probe(), PUBLISHED, dead_zone=0),
     "group": lambda: GroupNode(4, 0.7),
     "subgradient": lambda: SubgradientNode(torch.rand(5) + 0.5),
     "encode": lambda: Encode(PUBLISHED),
     "encode momentum": lambda: Encode(PUBLISHED, momentum=0.5, spikes="decoded"),
     "encode binary": lambda: Encode(PUBLISHED, spikes="binary"),
+    "encode ternary": lambda: Encode(PUBLISHED, spikes="ternary"),
     "readout": lambda: Readout(torch.randn(5)),
     "readout binary": lambda: Readout(
         0.5, spikes="binary", schedule=PUBLISHED, offset=torch.randn(5)
     ),
+    "readout ternary": lambda: Readout(0.5, spikes="ternary", schedule=PUBLISHED),
     "readout decoded": lambda: Readout(spikes="decoded"),
     "mean": lambda: RunningMean(),
 }
-NODES = ("signed", "binary", "decoded", "scaled", "momentum", "module", "group", "subgradient")
+NODES = (
+    *("signed", "binary", "ternary", "decoded", "silent", "silent by channel", "scaled"),
+    *("momentum", "module", "group", "subgradient"),
+)
+# what spike_seq is of, bool unless said
+RECORDED = {"ternary": torch.int8, "silent": torch.int8, "silent by channel": torch.int16}
 
 
 def steps(module: nn.Module, x_seq: Tensor) -> Tensor:
@@ -289,7 +302,8 @@ def test_store_v_seq(name: str) -> None:
         if name == "group":
             assert node.spike_seq is None
         else:
-            assert node.spike_seq.dtype == torch.bool and node.spike_seq.shape == (4, 3, 5)
+            assert node.spike_seq.dtype == RECORDED.get(name, torch.bool)
+            assert node.spike_seq.shape == (4, 3, 5)
         functional.reset_net(node)
         assert node.v_seq is None and node.spike_seq is None
     sequence(node, x_seq)
@@ -299,13 +313,15 @@ def test_store_v_seq(name: str) -> None:
 
 @pytest.mark.parametrize("spikes", SPIKES)
 def test_spike_seq_says_where_v_fell(spikes: str) -> None:
-    offset = 0.3 if spikes == "binary" else None
-    node = SignGDNode("gelu", PUBLISHED, spikes=spikes, offset=offset, store_v_seq=True)
+    options: dict[str, Any] = {"offset": 0.3} if spikes == "binary" else {"dead_zone": 0}
+    node = SignGDNode("gelu", PUBLISHED, spikes=spikes, store_v_seq=True, **options)
     y_seq = sequence(node, torch.randn(8, 3, 5))
     before = torch.cat([torch.zeros(1, 3, 5), node.v_seq[:-1]])
     assert_same("spike_seq", node.spike_seq, node.v_seq < before)
     if spikes == "binary":
         assert_same("y_seq", y_seq, node.spike_seq.float())
+    if spikes == "ternary":
+        assert_same("y_seq", y_seq, 2 * node.spike_seq.float() - 1)
 
 
 def test_monitors() -> None:
@@ -507,6 +523,28 @@ def test_bad_inputs_of_several_arguments() -> None:
         ),
         (lambda: Encode(PUBLISHED, spikes="graded"), "signed, binary, ternary, decoded"),
         (lambda: Encode(PUBLISHED, spikes="binary", momentum=0.5), "momentum"),
+        (lambda: Encode(PUBLISHED, spikes="ternary", momentum=0.5), "ternary spike.*momentum"),
+        (lambda: Encode(PUBLISHED, spikes="ternary", members=2), "'signed', or members=1"),
+        (lambda: Readout(spikes="ternary"), "ternary spikes are decoded.*schedule"),
+        (lambda: Readout(spikes="ternary", schedule=FAST, offset=0.0), "only spikes='binary'"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=1.0), r"in \[0, 1\), but it is 1.0"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=-0.1), r"in \[0, 1\)"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=float("nan")), r"in \[0, 1\)"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=torch.tensor([0.5, 1.5])), "0.5, 1.5"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=0.5, momentum=0.5), "momentum or dead_zone"),
+        (lambda: SignGDNode("relu", FAST, dead_zone=0.5, members=13), "to 12, but it is 13"),
+        (
+            lambda: SignGDNode("relu", FAST, dead_zone=0.5, spikes="binary", offset=0.0),
+            "is silent.*spikes='ternary' or 'signed', or dead_zone=0",
+        ),
+        (
+            lambda: SignGDNode("relu", FAST, dead_zone=0.5, spikes="ternary", members=2),
+            "spikes='signed', or members=1",
+        ),
+        (
+            lambda: SignGDNode("relu", FAST, spikes="ternary", momentum=0.5),
+            "ternary spike cannot carry momentum",
+        ),
         (lambda: Readout(spikes="binary", schedule=PUBLISHED), "offset"),
         (lambda: Readout(spikes="binary", offset=0.0), "schedule"),
         (lambda: Readout(1.0, spikes="decoded"), "would be ignored"),
@@ -583,7 +621,8 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "v": "0.15 0.36375 0.600656 0.58458 0.454769 0.509175 0.645282 0.814683 0.795636 0.692051",
     },
 }
-GOLDEN_CASES = [(g, s) for g in GOLDEN for s in SPIKES if (g, s) != ("G8", "binary")]
+NO_MOMENTUM = ("binary", "ternary")
+GOLDEN_CASES = [(g, s) for g in GOLDEN for s in SPIKES if g != "G8" or s not in NO_MOMENTUM]
 
 
 def numbers(text: str) -> Tensor:
@@ -605,7 +644,9 @@ def golden_network(case: dict[str, Any], spikes: str) -> Any:
     momentum = case.get("momentum", 0.0)
     function = case.get("function", "relu")
     code = Encode(schedule, momentum=momentum, spikes=spikes)
-    keywords: dict[str, Any] = {"momentum": momentum, "spikes": spikes, "store_v_seq": True}
+    keywords: dict[str, Any] = {
+        **{"momentum": momentum, "spikes": spikes, "store_v_seq": True, "dead_zone": 0}
+    }
     if spikes == "decoded":
         return nn.Sequential(
             code,
@@ -657,7 +698,8 @@ def test_golden_vector_of_the_rate_coded_baseline() -> None:
 def test_signed_node_is_the_definition(momentum: float) -> None:
     scale, initial = torch.rand(5) + 0.5, torch.randn(5)
     x_seq = torch.randn(12, 3, 5)
-    node = SignGDNode("gelu", PUBLISHED, scale=scale, initial_input=initial, momentum=momentum)
+    options: dict[str, Any] = {"scale": scale, "momentum": momentum, "dead_zone": 0}
+    node = SignGDNode("gelu", PUBLISHED, initial_input=initial, **options)
     p = SignGDParameters(NONLINEARITIES["gelu"], PUBLISHED, scale, momentum=momentum)
     x = (initial.expand(3, 5),)
     start = SignGDSpikeState(x, signgd_initial_state(x[0], p))
@@ -670,7 +712,9 @@ def test_signed_node_is_the_definition(momentum: float) -> None:
 SIZES = (8, 16, 12, 4)
 
 
-def mlp(function: str, spikes: str, schedules: list[Any], seed: int) -> Any:
+def mlp(
+    function: str, spikes: str, schedules: list[Any], seed: int, members: int = 1, theta: Any = 0.0
+) -> Any:
     """The same network in every protocol; its neurons rest at some level, in units of their own."""
     torch.manual_seed(seed)
     double: dict[str, Any] = {"dtype": torch.float64}
@@ -680,7 +724,8 @@ def mlp(function: str, spikes: str, schedules: list[Any], seed: int) -> Any:
     restings = [torch.randn(n, **double) / 4 for n in SIZES[1:-1]]
     before = [torch.ones(SIZES[0], **double), *scales]  # the scales of the senders
     at_rest = [torch.zeros(SIZES[0], **double), *restings]
-    modules: list[nn.Module] = [Encode(schedules[0], spikes=spikes)]
+    many: dict[str, Any] = {"members": members}
+    modules: list[nn.Module] = [Encode(schedules[0], spikes=spikes, **many)]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         decoded = spikes == "decoded"
         modules.append(linear(weight, bias if decoded else None))
@@ -690,24 +735,39 @@ def mlp(function: str, spikes: str, schedules: list[Any], seed: int) -> Any:
             keywords["offset"] = weight @ before[k]
         if k < len(scales):
             keywords |= {"scale": scales[k], "resting": restings[k], "initial_input": initial}
-            modules.append(SignGDNode(function, schedules[k + 1], **keywords))
+            keywords |= {"dead_zone": theta[: SIZES[k + 1]] if isinstance(theta, Tensor) else theta}
+            modules.append(SignGDNode(function, schedules[k + 1], **many, **keywords))
         else:
-            modules.append(Readout(initial, schedule=schedules[k], **keywords))
+            modules.append(Readout(initial, schedule=schedules[k], **many, **keywords))
     net = nn.Sequential(*modules)
     functional.set_step_mode(net, "m")
     return net
 
 
 @pytest.mark.parametrize("function", ["gelu", "relu"])
-def test_the_three_protocols_agree_to_round_off(function: str) -> None:
+def test_the_protocols_agree_to_round_off(function: str) -> None:
     x = torch.randn(5, SIZES[0], dtype=torch.float64).expand(128, -1, -1)
-    decoded, signed, binary = (
-        mlp(function, spikes, [PUBLISHED] * 3, seed=1)(x)
-        for spikes in ("decoded", "signed", "binary")
-    )
-    assert_near("signed", signed, decoded, atol=1e-12)
-    assert_near("binary", binary, decoded, atol=1e-12)
+    decoded = mlp(function, "decoded", [PUBLISHED] * 3, seed=1)(x)
+    for spikes in ("signed", "binary", "ternary"):
+        y = mlp(function, spikes, [PUBLISHED] * 3, seed=1)(x)
+        assert_near(spikes, y, decoded, atol=1e-12)
     assert decoded[-1].std() > 0.1
+
+
+MIXED = torch.tensor([0.0, 0.5, 2 / 3, 0.9]).repeat(4)
+
+
+@pytest.mark.parametrize("theta", [0.3, 2 / 3, MIXED], ids=["0.3", "2/3", "by channel"])
+@pytest.mark.parametrize("members", [1, 3, 8, 12])
+def test_the_protocols_agree_where_neurons_may_be_silent(members: int, theta: Any) -> None:
+    x = torch.randn(5, SIZES[0], dtype=torch.float64).expand(40, -1, -1)
+    decoded, signed, *ternary = (
+        mlp("gelu", spikes, [FAST] * 3, 1, members, theta)(x)
+        for spikes in ("decoded", "signed", "ternary")[: 3 if members == 1 else 2]
+    )
+    for y in (signed, *ternary):
+        assert_near("outputs", y, decoded, atol=1e-12)
+    assert decoded[-1].std() > 0.1 and bool((decoded[-1] != decoded[0]).any())
 
 
 @pytest.mark.parametrize("function", ["gelu", "relu"])
@@ -718,7 +778,7 @@ def test_decoded_and_signed_agree_where_every_layer_has_its_own_schedule(functio
     assert_near("signed", signed, decoded, atol=1e-12)
 
 
-@pytest.mark.parametrize("spikes", ["signed", "binary"])
+@pytest.mark.parametrize("spikes", ["signed", "binary", "ternary"])
 def test_integrated_input_is_w_v_plus_b_at_every_step(spikes: str) -> None:
     schedules = [PUBLISHED] * 3
     net = mlp("gelu", spikes, schedules, seed=3)
@@ -806,7 +866,7 @@ def test_functions_of_any_arity_and_shape_are_tracked(
     """The tracking lemma: a constant target within reach is held within eta(t)."""
     schedule, time = ExponentialSchedule(2.0, 0.85), 40
     inputs = [(torch.rand(shape, dtype=torch.float64) + 0.5) for shape in shapes]
-    keywords: dict[str, Any] = {"spikes": spikes, "arguments": arguments}
+    keywords: dict[str, Any] = {"spikes": spikes, "arguments": arguments, "dead_zone": 0}
     if spikes == "binary":
         keywords["offset"] = 0.0 if len(shapes) == 1 else tuple(0.0 for _ in shapes)
     if spikes != "decoded":
@@ -823,8 +883,10 @@ def test_functions_of_any_arity_and_shape_are_tracked(
         assert_same("y", y_seq, node.v_seq)
     elif spikes == "signed":
         assert_near("sum of spikes", y_seq.cumsum(0), node.v_seq, atol=1e-12)
-    else:
+    elif spikes == "binary":
         assert_same("y", y_seq, node.spike_seq.double())
+    else:
+        assert_same("y", y_seq, 2 * node.spike_seq.double() - 1)
     functional.reset_net(node)
     assert_same("step by step", steps_of(node, currents, time), y_seq)
 
@@ -860,7 +922,7 @@ def test_v_before_the_first_step_is_where_it_starts() -> None:
 @pytest.mark.parametrize("fires_at_tie", [True, False])
 def test_the_tie_is_the_rows(fires_at_tie: bool) -> None:
     row = Nonlinearity("zero", torch.zeros_like, fires_at_tie=fires_at_tie)
-    node = SignGDNode(row, ConstantSchedule(0.5), spikes="decoded")
+    node = SignGDNode(row, ConstantSchedule(0.5), spikes="decoded", dead_zone=0)
     assert_same("v", node(torch.ones(2, 5)), torch.full((2, 5), -0.5 if fires_at_tie else 0.5))
 
 

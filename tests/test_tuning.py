@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.converters import allocate, default_schedule, tuning
+from spikingjelly_signgd.converters.dithered import SparseTrack, expected_spikes
+from spikingjelly_signgd.converters.objectives import OBJECTIVES
+from spikingjelly_signgd.converters.simulation import Simulation
 from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.neurons import NONLINEARITIES, ExponentialSchedule, signgd_initial_state
 from spikingjelly_signgd.neurons.scan import scan
-from spikingjelly_signgd.neurons.signgd import signgd_decoded_step
+from spikingjelly_signgd.neurons.signgd import signgd_decoded_step, sparse
 
 
 class Small(nn.Module):
@@ -95,6 +99,111 @@ def test_the_gradient_is_the_one_that_is_documented(function, members, static, s
     ):
         torch.testing.assert_close(mine, theirs, msg=lambda m, name=name: f"{name}: {m}")
         assert name == "resting" or float(theirs.abs().sum()) > 0
+
+
+def sparsely_tracked(target, eta, scale, resting, theta, fan_out, node, static):
+    """The equations of ``dithered``, one by one, through torch's own differentiation."""
+    v, values, sent = resting.expand(target.shape if static else target.shape[1:]), [], 0.0
+    still = torch.ones_like(v, dtype=torch.bool)
+    m, fixed = node.members, theta.detach()
+    for t in range(len(eta)):
+        f, c = target if static else target[t], eta[t] * scale
+        r, c_m = v - f, c * 2.0 ** (1 - m)
+        code, _ = sparse.sparse_step(f.detach(), c.detach(), fixed, v.detach(), m)
+        still = still & (code == 0)
+        rho = torch.maximum(fixed, 1 - fixed)
+        near = r.detach().abs() <= (2 - 2.0 ** (1 - m)) * c.detach() + rho * c_m.detach()
+        d = sparse.levels(code, v.dtype)
+        e = (r - c_m * d).detach()
+        kappa = (1 / 12 + (theta - 0.5) ** 2).sqrt()
+        within = f + e * (c_m / c_m.detach()) * (kappa / kappa.detach())
+        within = within + torch.where(still, resting - resting.detach(), 0.0)
+        x = r.abs() / (theta * c_m)
+        mean = tuned_spikes(x, theta)
+        n = sparse.count(code) + torch.where(near, mean - mean.detach(), 0.0)
+        sent = sent + (n * fan_out).sum()
+        values.append(torch.where(near, within, v - c_m * d))
+        # what a neuron at rest hands on goes to the resting value once, at its own step
+        v = values[-1] - torch.where(still & near, resting - resting.detach(), 0.0)
+    return torch.stack(values), sent
+
+
+def tuned_spikes(x, theta):
+    q = torch.where(theta < 2 / 3, 1 - theta, 1 / 3 + 0 * theta)
+    return x**2 / (1 + x**2) * (1 + q / 2 * torch.log2(1 + x**2))
+
+
+@pytest.mark.parametrize("members", [1, 3, 8])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("theta", [0.3, 2 / 3, [[0.2], [0.5], [0.7]]])
+def test_the_gradient_with_a_dead_zone_is_the_one_that_is_documented(members, static, theta):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*sizes):
+        return torch.rand(sizes, generator=generator, dtype=torch.float64)
+
+    node = neuron("relu", members, dead_zone=0.5)
+    target = (draw(4, 3, 5) if static else draw(6, 4, 3, 5)) * 2 - 0.5
+    zone = torch.tensor(theta, dtype=torch.float64)
+    leaves = [target, draw(6) * 0.5 + 0.05, draw(3, 1) + 0.5, draw(3, 1) * 0.2, zone]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    weights, fan_out = draw(6, 4, 3, 5), draw(3, 5)
+    found = []
+    for of_spikes in (0.0, 1.0):
+        y, sent = SparseTrack.apply(*leaves, fan_out, members, True, static)
+        y2, sent2 = sparsely_tracked(*leaves, fan_out, node, static)
+        assert torch.equal(y[0], y2[0]) or torch.allclose(y, y2, rtol=0, atol=1e-12)
+        torch.testing.assert_close(sent, sent2)
+        losses = (a.mul(weights).sum() + of_spikes * b for a, b in ((y, sent), (y2, sent2)))
+        found.append([torch.autograd.grad(loss, leaves) for loss in losses])
+    names = ("f", "eta", "scale", "resting", "theta")
+    for mine, theirs in found:
+        for name, a, b in zip(names, mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+    assert all(float(g.abs().sum()) > 0 for g in found[1][0])
+
+
+@pytest.mark.parametrize("theta", [0.1, 1 / 3, 1 / 2, 2 / 3])
+def test_the_error_and_the_digits_of_a_dead_zone_are_those_of_the_formulas(theta):
+    """Mean square of the error and the part of digits that fire, over values of the whole reach."""
+    members = 12
+    r = torch.linspace(-1, 1, 200_001, dtype=torch.float64)
+    zone = torch.tensor(theta, dtype=torch.float64)
+    size = torch.ones((), dtype=torch.float64)
+    code, e = sparse.sparse_step(torch.zeros_like(r), size, zone, r, members)
+    finest = 2.0 ** (1 - members)
+    assert float((e / finest).square().mean()) == pytest.approx(
+        1 / 12 + (theta - 0.5) ** 2, rel=0.02
+    )
+    late = sparse.digits(code, members)[:, 4:].abs().double().mean()
+    assert float(late) == pytest.approx(max(1 / 3, 1 - theta), rel=0.02)
+
+
+@pytest.mark.parametrize("theta", [0.4, 2 / 3])
+def test_the_expected_spikes_are_close_to_those_sent(theta):
+    """Means over values of f spread by a half around each distance."""
+    zone, members = torch.tensor(theta, dtype=torch.float64), 10
+    size, finest = torch.ones((), dtype=torch.float64), 2.0 ** (1 - members)
+    for x in (0.1, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0):
+        r = x * theta * finest * torch.linspace(0.5, 1.5, 4001, dtype=torch.float64)
+        code, _ = sparse.sparse_step(torch.zeros_like(r), size, zone, r, members)
+        sent = float(sparse.count(code).double().mean())
+        assert float(expected_spikes(torch.tensor(x), zone)) == pytest.approx(sent, abs=0.5)
+
+
+@pytest.mark.parametrize("members", [1, 2, 8, 12])
+@pytest.mark.parametrize("theta", [0.5, 2 / 3, [[0.0], [0.6]]])
+def test_the_tuned_forward_pass_is_the_definition_of_a_dead_zone(members, theta):
+    zone = theta if isinstance(theta, float) else torch.tensor(theta)
+    node = neuron("relu", members, scale=torch.tensor([[0.7], [1.3]]), dead_zone=zone)
+    target = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).relu()
+    choice = tuning.Choice.of(node, 5, target)
+    exact = choice.applied(node).parameters
+    given = (target, choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit)
+    y, _ = SparseTrack.apply(*given, choice.dead_zone.sigmoid(), None, members, True, False)
+    start = signgd_initial_state(target[0], exact)
+    expected, _ = scan(signgd_decoded_step, [(x,) for x in target], start, exact)
+    assert torch.equal(y, torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("members", [1, 2, 8])
@@ -249,6 +358,76 @@ def test_tuned_by_default_and_not_when_told(model, images):
     plain = sg.convert(model, images[:64], time_steps=2, tune=False)
     assert "tuning" not in plain.provenance
     assert all(n.schedule == default_schedule(2, 1.0) for n in plain.neurons[-1:])
+
+
+def test_additions_are_those_that_are_counted(model, images):
+    """What tuning weighs, from fan-outs, is what ``count_operations`` finds in a run."""
+    for steps, members in ((1, 4), (3, 2)):
+        network = sg.convert(
+            model, images, time_steps=steps, members=members, dead_zone=0.6, tune=False
+        )
+        simulation = tuning.Tunable(network, steps)
+        simulation.count_additions()
+        samples = tuning.samples_of(network, images[:20])
+        choices = tuning.default_choices(network, samples)
+        found = tuning.Measure(simulation, samples)(choices)
+        counted = count_operations(Simulation(network), images[:20], steps)
+        assert simulation.prices.source == counted.source_macs + counted.source_multiplies
+        synaptic = found.additions * simulation.prices.source - simulation.prices.fixed
+        assert synaptic == pytest.approx(counted.synaptic, rel=1e-4)
+        with torch.enable_grad():
+            trained = simulation.run(images[:20], choices)[1]
+        assert float(trained) == pytest.approx(found.additions, rel=1e-4)
+
+
+def test_the_objective_trades_additions_for_error(model, images):
+    plain = sg.convert(model, images, time_steps=1, members=8, dead_zone=2 / 3, tune=False)
+    reports = []
+    for objective in ("error", 0.003, 0.1):
+        tuned = sg.tune(plain, images, objective=objective, iterations=30)
+        reports.append(sg.Tuning.of(tuned))
+    assert reports[0].error[1] < reports[0].error[0]
+    additions, errors = ([getattr(r, k)[1] for r in reports] for k in ("additions", "error"))
+    assert additions[0] > additions[1] > additions[2] and errors[0] < errors[1] < errors[2]
+    assert reports[2].weight == 0.1 and "a MAC" in str(reports[2])
+    zones = {node.dead_zone for node in tuned.neurons}
+    assert len(zones) == len(tuned.neurons) and all(0 < zone <= 0.95 for zone in zones)
+
+
+def test_dead_zones_stay_where_they_are_not_learned(model, images):
+    plain = sg.convert(model, images, time_steps=1, members=6, dead_zone=0.6, tune=False)
+    tuned = sg.tune(plain, images, iterations=10, learn=["scales"], objective=0.01)
+    assert {round(node.dead_zone, 6) for node in tuned.neurons} == {0.6}
+    assert all(
+        not torch.equal(a.scale, b.scale) for a, b in zip(plain.neurons, tuned.neurons, strict=True)
+    )
+
+
+def test_convert_takes_an_objective(model, images):
+    options = {"time_steps": 1, "members": 6, "dead_zone": 2 / 3}
+    network = sg.convert(model, images, objective="additions", **options)
+    report = sg.Tuning.of(network)
+    assert report.weight == OBJECTIVES["additions"] and report.additions[1] < report.additions[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"objective": "spikes", "dead_zone": 0.5}, "'error' or 'additions'"),
+        ({"objective": -1.0, "dead_zone": 0.5}, "at least 0"),
+        ({"objective": float("nan"), "dead_zone": 0.5}, "at least 0"),
+        ({"objective": True, "dead_zone": 0.5}, "at least 0"),
+        ({"objective": "additions", "dead_zone": 0}, "dead_zone=2 / 3"),
+        ({"objective": 0.1, "dead_zone": 0.5, "tune": False}, "tune is False"),
+    ],
+)
+def test_an_objective_that_says_nothing_is_refused(model, images, options, why):
+    with pytest.raises(sg.InputError, match=why):
+        sg.convert(model, images, time_steps=2, **options)
+    if not options["dead_zone"]:
+        network = sg.convert(model, images, time_steps=2, dead_zone=0, tune=False)
+        with pytest.raises(sg.InputError, match=why):
+            sg.tune(network, images, objective="additions")
 
 
 @pytest.mark.parametrize("given", [{"iterations": 0}, {"seconds": -1.0}])

@@ -18,12 +18,12 @@ from ...core.operations.rows import LINEAR
 from ...core.registry import look_up
 from ...core.structures import leaves
 from ...errors import FormatError
-from .kinds import KINDS, Record, finite
+from .kinds import FIRST, KINDS, Record, finite
 
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = (1, 2)
+VERSION = (1, 3)  # that this release reads
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,15 @@ def _check_node(node: Record, before: set[str]) -> None:
         kind.check(where, node)
 
 
-def needs(node: Record) -> tuple[int, int] | None:
-    """The format version that a reader of this node has to know, None for the first."""
-    new = KINDS[node.kind].newer(node) or "tail" in (node.fields.get("schedule") or {})
-    return (1, 2) if new else None
+def needs(node: Record) -> tuple[int, int]:
+    """The format version that a reader of this node has to know."""
+    tail = (1, 2) if "tail" in (node.fields.get("schedule") or {}) else FIRST
+    return max(tail, KINDS[node.kind].needs(node))
+
+
+def version_of(content: Content) -> tuple[int, int]:
+    """The format version that the description is written in: no newer one than it needs."""
+    return max((1, 2), *map(needs, content.nodes))
 
 
 def _check_finite(where: str, name: str, value: Any) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.module import NetworkModule, NetworkState, Walk
-from ...core.network import Node, SignGDNeuron, SpikingNetwork, Timed, each_leaf
+from ...core.network import Node, SpikingNetwork, Timed, each_leaf
 from ...neurons.protocol import like
-from ...neurons.signgd.sequence import bits
 from ...neurons.spikes import Events, hear, joined
 
 
@@ -34,8 +33,9 @@ class DefinitionNetwork(NetworkModule):
     """Runs one step at a time; ``fired`` is what each neuron did in the last one, [B, ...].
 
     bool where sigma or s is 1; of several signs in a step the uint8 that ``signgd_step`` returns,
-    whose bits they are; int64 counts of members for group neurons, negative where spikes are taken
-    back; the output itself for growth, which is a difference of sums and no count.
+    whose bits they are, with a dead zone its int32 codes (``neurons/signgd/sparse.py``); int64
+    counts of members for group neurons, negative where spikes are taken back; the output itself for
+    growth, which is a difference of sums and no count.
     """
 
     def __init__(self, network: SpikingNetwork, spikes: str = "decoded") -> None:
@@ -64,16 +64,16 @@ class DefinitionNetwork(NetworkModule):
         step = held.spike_step if self.spikes == "signed" else held.step
         with hear() as told:
             y, walk.neurons[node.name] = step(given, state)
-        self.fired[node.name] = _fired(node, joined(told), y)
+        self.fired[node.name] = _fired(joined(told), y)
         return y  # type: ignore[no-any-return]
 
 
-def _fired(node: Node, events: Events | None, y: Tensor) -> Tensor:
+def _fired(events: Events | None, y: Tensor) -> Tensor:
     if events is None:
         return y
+    if events.fires is not None:
+        return events.fires[0]
     number = events.number[0]
-    if isinstance(node, SignGDNeuron):
-        return bits(number, node.members)
     return number if number.dtype == torch.bool else number.long()
 
 

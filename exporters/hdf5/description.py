@@ -106,7 +106,8 @@ def _plain(node: Node, name: str) -> Any:
                 "its step sizes out as ListSchedule([schedule(t) for t in range(1, T + 1)])."
             )
         return value.to_dict()
-    return value
+    # a whole number is the float that is read where the field is not written
+    return float(value) if name == "dead_zone" else value
 
 
 def _array(tensor: Tensor, where: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core.checks import (
     Check,
@@ -31,6 +31,8 @@ from ...errors import FormatError
 LARGEST_MEMBERS = 2**16
 SMALLEST_THETA = 2.0**-100  # of thresholds in a tensor
 MOST_SIGNS = 8  # of a signGD neuron in one step
+MOST_SPARSE = 12  # with a dead zone
+FIRST = (1, 0)  # format version
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ def _never(record: Record) -> bool:
     return False
 
 
+class Since(NamedTuple):
+    """The format version that a field came with, and what files before it mean."""
+
+    version: tuple[int, int]
+    before: Any
+
+
 @dataclass(frozen=True)
 class Kind:
     """``fields`` are those of the node's class, each with what it may be.
@@ -68,17 +77,32 @@ class Kind:
     computes: bool = False  # f itself is run
     spike_view: Callable[[Record], bool] = _never  # whether weighted spikes can pass it
     check: Callable[[str, Record], None] | None = None  # what fields must be together
-    since: Mapping[str, Any] = field(default_factory=dict)  # fields of 1.2; what older files mean
+    since: Mapping[str, Since] = field(default_factory=dict)  # fields that came after 1.0
     numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
     numpy: Callable[..., tuple[Any, Any, Any]] | None = None
 
     def arity(self, record: Record) -> int | None:
         return record["function"]["arity"] if self.computes else self.inputs  # type: ignore[no-any-return]
 
-    def newer(self, record: Record) -> bool:
-        """Whether releases before 1.2 would read something else."""
-        new = any(record[name] != value for name, value in self.since.items())
-        return new or any(is_array(record[name]) for name in self.numbers)
+    def needs(self, record: Record) -> tuple[int, int]:
+        """The first format version whose readers take the node for what it is."""
+        found = [FIRST]
+        for name, (version, before) in self.since.items():
+            if is_array(record[name]) or record[name] != before:
+                found.append(version)
+        if any(is_array(record[name]) for name in self.numbers):
+            found.append((1, 2))
+        return max(found)
+
+    def later(self, version: tuple[int, int]) -> dict[str, Any]:
+        """The fields that files of ``version`` do not have, with what these mean."""
+        return {name: since.before for name, since in self.since.items() if since.version > version}
+
+
+def sparse(record: Record) -> bool:
+    """Whether a signGD neuron has a dead zone: it may be silent."""
+    theta = record["dead_zone"]
+    return is_array(theta) or bool(theta > 0)
 
 
 def finite(value: Any) -> bool:
@@ -132,6 +156,16 @@ def _momentum(value: Any) -> bool:
     return number(value) and 0 <= value < 1
 
 
+def _dead_zone(value: Any) -> bool:
+    import numpy as np
+
+    if not _number_or_array(value):
+        return False
+    theta = np.asarray(value)
+    inside = bool(((theta >= 0) & (theta < 1)).all())
+    return inside and bool((theta.astype(np.float32) < 1).all())  # which is what runners read
+
+
 def _check_broadcast(where: str, name: str, value: Any, shape: Any) -> None:
     if not is_array(value):
         return
@@ -150,6 +184,17 @@ def _check_signs(where: str, node: Record) -> None:
             f"{where}: members = {node['members']} and momentum = {node['momentum']} exclude each "
             "other; set one of them to 1 or 0."
         )
+    if sparse(node) and node["momentum"]:
+        raise FormatError(
+            f"{where}: momentum = {node['momentum']} adds up signs, and a dead zone leaves some "
+            "out; set one of them to 0."
+        )
+    if node["members"] > MOST_SIGNS and not sparse(node):
+        raise FormatError(
+            f"{where}: members = {node['members']} does not fit; without a dead zone a neuron "
+            f"fires at most {MOST_SIGNS} signs in a step, with one {MOST_SPARSE}."
+        )
+    _check_broadcast(where, "dead_zone", node["dead_zone"], node["shape"])
 
 
 def _check_group(where: str, node: Record) -> None:
@@ -197,7 +242,8 @@ _SIGNGD: dict[str, Check] = {
     "scale": _scale,
     "resting": _number_or_array,
     "momentum": _momentum,
-    "members": lambda v: natural(v) and 1 <= v <= MOST_SIGNS,
+    "members": lambda v: natural(v) and 1 <= v <= MOST_SPARSE,
+    "dead_zone": _dead_zone,
 }
 _GROUP: dict[str, Check] = {
     **FUNCTION,
@@ -228,14 +274,14 @@ KINDS: dict[str, Kind] = {
         computes=True,
         spike_view=_always,
         check=_check_signs,
-        since={"members": 1},
+        since={"members": Since((1, 2), 1), "dead_zone": Since((1, 3), 0.0)},
     ),
     "group": Kind(
         _GROUP,
         1,
         neuron=True,
         check=_check_group,
-        since={"signed": False},
+        since={"signed": Since((1, 2), False)},
         numbers=("v_threshold", "initial_charge"),
     ),
     "growth": Kind(FUNCTION, neuron=True, computes=True, check=_check_growth),

@@ -22,8 +22,8 @@ from ...core.registry import look_up
 from ...core.structures import tagged, untagged
 from ...errors import BackendUnavailable, FormatError
 from ..files import Seal, write_whole
-from .content import VERSION, Content, Record, check, input_coding, needs
-from .kinds import KINDS
+from .content import VERSION, Content, Record, check, input_coding, needs, version_of
+from .kinds import FIRST, KINDS
 
 if TYPE_CHECKING:
     import h5py
@@ -39,7 +39,7 @@ SEAL = Seal(
     b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n", SEAL_BYTES
 )
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-READ = ("1.2",)  # what may stand behind the kind of a node
+READ = ("1.2", "1.3")  # what may stand behind the kind of a node
 UNCHECKED = ("checksum", "certificate")  # attributes of the root that say something of the rest
 
 SPIKES = (
@@ -48,6 +48,9 @@ SPIKES = (
     "group: a count n in 0..members, worth n v_threshold / members at its step, or in "
     "-members..members if it is signed; growth: what f of the sums of its inputs has grown by; "
     "subgradient: s in {0, 1}, decoded by the schedule as v(t)"
+)
+SILENCE = (  # of files with a dead zone
+    "; signgd with a dead_zone: sigma in {-1, 0, +1}, d any whole number, and 0 is not sent"
 )
 DELAY = (
     "zero: within a time step spikes pass through all layers. With a delay of one step a layer the "
@@ -93,10 +96,11 @@ def write(content: Content, path: str | os.PathLike[str]) -> str:
 
 
 def _write(file: h5py.File, content: Content) -> None:
+    version = version_of(content)
     file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = _dotted(VERSION)
+    file.attrs["format_version"] = _dotted(version)
     file.attrs["time_steps"] = content.time_steps
-    file.attrs["spikes"] = SPIKES
+    file.attrs["spikes"] = SPIKES + (SILENCE if version >= (1, 3) else "")
     file.attrs["delay"] = DELAY
     file.attrs["input_coding"] = input_coding(content)
     _put(file, "outputs", json.dumps(tagged(content.outputs)))
@@ -106,9 +110,11 @@ def _write(file: h5py.File, content: Content) -> None:
     for i, node in enumerate(content.nodes):
         group = file.create_group(f"nodes/{i:05}")
         since = needs(node)  # releases before it would ignore the fields that they do not know
-        group.attrs["kind"] = node.kind if since is None else f"{node.kind} {_dotted(since)}"
+        group.attrs["kind"] = node.kind if since == FIRST else f"{node.kind} {_dotted(since)}"
+        later = KINDS[node.kind].later(version)
         for name, value in node.fields.items():
-            _write_field(group, node.name, name, value)
+            if name not in later:
+                _write_field(group, node.name, name, value)
     for i, (name, values) in enumerate(content.statistics.items()):
         group = file.create_group(f"statistics/{i:05}")
         group.attrs["name"] = name
@@ -322,11 +328,16 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
+def _parts(version: str) -> tuple[int, int]:
+    major, minor = (int(part) for part in version.split("."))
+    return major, minor
+
+
 def _version(file: h5py.File) -> tuple[int, int]:
     if file.attrs.get("format") != FORMAT:
         raise FormatError("this is an HDF5 file, but not a spiking-network description.")
     text = str(file.attrs["format_version"])
-    major, minor = (int(part) for part in text.split("."))
+    major, minor = _parts(text)
     if major > VERSION[0]:
         raise FormatError(
             f"the file has format version {text}, this release reads up to {VERSION[0]}.x; install "
@@ -375,8 +386,8 @@ def _read_node(item: _Item, version: tuple[int, int]) -> Record:
         )
     present = [name for name in row.fields if name in item.items or item.has(name)]
     fields = {name: _read_field(item, name) for name in present}
-    before = row.since if version < (1, 2) else {}
-    return Record(kind, {**before, **fields})
+    written_in = max(version, _parts(since)) if since else version
+    return Record(kind, {**row.later(written_in), **fields})
 
 
 def _read_field(item: _Item, name: str) -> Any:

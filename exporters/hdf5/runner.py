@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ...core.checks import is_array
 from ...core.structures import each_leaf, leaves
 from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record
-from .kinds import KINDS
+from .kinds import KINDS, sparse
 from .layout import read
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
+from .runner_signs import dense_step, levels, mixed_step, sparse_step
 
 __all__ = ["Result", "Runner"]
 
@@ -45,8 +47,10 @@ class Result:
     ``outputs``: {T: decoded output after T steps of the network}, in the source network's
     structure. ``spikes``: for each neuron [steps, B, ...], bool where sigma is +1 (signGD) or s is
     1 (subgradient); of m > 1 signs in a step a uint8, whose bits they are, the first sign's the
-    highest; counts of the members that fire (group, negative where signed ones take spikes back);
-    the output itself (growth). ``values``, if they were asked for: v(t) of signGD and subgradient
+    highest; with a dead zone an int32, the bits of the members that fired +1 in its low half, of
+    those that fired -1 in its high one, 0 in silence (``runner_signs.py``); counts of the members
+    that fire (group, negative where signed ones take spikes back); the output itself (growth).
+    ``values``, if they were asked for: v(t) of signGD and subgradient
     neurons, the membrane potential of group neurons, f of the sums so far (growth), likewise.
 
     With ``delay`` the row t of a neuron is its step t - ``lags[name]``; before its first step and
@@ -374,6 +378,8 @@ class _Run:
             state.x = [x + increment for x, increment in zip(state.x, inputs, strict=True)]
             inputs = state.x
         target = self._function(node, inputs)
+        if sparse(node):
+            return self._sparse(node, state, target)
         if node["members"] > 1:
             return self._signs(node, state, target)
         fires = state.v >= target if node["function"]["fires_at_tie"] else state.v > target
@@ -389,19 +395,30 @@ class _Run:
 
     def _signs(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
         """Several signs in one step, of sizes halved from one to the next."""
-        m, dtype = node["members"], self.runner.dtype
+        m, ties = node["members"], node["function"]["fires_at_tie"]
         state.t += 1
         size = self._size(node, state.t)
-        code = np.zeros(target.shape, np.uint8)
-        for k in range(m):
-            fires = state.v >= target if node["function"]["fires_at_tie"] else state.v > target
-            part = np.asarray(size * 2.0**-k, dtype)
-            state.v = state.v - part * np.where(fires, 1, -1).astype(dtype)
-            code = 2 * code + fires.astype(np.uint8)
+        bits, state.v = dense_step(state.v, target, size, m, ties)
+        return self._sent(state, size, m, 2 * bits - (2**m - 1)), bits.astype(np.uint8)
+
+    def _sparse(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
+        """One sign or several, with a dead zone."""
+        m, ties, theta = node["members"], node["function"]["fires_at_tie"], node["dead_zone"]
+        within = np.asarray(theta, np.float32).astype(self.runner.dtype)
+        state.t += 1
+        size = self._size(node, state.t)
+        if is_array(theta):
+            code, state.v = mixed_step(state.v, target, size, within, m, ties)
+        else:
+            code, state.v = sparse_step(state.v, target, size, within, m)
+        return self._sent(state, size, m, levels(code, self.runner.dtype)), code
+
+    def _sent(self, state: _State, size: Array, members: int, level: Array) -> Array:
+        """What passes after a step whose signs make ``level``, d."""
         if not self.spike_view:
-            return state.v, code
-        level = (2 * code.astype(np.int64) - (2**m - 1)).astype(dtype)
-        return -np.asarray(size * 2.0 ** (1 - m), dtype) * level, code
+            return state.v
+        dtype = self.runner.dtype
+        return -np.asarray(size * 2.0 ** (1 - members), dtype) * level.astype(dtype)
 
     def _group(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
         (x,) = inputs

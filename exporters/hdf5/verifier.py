@@ -24,6 +24,7 @@ from ..verification import (
 )
 from .definition import run_definition
 from .description import content_of, load
+from .kinds import sparse
 from .layout import read
 from .runner import Runner
 
@@ -33,6 +34,7 @@ def verify(request: Request) -> Certificate:
     network = load(request.path, functions=request.functions)
     steps = request.time_steps or network.time_steps
     x, inputs = request.inputs(network.input.shape[1:])  # type: ignore[arg-type]
+    codes = {node.name for node in content.of("signgd") if sparse(node)}
     own = {name: _of_arrays(function) for name, function in request.functions.items()}
     checks = []
     if request.network is not None:
@@ -63,6 +65,7 @@ def verify(request: Request) -> Certificate:
                 wanted.outputs,
                 TOLERANCE[kind],
                 exactly,
+                codes,
             )
         )
         if exactly:
@@ -79,6 +82,7 @@ def verify(request: Request) -> Certificate:
                     found.outputs[steps],
                     0.0,
                     True,
+                    codes,
                 )
             )
     return request.certificate("hdf5", str(content.checksum), inputs, len(x), steps, checks, notes)

@@ -148,8 +148,11 @@ def run_signgd(
     time_steps: int,
     python: str | os.PathLike[str] | None = None,
     timeout: float = 600.0,
-) -> tuple[list[NDArray[np.bool_]], NDArray[np.float64]]:
-    """A saved signGD network on x [B, ...]: spikes [B, N, T] of each layer, outputs [B, out, T]."""
+) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
+    """A saved signGD network on x [B, ...]: spikes [B, N, T] of each layer, outputs [B, out, T].
+
+    Spikes are as the NumPy runner's (``hdf5.runner.Result``).
+    """
     given = {"x": np.asarray(x), "time_steps": np.array(time_steps)}
     found = run_remotely("signgd", path, given, python, timeout)
     return _layers(found), found["outputs"]

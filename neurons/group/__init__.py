@@ -6,6 +6,7 @@ from .step import (
     GroupNeuron,
     GroupNeuronParameters,
     SignedGroupState,
+    group_ceiling,
     group_initial_v,
     group_step,
     group_surrogate_step,

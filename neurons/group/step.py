@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from .. import spikes
-from ..base import FOLDS, Code, Factor, Neuron, spread
+from ..base import FOLDS, Code, Factor, Function, Neuron, spread
 from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
@@ -193,9 +193,24 @@ def _for_each_member(h: Tensor, p: GroupNeuronParameters) -> Tensor:
     return thresholds.view(-1, *[1] * rank, *thresholds.shape[1:])
 
 
+def group_ceiling(node: Function) -> float | None:
+    """The largest value of a function that a group neuron stands for: infinity for a ReLU, b for
+    ReLU6, clamp(x, 0, b) and a QCFS activation, beyond which its m members saturate by themselves.
+
+    None for other functions, which it cannot be.
+    """
+    name, given = node.function.name, node.arguments
+    if name == "clamp" and given.get("min") == 0:
+        most = given.get("max")
+        return math.inf if most is None else most if most > 0 else None
+    known = {"relu": math.inf, "relu6": 6.0, "qcfs": given.get("v_threshold", math.inf)}
+    return known.get(name)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GroupNeuron(Neuron):
-    """Stands for a QCFS activation or for a ReLU; its output is per step, not decoded."""
+    """Stands for a QCFS activation, for a ReLU or for one with a ceiling, such as ReLU6; its output
+    is per step, not decoded."""
 
     kind = "group"
     sized_by = "threshold"
@@ -204,6 +219,19 @@ class GroupNeuron(Neuron):
     v_threshold: float | Tensor
     initial_charge: float | Tensor = 0.5
     signed: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether the threshold was learned with the network, as that of a QCFS activation is."""
+        return self.function.name == "qcfs"
+
+    def fitted(self, v_threshold: float | Tensor, initial_charge: float | Tensor) -> Self:
+        """With these, the threshold at most the function's ceiling."""
+        most = group_ceiling(self)
+        if most is not None:
+            tensor = isinstance(v_threshold, Tensor)
+            v_threshold = v_threshold.clamp(max=most) if tensor else min(v_threshold, most)  # type: ignore[union-attr, type-var, assignment]
+        return replace(self, v_threshold=v_threshold, initial_charge=initial_charge)
 
     def resized(self, factor: float) -> Self:
         return replace(self, v_threshold=self.v_threshold * factor)

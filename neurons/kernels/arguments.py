@@ -50,9 +50,10 @@ class SignGD(ctypes.Structure):
         ("space", Space),
         *_all(Operand * ARGUMENTS, "x x_start"),
         ("x_last", _pointer * ARGUMENTS),
-        *_all(Operand, "v scale"),
+        *_all(Operand, "v scale zones"),
         *_all(_pointer, "y v_seq spikes v_last"),
-        *_all(_int, "steps fires_at_tie signs output input_type output_type far"),
+        *_all(_int, "steps fires_at_tie signs sparse output input_type output_type far"),
+        ("zone", _float),
         ("parameters", _float * PARAMETERS),
         ("eta", _float * STEPS),
     ]
@@ -81,10 +82,10 @@ class GroupGradient(ctypes.Structure):
 class TrackingGradient(ctypes.Structure):
     _fields_ = [
         ("space", Space),
-        *_all(Operand, "target v_seq v scale y v_last"),
+        *_all(Operand, "target v_seq v scale zones y v_last"),
         *_all(_pointer, "x v_start"),
-        *_all(_int, "steps surrogate signed_output input_type"),
-        ("alpha", _float),
+        *_all(_int, "steps surrogate sparse signed_output input_type"),
+        *_all(_float, "zone alpha"),
         ("eta", _float * STEPS),
     ]
 

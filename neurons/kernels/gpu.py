@@ -45,6 +45,7 @@ _NUMBERS = {
     "OUTPUT": "output",
     "TIE": "fires_at_tie",
     "MEMBERS": "signs",
+    "SPARSE": "sparse",
     "COUNTS": "counts",
     "SURROGATE": "surrogate",
     "DETACH_RESET": "detach_reset",

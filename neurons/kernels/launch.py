@@ -45,6 +45,8 @@ def signgd(
     x_start: Sequence[Tensor],
     v: Tensor,
     scale: Tensor | None,
+    zone: Tensor | None,
+    theta: float,
     function: str,
     parameters: Sequence[float],
     fires_at_tie: bool,
@@ -60,18 +62,21 @@ def signgd(
     """[y_seq, v, *x, v_seq if keep_v, spikes if keep_spikes]; schedule and function are texts.
 
     x_seq are [T, ...], then come tensors that are parameters of the function, also as [T, ...]. The
-    first of them are integrated from ``x_start`` on, if there are any. Spikes are bool, of several
-    members their code in uint8.
+    first of them are integrated from ``x_start`` on, if there are any. The dead zone is the tensor
+    ``zone``, else ``theta``, 0 for none. Spikes are bool, of several members their code in uint8,
+    with a dead zone the int32 codes of ``signgd/sparse.py``.
     """
     steps, like = x_seq[0].shape[0], step_like(x_seq, v.shape)
     y = new_sequence(steps, like, dtype)
     v_last = torch.empty_like(like)
     x_last = [torch.empty_like(like) for _ in x_start]
     v_seq = [new_sequence(steps, like, torch.float32)] if keep_v else []
-    spikes = [new_sequence(steps, like, spike_type(members))] if keep_spikes else []
+    sparse = _sparse(zone, theta)
+    kind = torch.int32 if sparse else spike_type(members)
+    spikes = [new_sequence(steps, like, kind)] if keep_spikes else []
     yield [y, v_last, *x_last, *v_seq, *spikes]
-    scales = [] if scale is None else [scale]
-    _check("signgd", x_seq, [*x_start, v, *scales])
+    scales, zones = ([] if each is None else [each] for each in (scale, zone))
+    _check("signgd", x_seq, [*x_start, v, *scales, *zones])
     input_type = _one_type("signgd", x_seq)
     if len(x_seq) > ARGUMENTS or len(parameters) > PARAMETERS:
         raise InputError(
@@ -84,16 +89,19 @@ def signgd(
         part = eta[done : done + STEPS]
         here = [(x[done : done + STEPS], True) for x in x_seq]
         before = (v, x_start) if done == 0 else (v_last.clone(), [x.clone() for x in x_last])
-        constant = [(x, False) for x in (*before[1], before[0], *scales)]
+        constant = [(x, False) for x in (*before[1], before[0], *scales, *zones)]
         space, found = arguments.describe(like, [*here, *constant])
         a = arguments.SignGD(space=space)
         a.x[: len(here)] = found[: len(here)]
         for k, x in enumerate(x_last):
             a.x_start[k] = found[len(here) + k]
             a.x_last[k] = x.data_ptr()
-        a.v = found[len(here) + len(x_last)]
+        a.v, *rest = found[len(here) + len(x_last) :]
         if scale is not None:
-            a.scale = found[-1]
+            a.scale = rest[0]
+        if zone is not None:
+            a.zones = rest[-1]
+        a.zone, a.sparse = theta, sparse
         a.y, a.v_last = y[done:].data_ptr(), v_last.data_ptr()
         a.v_seq = v_seq[0][done:].data_ptr() if keep_v else None
         a.spikes = spikes[0][done:].data_ptr() if keep_spikes else None
@@ -200,10 +208,17 @@ def group_gradient(
     _provider(like).run("group_gradient", a, v.device)
 
 
+def _sparse(zone: Tensor | None, theta: float) -> int:
+    """What a kernel is told of the dead zone: 0 there is none, 1 it is a number, 2 a tensor."""
+    return int(theta > 0) if zone is None else 2
+
+
 def track(
     target_seq: Tensor,
     v: Tensor,
     scale: Tensor | None,
+    zone: Tensor | None,
+    theta: float,
     fires_at_tie: bool,
     schedule: str,
     unit: float,
@@ -214,7 +229,8 @@ def track(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(y_seq, v, v_seq) of neurons that are handed f(x); v_seq is empty where it is y_seq."""
     run = signgd(
-        *([target_seq], [], v, scale, IDENTITY.key, [], fires_at_tie, 1, schedule, unit, t),
+        *([target_seq], [], v, scale, zone, theta, IDENTITY.key, []),
+        *(fires_at_tie, 1, schedule, unit, t),
         *("signed" if signed else "decoded", torch.float32, signed, False),
     )
     for y, after, *kept in run:
@@ -228,6 +244,8 @@ def track_gradient(
     v_seq: Tensor,
     v: Tensor,
     scale: Tensor | None,
+    zone: Tensor | None,
+    theta: float,
     schedule: str,
     unit: float,
     t: Count,
@@ -239,9 +257,8 @@ def track_gradient(
     steps, like = v_seq.shape[0], v_seq[0]
     x, v_start = new_sequence(steps, like, torch.float32), torch.empty_like(like)
     yield x, v_start
-    scales = [] if scale is None else [scale]
-    after = [] if grad_v is None else [grad_v]
-    _check("tracking_gradient", [grad_y], [target_seq, v_seq, v, *scales, *after])
+    scales, zones, after = ([] if each is None else [each] for each in (scale, zone, grad_v))
+    _check("tracking_gradient", [grad_y], [target_seq, v_seq, v, *scales, *zones, *after])
     if not like.numel():
         return
     eta = step_sizes(schedule, unit, t, steps)
@@ -251,13 +268,16 @@ def track_gradient(
         part = slice(first, last)
         start = v if first == 0 else v_seq[first - 1]
         operands = [(target_seq[part], True), (v_seq[part], True), (start, False)]
-        operands += [(grad_y[part], True), *((s, False) for s in scales)]
+        operands += [(grad_y[part], True), *((s, False) for s in (*scales, *zones))]
         operands += [] if carried is None else [(carried, False)]
         space, found = arguments.describe(like, operands)
         a = arguments.TrackingGradient(space=space, target=found[0], v_seq=found[1], v=found[2])
         a.y = found[3]
         if scale is not None:
             a.scale = found[4]
+        if zone is not None:
+            a.zones = found[4 + len(scales)]
+        a.zone, a.sparse = theta, _sparse(zone, theta)
         if carried is not None:
             a.v_last = found[-1]
         a.x, a.v_start = x[first:].data_ptr(), v_start.data_ptr()

@@ -86,11 +86,11 @@ group_train.register_autograd(_group_backward, setup_context=_keep_group)
 
 
 def _keep_track(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    target_seq, v, scale, _, schedule, unit, t, signed, surrogate, alpha = inputs
-    ctx.save_for_backward(target_seq, output[2] if signed else output[0], v, scale)
+    target_seq, v, scale, zone, theta, _, *constants, signed, surrogate, alpha = inputs
+    ctx.save_for_backward(target_seq, output[2] if signed else output[0], v, scale, zone)
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
-    ctx.constants = (schedule, unit, t, signed, surrogate, alpha)
+    ctx.constants = (theta, *constants, signed, surrogate, alpha)
 
 
 def _track_backward(
@@ -98,7 +98,7 @@ def _track_backward(
 ) -> tuple[Any, ...]:
     grad_y = torch.zeros_like(ctx.saved_tensors[1]) if grad_y is None else grad_y
     x, v = track_gradient(grad_y, grad_v, *ctx.saved_tensors, *ctx.constants)
-    return x, v, *[None] * 8
+    return x, v, *[None] * 10
 
 
 track.register_autograd(_track_backward, setup_context=_keep_track)

@@ -1,5 +1,5 @@
-// A sequence of steps of signGD neurons: scan(signgd_step, ...) of neurons/signgd.py, which in the
-// spike view integrates its input first.
+// A sequence of steps of signGD neurons: scan(signgd_step, ...) of neurons/signgd/step.py, with a dead
+// zone that of neurons/signgd/sparse.py. In the spike view it integrates its input first.
 #pragma once
 #include "functions.cuh"
 #include "values.cuh"
@@ -14,12 +14,14 @@ struct SignGD {
   Operand x[ARGUMENTS];  // inputs of each step, then tensors that are parameters of f
   Operand x_start[ARGUMENTS];
   float *x_last[ARGUMENTS];  // spike view: x integrates the input, from x_start on; else NULL
-  Operand v, scale;          // scale: data is NULL where it is in eta
+  Operand v, scale, zones;   // scale: data is NULL where it is in eta, zones where all are zone
   void *y;                   // [steps, neurons]
   float *v_seq;              // [steps, neurons], or NULL
-  unsigned char *spikes;     // [steps, neurons] whether it fires, or the code, or NULL
+  void *spikes;              // [steps, neurons] bytes, whether it fires or the code, or NULL; with
+                             // dead zones ints: the members with 1, and those with -1 << 16
   float *v_last;             // [neurons]
-  int steps, fires_at_tie, signs, output, input_type, output_type, far;
+  int steps, fires_at_tie, signs, sparse, output, input_type, output_type, far;
+  float zone;
   float parameters[PARAMETERS];
   float eta[STEPS];
 };
@@ -97,11 +99,84 @@ DEVICE void signgd_signs(const float *target, float eta, const float *sizes, int
 #undef SIGNS
 }
 
+// The step of m members of which each may be silent, as sparse_step rounds it. ``level`` and ``code``
+// unless NULL.
+template <int m>
+DEVICE void signgd_sparse(const float *target, const float *sizes, const float *zones, int lanes,
+                          const float *v, float *after, float *level, int *code) {
+#define TERNARY(and_also)                                                             \
+  const float size = sizes[i], bound = zones[i] * size, u = v[i];                     \
+  float r = u - target[i], d = 0.0f, part = 1.0f;                                     \
+  for (int k = 0; k < m; ++k) {                                                       \
+    const float c = size * part, h = bound * part; /* exact, or rounded once */       \
+    const unsigned fires = 0u - (unsigned)(fabsf(r) > h), sign = bits_of(r) & SIGN_BIT; \
+    r = r - float_of((bits_of(c) | sign) & fires);                                    \
+    d = 2.0f * d + float_of((bits_of(1.0f) | sign) & fires);                          \
+    part = part * 0.5f;                                                               \
+    and_also;                                                                         \
+  }                                                                                   \
+  after[i] = u - (size * (2.0f * part)) * d
+  if (code) {
+    FOR_LANES {
+      unsigned fired = 0;
+      TERNARY(fired = 2u * fired + (fires & (sign ? 0x10000u : 1u)));
+      level[i] = d;
+      code[i] = (int)fired;
+    }
+  } else if (level) {
+    FOR_LANES {
+      TERNARY();
+      level[i] = d;
+    }
+  } else {
+    FOR_LANES {
+      TERNARY();
+    }
+  }
+#undef TERNARY
+}
+
+// Of the lanes whose zone is 0, which fire at every step, in place of what signgd_sparse made there
+NOT_INLINE void signgd_where_dense(int m, bool tie, const float *target, const float *sizes,
+                                   const float *zones, int lanes, const float *v, float *after,
+                                   float *level, int *code) {
+  for (int i = 0; i < lanes; ++i) {
+    if (zones[i] > 0.0f) continue;
+    float u = v[i], part = 1.0f;
+    int d = 0, fired = 0;
+    for (int k = 0; k < m; ++k) {
+      const bool fires = tie ? u >= target[i] : u > target[i];
+      const float size = sizes[i] * part;
+      u = u + (fires ? -size : size);
+      d = 2 * d + (fires ? 1 : -1);
+      fired = 2 * fired + (fires ? 1 : 0x10000);
+      part = part * 0.5f;
+    }
+    after[i] = u;
+    if (level) level[i] = (float)d;
+    if (code) code[i] = fired;
+  }
+}
+
 #if LANES == 1
 #define SIGNS_OF(a) signgd_signs<MEMBERS, TIE>
+#define SPARSE_OF(a) signgd_sparse<MEMBERS>
+#define FIRES_AT_TIE TIE
 #else
 #define SIGNS_OF(a) (a.fires_at_tie ? signs_of<true>(MEMBERS) : signs_of<false>(MEMBERS))
+#define SPARSE_OF(a) sparse_of(MEMBERS)
+#define FIRES_AT_TIE a.fires_at_tie
 typedef void (*Signs)(const float *, float, const float *, int, const float *, float *, float *);
+typedef void (*Sparse)(const float *, const float *, const float *, int, const float *, float *,
+                       float *, int *);
+
+Sparse sparse_of(int members) {
+  static const Sparse of[] = {signgd_sparse<1>,  signgd_sparse<2>,  signgd_sparse<3>,
+                              signgd_sparse<4>,  signgd_sparse<5>,  signgd_sparse<6>,
+                              signgd_sparse<7>,  signgd_sparse<8>,  signgd_sparse<9>,
+                              signgd_sparse<10>, signgd_sparse<11>, signgd_sparse<12>};
+  return of[members - 1];
+}
 
 template <bool tie>
 Signs signs_of(int members) {
@@ -132,11 +207,37 @@ DEVICE void signgd_members(const SignGD &a, const Step &step, const float *const
   }
 }
 
+// The same where members may be silent; all arguments but sigma and code are given
+template <class Step>
+DEVICE void signgd_sparse_members(const SignGD &a, const Step &step, const float *const *in,
+                                  const float *sizes, const float *zones, bool mixed, int lanes,
+                                  const float *v, float *after, float *sigma, int *code) {
+  ALIGNED float target[PART];
+  ALIGNED float start[PART];
+  const float *here[ARGUMENTS];
+  for (int done = 0; done < lanes; done += PART) {
+    const int some = lanes - done < PART ? lanes - done : (int)PART;
+    for (int k = 0; k < step.arguments; ++k) here[k] = in[k] + done;
+    step.target(here, a.parameters, some, target);
+    float *level = sigma ? sigma + done : 0;
+    int *fired = code ? code + done : 0;
+    const float *from = v + done;
+    if (mixed) {
+      for (int i = 0; i < some; ++i) start[i] = from[i];
+      from = start;
+    }
+    SPARSE_OF(a)(target, sizes + done, zones + done, some, from, after + done, level, fired);
+    if (mixed)
+      signgd_where_dense(MEMBERS, FIRES_AT_TIE, target, sizes + done, zones + done, some, from,
+                         after + done, level, fired);
+  }
+}
+
 // Step: ``arguments``, how many the function has, ``of``, its signgd_step, and ``target``
 template <class Step>
 DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes) {
   ALIGNED float v[LANES], scale[LANES], sizes[LANES], sigma[LANES], buffer[LANES];
-  ALIGNED float x[ARGUMENTS][LANES];
+  ALIGNED float x[ARGUMENTS][LANES], zones[LANES];
   const float *in[ARGUMENTS];
   index_t place[ARGUMENTS];
   const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
@@ -145,6 +246,14 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
     const index_t p = place_of(a.scale, a.space, n);
     from = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, buffer);
     FOR_LANES scale[i] = from[i];
+  }
+  bool mixed = false;  // whether some have no dead zone
+  if (SPARSE == 1) FOR_LANES zones[i] = a.zone;
+  if (SPARSE == 2) {
+    const index_t p = place_of(a.zones, a.space, n);
+    from = fetch(a.zones, a.space, FLOAT32, p, n, 0, lanes, buffer);
+    FOR_LANES zones[i] = from[i];
+    for (int i = 0; i < lanes; ++i) mixed |= zones[i] == 0.0f;
   }
   for (int k = 0; k < step.arguments; ++k) {
     place[k] = place_of(a.x[k], a.space, n);
@@ -173,7 +282,10 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
     }
     const float eta = a.eta[t];
     const index_t first = t * a.space.neurons + n;
-    if (SCALED) FOR_LANES sizes[i] = eta * scale[i];
+    if (SCALED)
+      FOR_LANES sizes[i] = eta * scale[i];
+    else if (SPARSE)
+      FOR_LANES sizes[i] = eta;
     if (plain) {
       float *y = (float *)a.y + first, *after = a.far >= STREAMED ? v : y;
       const int part = a.far ? (int)PART : lanes;
@@ -185,16 +297,27 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
           if (a.far && a.x[k].linear) prefetch(here[k] + a.x[k].time_stride, some);
         }
         const float *size = SCALED ? sizes + done : 0;
-        signgd_members(a, step, here, eta, size, some, before + done, after + done, 0);
+        if (SPARSE)
+          signgd_sparse_members(a, step, here, sizes + done, zones + done, mixed, some,
+                                before + done, after + done, 0, 0);
+        else
+          signgd_members(a, step, here, eta, size, some, before + done, after + done, 0);
         if (a.far >= STREAMED) stream(y + done, v + done, some);
       }
       before = after;
       continue;
     }
     if (!SCALED) FOR_LANES sizes[i] = eta;
-    signgd_members(a, step, in, eta, sizes, lanes, v, v, sigma);
+    if (SPARSE)
+      signgd_sparse_members(a, step, in, sizes, zones, mixed, lanes, v, v, sigma,
+                            KEEP_SPIKES ? (int *)a.spikes + first : 0);
+    else
+      signgd_members(a, step, in, eta, sizes, lanes, v, v, sigma);
     const float top = (float)((1 << MEMBERS) - 1);  // of the codes and, for one member, of sigma
-    if (KEEP_SPIKES) FOR_LANES a.spikes[first + i] = (unsigned char)(int)((sigma[i] + top) * 0.5f);
+    if (KEEP_SPIKES && !SPARSE) {
+      unsigned char *spikes = (unsigned char *)a.spikes + first;
+      FOR_LANES spikes[i] = (unsigned char)(int)((sigma[i] + top) * 0.5f);
+    }
     if (KEEP_V) FOR_LANES a.v_seq[first + i] = v[i];
     if (OUTPUT == SIGNED)
       FOR_LANES sigma[i] = -(sigma[i] * (sizes[i] * last));

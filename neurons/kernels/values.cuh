@@ -28,6 +28,7 @@ struct Operand {
 #define OUTPUT a.output
 #define INTEGRATES(k) (a.x_last[k] != 0)
 #define MEMBERS a.signs
+#define SPARSE a.sparse
 #define SCALED (a.scale.data != 0)
 #define COUNTS a.counts
 #define BY_CHANNEL (a.thetas.data != 0)

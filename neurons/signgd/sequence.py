@@ -93,8 +93,6 @@ def _function_choice(backend: str, choice: Choice, p: SignGDParameters) -> Choic
 def _against(dtype: torch.dtype, p: SignGDParameters) -> str:
     if p.momentum:
         return "the kernels have no momentum."
-    if p.sparse:
-        return "the kernels have no dead zone."
     if isinstance(p.scale, Tensor) and p.scale.dtype != torch.float32:
         return f"the kernels read a float32 scale, but it is {p.scale.dtype}; pass scale.float()."
     wide = [k for k, a in p.arguments.items() if isinstance(a, Tensor) and a.dtype == torch.float64]
@@ -108,7 +106,7 @@ def _against_own_gradient(
 ) -> str:
     if surrogate is not None and p.members > 1:
         return "the kernels have no gradient of several signs in a step; use backend='torch'."
-    return against_gradient(surrogate, keeps, "scale", p.scale)
+    return against_gradient(surrogate, keeps, scale=p.scale, dead_zone=p.dead_zone)
 
 
 class _Asked(NamedTuple):
@@ -333,6 +331,7 @@ def _signgd_by_kernel(
         list(x),
         state.v,
         scale,
+        *_dead_zone(p, state.v),
         found.key,
         list(found.numbers),
         p.function.fires_at_tie,
@@ -360,6 +359,13 @@ def _scale(p: SignGDParameters, v: Tensor) -> tuple[Tensor | None, float]:
     if isinstance(p.scale, Tensor):
         return p.scale.to(device=v.device, dtype=torch.float32), 1.0
     return None, float(p.scale)
+
+
+def _dead_zone(p: SignGDParameters, v: Tensor) -> tuple[Tensor | None, float]:
+    """The dead zone as a tensor that broadcasts against v, or as a number."""
+    if isinstance(p.dead_zone, Tensor):
+        return p.dead_zone.to(device=v.device, dtype=torch.float32), 0.0
+    return None, float(p.dead_zone)
 
 
 def target_over_time(x_seq: Sequence[Tensor], p: SignGDParameters) -> Tensor:
@@ -392,6 +398,7 @@ def _signgd_with_gradient(
         _fitting(target_over_time(x_seq, p), state.v).to(torch.float32),
         state.v,
         scale,
+        *_dead_zone(p, state.v),
         p.function.fires_at_tie,
         p.schedule_name,
         unit,

@@ -269,9 +269,9 @@ def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
 def signs(fires: Tensor, members: int) -> spikes.Events:
     """What neurons sent in steps [T, *] that fired so: every sign is a spike, silence is none."""
     if fires.dtype == sparse.CODE:
-        return spikes.Events(sparse.levels(fires, torch.int16), sparse.count(fires))
+        return spikes.Events(sparse.levels(fires, torch.int16), sparse.count(fires), fires)
     number = levels(fires, members, torch.int16)
-    return spikes.Events(number, torch.full_like(number, members))
+    return spikes.Events(number, torch.full_like(number, members), fires)
 
 
 def signgd_surrogate_step(

@@ -42,6 +42,7 @@ except ModuleNotFoundError as error:
 from .processes import Accumulator, GroupNeurons, Recorder, SignGDNeurons
 
 SignGDMap = AffineMap[SignGDNeuron]
+LARGE_MESSAGE_BITS = 16  # of a signed d
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +224,7 @@ class SignGDNetwork:
         layers[0].x.init = inputs[0]
         found = _run_samples(
             layers[0],
-            [layer.s_out for layer in layers],
+            [*(layer.fired for layer in layers[:-1]), layers[-1].s_out],
             len(x),
             period,
             "floating_pt",
@@ -231,9 +232,8 @@ class SignGDNetwork:
             lambda sample: None,
         )
         cut = [steps_of[:, i : i + steps].transpose(0, 2, 1) for i, steps_of in enumerate(found)]
-        kinds = [bool if _members(m) == 1 else np.uint8 for m in self.maps[:-1]]
-        fired = (part.astype(kind) for part, kind in zip(cut[:-1], kinds, strict=True))
-        return SignGDRun(tuple(fired), cut[-1])
+        layers_fired = zip(cut[:-1], self.maps[:-1], strict=True)
+        return SignGDRun(tuple(part.astype(_type(m)) for part, m in layers_fired), cut[-1])
 
     def _processes(
         self, steps: int, period: int
@@ -250,11 +250,10 @@ class SignGDNetwork:
             x = np.zeros(width)
             if before is not None:
                 weight = m.weight * flat(before.neuron, "scale")
-                signs = _members(before)  # several are the bits of a spike that carries a number
-                offset = (2**signs - 1) * weight.sum(1)
+                if not _sparse(before):
+                    offset = (2 ** _members(before) - 1) * weight.sum(1)
                 x = m.weight @ resting(before) + m.bias
-                graded = {"num_message_bits": MESSAGE_BITS} if signs > 1 else {}
-                synapses.append(Dense(weights=weight, **graded))
+                synapses.append(Dense(weights=weight, **_messages(before)))
             common: dict[str, Any] = dict(
                 x=x, received=received, offset=offset, depth=depth, period=period
             )
@@ -263,13 +262,14 @@ class SignGDNetwork:
             else:
                 schedule = m.neuron.schedule
                 step_sizes = np.array([schedule(t) for t in range(1, steps + 1)])
-                received = step_sizes * 2.0 ** (1 - m.neuron.members)
+                received = step_sizes * 2.0 ** ((0 if _sparse(m) else 1) - m.neuron.members)
                 layers.append(
                     SignGDNeurons(
                         parameters=_double(m.neuron),
                         like=tuple(map(int, m.neuron.shape[1:])),
                         v=resting(m),
                         scale=flat(m.neuron, "scale"),
+                        theta=flat(m.neuron, "dead_zone").astype(np.float32).astype(float),
                         step_sizes=step_sizes,
                         **common,
                     )
@@ -286,17 +286,37 @@ class SignGDNetwork:
 class SignGDRun:
     """``spikes`` of each neuron layer, bool [B, N, T] (True: +1), Lava's latency taken out.
 
-    Several signs of a step are the bits of a uint8, the first sign's the highest. ``outputs``
-    [B, classes, T]: the decoded output after each step.
+    Several signs of a step are the bits of a uint8, the first sign's the highest, those of neurons
+    with a dead zone int32 codes as the NumPy runner's. ``outputs`` [B, classes, T]: the decoded
+    output after each step.
     """
 
-    spikes: tuple[NDArray[np.bool_ | np.uint8], ...]
+    spikes: tuple[NDArray[np.bool_ | np.uint8 | np.int32], ...]
     outputs: NDArray[np.float64]
 
 
 def _members(m: SignGDMap) -> int:
     assert m.neuron is not None  # the read-out sends nothing
     return m.neuron.members
+
+
+def _sparse(m: SignGDMap) -> bool:
+    assert m.neuron is not None
+    return m.neuron.parameters.sparse
+
+
+def _type(m: SignGDMap) -> type:
+    """Of what fired."""
+    if _sparse(m):
+        return np.int32
+    return bool if _members(m) == 1 else np.uint8
+
+
+def _messages(m: SignGDMap) -> dict[str, int]:
+    """What Lava is told of spikes that carry a number: several signs, or one that may be 0."""
+    if _sparse(m):
+        return {"num_message_bits": LARGE_MESSAGE_BITS}
+    return {"num_message_bits": MESSAGE_BITS} if _members(m) > 1 else {}
 
 
 def _check_neuron(neuron: SignGDNeuron) -> None:

@@ -22,6 +22,7 @@ from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from ....exporters.hdf5.runner_signs import dense_step, levels, mixed_step, sparse_step
 from ....neurons.signgd import SignGDParameters
 
 
@@ -68,12 +69,16 @@ class SignGDNeurons(AbstractProcess):
     A spike s of the senders stands for sigma = 2 s - 1, so their current a = W s changes x by
     -received(k) (2 a - offset), received = eta_in and offset = W 1. W holds the senders' scale.
     Neurons of m signs in a step send them as the bits of one graded spike, the first sign's the
-    highest; there received = 2 ** (1 - m) eta_in and offset = (2 ** m - 1) W 1.
+    highest; there received = 2 ** (1 - m) eta_in and offset = (2 ** m - 1) W 1. Those with a dead
+    zone send d, in [1 - 2 ** m, 2 ** m - 1], and where d is 0 no message; there received =
+    2 ** -m eta_in and offset = 0. ``fired`` tells whoever records it what fired, as the NumPy
+    runner does.
 
     Layer l (the first is 1) runs step k = 0..T-1 of its schedule in Lava's step k + l of a sample,
     which takes ``period`` steps; before and after it is silent.
 
-    ``x`` [N] is W v_in(0) + b; ``step_sizes`` [T] and ``scale`` [N] are the neuron's own. The
+    ``x`` [N] is W v_in(0) + b; ``step_sizes`` [T], ``scale`` [N] and ``theta`` [N], of the dead
+    zone, are the neuron's own. The
     neurons of ``parameters`` have the shape ``like`` without the batch.
     """
 
@@ -85,6 +90,7 @@ class SignGDNeurons(AbstractProcess):
         x: Any,
         v: Any,
         scale: Any,
+        theta: Any,
         step_sizes: Any,
         received: Any,
         offset: Any,
@@ -95,9 +101,11 @@ class SignGDNeurons(AbstractProcess):
         shape = np.shape(x)
         self.a_in = InPort(shape=shape)
         self.s_out = OutPort(shape=shape)
+        self.fired = OutPort(shape=shape)
         self.x = Var(shape=shape, init=x)
         self.v = Var(shape=shape, init=v)
         self.scale = Var(shape=shape, init=scale)
+        self.theta = Var(shape=shape, init=theta)
         self.offset = Var(shape=shape, init=offset)
         self.step_sizes = Var(shape=np.shape(step_sizes), init=step_sizes)
         self.received = Var(shape=np.shape(received), init=received)
@@ -109,9 +117,11 @@ class SignGDNeurons(AbstractProcess):
 class PySignGDNeurons(PyLoihiProcessModel):
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    fired: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     x: np.ndarray = LavaPyType(np.ndarray, float)
     v: np.ndarray = LavaPyType(np.ndarray, float)
     scale: np.ndarray = LavaPyType(np.ndarray, float)
+    theta: np.ndarray = LavaPyType(np.ndarray, float)
     offset: np.ndarray = LavaPyType(np.ndarray, float)
     step_sizes: np.ndarray = LavaPyType(np.ndarray, float)
     received: np.ndarray = LavaPyType(np.ndarray, float)
@@ -120,16 +130,25 @@ class PySignGDNeurons(PyLoihiProcessModel):
         current = self.a_in.recv()
         k = schedule_step(self.time_step, self.proc_params)
         if not 0 <= k < len(self.step_sizes):
-            self.s_out.send(np.zeros(self.v.shape))
+            self._send(*np.zeros((2, *self.v.shape)))
             return
         self.x = self.x - self.received[k] * (2 * current - self.offset)
-        target, code = self._target(), np.zeros(self.v.shape)
-        for sign in range(self.proc_params["parameters"].members):
-            fires = self.v >= target if self._ties() else self.v > target
-            step = self.step_sizes[k] * self.scale * 2.0**-sign
-            self.v = np.where(fires, self.v - step, self.v + step)
-            code = 2 * code + fires
-        self.s_out.send(code)
+        fired, self.v = self._signs(self._target(), self.step_sizes[k] * self.scale)
+        sparse = self.proc_params["parameters"].sparse
+        self._send(levels(fired, np.dtype(float)) if sparse else fired, fired)
+
+    def _signs(self, target: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = self.proc_params["parameters"]
+        if not p.sparse:
+            return dense_step(self.v, target, size, p.members, p.function.fires_at_tie)
+        if isinstance(p.dead_zone, torch.Tensor):
+            ties = p.function.fires_at_tie
+            return mixed_step(self.v, target, size, self.theta, p.members, ties)
+        return sparse_step(self.v, target, size, self.theta, p.members)
+
+    def _send(self, message: np.ndarray, fired: np.ndarray) -> None:
+        self.s_out.send(message.astype(float))
+        self.fired.send(fired.astype(float))
 
     def _target(self) -> np.ndarray:
         """f(x), by the network's own function."""
@@ -137,9 +156,6 @@ class PySignGDNeurons(PyLoihiProcessModel):
         x = torch.from_numpy(self.x).reshape(1, *self.proc_params["like"])
         flat: np.ndarray = parameters.target(x).reshape(-1).numpy()
         return flat
-
-    def _ties(self) -> bool:
-        return bool(self.proc_params["parameters"].function.fires_at_tie)
 
 
 class Accumulator(AbstractProcess):

@@ -1,0 +1,150 @@
+r"""The gradient of signGD neurons with a dead zone, and of the spikes that they send.
+
+A step (``neurons/signgd/sparse.py``) is a rounding of r_0 = v(t-1) - f to a multiple of the finest
+step :math:`c_m`: :math:`v = f + e`, and over values of f spread over many steps e is as if drawn
+anew each time (*dithered*). Within the reach :math:`|r_0| \le (2 - 2^{1-m}) c_1 + \rho c_m`,
+:math:`\rho = \max(\theta, 1 - \theta)`, the derivative is that of the mean over such draws: v
+follows its target, whatever it was before, and the error grows with the step and the zone,
+
+.. math::
+    \frac{\partial v}{\partial f} = 1, \qquad \frac{\partial v}{\partial v(t-1)} = 0, \qquad
+    \frac{\partial v}{\partial \log c} = e, \qquad
+    \frac{\partial v}{\partial \theta} = e\, \frac{\kappa'(\theta)}{\kappa(\theta)}, \qquad
+    \kappa^2 = \frac{\mathrm{E}[e^2]}{c_m^2} = \frac{1}{12} + (\theta - \tfrac12)^2 .
+
+:math:`\kappa` follows from e modulo :math:`c_m`, which is uniform: theta = 1/2 takes the nearer of
+two multiples; another theta takes the further one half of the time that either is possible, which
+adds :math:`\int_{1-\rho}^{1/2} (1 - 2u)\,du = (\rho - 1/2)^2` (exact for :math:`\theta \le 2/3`,
+beyond a bound). Out of reach v moves by the whole reach whatever f is:
+
+.. math::
+    \frac{\partial v}{\partial f} = \frac{\partial v}{\partial \theta} = 0, \qquad
+    \frac{\partial v}{\partial v(t-1)} = 1, \qquad
+    \frac{\partial v}{\partial \log c} = -c_m d .
+
+One distribution is not spread: silent neurons. One that has not spoken since the start is at its
+resting value, :math:`\partial v(t) / \partial v(0) = 1`, beside following f as above.
+
+**Spikes.** With :math:`x = |r_0| / (\theta c_m)` a neuron is silent for x < 1, from there on fires
+once, and once more for a part q of the digits behind the first one, of which there are
+:math:`\log_2 x`:
+
+.. math::
+    \mathrm{E}[n] \approx S(x) = \frac{x^2}{1 + x^2} \bigl(1 + \tfrac{q}{2} \log_2 (1 + x^2)\bigr),
+    \qquad q = \max(\tfrac13, 1 - \theta) .
+
+Numbers are counted as they are; their derivative is that of S, in r_0, the step and theta, within
+reach. q is the mean of :math:`\sigma^2` over members late in the chain, exact for
+:math:`\theta \le 4/5`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..neurons.signgd import sparse
+
+MOST = 0.95  # of theta, where it is learned
+_SMALLEST = 1e-3  # of theta, in x
+
+
+class SparseTrack(torch.autograd.Function):
+    """T steps toward targets: (v [T, ...], the spikes of all, each times its ``fan_out``)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,  # [T, ...], or [...] where it does not change
+        eta: Tensor,  # [T]
+        scale: Tensor,
+        resting: Tensor,
+        theta: Tensor,
+        fan_out: Tensor | None,
+        members: int,
+        fires_at_tie: bool,
+        static: bool,
+    ) -> tuple[Tensor, Tensor]:
+        steps, shape = len(eta), target.shape if static else target.shape[1:]
+        v = resting.expand(shape)
+        y, before = target.new_empty(2, steps, *shape)
+        quiet = torch.empty(steps, *shape, dtype=torch.bool, device=target.device)
+        still, sent = torch.ones_like(quiet[0]), target.new_zeros(())
+        for t in range(steps):
+            f = target if static else target[t]
+            before[t] = v - f
+            code, v = _step(f, eta[t] * scale, theta, v, members, fires_at_tie)
+            y[t] = v
+            still = still & (code == 0)
+            quiet[t] = still
+            if fan_out is not None:
+                sent = sent + (sparse.count(code) * fan_out).sum()
+        ctx.save_for_backward(target, y, before, quiet, eta, scale, theta, fan_out)
+        ctx.resting, ctx.members, ctx.static = resting.shape, members, static
+        return y, sent
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, of_sent: Tensor) -> Any:  # type: ignore[override]
+        target, y, before, quiet, eta, scale, theta, fan_out = ctx.saved_tensors
+        carried = torch.zeros_like(gradient[0])
+        d_resting = torch.zeros_like(gradient[0])
+        d_target = torch.zeros_like(target)
+        d_theta, d_scale, d_eta = (torch.zeros_like(a) for a in (theta, scale, eta))
+        finest, rho = 2.0 ** (1 - ctx.members), torch.maximum(theta, 1 - theta)
+        by_zone = (theta - 0.5) / (1 / 12 + (theta - 0.5).square())  # kappa' / kappa
+        for t in reversed(range(len(eta))):
+            c_m, r = eta[t] * finest * scale, before[t]
+            error = y[t] - (target if ctx.static else target[t])
+            near = r.abs() <= (2 / finest - 1 + rho) * c_m
+            g = gradient[t] + carried
+            d_resting += gradient[t] * quiet[t]
+            by_error = g * error * near
+            carried = g.where(~near, 0.0)
+            d_target_t = g * near
+            d_step = by_error + carried * (error - r)  # by log c; error - r is -c_m d
+            d_theta += (by_error * by_zone).sum_to_size(theta.shape)
+            if fan_out is not None:
+                zone = theta.clamp(min=_SMALLEST)
+                x = r.abs() / (zone * c_m)
+                slope, by_density = _slopes(x, theta)
+                price = (of_sent * fan_out) * near
+                moved = price * slope * r.sign() / (zone * c_m)
+                carried = carried + moved
+                d_target_t = d_target_t - moved
+                d_step = d_step - price * slope * x
+                by_density = by_density * torch.where(theta < 2 / 3, -1.0, 0.0)
+                d_theta += (price * (by_density - slope * x / zone)).sum_to_size(theta.shape)
+            (d_target if ctx.static else d_target[t]).add_(d_target_t)
+            d_eta[t] = d_step.sum() / eta[t]
+            d_scale += (d_step / scale).sum_to_size(scale.shape)
+        d_resting = (d_resting + carried).sum_to_size(ctx.resting)
+        return d_target, d_eta, d_scale, d_resting, d_theta, None, None, None, None
+
+
+def _step(
+    f: Tensor, size: Tensor, theta: Tensor, v: Tensor, members: int, fires_at_tie: bool
+) -> tuple[Tensor, Tensor]:
+    code, after = sparse.sparse_step(f, size, theta, v, members)
+    if theta.dim() and not bool((theta > 0).all()):  # elements without a zone fire at every step
+        dense, other = sparse.dense_step(f, size, v, members, fires_at_tie)
+        code, after = code.where(theta > 0, dense), after.where(theta > 0, other)
+    return code, after
+
+
+def expected_spikes(x: Tensor, theta: Tensor) -> Tensor:
+    """S(x) of the module's docstring."""
+    q = (1 - theta).clamp(min=1 / 3)
+    return x.square() / (1 + x.square()) * (1 + q / 2 * torch.log2(1 + x.square()))
+
+
+def _slopes(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """S'(x), and the derivative of S by q."""
+    q = (1 - theta).clamp(min=1 / 3)
+    more = 1 + x.square()
+    bits = torch.log2(more) / 2
+    slope = 2 * x / more.square() * (1 + q * bits)
+    slope = slope + x.square() / more * q / math.log(2) * x / more
+    return slope, x.square() / more * bits
