@@ -394,7 +394,7 @@ def assert_pictures(browser):
         "[...document.querySelectorAll('figure svg')].map(s => [s.getBoundingClientRect().width, "
         "s.getBBox().width, s.querySelectorAll('path, use').length])"
     )
-    assert len(sizes) == 10
+    assert len(sizes) == 11
     assert all(width > 300 and box > 200 and parts > 20 for width, box, parts in sizes)
     inner = browser.evaluate(
         "Promise.all([...document.querySelectorAll('svg image')].map(async i => { const p = new "
