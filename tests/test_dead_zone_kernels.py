@@ -2,9 +2,12 @@
 
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor
 
 import spikingjelly_signgd as sg
@@ -129,6 +132,42 @@ def test_around_every_boundary(members):
                 members=members, dead_zone=theta,
             )  # fmt: skip
             assert_kernels([torch.zeros(2, *v.shape)], SignGDState(v), p, None, f"{theta} {size}")
+
+
+@given(
+    members=st.integers(1, 12),
+    theta=st.fractions(0, Fraction(2, 3)).filter(bool),
+    q=st.fractions(-5000, 5000),
+)
+def test_the_closed_form_is_the_members(members, theta, q):
+    """What sparse.cuh proves, in exact numbers: members in turn, and the even number next to q."""
+    r, d = q, 0
+    for k in reversed(range(members)):
+        sigma = (r > theta * 2**k) - (r < -theta * 2**k)
+        r, d = r - sigma * 2**k, 2 * d + sigma
+    held = max(min(q, Fraction(2**members - 1)), Fraction(1 - 2**members))
+    even = 2 * round(held / 2)
+    s = held - even
+    assert d == even + (abs(s) > theta) * (1 if s > 0 else -1)
+
+
+@pytest.mark.parametrize("theta", [0.3, 0.5, 2 / 3])
+@pytest.mark.parametrize("each", [False, True], ids=["number", "channels"])
+def test_where_the_closed_form_is_in_doubt(each, theta):
+    """r around the boundaries at distances of a rounding to many, where it must not be trusted."""
+    for members in (3, 8, 10):
+        size = 0.1 * 2.0 ** (members - 1)
+        p = sg.SignGDParameters(
+            *(nonlinearity("identity"), sg.ConstantSchedule(1.0)),
+            torch.full((999,), size) if each else size, members=members, dead_zone=theta,
+        )  # fmt: skip
+        d = torch.randint(-(2**members), 2**members + 1, (3, 999))
+        away = 2.0 ** (members - 26 + 7 * torch.rand(3, 999)) * (
+            2 * torch.randint(0, 2, d.shape) - 1
+        )
+        side = 2 * torch.randint(0, 2, d.shape) - 1
+        v = 0.1 * (d + side * theta + away)
+        assert_kernels([torch.zeros(1, 3, 999)], SignGDState(v), p, None, f"{members}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8], ids=str)
