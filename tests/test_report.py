@@ -82,7 +82,7 @@ class Small(nn.Module):
 def small():
     torch.manual_seed(0)
     model, x = Small().eval(), torch.randn(12, 4)
-    network = sg.convert(model, x, time_steps=4, tune=False)
+    network = sg.convert(model, x, time_steps=4, tune=False, dead_zone=0)
     return model, sg.build(network), x, torch.randint(3, (12,))
 
 
