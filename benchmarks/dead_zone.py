@@ -9,6 +9,7 @@ Printed are the median of the ratios, its 95 % interval by bootstrap, and what a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -54,7 +55,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compared(dense: Callable[[], object], sparse: Callable[[], object], limit: float) -> str:
-    ratios, times = [], []
+    ratios: list[float] = []
+    times: list[tuple[float, float]] = []
     end = time.monotonic() + limit
     while len(ratios) < 10 or time.monotonic() < end:
         a, b, c, d = seconds(dense), seconds(sparse), seconds(sparse), seconds(dense)
@@ -65,12 +67,19 @@ def compared(dense: Callable[[], object], sparse: Callable[[], object], limit: f
     return f"{median(ratios):.3f} | {low:.3f} to {high:.3f} | {took}"
 
 
+def keep_memory() -> None:
+    """Of glibc: what is freed is handed out again. Else new pages are most of some calls' time."""
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        ctypes.CDLL(None).mallopt(option, 2**30)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each case")
     parser.add_argument("--only", default="", help="cases whose line has this in it")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     print("| neuron, m x T | scale | theta | over dense | 95 % interval | dense, us | us |")
     print("|---|---|---:|---:|---|---:|---:|")
     for steps, members in FORMS:

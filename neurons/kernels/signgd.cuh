@@ -61,11 +61,11 @@ DEVICE void signgd_step(const float *const *in, const float *parameters, float e
 template <class Function>
 DEVICE void signgd_silent(const float *const *in, const float *parameters, const Zones &z, int lanes,
                           const float *v, float *after, float *sigma) {
-#define DECIDE(size, zone)                                       \
-  float x[Function::arguments];                                  \
-  for (int k = 0; k < Function::arguments; ++k) x[k] = in[k][i]; \
-  const float r = v[i] - Function::of(x, parameters);            \
-  const float bound = (zone) * (size);                           \
+#define DECIDE(size, zone)                                              \
+  float x[Function::arguments];                                         \
+  for (int k = 0; k < Function::arguments; ++k) x[k] = in[k][i];        \
+  const float r = v[i] - Function::of(x, parameters);                   \
+  const float bound = (zone) * (size);                                  \
   after[i] = v[i] - fired(r, bound, size)
   if (!z.sizes && !sigma) {
     const float size = z.size, zone = z.zone;
@@ -174,15 +174,13 @@ DEVICE void signgd_sparse_members(const SignGD &a, const Step &step, const float
                                   const Zones &zones, int lanes, const float *v, float *after,
                                   float *sigma, int *code) {
 #if LANES > 1
-  if (MEMBERS == 1 && !zones.mixed && !code) {
+  if (MEMBERS == 1 && zones.regular && !zones.mixed && !code) {
     step.silent(in, a.parameters, zones, lanes, v, after, sigma);
     return;
   }
 #endif
-  ALIGNED float target[PART], start[PART], size[PART], zone[PART];
+  ALIGNED float target[PART], start[PART];
   const float *here[ARGUMENTS];
-  if (!zones.sizes)
-    for (int i = 0; i < PART && i < lanes; ++i) size[i] = zones.size, zone[i] = zones.zone;
   for (int done = 0; done < lanes; done += PART) {
     const int some = lanes - done < PART ? lanes - done : (int)PART;
     for (int k = 0; k < step.arguments; ++k) here[k] = in[k] + done;
@@ -196,23 +194,14 @@ DEVICE void signgd_sparse_members(const SignGD &a, const Step &step, const float
     Zones z = zones;
     if (z.sizes) z.sizes += done, z.zones += done;
 #if LANES > 1
-    if (z.nearest && !code && signgd_nearest(z, MEMBERS, target, some, from, to, level)) continue;
+    if (z.nearest && z.regular && !code && signgd_nearest(z, MEMBERS, target, some, from, to, level)) continue;
 #endif
-    if (!z.sizes) z.sizes = size, z.zones = zone;
     int *bits = code ? code + done : 0;
-    SPARSE_OF(a)(target, z.sizes, z.zones, some, from, to, level, bits);
+    SPARSE_OF(a, z)(z, target, some, from, to, level, bits);
     if (z.mixed)
-      signgd_where_dense(MEMBERS, FIRES_AT_TIE, target, z.sizes, z.zones, some, from, to, level, bits);
+      signgd_where_dense(z, MEMBERS, FIRES_AT_TIE, target, some, from, to, level, bits);
   }
 }
-
-#if LANES > 1
-DEVICE bool nearest_for(const SignGD &a, const Zones &zone, int lanes) {
-  float largest = a.zone;
-  if (SPARSE == 2) FOR_LANES largest = largest > zone.zones[i] ? largest : zone.zones[i];
-  return nearest_is_faster(MEMBERS) && nearest_holds(largest) && !zone.mixed;
-}
-#endif
 
 // Step: ``arguments``, how many the function has, ``of``, its signgd_step, and ``target``
 template <class Step>
@@ -226,20 +215,23 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
     const index_t p = place_of(a.scale, a.space, n);
     scale = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, scales);
   }
-  Zones zone = {0.0f, a.zone, 0, 0, false, false};
+  Zones zone = {0.0f, a.zone, 0, 0, false, false, false};
   if (SPARSE == 2) {
     const index_t p = place_of(a.zones, a.space, n);
     zone.zones = fetch(a.zones, a.space, FLOAT32, p, n, 0, lanes, zones);
-    unsigned none = 0;
-    FOR_LANES none |= (unsigned)(zone.zones[i] == 0.0f);
-    zone.mixed = none;
   } else if (SPARSE && SCALED) {
     FOR_LANES zones[i] = a.zone;
     zone.zones = zones;
   }
   if (zone.zones) zone.sizes = sizes;
 #if LANES > 1
-  if (SPARSE) zone.nearest = nearest_for(a, zone, lanes);
+  Range range_of_scales = {1.0f, 1.0f}, range_of_zones = {a.zone, a.zone};
+  if (SPARSE && SCALED) range_of_scales = range_of(scale, lanes);
+  if (SPARSE == 2) range_of_zones = range_of(zone.zones, lanes);
+  zone.mixed = SPARSE == 2 && range_of_zones.least == 0.0f;
+  zone.nearest = !zone.mixed && nearest_holds(MEMBERS, range_of_zones.most);
+#else
+  zone.mixed = SPARSE == 2 && zone.zones[0] == 0.0f;
 #endif
   for (int k = 0; k < step.arguments; ++k) {
     place[k] = place_of(a.x[k], a.space, n);
@@ -270,6 +262,9 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
     if (SCALED) FOR_LANES sizes[i] = eta * scale[i];
     if (!SCALED && (SPARSE == 2 || !plain)) FOR_LANES sizes[i] = eta;
     zone.size = eta;
+#if LANES > 1
+    zone.regular = are_regular(range_of_scales, eta, MEMBERS);
+#endif
     if (plain) {
       float *y = (float *)a.y + first, *after = a.far >= STREAMED ? v : y;
       const int part = a.far ? (int)PART : lanes;
