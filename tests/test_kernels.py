@@ -343,6 +343,8 @@ def test_an_operator_without_neurons_makes_empty_tensors():
 
 GELU = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale=torch.rand(6) + 0.5)
 THREE = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale=torch.rand(6) + 0.5, members=3)
+SPARSE = replace(THREE, dead_zone=torch.arange(6) / 8)
+ONE_SPARSE = replace(GELU, dead_zone=2 / 3)
 GROUP = GroupNeuronParameters(3)
 SIGNED = GroupNeuronParameters(3, torch.rand(6) + 0.5, torch.rand(6), signed=True)
 
@@ -364,6 +366,18 @@ def several_signs(x, v, t):
         (x * 2,), SignGDState(v, t), THREE, x=(v,), keep_v=True, keep_spikes=True
     )
     return done.y, done.state.v, done.v_seq, done.spike_seq, *done.x
+
+
+def dead_zones(x, v, t):
+    done = signgd_multi_step(
+        (x * 2,), SignGDState(v, t), SPARSE, x=(v,), keep_v=True, keep_spikes=True
+    )
+    return done.y, done.state.v, done.v_seq, done.spike_seq, *done.x
+
+
+def dead_zone_training(x, v, t):
+    done = signgd_multi_step((x * 2,), SignGDState(v, t), ONE_SPARSE, surrogate=Surrogate())
+    return done.y, done.state.v
 
 
 def signed_groups(x, v, t):
@@ -402,8 +416,8 @@ def group_training(x, v, t):
 @pytest.mark.parametrize(
     "function",
     [
-        *(inference, spike_view, several_signs, groups, signed_groups, growth),
-        *(training, spike_view_training, group_training),
+        *(inference, spike_view, several_signs, dead_zones, groups, signed_groups, growth),
+        *(training, spike_view_training, dead_zone_training, group_training),
     ],
     ids=lambda f: f.__name__,
 )
