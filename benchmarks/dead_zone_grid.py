@@ -1,0 +1,229 @@
+"""Agreement, error, spikes and additions of networks with dead zones: the grid of docs/method.md.
+
+    python benchmarks/dead_zone_grid.py [--networks vgg ...] [--ways untuned ...] [--plans 8x1 ...]
+                                        [--zones 0 0.667 ...] [--images 10000]
+    python benchmarks/dead_zone_grid.py --print    the tables, of the cells that are there
+    python benchmarks/dead_zone_grid.py --best     the cheapest cells that reach 99 and 99.9 %
+
+A cell is one network, converted with m x T, a dead zone and a way: "untuned"; "error", tuned for
+the error of its outputs; "additions", or a number, tuned with that weight of additions as objective.
+1,280 training images calibrate and tune. Of each cell are measured the agreement of its predictions
+with the source network's and the relative error of the outputs on Fashion-MNIST's test images, the
+agreement on 5,000 validation images, by which --best chooses, and on 256 test images what is sent.
+
+A cell goes to benchmarks/results/dead_zone/NETWORK.json when it is measured, and is not measured
+again. So an interrupted run goes on where it was, and several, each with networks of its own, may
+go on side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from data import Data, fashion_mnist  # noqa: E402
+from networks import load_network  # noqa: E402
+
+import spikingjelly_signgd as sg  # noqa: E402
+from spikingjelly_signgd.analysis import count_operations  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "dead_zone"
+NETWORKS = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
+ZONES = (0.0, 0.5, 2 / 3, 0.75)
+PLANS = ((5, 1), (6, 1), (8, 1), (4, 2), (6, 2), (1, 16), (1, 32))  # m x T
+WAYS = ("untuned", "error", "additions")
+CALIBRATION = 1280
+COUNTED = 256
+BATCH = 250
+TARGETS = (0.99, 0.999)
+
+data = cache(fashion_mnist)
+
+
+@cache
+def source(network: str) -> nn.Module:
+    return load_network(network, "fashion")
+
+
+@cache
+@torch.no_grad()
+def expected(network: str, split: str) -> Tensor:
+    images = getattr(data(), split).images
+    return torch.cat([source(network)(part) for part in images.split(BATCH)])
+
+
+def converted(name: str, zone: float, members: int, steps: int, way: str) -> sg.SpikingNetwork:
+    data_: Data = data()
+    x = data_.train.images[:CALIBRATION]
+    network = sg.convert(
+        source(name), x, time_steps=steps, members=members, dead_zone=zone, tune=False,
+        max_batches=None,
+    )  # fmt: skip
+    if way == "untuned":
+        return network
+    objective = way if way in ("error", "additions") else float(way)
+    return sg.tune(network, x, objective=objective, max_batches=None)
+
+
+@torch.no_grad()
+def outputs(network: sg.SpikingNetwork, images: Tensor) -> Tensor:
+    snn, steps = sg.build(network), network.time_steps
+    return torch.cat([sg.run(snn, part, steps)[steps] for part in images.split(BATCH)])
+
+
+def measured(
+    name: str, zone: float, members: int, steps: int, way: str, images: int
+) -> dict[str, Any]:
+    begun = time.monotonic()
+    network = converted(name, zone, members, steps, way)
+    tuned = time.monotonic() - begun
+    have, want = outputs(network, data().test.images[:images]), expected(name, "test")[:images]
+    few = outputs(network, data().validation.images)
+    same = (have.argmax(1) == want.argmax(1)).double().mean()
+    chosen = (few.argmax(1) == expected(name, "validation").argmax(1)).double().mean()
+    counts = count_operations(sg.build(network), data().test.images[:COUNTED], steps)
+    return {
+        "images": images,
+        "agreement": float(same),
+        "validation": float(chosen),
+        "error": float((have - want).norm() / want.norm()),
+        "spikes": counts.spikes / counts.neurons,
+        "additions": counts.additions_per_mac,
+        "parts": dict(counts.parts_per_mac),
+        "seconds": tuned,
+    }
+
+
+def key(zone: float, members: int, steps: int, way: str) -> str:
+    return f"{members}x{steps} {zone:.3f} {way}"
+
+
+def cells(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def keep(name: str, cell: str, values: Mapping[str, Any]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({**cells(name), cell: dict(values)}, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def run(given: argparse.Namespace) -> None:
+    for name in given.networks:
+        for way in given.ways:
+            for members, steps in given.plans:
+                for zone in given.zones:
+                    cell = key(zone, members, steps, way)
+                    if cell in cells(name) or (way not in WAYS[:2] and not zone):
+                        continue
+                    values = measured(name, zone, members, steps, way, given.images)
+                    keep(name, cell, values)
+                    print(name, cell, row(values), flush=True)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def row(values: Mapping[str, Any]) -> str:
+    low, high = wilson(values["agreement"], values["images"])
+    return (
+        f"{100 * values['agreement']:.2f} ({100 * low:.2f} to {100 * high:.2f}) | "
+        f"{values['error']:.4f} | {values['spikes']:.2f} | {values['additions']:.2f}"
+    )
+
+
+def parts(values: Mapping[str, Any]) -> str:
+    return " + ".join(f"{part:.2f}" for part in values["parts"].values())
+
+
+def tables() -> Iterator[str]:
+    """For each way and plan a table: networks down, dead zones across."""
+    for way in WAYS:
+        for members, steps in PLANS:
+            zones = [zone for zone in ZONES if way in WAYS[:2] or zone]
+            found = {
+                name: [cells(name).get(key(zone, members, steps, way)) for zone in zones]
+                for name in NETWORKS
+            }
+            if not any(any(each) for each in found.values()):
+                continue
+            yield f"\n{way}, {members} x {steps}: agreement %, error, spikes, additions per MAC\n"
+            yield "| network | " + " | ".join(f"theta = {zone:.3g}" for zone in zones) + " |"
+            yield "|---" * (1 + len(zones)) + "|"
+            for name, each in found.items():
+                shown = [_short(values) if values else "" for values in each]
+                yield f"| {name} | " + " | ".join(shown) + " |"
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    few = "" if values["images"] == 10_000 else f" of {values['images']}"
+    return (
+        f"{100 * values['agreement']:.2f}{few}, {values['error']:.4f}, {values['spikes']:.2f}, "
+        f"{values['additions']:.2f}"
+    )
+
+
+def best() -> Iterator[str]:
+    """The fewest additions among the cells that reach a target on the validation images."""
+    heads = "network", "target", "cell", "agreement on test (95 %)", "error", "spikes", "additions"
+    yield f"| {' | '.join(heads)} | of spikes + sums + products + input |"
+    yield "|---|---|---|---|---:|---:|---:|---|"
+    for target in TARGETS:
+        for name in NETWORKS:
+            reach = {c: v for c, v in cells(name).items() if v["validation"] >= target}
+            if reach:
+                cell = min(reach, key=lambda c: reach[c]["additions"])
+                values = reach[cell]
+                yield f"| {name} | {100 * target:g} % | {cell} | {row(values)} | {parts(values)} |"
+
+
+def plan(text: str) -> tuple[int, int]:
+    members, steps = text.split("x")
+    return int(members), int(steps)
+
+
+def zone(text: str) -> float:
+    return next((z for z in ZONES if abs(z - float(text)) < 1e-3), float(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--ways", nargs="+", default=WAYS)
+    parser.add_argument("--plans", nargs="+", type=plan, default=PLANS, metavar="MxT")
+    parser.add_argument("--zones", nargs="+", type=zone, default=ZONES)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--print", action="store_true")
+    parser.add_argument("--best", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.print or given.best:
+        print("\n".join(best() if given.best else tables()))
+    else:
+        run(given)
+
+
+if __name__ == "__main__":
+    main()
