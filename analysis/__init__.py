@@ -12,6 +12,7 @@ from .plots import (
     plot_frontier,
     plot_raster,
     plot_rates,
+    plot_spikes,
     plot_trace,
 )
 from .recording import Recording, record
@@ -38,6 +39,7 @@ __all__ = [
     "plot_frontier",
     "plot_raster",
     "plot_rates",
+    "plot_spikes",
     "plot_trace",
     "record",
     "write_report",

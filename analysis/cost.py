@@ -27,6 +27,7 @@ from .connections import Connections, Series, arguments, per_step, scalings
 BATCH = 32
 BLOCK_BYTES = 64 * 2**20  # of the spikes of one block of steps
 NUMBER = 4  # bytes of a float32 state
+SAME = 2  # steps that stand for all where these are the same: the first, and one for the others
 WORD = 8 * NUMBER  # bits of a weight or of a real value
 
 
@@ -119,16 +120,18 @@ class Operations(_Traffic):
     """Means for one sample, of all ``time_steps`` together, counted on ``samples`` samples.
 
     ``spikes``
-        signGD neurons send m signs in every step; of group neurons the members that fire or are
-        taken back; of the rate-coded baseline and of Poisson-coded input the spikes. Pooling passes
-        on spikes of others, which are not counted again.
+        Of signGD neurons the signs that are sent: m in every step, with a dead zone those of the m
+        that are not silent; of group neurons the members that fire or are taken back; of the
+        rate-coded baseline and of Poisson-coded input the spikes. Pooling passes on spikes of
+        others, which are not counted again.
     ``events``
-        Steps in which a neuron sends anything: m signs, or n members, at once are one event.
+        Steps in which a neuron sends anything: m signs, or n members, at once are one event. A step
+        in which all are silent is none: it costs no message, and fetches no weight.
     ``kinds``
         The events that are "binary" (0 or 1), "sign" (-1 or 1) and "graded" (whole numbers).
     ``levels``
         The graded events by the size of their number: of group neurons how many members fired or
-        were taken back, of m signs the odd number that they spell.
+        were taken back, of m signs the number that they spell, odd without a dead zone.
     ``synaptic``
         Additions of a weight: each spike at each connection it meets on its way to a sum. A
         connection without a weight, past which a neuron or a shortcut takes a spike as it is,
@@ -140,34 +143,42 @@ class Operations(_Traffic):
     ``input_macs``
         Multiply-accumulates on what follows from the input alone, done once.
     ``sum_macs``
-        Multiply-accumulates at every step on real values: linear operations of sums of weighted
-        spikes (two linear layers without a neuron between them), of functions that are kept
-        real-valued, and of real-valued input coding.
+        Multiply-accumulates on real values, in each step on those that changed: linear operations
+        of sums of weighted spikes (two linear layers without a neuron between them), of functions
+        that are kept real-valued, and of real-valued input coding. In the first step what follows
+        from the input is part of such a value: where both meet one weight they are one
+        multiply-accumulate, which is among ``input_macs``.
     ``multiplies``
-        Of neurons whose function is a product of two signals (mul, matmul, attention), every step.
+        Of neurons whose function is a product of two signals (mul, matmul, attention), in each step
+        the products of which a factor changed. What changes is said in
+        ``connections.changes``: what an event arrives at in this step.
     ``scalings``
         Multiply-accumulates of step sizes, which do not fold into weights since they change with t:
-        of each sum of weighted signs by eta(t) (once for each schedule among its senders), of
-        averages by 1 / t. theta of group neurons and scales of channels fold.
+        of each sum of weighted signs by eta(t) (once for each schedule among its senders) in the
+        steps in which one arrives, of averages by 1 / t. theta of group neurons and scales of
+        channels fold.
     ``evaluations``
         How often a neuron or a kept function computes its f: once a step.
     ``updates``, ``update_additions``
         How often a neuron's state is updated, once a step, and the additions and comparisons this
-        takes: 2 m for m signs, m + 2 for m members (2 m + 3 signed), 2 for the rate-coded baseline,
-        one for each input and output of pooling.
+        takes: 2 m for m signs (with a dead zone 2 m + 2, of one sign 3), m + 2 for m members (2 m +
+        3 signed), 2 for the rate-coded baseline, one for each input and output of pooling.
     ``state_bytes``
         Numbers kept from one step to the next, float32: v, the estimate of each argument of f (each
         value once for a layer whose neurons share it), potentials, and what signed neurons have
         sent.
     ``event_bits``
         Each event once, of as many bits as tell the values apart that an event can have: one for a
-        binary event or a sign, m for m signs, ceil(log2(m)) for m members, one more if signed. No
-        addresses.
+        binary event or a sign, m for m signs (m + 1 with a dead zone), ceil(log2(m)) for m members,
+        one more if signed. No addresses.
     ``source_macs``, ``source_multiplies``, ``source_values``
         Of the source network, weights of zero and borders left out as everywhere here; the values
         that its functions compute.
     ``neurons``, ``members``
         The neurons that send, and the most spikes that one of them sends in a step.
+    ``dense``
+        Whether every neuron sends at every step, whatever its value, as signGD neurons without a
+        dead zone do.
     ``layers``
         The synaptic operations (``synaptic``) of each linear operation or receiving neuron.
     ``each``
@@ -199,6 +210,7 @@ class Operations(_Traffic):
     source_values: float
     neurons: int
     members: int
+    dense: bool
     each: tuple[LayerOperations, ...]
 
     @property
@@ -230,11 +242,6 @@ class Operations(_Traffic):
         macs = self.source_macs + self.source_multiplies
         return additions / macs if macs else (math.inf if additions else 0.0)
 
-    @property
-    def dense(self) -> bool:
-        """Whether every neuron sends at every step, whatever its value, as signGD neurons do."""
-        return {row.kind for row in self.each if row.coding} == {"signgd"}
-
     def to_dict(self, each: bool = False) -> dict[str, Any]:
         """JSON-able; with ``each`` also all counts of every layer."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "each"}
@@ -262,7 +269,7 @@ class Operations(_Traffic):
             lines.append(DENSE)
         lines += [
             additions_line(self),
-            f"MACs left: {self.input_macs:,.0f} of the input, once; at every step, together "
+            f"MACs left: {self.input_macs:,.0f} of the input, once; in all steps together "
             f"{self.sum_macs:,.0f} of sums, {self.multiplies:,.0f} of two signals, "
             f"{self.scalings:,.0f} of step sizes; f computed {self.evaluations:,.0f} times",
             f"bits moved: {self.event_bits:,.0f} of events, {self.state_bits:,.0f} of state, "
@@ -271,7 +278,10 @@ class Operations(_Traffic):
         return "\n".join(lines)
 
 
-DENSE = "signGD neurons send a spike in every step, whatever their value: nothing here is sparse."
+DENSE = (
+    "signGD neurons without a dead zone send a spike in every step, whatever their value: nothing "
+    "here is sparse."
+)
 
 
 def additions_line(found: Operations) -> str:
@@ -382,7 +392,8 @@ def _simulate(snn: NetworkModule, x: Tensor, steps: int) -> Iterator[_Block]:
 class Counts:
     """Counts of each step, from which those of any number of steps are made (``at``).
 
-    Where all steps are the same, as with signGD neurons, one is kept.
+    Where all steps are the same, as with signGD neurons without a dead zone, two are kept: the
+    first, in which what is static is met, and one for all others.
     """
 
     def __init__(self, network: SpikingNetwork, steps: int, same: bool) -> None:
@@ -397,6 +408,8 @@ class Counts:
         self.synaptic: Series = {}
         self.synaptic_events: dict[tuple[bool, int], Series] = {}  # by (graded, bits)
         self.sums: Series = {}
+        self.products: Series = {}
+        self.scaled: Series = {}
         self.static: dict[str, float] = {}
         self.moving: set[str] = set()
         self.functions = {node.name: node for node in network.of(Function)}
@@ -406,9 +419,9 @@ class Counts:
 
     def add(self, spikes: Mapping[str, Tensor], samples: int, t: int) -> None:
         """A block of steps after step t: how many spikes each sender sent, [steps, B, ...]."""
-        each = Connections(self.network, spikes, samples).run()
-        self._put(self.synaptic, each.synaptic, t)
-        self._put(self.sums, each.sums, t)
+        each = Connections(self.network, spikes, samples, first=t == 0).run()
+        for name in ("synaptic", "sums", "products", "scaled"):
+            self._put(getattr(self, name), getattr(each, name), t)
         self.moving |= each.moving
         if t == 0:
             self.samples += samples
@@ -435,7 +448,7 @@ class Counts:
     def _put(self, kept: Series, found: Mapping[str, Tensor], t: int) -> None:
         for name, values in found.items():
             if name not in kept:
-                length = self.steps if kept is self.levels or not self.same else 1
+                length = self.steps if kept is self.levels or not self.same else SAME
                 kept[name] = torch.zeros(length, *values.shape[1:], dtype=torch.double)
             kept[name][t : t + len(values)] += values
 
@@ -444,7 +457,8 @@ class Counts:
         if name not in series:
             return 0.0
         found = series[name]
-        total = steps * float(found[0]) if self.same else float(found[:steps].sum())
+        others = (steps - 1) * float(found[-1])
+        total = float(found[0]) + others if self.same else float(found[:steps].sum())
         return total / self.samples
 
     def at(self, steps: int) -> Operations:
@@ -466,6 +480,7 @@ class Counts:
             levels=dict(sorted(levels.items())),
             neurons=sum(row.neurons for row in senders),
             members=max((node.most_spikes for node in sending), default=1),
+            dense=self.same and bool(senders),
             each=each,
             **total,
         )
@@ -483,7 +498,7 @@ class Counts:
         found["synaptic_bits"] = sum(bits * n for (_, bits), n in met.items())
         found["graded_bits"] = sum(bits * n for (graded, bits), n in met.items() if graded)
         every, once = self.scalings.get(name, (0, 0))
-        found["scalings"] = float(every * steps + once)
+        found["scalings"] = every * steps + once + self._sum(self.scaled, name, steps)
         if name in self.functions:
             found |= self._function(self.functions[name], steps)
         if name in self.neurons:
@@ -496,13 +511,12 @@ class Counts:
         return LayerOperations(name=name, kind=kind, time_steps=steps, **found)
 
     def _function(self, node: Function, steps: int) -> dict[str, float]:
-        products = self.network.products(node)
         coded = node.name in self.neurons and node.function.name == "identity"
         moves = steps if node.name in self.moving else 0
         return {
-            "source_multiplies": float(products),
+            "source_multiplies": float(self.network.products(node)),
             "source_values": 0.0 if coded else float(node.values),
-            "multiplies": float(moves * products),
+            "multiplies": self._sum(self.products, node.name, steps),
             "evaluations": float(moves * node.values),
         }
 
@@ -533,14 +547,14 @@ class Counts:
 
 
 @torch.no_grad()
-def count(owner: str, snn: NetworkModule, x: Tensor, steps: int, levels: bool = True) -> Counts:
-    """The counts of every step up to ``steps``; ``levels`` also of m signs which they spell."""
+def count(owner: str, snn: NetworkModule, x: Tensor, steps: int) -> Counts:
+    """The counts of every step up to ``steps``; of m signs also what they spell."""
     x = check_run(owner, snn, x, steps, False)
     same = all(node.steady for node in snn.network.nodes)
     counts = Counts(snn.network, steps, same)
     if same:
-        counts.add(_one_step(snn.network), 1, 0)
-        if not (levels and any(code.kind == "graded" for code in counts.codes.values())):
+        counts.add(_steady(snn.network), 1, 0)
+        if not any(code.kind == "graded" for code in counts.codes.values()):
             return counts
     if len(x) == 0:
         raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
@@ -556,10 +570,10 @@ def count(owner: str, snn: NetworkModule, x: Tensor, steps: int, levels: bool = 
     return counts
 
 
-def _one_step(network: SpikingNetwork) -> dict[str, Tensor]:
-    """The spikes of steady neurons [1, 1, ...], one step of one sample, which are those of all."""
+def _steady(network: SpikingNetwork) -> dict[str, Tensor]:
+    """The spikes of steady neurons [SAME, 1, ...] of one sample, which are those of all."""
     return {
-        node.name: torch.full((1, *resolve(node.shape, 1)), float(node.most_spikes)).double()
+        node.name: torch.full((SAME, *resolve(node.shape, 1)), float(node.most_spikes)).double()
         for node in network.nodes
         if node.code is not None
     }

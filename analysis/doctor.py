@@ -4,8 +4,9 @@ Errors of the description are told from errors of the spikes. With the source mo
 (``reference=``) every node is given the source's inputs and must make the source's value: what does
 not is a wrong weight, a norm that was not folded, another slope or function. Then spikes alone are
 at fault: each neuron layer in turn is replaced by its function in the spiking network, which tells
-what could be won there at most. Where that is much, its scale, schedule, resting value, threshold,
-initial charge and members are set as planned, or changed by factors, and the network is run again.
+what could be won there at most. Where that is much, its scale, schedule, resting value, dead zone,
+threshold, initial charge and members are set as planned, or changed by factors, and the network is
+run again.
 A finding is a change after which the outputs are closer to the source's by a clear amount; so what
 tuning chose is not called a fault because it is unusual. If the outputs are still far off, T is
 too small, and larger ones are tried.
@@ -56,6 +57,7 @@ from .fixes import (
     joint_fixes,
     local_fix,
     longer,
+    silenced,
 )
 from .recording import LARGEST, record
 
@@ -104,7 +106,8 @@ class Finding:
     """A culprit. ``blame`` is the share of the squared output error that goes with the fix.
 
     ``cause`` is "weights", "norm", "function", "slope", "constant", "wiring" (errors of the
-    description), "scale", "schedule", "resting", "threshold", "charge", "members", or "steps".
+    description), "scale", "schedule", "resting", "dead zone", "threshold", "charge", "members", or
+    "steps".
     ``applicable``: whether ``Diagnosis.apply`` does it.
     """
 
@@ -289,6 +292,8 @@ def diagnose(
         notes.append(
             f"{len(x)} sample{'s' * (len(x) > 1)}: a fix chosen on so few may be for these alone."
         )
+    silence = silenced(source, few, last)
+    notes += [] if silence is None else [silence]
     of_spikes, fixed, outcome = _of_spikes(source, few, last, whole, layers)
     ordered = sorted(findings + of_spikes, key=lambda f: -f.blame)
     if ordered:

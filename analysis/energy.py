@@ -4,7 +4,10 @@ A table prices operations. The spiking network's are those that ``count_operatio
 them: additions of weights, updates of neurons, and the multiplications that are left. Its source
 network is priced by the same table, once in floating point and once with activations of
 ceil(log2(m T + 1)) bits, as many values as m T spikes can tell apart (Yan et al.,
-arXiv:2409.08290, for m = 1).
+arXiv:2409.08290, for m = 1); and once in integers of 8 bits, where the table knows their price.
+
+Spiking and source break even at so many additions for each multiply-accumulate of the source
+(``Operations.additions_per_mac``), whatever m and T they were sent in.
 """
 
 from __future__ import annotations
@@ -19,9 +22,7 @@ from torch import Tensor
 from ..core.module import NetworkModule
 from ..core.running import check_steps
 from ..errors import InputError
-from .cost import DENSE, NUMBER, Counts, LayerOperations, Operations, count, table
-
-LIMIT = 256  # steps up to which a break-even is looked for where steps differ
+from .cost import DENSE, NUMBER, LayerOperations, Operations, additions_line, count, table
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class EnergyTable:
     synaptic operation also reads and writes the sum it adds to, as where events are taken in the
     order they come; without, sums stay in a register, as in a multiply-accumulate of the source.
     ``function`` is that of one evaluation of a neuron's f, which the tables here do not know.
+    ``int8`` is that of one multiply-accumulate of weights and activations of 8 bits in the same
+    technology; None where it is not known.
     """
 
     mac: float
@@ -45,9 +48,10 @@ class EnergyTable:
     memory: float = 0.0
     stored_sums: bool = False
     function: float = 0.0
+    int8: float | None = None
 
     def __post_init__(self) -> None:
-        prices = (self.mac, self.accumulate, self.memory, self.function)
+        prices = (self.mac, self.accumulate, self.memory, self.function, self.int8 or 0.0)
         if not all(math.isfinite(p) and p >= 0 for p in prices) or self.mac < self.accumulate:
             raise InputError(
                 "EnergyTable: energies are finite numbers of at least 0, and a multiply-accumulate "
@@ -73,6 +77,12 @@ class EnergyTable:
 
     # -- what is priced ---------------------------------------------------------------------------
 
+    @property
+    def addition(self) -> float:
+        """One spike at one connection: a bit that fetches a weight, and its addition."""
+        moved = 3 * self.word if self.stored_sums else self.word + 1
+        return self.accumulate + self.memory * moved
+
     def spiking(self, c: Operations | LayerOperations) -> float:
         """The spiking network, or one layer, spike by spike."""
         compute = self._neurons(c) + self.accumulate * c.synaptic
@@ -80,6 +90,15 @@ class EnergyTable:
         # a spike at a connection is one bit, and it fetches a weight
         fetched = c.synaptic * (self.word + sums + (0 if self.stored_sums else 1))
         return compute + self.memory * (fetched + self._kept(c))
+
+    def break_even(self, c: Operations, energy: float) -> float | None:
+        """The additions for each MAC of the source at which the spiking network costs ``energy``,
+        with all that is not the addition of a spike as counted; None where that alone is more."""
+        left = energy - (self.spiking(c) - self.addition * c.synaptic)
+        macs = c.source_macs + c.source_multiplies
+        if left < 0 or not macs or not self.addition:
+            return None
+        return left / self.addition / macs + c.additions_per_mac - c.parts_per_mac["spikes"]
 
     def whole(self, c: Operations | LayerOperations) -> float:
         """The same where an event is handed on whole, a small integer times the weight."""
@@ -108,6 +127,14 @@ class EnergyTable:
         moved = self.word * (2 * products + c.source_values)
         return self.mac * products + self.function * c.source_values + self.memory * moved
 
+    def integer(self, c: Operations | LayerOperations) -> float | None:
+        """The source network with weights and activations of 8 bits."""
+        if self.int8 is None:
+            return None
+        products = c.source_macs + c.source_multiplies
+        moved = 8 * (2 * products + c.source_values)
+        return self.int8 * products + self.function * c.source_values + self.memory * moved
+
     def quantised(self, c: Operations | LayerOperations, bits: int) -> float:
         """The source network with weights as they are and activations of so many bits.
 
@@ -131,15 +158,28 @@ HOROWITZ = (
     "doi:10.1109/ISSCC.2014.6757323, 45 nm, 0.9 V"
 )
 COMPUTE = "compute only"
+INT8 = 0.23  # pJ: multiply 0.2, add 0.03
 TABLES: dict[str, EnergyTable] = {
     "45 nm fp32": EnergyTable(
-        4.6, 0.9, COMPUTE, f"{HOROWITZ}: multiply 3.7, add 0.9 pJ; the usual 4.6 / 0.9"
+        4.6, 0.9, COMPUTE, f"{HOROWITZ}: multiply 3.7, add 0.9 pJ; the usual 4.6 / 0.9", int8=INT8
     ),
     "45 nm fp16": EnergyTable(
-        1.5, 0.4, COMPUTE, f"{HOROWITZ}: multiply 1.1, add 0.4 pJ", significand=11, word=16
+        1.5,
+        0.4,
+        COMPUTE,
+        f"{HOROWITZ}: multiply 1.1, add 0.4 pJ",
+        significand=11,
+        word=16,
+        int8=INT8,
     ),
     "45 nm int8": EnergyTable(
-        0.23, 0.03, COMPUTE, f"{HOROWITZ}: multiply 0.2, add 0.03 pJ", significand=8, word=8
+        INT8,
+        0.03,
+        COMPUTE,
+        f"{HOROWITZ}: multiply 0.2, add 0.03 pJ",
+        significand=8,
+        word=8,
+        int8=INT8,
     ),
     "45 nm fp32 + memory": EnergyTable(
         4.6,
@@ -147,6 +187,7 @@ TABLES: dict[str, EnergyTable] = {
         "compute and on-chip memory",
         f"{HOROWITZ}: as fp32; a 32 kB cache gives 64 bits for 20 pJ",
         memory=20 / 64,
+        int8=INT8,
     ),
     "45 nm fp32 + stored sums": EnergyTable(
         4.6,
@@ -156,6 +197,7 @@ TABLES: dict[str, EnergyTable] = {
         "each spike, as Lemaire et al. (arXiv:2210.13107) count potentials",
         memory=20 / 64,
         stored_sums=True,
+        int8=INT8,
     ),
 }
 
@@ -175,9 +217,14 @@ class EnergyEstimate:
         the weight. Equal to ``total`` where no neuron sends more than one spike in a step.
     ``layers``
         {T: {layer: {table: pJ}}}; they add up to ``total``.
-    ``break_even``, ``break_even_whole``
-        The largest T at which ``total``, or ``whole``, is no more than ``source``; None where T = 1
-        is more, and ``limit`` where none that costs more was found up to there.
+    ``int8``
+        {table: pJ} of the source network with weights and activations of 8 bits; None where the
+        table does not know their price.
+    ``break_even``, ``break_even_int8``
+        {table: {T: additions}}: so many additions for each multiply-accumulate of the source
+        (``Operations.additions_per_mac``) at which ``total`` is ``source``, or ``int8``, all that
+        is not the addition of a spike being what it is. Below it the spiking network costs less.
+        None where the rest alone costs more.
     """
 
     time_steps: tuple[int, ...]
@@ -189,9 +236,9 @@ class EnergyEstimate:
     total: Mapping[str, Mapping[int, float]]
     whole: Mapping[str, Mapping[int, float]]
     layers: Mapping[int, Mapping[str, Mapping[str, float]]]
-    break_even: Mapping[str, int | None]
-    break_even_whole: Mapping[str, int | None]
-    limit: int = LIMIT
+    int8: Mapping[str, float | None]
+    break_even: Mapping[str, Mapping[int, float | None]]
+    break_even_int8: Mapping[str, Mapping[int, float | None]]
     estimate: bool = True
 
     def ratio(self, table: str, time_steps: int) -> float:
@@ -224,9 +271,9 @@ class EnergyEstimate:
                 str(t): {layer: dict(found) for layer, found in of.items()}
                 for t, of in self.layers.items()
             },
-            "break_even": dict(self.break_even),
-            "break_even_whole": dict(self.break_even_whole),
-            "break_even_limit": self.limit,
+            "int8": dict(self.int8),
+            "break_even": {name: _keys(found) for name, found in self.break_even.items()},
+            "break_even_int8": {name: _keys(found) for name, found in self.break_even_int8.items()},
             "sentences": [self.sentence(table=name) for name in self.tables],
             "operations": {
                 str(t): found.to_dict(each=True) for t, found in self.operations.items()
@@ -236,10 +283,10 @@ class EnergyEstimate:
     def __str__(self) -> str:
         last = self.operations[self.time_steps[-1]]
         lines = ["estimated energy of one inference, nJ (from tables, not measured)", ""]
-        lines += self._table("source", self.source, self.total, self.break_even)
+        lines += self._table("source", self.source, self.total)
         if last.members > 1:
             lines += ["", "the spikes of a step handed on whole, a small integer times the weight"]
-            lines += self._table("source", self.source, self.whole, self.break_even_whole)
+            lines += self._table("source", self.source, self.whole)
         bits = [f"{self.bits[t]} bit" for t in self.time_steps]
         lines += ["", "the source with activations of ceil(log2(m T + 1)) bits"]
         rows = [
@@ -247,6 +294,7 @@ class EnergyEstimate:
             for name, found in self.quantised.items()
         ]
         lines += table(["table", "", *bits], rows)
+        lines += ["", *self._additions()]
         lines += ["", *(self.sentence(table=name) for name in self.tables)]
         if last.dense:
             lines.append(DENSE)
@@ -257,28 +305,35 @@ class EnergyEstimate:
         sources = dict.fromkeys(each.source for each in self.tables.values())
         return "\n".join([*lines, *(f"source of figures: {source}" for source in sources)])
 
+    def _additions(self) -> list[str]:
+        """Those of the network, and at how many it costs as much as its source."""
+        t = self.time_steps[-1]
+        heads = ["break-even at", "additions per MAC", "source", "source in int8"]
+        rows = [
+            [
+                name,
+                each.covers,
+                *(shown(by[name][t]) for by in (self.break_even, self.break_even_int8)),
+            ]
+            for name, each in self.tables.items()
+        ]
+        return [f"T={t}: {additions_line(self.operations[t])}", *table(heads, rows)]
+
     def _table(
-        self,
-        against: str,
-        source: Mapping[str, float],
-        total: Mapping[str, Mapping[int, float]],
-        break_even: Mapping[str, int | None],
+        self, against: str, source: Mapping[str, float], total: Mapping[str, Mapping[int, float]]
     ) -> list[str]:
-        heads = ["table", "covers", against, *(f"T={t}" for t in self.time_steps), "break-even T"]
+        heads = ["table", "covers", against, *(f"T={t}" for t in self.time_steps)]
         rows = [
             [name, each.covers, _nano(source[name])]
             + [_nano(total[name][t]) for t in self.time_steps]
-            + [shown(break_even[name], self.limit)]
             for name, each in self.tables.items()
         ]
         return table(heads, rows)
 
 
-def shown(break_even: int | None, limit: int = LIMIT) -> str:
-    """A break-even as text: a number, ``none``, or ``>= 256`` where it was not reached."""
-    if break_even is None:
-        return "none"
-    return f">= {limit}" if break_even >= limit else str(break_even)
+def shown(break_even: float | None) -> str:
+    """A break-even as text: additions for each MAC, ``none`` where there is none."""
+    return "none" if break_even is None else f"{break_even:.2f}"
 
 
 def _keys(found: Mapping[int, Any]) -> dict[str, Any]:
@@ -296,7 +351,7 @@ def estimate_energy(
     *,
     tables: Mapping[str, EnergyTable] = TABLES,
 ) -> EnergyEstimate:
-    """Energies of one inference at each of ``time_steps`` and the break-even, from one count.
+    """Energies of one inference at each of ``time_steps`` and break-even points, from one count.
 
     x is [B, ...], static inputs over which the mean is taken. ``time_steps`` are 1, 2, 4, ... and
     those the network was planned for, unless given. ``tables`` may be extended or replaced:
@@ -314,7 +369,7 @@ def estimate_energy(
     source = {name: each.network(operations[steps[-1]]) for name, each in tables.items()}
     single = {name: each.spiking for name, each in tables.items()}
     whole = {name: each.whole for name, each in tables.items()}
-    counts = _longer(snn, x, counts, tables, source)
+    int8 = {name: each.integer(operations[steps[-1]]) for name, each in tables.items()}
     return EnergyEstimate(
         time_steps=steps,
         operations=operations,
@@ -334,8 +389,9 @@ def estimate_energy(
             }
             for t, c in operations.items()
         },
-        break_even={name: _break_even(counts, single[name], source[name]) for name in tables},
-        break_even_whole={name: _break_even(counts, whole[name], source[name]) for name in tables},
+        int8=int8,
+        break_even=_break_even(operations, tables, source),
+        break_even_int8=_break_even(operations, tables, int8),
     )
 
 
@@ -348,35 +404,13 @@ def _priced(
     return {name: {t: price(c) for t, c in operations.items()} for name, price in prices.items()}
 
 
-def _longer(
-    snn: NetworkModule,
-    x: Tensor,
-    counts: Counts,
+def _break_even(
+    operations: Mapping[int, Operations],
     tables: Mapping[str, EnergyTable],
-    source: Mapping[str, float],
-) -> Counts:
-    """Counts of as many steps as it takes to cost more than the source by every table, or LIMIT.
+    energies: Mapping[str, float | None],
+) -> dict[str, dict[int, float | None]]:
+    def at(name: str, c: Operations) -> float | None:
+        energy = energies[name]
+        return None if energy is None else tables[name].break_even(c, energy)
 
-    Where every step is the same, one stands for any number of them.
-    """
-    if counts.same:
-        return counts
-    while counts.steps < LIMIT:
-        last = counts.at(counts.steps)
-        if all(
-            min(each.spiking(last), each.whole(last)) > source[name]
-            for name, each in tables.items()
-        ):
-            break
-        more = min(LIMIT, 2 * max(counts.steps, 4))
-        counts = count("estimate_energy", snn, x, more, levels=False)
-    return counts
-
-
-def _break_even(counts: Counts, price: Price, source: float) -> int | None:
-    """The largest T that costs no more: no step costs less than nothing, so one search finds it."""
-    low, high = 0, (LIMIT if counts.same else min(counts.steps, LIMIT)) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if price(counts.at(middle)) <= source else (low, middle)
-    return low or None
+    return {name: {t: at(name, c) for t, c in operations.items()} for name in tables}

@@ -30,8 +30,10 @@ from ..core.network import (
     SpikingNetwork,
     Timed,
 )
+from ..core.spikes import Sent, listening
 from ..core.walk import Semantics
 from ..neurons.schedules import Schedule, schedule_from_dict
+from ..neurons.signgd.sparse import MOST_MEMBERS
 from .examination import Outcome, Trial, alone
 
 GAIN = 0.7  # of the output error: what a fix has to leave less than; plans as they are leave 0.8
@@ -43,6 +45,8 @@ NEAR = 1.15  # of the least error that is possible: further trials are not worth
 SUSPECTS = 4  # layers tried for one finding
 LONGEST = 128  # steps
 FACTORS = 2.0**8  # at most, of a scale
+FINEST_ZONE = 0.5  # the dead zone of the smallest error: f(x) is held within half a step
+FEWEST_ZONE = 2 / 3  # that of the fewest spikes
 ALONE = 16  # samples for a layer by itself
 ALONE_GAIN = 0.4  # of its error by itself, for fixes of several layers at once
 
@@ -130,7 +134,7 @@ def joint_fixes(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
         if error <= ALONE_GAIN * now:
             usual = [pair for pair in tried if pair[1].planned and pair[0] <= ALONE_GAIN * now]
             fixes.append(min(usual, key=lambda pair: pair[0])[1] if usual else fix)
-    for together in (fixes, _scales(trial)):
+    for together in (fixes, _everywhere(trial, "scale"), _everywhere(trial, "dead zone")):
         if len(together) < 2:
             continue
         outcome = trial.rerun({fix.node.name: fix.node for fix in together})
@@ -139,10 +143,11 @@ def joint_fixes(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
     return []
 
 
-def _scales(trial: Trial) -> list[Fix]:
-    """Every scale as the calibration gives it, for networks that were planned with others."""
+def _everywhere(trial: Trial, cause: str) -> list[Fix]:
+    """What is planned in all layers: scales as the calibration gives them, or dead zones of half a
+    step, for networks that were planned with others."""
     nodes = trial.network.of(SignGDNeuron)
-    return [fix for n in nodes for fix in planned(trial, n) if fix.cause == "scale"]
+    return [fix for n in nodes for fix in planned(trial, n) if fix.cause == cause]
 
 
 def _times(node: Neuron, exponent: float) -> Fix:
@@ -193,6 +198,10 @@ def _planned_signgd(
         yield Fix(replace(node, resting=0.0), "resting", True)
     if "mean" in known and _differ(node.resting, known["mean"]):
         yield Fix(replace(node, resting=known["mean"]), "resting", False)
+    zone = torch.as_tensor(node.dead_zone)
+    if bool((zone > FINEST_ZONE).any()):
+        narrow = zone.clamp(max=FINEST_ZONE) if zone.dim() else FINEST_ZONE
+        yield Fix(replace(node, dead_zone=narrow), "dead zone", True)
 
 
 def _planned_group(
@@ -307,6 +316,11 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
         what = "start from 0" if fix.planned else "start from the mean of the calibration"
         value = float(torch.as_tensor(before.resting).double().mean())
         why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
+    elif fix.cause == "dead zone":
+        value = float(torch.as_tensor(before.dead_zone).max())
+        more = _or_members(before, after, trial)
+        what = f"lower it to {FINEST_ZONE:g}" + ("" if more is None else f", or members >= {more}")
+        why = f"what is within {value:.3g} of its last step is not told"
     elif fix.cause == "charge":
         value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
@@ -320,13 +334,7 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
 def _or_longer(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int | None:
     """The least T, doubled, at which the layer as it is comes as close alone as fixed."""
     steps, network = trial.steps, trial.network
-    x = trial.parts[0][:ALONE]
-    values = NetworkModule(network, {}).all_activations(x)
-    inputs, want = [values[name] for name in before.inputs], values[before.name]
-
-    def off(node: Neuron, t: int) -> float:
-        return float((alone(node, inputs, t, [t])[t] - want).double().norm())
-
+    off = _by_itself(trial, before)
     aim = 1.1 * off(after, steps)
     t = 2 * steps
     while t <= LONGEST:
@@ -335,6 +343,57 @@ def _or_longer(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int |
             return t
         t *= 2
     return None
+
+
+def _or_members(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int | None:
+    """The fewest members with which the layer as it is comes as close alone as fixed."""
+    off = _by_itself(trial, before)
+    aim = 1.1 * off(after, trial.steps)
+    for members in range(before.members + 1, MOST_MEMBERS + 1):
+        if off(replace(before, members=members), trial.steps) <= aim:
+            return members
+    return None
+
+
+def _by_itself(trial: Trial, node: Neuron) -> Callable[[Neuron, int], float]:
+    """The error of neurons in the place of ``node`` fed the source's values, after t steps."""
+    x = trial.parts[0][:ALONE]
+    values = NetworkModule(trial.network, {}).all_activations(x)
+    inputs, want = [values[name] for name in node.inputs], values[node.name]
+
+    def off(changed: Neuron, t: int) -> float:
+        return float((alone(changed, inputs, t, [t])[t] - want).double().norm())
+
+    return off
+
+
+# -- silence -------------------------------------------------------------------------------------
+
+
+def silenced(network: SpikingNetwork, x: Tensor, steps: int) -> str | None:
+    """What a dead zone would make of signGD neurons that fire at every step, measured; None where
+    there are none, or the paper's are asked for."""
+    dense = [n for n in network.of(SignGDNeuron) if n.steady and not n.momentum]
+    if not dense or network.provenance.get("preset") == "paper":
+        return None
+    trial, sent = Trial(network, x, steps), 0.0
+    changes = {n.name: replace(n, dead_zone=FEWEST_ZONE) for n in dense}
+
+    def listen(told: Sent) -> None:
+        nonlocal sent
+        if told.node.name in changes and told.events is not None:
+            sent += float(told.events.spikes.double().sum())
+
+    with listening(trial, listen):
+        after = trial.rerun(changes)
+    neurons = sum(n.values for n in dense)
+    spikes = sum(n.values * n.members for n in dense) * steps
+    return (
+        "signGD neurons without a dead zone fire at every step, whatever their value: with "
+        f"dead_zone=2/3 one sends {sent / len(x) / neurons:.2f} spikes instead of "
+        f"{spikes / neurons:.2f}, and the output error is {after.error:.4f} instead of "
+        f"{trial.start.error:.4f}; convert(..., dead_zone=2/3)."
+    )
 
 
 # -- more steps ----------------------------------------------------------------------------------

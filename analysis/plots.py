@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
-UP, DOWN = "#0072B2", "#E69F00"
+UP, DOWN, SILENT = "#0072B2", "#E69F00", "#E6E6E6"
 WIDTH = 7.0  # inches
 ROWS = 40  # of layers in one picture; the least interesting are left out and counted
 COMPONENTS = {
@@ -275,9 +275,10 @@ def plot_trace(
 def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: int = 100) -> Plot:
     """The spikes of one layer for the first sample: time across, ``neurons`` of them downwards.
 
-    They are evenly spaced among the layer's. Of signGD neurons +1 lowers the decoded value and -1
-    raises it, one or the other at every step; of group neurons the members that fire, negative
-    where they are taken back.
+    They are evenly spaced among the layer's. Of signGD neurons +1 (orange) lowers the decoded value
+    and -1 (blue) raises it, one or the other at every step unless they have a dead zone; where they
+    are silent it is grey. Of group neurons the members that fire, negative where they are taken
+    back.
     """
     spikes = _layer(recording, recording.spikes, name)[:, 0].flatten(1)  # [T, N]
     if neurons < 1:
@@ -289,15 +290,16 @@ def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: i
 
     axes = _axes(axes, (WIDTH, min(4.4, 1.4 + 0.06 * len(chosen))))
     levels = sorted({float(v) for v in shown.unique().tolist()})
+    many = len(levels) > LEVELS_SHOWN  # shades, of which none is silence's
     image = axes.imshow(
-        shown.numpy(),
+        (shown.masked_fill(shown == 0, math.nan) if many else shown).numpy(),
         aspect="auto",
         interpolation="nearest",
         extent=(0.5, len(spikes) + 0.5, len(chosen) - 0.5, -0.5),
         **_spike_colors(levels),
     )
     bar = axes.figure.colorbar(image, ax=axes, label="spikes in the step", fraction=0.05)
-    if len(levels) <= LEVELS_SHOWN:
+    if not many:
         bar.set_ticks(levels, labels=[f"{v:+g}" if v else "0" for v in levels])
         bar.ax.tick_params(length=0)
     axes.set_xlabel("time step")
@@ -318,12 +320,40 @@ def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: i
     )
 
 
+def plot_spikes(recording: Recording, name: str, axes: Any = None) -> Plot:
+    """How many spikes the neurons of one layer send in all steps: the histogram, all samples.
+
+    Of m signs those that are not silent, of group neurons the members that fire or are taken back.
+    Raises InputError for a recording of an earlier version, without the number of its spikes.
+    """
+    sent = _layer(recording, recording.sent, name).long().sum(0).flatten().cpu()
+    counts = torch.bincount(sent)
+    edges = torch.linspace(0, len(counts), min(len(counts), BINS) + 1).round().long()
+    heights = [int(counts[a:b].sum()) for a, b in zip(edges, edges[1:], strict=False)]
+    mean, silent = float(sent.double().mean()), float((sent == 0).double().mean())
+    axes = _axes(axes, (WIDTH, 3.0))
+    width = edges.diff().double()
+    colors = [SILENT if int(end) == 1 else COLORS[0] for end in edges[1:]]
+    axes.bar((edges[:-1] - 0.5 + width / 2).tolist(), [100 * h / len(sent) for h in heights],
+             width=(0.85 * width).tolist(), color=colors, edgecolor="#999999")  # fmt: skip
+    axes.set_xlabel(f"spikes in {recording.time_steps} step{'s' * (recording.time_steps > 1)}")
+    axes.set_ylabel("neurons (%)")
+    axes.set_title(f"{_short(name, 44)}: {mean:.2f} spikes a neuron, {100 * silent:.0f} % silent",
+                   fontsize="medium")  # fmt: skip
+    axes.grid(alpha=0.25, axis="y")
+    axes.set_axisbelow(True)
+    _whole_steps(axes)
+    numbers = {"layer": name, "time_steps": recording.time_steps, "mean": mean, "silent": silent}
+    return Plot(axes, numbers | {"counts": counts.tolist()})
+
+
 def plot_rates(recording: Recording, name: str | None = None, axes: Any = None) -> Plot:
     """How often neurons send, and to which side: the histogram of their mean spikes a step.
 
     All samples together. Of one layer ``name`` as bars, of all layers as one strip each, with the
-    share of steps in which its neurons send anything at the right. SignGD neurons send at every
-    step; their mean tells the side: -1 raises the decoded value, +1 lowers it.
+    share of steps in which its neurons send anything at the right. The mean of signGD neurons tells
+    the side: -1 raises the decoded value, +1 lowers it. Without a dead zone they send at every
+    step.
     """
     names = list(recording.spikes) if name is None else [name]
     if not names:
@@ -448,8 +478,10 @@ def plot_frontier(
 ) -> Plot:
     """Accuracy against the estimated energy of one sample, T by T, and the source network.
 
-    Left of the line through the source the spiking network costs less: the break-even. Agreement
-    where there were no labels. ``table`` is by default the first. Only the T that both measured.
+    Left of the line through the source the spiking network costs less; its label says at how many
+    additions for each multiply-accumulate of the source, counted at the largest T, both cost the
+    same. Agreement where there were no labels. ``table`` is by default the first. Only the T that
+    both measured.
     Raises InputError where there is none.
     """
     from .energy import shown
@@ -476,12 +508,10 @@ def plot_frontier(
     for t, x in zip(steps, cost, strict=True):
         axes.annotate(str(t), (x, quality[t]), xytext=(6, -11), textcoords="offset points",
                       fontsize="small")  # fmt: skip
-    even = energy.break_even[table]
-    said = (
-        "spiking costs more at every T"
-        if even is None
-        else f"break-even T = {shown(even, energy.limit)}"
-    )
+    even = energy.break_even[table][steps[-1]]
+    said = "as much at no number of spikes"
+    if even is not None:
+        said = f"as much at {shown(even)} additions per MAC"
     best = (
         100 * evaluation.reference_accuracy if evaluation.reference_accuracy is not None else None
     )
@@ -678,7 +708,7 @@ def _slender(rows: int) -> float:
 
 
 def _spike_colors(levels: Sequence[float]) -> dict[str, Any]:
-    """One colour for each level where they are few; none for 0, blue below, orange above."""
+    """One colour for each level where they are few; grey for 0, blue below, orange above."""
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, Normalize
 
     shades = LinearSegmentedColormap.from_list(
@@ -686,8 +716,8 @@ def _spike_colors(levels: Sequence[float]) -> dict[str, Any]:
     )
     bound = max(map(abs, levels)) or 1.0
     if len(levels) > LEVELS_SHOWN:
-        return {"cmap": shades, "norm": Normalize(-bound, bound)}
-    colors = [(*shades((v / bound + 1) / 2)[:3], float(v != 0)) for v in levels]
+        return {"cmap": shades.with_extremes(bad=SILENT), "norm": Normalize(-bound, bound)}
+    colors = [shades((v / bound + 1) / 2) if v else SILENT for v in levels]
     between = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
     ends = [levels[0] - 0.5, *between, levels[-1] + 0.5]
     return {"cmap": ListedColormap(colors), "norm": BoundaryNorm(ends, len(levels))}

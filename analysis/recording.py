@@ -7,7 +7,7 @@ to.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,10 +34,13 @@ class Recording:
         rate-coded baseline, for group neurons and their growth the mean of the steps so far.
     ``spikes``
         [T, B, *], the spikes of each step. Of signGD neurons sigma, the sum of the m signs
-        weighted 1, 1/2, 1/4, ...: with m = 1 it is +1 (v goes down by a step) or -1 (v goes up).
-        Of group neurons how many members fired, negative where spikes were taken back, and of their
-        growth what was passed on, in the same unit (where it has one; else the sign). Of the
-        rate-coded baseline 0 or 1.
+        weighted 1, 1/2, 1/4, ...: with m = 1 it is +1 (v goes down by a step) or -1 (v goes up);
+        with a dead zone 0 where all are silent. Of group neurons how many members fired, negative
+        where spikes were taken back, and of their growth what was passed on, in the same unit
+        (where it has one; else the sign). Of the rate-coded baseline 0 or 1.
+    ``sent``
+        [T, B, *], of how many spikes those are made: of m signs the ones that are not silent, of
+        group neurons the size of their number.
     ``source``
         [B, *], the value of the source network's activation.
     """
@@ -46,6 +49,7 @@ class Recording:
     decoded: dict[str, Tensor]
     spikes: dict[str, Tensor]
     source: dict[str, Tensor]
+    sent: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -71,12 +75,14 @@ def record(
     _check_size(network, chosen, x, steps)
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
     numbers: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    counted: dict[str, list[Tensor]] = {name: [] for name in chosen}
 
     def listen(sent: Sent) -> None:
         if sent.node.name in values:
             assert sent.events is not None
             values[sent.node.name].append(sent.value.clone())
             numbers[sent.node.name].append(sent.events.number.to(sent.value.dtype))
+            counted[sent.node.name].append(sent.events.spikes.to(torch.int16))
 
     chunk = default_chunk(network, len(x), x.device.type)
     static: dict[str, Tensor] = {}
@@ -88,13 +94,14 @@ def record(
                 _, state = snn.advance(x, min(chunk, steps - start), static, state)
     finally:
         snn.reset()
-    decoded, spikes = {}, {}
+    decoded, spikes, sent = {}, {}, {}
     for node in (each for each in network.neurons if each.name in chosen):
         y = torch.cat(values.pop(node.name))
         decoded[node.name] = _decoded(node, y, snn.spikes)
         spikes[node.name] = torch.cat(numbers.pop(node.name)) * node.finest
+        sent[node.name] = torch.cat(counted.pop(node.name))
     source = snn.activations(x, keep=chosen)
-    return Recording(steps, decoded, spikes, {name: source[name] for name in chosen})
+    return Recording(steps, decoded, spikes, {name: source[name] for name in chosen}, sent)
 
 
 def _decoded(node: Neuron, y: Tensor, view: str) -> Tensor:
@@ -123,7 +130,7 @@ def _chosen(network: SpikingNetwork, names: Iterable[str] | None) -> list[str]:
 
 def _check_size(network: SpikingNetwork, names: list[str], x: Tensor, steps: int) -> None:
     values = sum(count_values(network[name], len(x)) for name in names)
-    size = 2 * steps * values * max(x.element_size(), 4)
+    size = steps * values * (2 * max(x.element_size(), 4) + 2)
     if size > LARGEST:
         raise InputError(
             f"record would keep {size / 2**30:.1f} GiB: {len(names)} neuron layers, {len(x)} "

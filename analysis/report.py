@@ -500,8 +500,7 @@ def _energy_cards(report: _Report) -> list[tuple[str, str]]:
 
 
 def _energy(report: _Report) -> Html:
-    from .cost import DENSE
-    from .energy import shown
+    from .cost import DENSE, additions_line
 
     found = report.energy
     if isinstance(found, Missing):
@@ -511,6 +510,7 @@ def _energy(report: _Report) -> Html:
     steps = [f"T = {t}" for t in found.time_steps]
     said = [f"{found.sentence(t, name)}." for name in found.tables]
     honest = [
+        f"At T = {t}, {additions_line(last)}.",
         "Estimates, by published energies of single operations, of one inference; nothing was "
         "measured on hardware. Compare within one table, never across.",
         f"Not priced: {last.evaluations:,.0f} evaluations of neuron functions (source: "
@@ -521,15 +521,14 @@ def _energy(report: _Report) -> Html:
     rows = [
         [name, each.covers, _picojoules(found.source[name])]
         + [_picojoules(found.total[name][t]) for t in found.time_steps]
-        + [shown(found.break_even[name], found.limit)]
         for name, each in found.tables.items()
     ]
     parts = [
         paragraphs(*honest),
-        tag("ul", join(tag("li", line[0].upper() + line[1:]) for line in said)),
-        table(["table", "covers", "source", *steps, "break-even T"], rows, text=(0, 1),
-              caption="Energy of one inference. Break-even is the largest T that costs no more "
-              "than the source network."),
+        tag("ul", join(tag("li", each[0].upper() + each[1:]) for each in said)),
+        table(["table", "covers", "source", *steps], rows, text=(0, 1),
+              caption="Energy of one inference."),
+        _break_even(found, t),
         _by_step("The source network with activations of ⌈log2(m T + 1)⌉ bits, as many values as "
                  "the spikes of T steps tell apart.", found, found.quantised,
                  [f"T = {t}: {found.bits[t]} bit" for t in found.time_steps]),
@@ -551,6 +550,23 @@ def _energy(report: _Report) -> Html:
         facts((name, each.source) for name, each in found.tables.items()),
     ]  # fmt: skip
     return join(parts)
+
+
+def _break_even(found: EnergyEstimate, t: int) -> Html:
+    from .energy import shown
+
+    rows = [
+        [name, each.covers, f"{found.operations[t].additions_per_mac:.2f}"]
+        + [shown(by[name][t]) for by in (found.break_even, found.break_even_int8)]
+        for name, each in found.tables.items()
+    ]
+    heads = ["table", "covers", "additions per MAC", "source in float", "source in int8"]
+    return table(
+        heads, rows, text=(0, 1),
+        caption=f"Break-even, at T = {t}: the network makes so many additions for each "
+        "multiply-accumulate of its source, and would cost as much as its source at so many (all "
+        "else as counted), by whether the source computes as the table says or in 8 bits.",
+    )  # fmt: skip
 
 
 def _evaluated(report: _Report) -> Evaluation:
@@ -589,13 +605,13 @@ def _operations(found: Operations) -> Html:
         [
             table(heads, rows, text=(0, 1), marked=[len(rows) - 1],
                   caption="Of one inference, "
-                  + ("the same for every input" if found.samples == 1 else
+                  + ("the same for every input" if found.dense and found.samples == 1 else
                      f"means of {_count(found.samples)}")
                   + ". Rate is events for each neuron and step, synaptic the spikes at each "
                   "connection that they meet."),
             paragraphs(
-                f"Events: {kinds}. MACs left: {found.input_macs:,.0f} of the input, once; at every "
-                f"step, together {found.sum_macs:,.0f} of sums, {found.multiplies:,.0f} of "
+                f"Events: {kinds}. MACs left: {found.input_macs:,.0f} of the input, once; in all "
+                f"steps together {found.sum_macs:,.0f} of sums, {found.multiplies:,.0f} of "
                 f"products of two signals, {found.scalings:,.0f} of step sizes. Bits moved: "
                 f"{found.event_bits:,.0f} of events, {found.state_bits:,.0f} of state, "
                 f"{found.weight_bits:,.0f} of weights."
@@ -631,8 +647,10 @@ def _neurons(report: _Report) -> Html:
                   f"One neuron of {worst} on its way to the value of the source network; chosen by "
                   "the size of its activation, not by its error."),
             _draw(lambda: plots.plot_raster(found, worst), "raster",
-                  f"Spikes of {worst} for one sample. Of signGD neurons +1 lowers the decoded "
-                  "value and −1 raises it."),
+                  f"Spikes of {worst} for one sample. Of signGD neurons +1 (orange) lowers the "
+                  "decoded value and −1 (blue) raises it; grey is silence."),
+            _draw(lambda: plots.plot_spikes(found, worst), "spikes",
+                  f"Neurons of {worst} by the spikes that they send for one sample."),
             _draw(lambda: plots.plot_rates(found), "rates",
                   "Neurons of each layer by the mean of their spikes, and the share of steps in "
                   "which they send anything."),

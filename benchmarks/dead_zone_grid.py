@@ -6,7 +6,7 @@
     python benchmarks/dead_zone_grid.py --best     the cheapest cells that reach 99 and 99.9 %
 
 A cell is one network, converted with m x T, a dead zone and a way: "untuned"; "error", tuned for
-the error of its outputs; "additions", or a number, tuned with that weight of additions as objective.
+the error of its outputs; "additions", or a number, tuned with that weight of additions.
 1,280 training images calibrate and tune. Of each cell are measured the agreement of its predictions
 with the source network's and the relative error of the outputs on Fashion-MNIST's test images, the
 agreement on 5,000 validation images, by which --best chooses, and on 256 test images what is sent.

@@ -1,12 +1,14 @@
 """The tables of docs/energy.md: what the example networks would cost, by published tables.
 
     python benchmarks/energy.py [--data fashion digits] [--networks vgg ...]
+        [--plans 1x16 8x1 ...] [--dead-zones 0 2/3 ...] [--tuned] [--images 1000]
     python benchmarks/energy.py --print      the tables, from the figures that are there
     python benchmarks/energy.py --write      puts them into docs/energy.md
 
-Nothing is tuned: what signGD costs does not depend on learned values. Group neurons are counted on
-test images, their thresholds come from calibration. Figures go to benchmarks/results/energy.json as
-they are measured; what is there is not measured again (``--again`` does).
+Plans are m x T of signGD networks; with ``--plans``, ``--dead-zones`` or ``--tuned`` those alone
+are measured, every plan with every dead zone, otherwise the plans of ``WAYS``. Spikes are counted
+on test images. Figures go to benchmarks/results/energy.json as they are measured; what is there is
+not measured again (``--again`` does).
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accuracy import machine
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -38,81 +42,104 @@ PAGE = Path(__file__).parent.parent / "docs" / "energy.md"
 NETWORKS = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
 RELU = ("vgg", "resnet")
 CALIBRATION = 256  # training images
-COUNTED = 32  # test images
-FIRST, MOVED = "45 nm fp32", "45 nm fp32 + memory"  # the tables whose energies are shown
+COUNTED = 32  # test images whose spikes are counted
+JUDGED = 1000  # test images whose predictions are compared with the source's
+# the tables whose energies are shown
+FIRST, MOVED, SHORT = "45 nm fp32", "45 nm fp32 + memory", "45 nm int8"
+LABELS = {"signgd": "signGD", "group": "group neurons", "qcfs": "group neurons, trained"}
 
 
 class Way(NamedTuple):
-    """One way of converting a network, and the T at which its energy is shown."""
+    """One way of converting a network: m members, T steps."""
 
     method: str
     members: int
-    time_steps: tuple[int, ...]
-    label: str
+    time_steps: int
+    dead_zone: float = 0.0
+    tuned: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"time_steps": self.time_steps[-1], "tune": False}
+        options: dict[str, Any] = {"time_steps": self.time_steps, "tune": self.tuned}
         if self.method == "signgd":
-            return options | {"members": self.members}
+            return options | {"members": self.members, "dead_zone": self.dead_zone}
         if self.method == "group":
             return options | {"method": "group", "members": self.members, "signed": True}
         return options | {"method": "group"}
 
+    @property
+    def label(self) -> str:
+        zone = f", dead zone {self.dead_zone:.3g}" if self.dead_zone else ""
+        return LABELS[self.method] + zone + ", tuned" * self.tuned
+
 
 WAYS = (
-    Way("signgd", 1, (8, 16, 32), "signGD"),
-    Way("signgd", 8, (1,), "signGD, groups of 8"),
-    Way("group", 8, (2,), "group neurons"),
-    Way("qcfs", 8, (1,), "group neurons, trained"),
+    Way("signgd", 1, 16),
+    Way("signgd", 8, 1),
+    Way("signgd", 1, 16, 2 / 3),
+    Way("signgd", 4, 2, 2 / 3),
+    Way("signgd", 5, 1, 2 / 3),
+    Way("signgd", 6, 1, 2 / 3),
+    Way("signgd", 8, 1, 2 / 3),
+    Way("group", 8, 2),
+    Way("qcfs", 8, 1),
 )
 
 
-def possible(data: str, name: str) -> list[Way]:
+def possible(data: str, name: str, way: Way) -> bool:
     """Group neurons are for ReLU, trained ones where there are weights."""
-    return [
-        way
-        for way in WAYS
-        if way.method == "signgd"
-        or (name in RELU and way.method == "group")
-        or (way.method == "qcfs" and weights_path(name, data, way.members).is_file())
-    ]
+    if way.method == "qcfs":
+        return weights_path(name, data, way.members).is_file()
+    return way.method == "signgd" or name in RELU
 
 
-def measure(data: str, name: str, way: Way) -> dict[str, Any]:
-    """The figures of one network converted in one way, by T."""
+def measure(data: str, name: str, way: Way, judged: int = JUDGED) -> dict[str, Any]:
+    """The figures of one network converted in one way."""
     images = DATA[data]()
     model = load_network(name, data, qcfs=way.members if way.method == "qcfs" else None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # saturation, which costs nothing
+        warnings.simplefilter("ignore")  # saturation
         network = sg.convert(model, images.train.images[:CALIBRATION], **way.options)
-    found = estimate_energy(sg.build(network), images.test.images[:COUNTED], way.time_steps)
-    rows = {}
-    for t, c in found.operations.items():
-        counts = ("spikes", "events", "rate", "synaptic", "synaptic_events", "macs", "input_macs",
-                  "neurons", "bits_moved", "source_macs", "source_multiplies")  # fmt: skip
-        rows[str(t)] = {
-            **{count: getattr(c, count) for count in counts},
-            "bits": found.bits[t],
-            **{
-                what: {table: getattr(found, what)[table][t] for table in found.tables}
-                for what in ("total", "whole", "quantised")
-            },
-        }
+    snn, t = sg.build(network), way.time_steps
+    found = estimate_energy(snn, images.test.images[:COUNTED], t)
+    c = found.operations[t]
+    counts = ("spikes", "events", "rate", "synaptic", "synaptic_events", "macs", "input_macs",
+              "neurons", "bits_moved", "source_macs", "source_multiplies", "additions_per_mac",
+              "parts_per_mac")  # fmt: skip
+    by_step = ("total", "whole", "quantised", "break_even", "break_even_int8")
     return {
-        "rows": rows,
+        "way": way._asdict(),
+        "agreement": agreement(snn, model, images.test.images[:judged]),
+        "judged": judged,
+        **{count: getattr(c, count) for count in counts},
+        "bits": found.bits[t],
         "source": dict(found.source),
-        "break_even": dict(found.break_even),
-        "break_even_whole": dict(found.break_even_whole),
-        "limit": found.limit,
+        "int8": dict(found.int8),
+        **{k: {name: by[t] for name, by in getattr(found, k).items()} for k in by_step},
     }
+
+
+def agreement(snn: Any, model: Any, x: Tensor) -> float | None:
+    """The share of equal predictions; None where none are compared."""
+    if not len(x):
+        return None
+    found = sg.evaluate(snn, x.split(100), snn.network.time_steps, reference=model)
+    return found.agreement[-1]
 
 
 # -- figures and tables --------------------------------------------------------------------------
 
 
 def key(data: str, name: str, way: Way) -> str:
-    return f"{data} {name} {way.method} m={way.members}"
+    return f"{data} {name} {way.members}x{way.time_steps} {way.label}"
+
+
+def rows(data: str) -> Iterator[tuple[str, Way, dict[str, Any]]]:
+    """What is there of a data set: the network, the way and the figures."""
+    for name in NETWORKS:
+        for where, found in figures().items():
+            if where.startswith(f"{data} {name} "):
+                yield name, Way(**found["way"]), found
 
 
 def figures() -> dict[str, Any]:
@@ -142,46 +169,41 @@ def times(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
+def share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
 def energy_table(data: str) -> list[str]:
-    heads = ["network", "neurons", "m x T", "rate", "synaptic", "by event", "MACs left", "nJ",
-             "of the source", "of b bits", "whole, of the source", "with memory",
-             "bits moved"]  # fmt: skip
+    heads = ["network", "neurons", "m x T", "agreement", "spikes", "additions per MAC",
+             "MACs left", "nJ", "of the source", "of int8", "of b bits", "whole, of the source",
+             "with memory, of the source", "of int8", "in int8, of int8"]  # fmt: skip
     lines = []
-    for name in NETWORKS:
-        for way in possible(data, name):
-            found = figures().get(key(data, name, way))
-            if found is None:
-                continue
-            for t, row in found["rows"].items():
-                source, total = found["source"], row["total"]
-                whole = "" if way.members == 1 else times(row["whole"][FIRST] / source[FIRST])
-                lines.append([
-                    name, way.label, f"{way.members} x {t}", f"{row['rate']:.2f}",
-                    thousands(row["synaptic"]), thousands(row["synaptic_events"]),
-                    thousands(row["macs"]), f"{total[FIRST] / 1e3:,.0f}",
-                    times(total[FIRST] / source[FIRST]),
-                    f"{times(total[FIRST] / row['quantised'][FIRST])} ({row['bits']})",
-                    whole, times(total[MOVED] / source[MOVED]), thousands(row["bits_moved"]),
-                ])  # fmt: skip
+    for name, way, row in rows(data):
+        source, int8, total = row["source"], row["int8"], row["total"]
+        lines.append([
+            name, way.label, f"{way.members} x {way.time_steps}", share(row["agreement"]),
+            f"{row['spikes'] / row['neurons']:.2f}", times(row["additions_per_mac"]),
+            thousands(row["macs"]), f"{total[FIRST] / 1e3:,.0f}",
+            times(total[FIRST] / source[FIRST]), times(total[FIRST] / int8[FIRST]),
+            f"{times(total[FIRST] / row['quantised'][FIRST])} ({row['bits']})",
+            "" if way.members == 1 else times(row["whole"][FIRST] / source[FIRST]),
+            times(total[MOVED] / source[MOVED]), times(total[MOVED] / int8[MOVED]),
+            times(total[SHORT] / int8[SHORT]),
+        ])  # fmt: skip
     return lines_of(heads, lines)
 
 
 def break_even_table(data: str) -> list[str]:
-    heads = ["network", "neurons", "m", "source MACs", *TABLES]
+    heads = ["network", "neurons", "m x T", "source MACs", "additions per MAC", *TABLES]
     lines = []
-    for name in NETWORKS:
-        for way in possible(data, name):
-            found = figures().get(key(data, name, way))
-            if found is None:
-                continue
-            row = next(iter(found["rows"].values()))
-            macs = thousands(row["source_macs"] + row["source_multiplies"])
-            cells = []
-            for table in TABLES:
-                each = shown(found["break_even"][table], found["limit"])
-                whole = shown(found["break_even_whole"][table], found["limit"])
-                cells.append(each if way.members == 1 else f"{each} ({whole})")
-            lines.append([name, way.label, str(way.members), macs, *cells])
+    for name, way, row in rows(data):
+        macs = thousands(row["source_macs"] + row["source_multiplies"])
+        cells = [
+            f"{shown(row['break_even'][each])} ({shown(row['break_even_int8'][each])})"
+            for each in TABLES
+        ]
+        lines.append([name, way.label, f"{way.members} x {way.time_steps}", macs,
+                      times(row["additions_per_mac"]), *cells])  # fmt: skip
     return lines_of(heads, lines)
 
 
@@ -202,10 +224,28 @@ def page(text: str) -> str:
     return text
 
 
+def plan(text: str) -> tuple[int, int]:
+    """``8x1``: m members, T steps."""
+    members, steps = text.split("x")
+    return int(members), int(steps)
+
+
+def chosen(options: argparse.Namespace) -> tuple[Way, ...]:
+    if not (options.plans or options.dead_zones or options.tuned):
+        return WAYS
+    plans = options.plans or [(way.members, way.time_steps) for way in WAYS if way.dead_zone]
+    zones = [float(Fraction(zone)) for zone in options.dead_zones or ["2/3"]]
+    return tuple(Way("signgd", m, t, z, options.tuned) for m, t in plans for z in zones)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=DATA, default=["fashion", "digits"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--plans", nargs="+", type=plan, help="m x T of signGD networks: 8x1 1x16")
+    parser.add_argument("--dead-zones", nargs="+", help="numbers or fractions: 0 2/3")
+    parser.add_argument("--tuned", action="store_true", help="tune the networks")
+    parser.add_argument("--images", type=int, default=JUDGED, help="whose predictions are compared")
     parser.add_argument("--again", action="store_true", help="measure also what is there")
     parser.add_argument("--print", action="store_true", help="only print what is there")
     parser.add_argument("--write", action="store_true", help="write docs/energy.md")
@@ -217,10 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for data in [] if options.print else options.data:
         for name in options.networks:
-            for way in possible(data, name):
-                if options.again or key(data, name, way) not in figures():
-                    keep(key(data, name, way), measure(data, name, way))
-                    print(key(data, name, way), file=sys.stderr, flush=True)
+            for way in chosen(options):
+                where = key(data, name, way)
+                if possible(data, name, way) and (options.again or where not in figures()):
+                    keep(where, measure(data, name, way, options.images))
+                    print(where, file=sys.stderr, flush=True)
     for data in options.data:
         for part, make in PARTS.items():
             print(f"\n{part}, {data}\n")

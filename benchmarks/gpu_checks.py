@@ -98,7 +98,8 @@ class Place:
             return SignGDState(value.v.to(self.device), value.t)
         if isinstance(value, SignGDParameters):
             given = {name: self.to(argument) for name, argument in value.arguments.items()}
-            return replace(value, scale=self.to(value.scale), arguments=given)
+            scale, zone = self.to(value.scale), self.to(value.dead_zone)
+            return replace(value, scale=scale, dead_zone=zone, arguments=given)
         if isinstance(value, GroupNeuronParameters):
             return replace(value, v_threshold=self.to(value.v_threshold))
         if isinstance(value, GrowthState):
@@ -289,6 +290,29 @@ def several_signs(members: int, place: Place) -> None:
                     assert_same(got, expected, f"{name} {output}, ties {ties}")
 
 
+def dead_zones(members: int, place: Place) -> None:
+    """A number with all that is plain; by channel, some with none, with all that can be kept."""
+    shape = (3, 7, 67)
+    mixed = torch.tensor([0.0, 0.3, 0.5, 2 / 3, 0.75, 0.99, 1e-30])[:, None]
+    for ties in (False, True):
+        schedule = ConstantSchedule(0.125 * 2 ** (members - 1)) if ties else SCHEDULE
+        state = SignGDState(drawn(shape, ties), 3)
+        x_seq = [drawn((STEPS, *shape), ties) / 2]
+        kept = {"keep_v": True, "keep_spikes": True, "x": (drawn(shape, ties),)}
+        for zone, scale, options in (
+            (2 / 3, 1.0, {}),
+            (0.5, 2.0 ** torch.randint(-1, 2, (7, 1)), {"output": "sigma", "keep_spikes": True}),
+            (mixed, 1.0, {"output": "signed", "dtype": torch.bfloat16, **kept}),
+        ):
+            given: dict[str, Any] = dict(options)  # type: ignore[call-overload]
+            p = SignGDParameters(
+                NONLINEARITIES["relu"], schedule, scale, members=members, dead_zone=zone
+            )
+            got = place.signgd(x_seq, state, p, **given)
+            expected = signgd_multi_step(x_seq, state, p, backend="torch", **given)
+            assert_same(got, expected, f"theta {zone if zone is not mixed else 'mixed'}, {ties}")
+
+
 def inputs_of_every_type(place: Place) -> None:
     """Halves are read exactly and written rounded to nearest even, subnormal and infinite ones too.
 
@@ -477,11 +501,28 @@ def gradient_of_signgd(kind: str, place: Place) -> None:
             assert_close(a, b, f"gradient of {name}, {output}, spikes {in_spikes}, T = {steps}")
 
 
+def gradient_of_dead_zones(place: Place) -> None:
+    given = [torch.randn(STEPS, 5, 67), torch.randn(5, 67)]
+    for zone in (2 / 3, torch.linspace(0.0, 0.9, 67)):
+        run = partial(track, start=None, output="signed", zone=zone, surrogate=Surrogate("atan"))
+        got = gradients_of(partial(run, backend=place.backend), given, place)
+        expected = gradients_of(partial(run, backend="torch"), given, None)
+        for name, a, b in zip(("x", "v"), got, expected, strict=True):
+            assert_close(a, b, f"gradient of {name}, by channel {isinstance(zone, Tensor)}")
+
+
 def track(
-    x: Tensor, v: Tensor, *, start: Tensor | None, output: str, **options: Any
+    x: Tensor,
+    v: Tensor,
+    *,
+    start: Tensor | None,
+    output: str,
+    zone: float | Tensor = 0.0,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     scale = torch.linspace(0.5, 1.5, x.shape[-1]).to(x.device)
-    p = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale)
+    zone = zone.to(x.device) if isinstance(zone, Tensor) else zone
+    p = SignGDParameters(NONLINEARITIES["gelu"], SCHEDULE, scale, dead_zone=zone)
     before = None if start is None else (start.to(x.device),)
     got = signgd_multi_step([x], SignGDState(v), p, x=before, output=output, **options)
     return got.y, got.state.v
@@ -623,12 +664,14 @@ CHECKS: dict[str, Callable[[Place], None]] = {
     "long sequences": long_sequences,
     "running sums": sums,
     **{f"signs m = {m}": partial(several_signs, m) for m in (2, 3, 8)},
+    **{f"dead zones m = {m}": partial(dead_zones, m) for m in (1, 4, 12)},
     **{f"group m = {m}": partial(group, m) for m in (1, 3, 8, 255)},
     **{f"forms of group m = {m}": partial(forms_of_group, m) for m in (1, 3, 8)},
     "growth": growths,
     "types of group": types_of_group,
     **{f"gradient of group, {kind}": partial(gradient_of_group, kind) for kind in KINDS},
     **{f"gradient of signGD, {kind}": partial(gradient_of_signgd, kind) for kind in KINDS},
+    "gradient of dead zones": gradient_of_dead_zones,
     "as the CPU kernels": as_the_cpu_kernels,
     "torch.compile": compiled,
     "CUDA graph": graph,

@@ -84,8 +84,17 @@ class Times:
             }
         )
 
-    def signgd(self, name: str, x: list[Tensor], dtype: torch.dtype, spikes: bool = False) -> None:
-        p, v = SignGDParameters(NONLINEARITIES[name], SCHEDULE), torch.zeros_like(x[0][0]).float()
+    def signgd(
+        self,
+        name: str,
+        x: list[Tensor],
+        dtype: torch.dtype,
+        spikes: bool = False,
+        members: int = 1,
+        zone: float = 0.0,
+    ) -> None:
+        v = torch.zeros_like(x[0][0]).float()
+        p = SignGDParameters(NONLINEARITIES[name], SCHEDULE, members=members, dead_zone=zone)
         output = "signed" if spikes else "decoded"
         start = tuple(torch.zeros_like(v) for _ in x) if spikes else None
 
@@ -96,7 +105,9 @@ class Times:
 
         moved = sum(a.nbytes for a in x) + x[0].numel() * dtype.itemsize + 2 * v.nbytes
         moved += 2 * v.nbytes * len(x) if spikes else 0
-        what = f"signGD {name}{' of spikes' if spikes else ''}, {_name(x[0].dtype)}"
+        form = f" m = {members}" if members > 1 else ""
+        form += f" dead zone {zone:.2g}" if zone else ""
+        what = f"signGD {name}{form}{' of spikes' if spikes else ''}, {_name(x[0].dtype)}"
         self.note(what, seconds(run, self.device), moved, x[0].dtype)
 
     def group(self, members: int, x: Tensor, dtype: torch.dtype, counts: bool = False) -> None:
@@ -116,6 +127,8 @@ def kernels(device: torch.device, steps: int, neurons: int) -> list[Row]:
     for name in ("relu", "gelu", "sigmoid", "tanh"):
         times.signgd(name, [x], torch.float32)
     times.signgd("relu", [x], torch.float32, spikes=True)
+    for members, zone in ((1, 2 / 3), (8, 0.0), (8, 2 / 3)):
+        times.signgd("relu", [x], torch.float32, members=members, zone=zone)
     for members in MEMBERS:
         times.group(members, x, torch.float32)
     times.signgd("mul", [x, times.input()], torch.float32)

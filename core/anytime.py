@@ -24,10 +24,11 @@ from .spikes import Sent, listening
 class Step:
     """After step ``t``: the decoded ``outputs`` so far, and ``spikes`` [B], sent in this step.
 
-    signGD neurons send ``members`` signs in every step, group neurons as many spikes as members
-    fire or are taken back, the rate-coded baseline and Poisson coding their spikes (the mean of all
-    samples where a layer folds the batch into another dimension). ``prediction`` and ``margin`` are
-    those of classifiers, whose output is one tensor [B, classes].
+    signGD neurons send ``members`` signs in every step, with a dead zone those of them that are not
+    silent, group neurons as many spikes as members fire or are taken back, the rate-coded baseline
+    and Poisson coding their spikes (the mean of all samples where a layer folds the batch into
+    another dimension). ``prediction`` and ``margin`` are those of classifiers, whose output is one
+    tensor [B, classes].
     """
 
     t: int

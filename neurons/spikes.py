@@ -8,6 +8,7 @@ neuron                 ``number``                                  ``spikes``
 =====================  ==========================================  ==============================
 signGD, one sign       sigma in {-1, +1}                           1
 signGD, m signs        d = sum of 2 ** (m - k) sigma_k, odd        m
+signGD, a dead zone    d, any whole number, 0 in silence           the digits that are not 0
 group                  n, the members that fired; negative where   the size of n
                        they were taken back
 rate-coded baseline    0 or 1                                      0 or 1

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..analysis.connections import changes, products, reached
 from ..core.module import NetworkModule, key
 from ..core.network import (
     Average,
@@ -67,7 +68,7 @@ class AllSynapticOperations(SynapticOperations):  # type: ignore[misc]
 
     Accumulates of other weighted operations (transposed convolutions, einsum, weights on the left)
     and of spikes that arrive at a neuron past no weight; multiplications of two signals (mul,
-    matmul, attention) at every step. Means for a sample, as NeuroBench gives them.
+    matmul, attention) where a factor changed. Means for a sample, as NeuroBench gives them.
     """
 
     def __call__(self, model: NeuroBenchNetwork, preds: Any, data: Any) -> dict[str, float]:
@@ -141,12 +142,8 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
         for name, sent in spikes.items():
             self._counted.neurons[key(name)](sent)
         passing = Passing(self.snn, x, spikes, self._count).run()
-        products = sum(self.snn.network.products(node) for node in passing.moving)
-        self.unseen = Unseen(
-            passing.found,
-            float(products * self.time_steps * len(x)),
-            self._dense * self.time_steps * len(x),
-        )
+        dense = self._dense * self.time_steps * len(x)
+        self.unseen = Unseen(passing.found, passing.products, dense)
 
     def _count(self, node: Linear, signal: Signal) -> float:
         """Hands a weighted operation its events; returns accumulates that NeuroBench misses."""
@@ -155,10 +152,8 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
             if signal.spikes is None:
                 return 0.0
             return float(layer.connections(signal.spikes.double()).sum())
-        if signal.static is not None:
-            layer(_folded(layer, signal.static.double()))
-        if signal.sums is not None:
-            layer(_folded(layer, REAL * signal.sums.double()))
+        for real in _real(signal):
+            layer(_folded(layer, real))
         if signal.spikes is not None:
             arrived = _folded(layer, signal.spikes)
             for n in range(1, max(self._most[node.name], int(arrived.max())) + 1):
@@ -275,6 +270,17 @@ def _folded(layer: nn.Module, x: Tensor) -> Tensor:
     return x.flatten(0, max(x.dim() - layer.weight.dim(), 0))  # type: ignore[operator]
 
 
+def _real(signal: Signal) -> list[Tensor]:
+    """The real values that enter; in the first step what is static and sums are one value."""
+    if signal.sums is None:
+        return [] if signal.static is None else [signal.static.double()]
+    sums = REAL * signal.sums.double()
+    if signal.static is None:
+        return [sums]
+    first = torch.where(signal.sums[0], sums[0], signal.static.double())
+    return [first, sums[1:]] if len(sums) > 1 else [first]
+
+
 # -- what was sent, passed on to those layers -----------------------------------------------------
 
 
@@ -282,12 +288,14 @@ class Signal(NamedTuple):
     """What a value is made of, each None where there is nothing of it.
 
     ``spikes`` [T, B, ...]: how many arrive, past no weight yet; ``sums`` [T, B, ...]: where a real
-    value changes, bool; ``static`` [B, ...]: the real value that follows from the input alone.
+    value changes, bool; ``static`` [B, ...]: the real value that follows from the input alone;
+    ``rates``: whether means over the steps so far are in it.
     """
 
     spikes: Tensor | None = None
     sums: Tensor | None = None
     static: Tensor | None = None
+    rates: bool = False
 
     @property
     def moves(self) -> bool:
@@ -299,7 +307,8 @@ class Passing(Semantics[Signal]):
 
     ``count`` is told each weighted operation with what enters it, and says which accumulates
     NeuroBench misses. ``found``: all of these, and the spikes that arrive at a function or neuron
-    past no weight; ``moving``: the functions whose arguments change with time.
+    past no weight; ``products``: those of two signals of which a factor changed; ``moving``: the
+    functions whose arguments change with time.
     """
 
     def __init__(
@@ -310,7 +319,7 @@ class Passing(Semantics[Signal]):
         count: Callable[[Linear, Signal], float],
     ) -> None:
         self.snn, self.x, self.spikes, self.count = snn, x, spikes, count
-        self.found = 0.0
+        self.found = self.products = 0.0
         self.moving: list[Function] = []
         self.batch = x.shape[0]
         self.steps = max((s.shape[0] for s in spikes.values()), default=1)
@@ -331,26 +340,37 @@ class Passing(Semantics[Signal]):
 
     def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
         if node.code is not None:
-            return Signal(spikes=self.spikes[node.name])
+            return Signal(spikes=self.spikes[node.name], rates=True)
         return Signal(sums=self._everywhere(node))
 
     def average(self, node: Average, inputs: list[Signal]) -> Signal:
-        return inputs[0]
+        return inputs[0]._replace(rates=True)
 
     def function(self, node: Function, inputs: list[Signal]) -> Signal:
         if not any(signal.moves for signal in inputs):  # of the input alone
             return Signal(static=self._static(node, inputs))
-        self._arrive(node, inputs)
-        return Signal(sums=self._everywhere(node))
+        changed = self._arrive(node, inputs)
+        return Signal(sums=reached(node, changed).to(self.x.device))
 
     def neuron(self, node: Neuron, inputs: list[Signal]) -> Signal:
         self._arrive(node, inputs)
-        return Signal(spikes=self.spikes[node.name])
+        rates = node.factor is None or not node.factor.adds
+        return Signal(spikes=self.spikes[node.name], rates=rates)
 
-    def _arrive(self, node: Function, inputs: list[Signal]) -> None:
+    def _arrive(self, node: Function, inputs: list[Signal]) -> list[Tensor]:
+        """Where the arguments change."""
         self.moving.append(node)
         for signal in inputs:
             self.found += 0.0 if signal.spikes is None else float(signal.spikes.double().sum())
+        changed = [
+            changes(
+                self.shapes[name], self.steps, (s.spikes, s.sums), s.static, s.rates and s.moves
+            )
+            for name, s in zip(node.inputs, inputs, strict=True)
+        ]
+        if self.snn.network.products(node):
+            self.products += float(products(node, changed).sum())
+        return changed
 
     def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
         if all(name in self.constants for name in node.inputs):
@@ -362,10 +382,12 @@ class Passing(Semantics[Signal]):
         spikes = self._arriving(node, [s.spikes for s in inputs])
         sums = self._arriving(node, [s.sums for s in inputs])
         if not LINEAR[node.op].weighted:
-            return Signal(spikes, None if sums is None else sums > 0, static)
+            rates = any(signal.rates for signal in inputs)
+            return Signal(spikes, None if sums is None else sums > 0, static, rates)
         self.found += self.count(node, inputs[0])
         changed = [part > 0 for part in (spikes, sums) if part is not None]
-        return Signal(sums=torch.stack(changed).any(0) if changed else None, static=static)
+        sums = torch.stack(changed).any(0) if changed else None
+        return Signal(None, sums, static, any(signal.rates for signal in inputs))
 
     def _everywhere(self, node: Node) -> Tensor:
         shape = self.steps, *self.shapes[node.name]

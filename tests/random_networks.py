@@ -1,5 +1,5 @@
 """Random networks, by a seed: pooling, permutations, flips, concatenation, residuals, upsampling,
-batches folded into channels, and neurons of one or several methods."""
+batches folded into channels, and neurons of one or several methods, with and without dead zones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import spikingjelly_signgd as sg
 
 SIZE, BATCH = 4, 3
 METHODS = ("signgd", "group", "mixed", "subgradient")
+DEAD_ZONES = (0.0, 1 / 3, 1 / 2, 2 / 3, 2 / 3, 0.9)
 
 
 class RandomNetwork(nn.Module):
@@ -133,6 +134,10 @@ def options(seed: int, network: RandomNetwork) -> dict[str, Any]:
         found["members"] = {"": 1} | {p: 3 for p, m in found["method"].items() if m == "group"}
     if rng.random() < 0.2:
         found["input_coding"] = "poisson"
+    if method in ("signgd", "mixed"):
+        found["dead_zone"] = rng.choice(DEAD_ZONES)
+        if method == "signgd" and found["dead_zone"]:
+            found["members"] = rng.choice((1, 3, 8, 10))
     return found
 
 

@@ -27,11 +27,11 @@ def model(activation=nn.GELU):
     ).eval()  # fmt: skip
 
 
-def make(method, backend="spikingjelly", **options):
+def make(method, backend="spikingjelly", dead_zone=0.0, **options):
     if backend == "norse":
         pytest.importorskip("norse")
     if method == "signgd":
-        network = sg.convert(model(), X, time_steps=16)
+        network = sg.convert(model(), X, time_steps=16, dead_zone=dead_zone)
     else:
         network = sg.convert(
             model(lambda: sg.QCFS(8, 0.6)), X, method="group", members=1, time_steps=8
@@ -42,6 +42,7 @@ def make(method, backend="spikingjelly", **options):
 BUILDS = [
     ("signgd", "spikingjelly", {}),
     ("signgd", "spikingjelly", {"spikes": "signed"}),
+    ("signgd", "spikingjelly", {"dead_zone": 2 / 3}),
     ("group", "spikingjelly", {}),
     ("signgd", "norse", {}),
     ("signgd", "norse", {"spikes": "signed"}),

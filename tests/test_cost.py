@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import count_operations
+from spikingjelly_signgd.analysis import count_operations, record
 from spikingjelly_signgd.neurons.coding import PoissonCodingParameters, poisson_spikes
 from spikingjelly_signgd.neurons.subgradient import SubgradientState, subgradient_step
 
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.spikingjelly
 
 
 def converted(model, shape, steps, **options):
+    """Of signGD neurons without a dead zone, unless it is asked for."""
     x = torch.rand(8, *shape)
+    if options.get("method") not in ("group", "subgradient"):
+        options = {"dead_zone": 0} | options
     network = sg.convert(model.eval(), x, time_steps=steps, tune=False, **options)
     return sg.build(network), x
 
@@ -274,6 +277,69 @@ def test_by_hand(name, options):
         check_rows(found)
 
 
+# -- with a dead zone: what the decoded values say has changed ------------------------------------
+
+
+class Chain(nn.Module):
+    """Queries and keys of one layer, weights of two linear layers in a row, a residual input."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):  # [B, 3, 4]
+        a = torch.relu(x)
+        scores = self.q(a) @ self.k(a).transpose(1, 2)
+        return scores, self.last(x + self.second(self.first(a)))
+
+
+@pytest.mark.parametrize("members", [1, 4])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_what_does_not_change_costs_nothing(members, steps):
+    """By hand from the values that are decoded: an operand that stays multiplies nothing."""
+    torch.manual_seed(0)
+    snn, x = converted(Chain(), (3, 4), steps, members=members, dead_zone=2 / 3)
+    x = x - 0.5  # ReLUs at rest are silent
+    recording, found = record(snn, x), count_operations(snn, x)
+    a, product = snn.network.neurons
+    assert product.function.name == "matmul" and product.name not in found.layers
+    sent = recording.sent[a.name].double()
+    assert 0 < float((sent == 0).double().mean()) < 1  # both happen
+    v = torch.cat([torch.as_tensor(a.resting).expand(1, 8, 3, 4), recording.decoded[a.name]])
+    moved = v[1:] != v[:-1]  # [T, B, 3, 4]
+    assert torch.equal(moved, sent > 0)
+    row = moved.any(-1)  # [T, B, 3]: a position, of which all five queries and keys change
+    pairs = (row.unsqueeze(-1) | row.unsqueeze(-2)).sum() * 5
+    assert found.multiplies == pytest.approx(float(pairs) / 8)
+    # of each row that changes 5 + 5 + 6 sums by eta(t)
+    assert found.scalings == pytest.approx(16 * float(row.sum()) / 8)
+    # six sums of a row that changes to four, four to two; the first step of the latter is that of
+    # the input, which meets the same weights
+    later = float(row.sum()) * (6 * 4 + 4 * 2) - float(row[0].sum()) * 4 * 2
+    assert found.input_macs == 3 * 4 * 2 and found.sum_macs == pytest.approx(later / 8)
+    assert found.synaptic == pytest.approx((float(sent.sum()) * 16) / 8)
+    events = float((sent > 0).sum()) / 8
+    assert found.synaptic_events == pytest.approx(16 * events)
+    every = float((recording.sent[product.name] > 0).sum()) / 8
+    assert found.events == pytest.approx(events + every) and not found.dense
+    assert found.updates == steps * (12 + 9) == found.evaluations
+    check_rows(found)
+
+
+def test_silence_costs_nothing():
+    """Nothing arrives at ReLUs whose input is below zero: neither messages nor weights."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(-10), model[2].bias.fill_(-10)
+    snn, x = converted(model, (3,), 4, members=3, dead_zone=1 / 2, scale="tensor", resting=None)
+    found = count_operations(snn, x)
+    assert found.spikes == found.events == found.synaptic == found.scalings == 0
+    assert found.event_bits == found.levels.get(0, 0) == 0 and found.weight_bits == 32 * 12
+    assert found.updates == 4 * 9 and found.state_bits > 0  # which stay
+    assert found.additions_per_mac == pytest.approx(12 / (12 + 20 + 10))
+
+
 def check_rows(found):
     """The layers add up to the whole, the levels to the events."""
     for what in ("spikes", "events", "event_bits", "synaptic", "synaptic_events", "synaptic_bits",
@@ -335,7 +401,7 @@ def test_what_several_signs_spell(m, spikes):
     with torch.no_grad():
         model[0].weight[:] = torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
     network = sg.convert(model.eval(), torch.rand(8, 1), time_steps=2, tune=False, members=m,
-                         scale="tensor", resting=False)  # fmt: skip
+                         scale="tensor", resting=False, dead_zone=0)  # fmt: skip
     snn = sg.build(network, spikes=spikes)
     found = count_operations(snn, torch.full((3, 1), 1e3), (1, 2))
     assert found[1].levels == {1: 1.0, 2**m - 1: 3.0}

@@ -2,9 +2,12 @@
 
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor
 
 import spikingjelly_signgd as sg
@@ -18,7 +21,7 @@ from spikingjelly_signgd.neurons import (
     signgd_step,
     weighted_spike,
 )
-from spikingjelly_signgd.neurons.kernels import launch
+from spikingjelly_signgd.neurons.kernels import build, cpu, launch
 
 SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
 MEMBERS = range(1, 13)
@@ -131,6 +134,42 @@ def test_around_every_boundary(members):
             assert_kernels([torch.zeros(2, *v.shape)], SignGDState(v), p, None, f"{theta} {size}")
 
 
+@given(
+    members=st.integers(1, 12),
+    theta=st.fractions(0, Fraction(2, 3)).filter(bool),
+    q=st.fractions(-5000, 5000),
+)
+def test_the_closed_form_is_the_members(members, theta, q):
+    """What sparse.cuh proves, in exact numbers: members in turn, and the even number next to q."""
+    r, d = q, 0
+    for k in reversed(range(members)):
+        sigma = (r > theta * 2**k) - (r < -theta * 2**k)
+        r, d = r - sigma * 2**k, 2 * d + sigma
+    held = max(min(q, Fraction(2**members - 1)), Fraction(1 - 2**members))
+    even = 2 * round(held / 2)
+    s = held - even
+    assert d == even + (abs(s) > theta) * (1 if s > 0 else -1)
+
+
+@pytest.mark.parametrize("theta", [0.3, 0.5, 2 / 3])
+@pytest.mark.parametrize("each", [False, True], ids=["number", "channels"])
+def test_where_the_closed_form_is_in_doubt(each, theta):
+    """r around the boundaries at distances of a rounding to many, where it must not be trusted."""
+    for members in (3, 8, 10):
+        size = 0.1 * 2.0 ** (members - 1)
+        p = sg.SignGDParameters(
+            *(nonlinearity("identity"), sg.ConstantSchedule(1.0)),
+            torch.full((999,), size) if each else size, members=members, dead_zone=theta,
+        )  # fmt: skip
+        d = torch.randint(-(2**members), 2**members + 1, (3, 999))
+        away = 2.0 ** (members - 26 + 7 * torch.rand(3, 999)) * (
+            2 * torch.randint(0, 2, d.shape) - 1
+        )
+        side = 2 * torch.randint(0, 2, d.shape) - 1
+        v = 0.1 * (d + side * theta + away)
+        assert_kernels([torch.zeros(1, 3, 999)], SignGDState(v), p, None, f"{members}")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8], ids=str)
 def test_half_inputs_and_outputs(dtype):
     x = torch.randn(9, 3, 67)
@@ -160,6 +199,8 @@ def test_what_is_not_finite_is_silent():
             members=members, dead_zone=zone,
         )  # fmt: skip
         assert_kernels([x.expand(2, -1)], SignGDState(v), p, None, f"{members} {schedule}")
+        odd_scale = replace(p, scale=torch.tensor([1.0, torch.inf, 1e-44, 3.0]).repeat(16))
+        assert_kernels([x.expand(2, -1)], SignGDState(v), odd_scale, None, f"{members} {schedule}")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +223,33 @@ def test_long_sequences_many_neurons_and_each_way_of_writing(zone, far, monkeypa
             kept = signgd_multi_step([layout], state, p, backend="cpu", keep_spikes=True)
             assert_same(kept.spike_seq, expected.spike_seq, (shape, members))
             assert_same(kept.state.v, expected.state.v, (shape, members))
+
+
+INSTRUCTIONS = {name: (name, flags, "true") for name, flags, _ in build.SETS_X86[1:]}
+INSTRUCTIONS["any"] = build.SET_ANY
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_every_set_of_instructions(instructions, tmp_path, monkeypatch):
+    """The tests above run the best set of this machine."""
+    if instructions != "any" and "avx2" not in cpu._processor():
+        pytest.skip("this machine has no such instructions")
+    monkeypatch.setattr(build, "SETS_X86", ())
+    monkeypatch.setattr(build, "SET_ANY", INSTRUCTIONS[instructions])
+    rows = [nonlinearity(name).in_c({}) for name in ("relu", "identity")]
+    keys = [row.key for row in rows if row is not None]
+    build.build(tmp_path / "kernels.so", map(build.Function.from_key, keys))
+    own = cpu.Library(tmp_path / "kernels.so")
+    monkeypatch.setattr(cpu, "library", lambda: own)
+    for members, zone in itertools.product((1, 3, 8, 12), (0.5, 2 / 3, 0.8, MIXED)):
+        shape = (3, 5, 67)
+        p = sg.SignGDParameters(
+            *(nonlinearity("relu"), SCHEDULE), members=members, dead_zone=zone_of(zone, shape)
+        )
+        state = SignGDState(torch.randn(shape))
+        assert_kernels([torch.randn(3, *shape)], state, p, None, f"{members} {zone}")
+    test_around_every_boundary(8)
 
 
 def test_a_number_of_0_is_the_neuron_without_a_dead_zone():

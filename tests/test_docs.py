@@ -319,7 +319,7 @@ def test_readme_what_happened(folder, capsys):
     }
     exec(in_readme(README_BLOCKS["what happened"]), scope)
     out = capsys.readouterr().out
-    assert "output error" in out and "break-even T" in out
+    assert "output error" in out and "break-even at" in out
     assert scope["network"].time_steps > 4, "fixed: T = 4 is too small"
     assert {path.name for path in folder.iterdir()} == {"report.html"}
 

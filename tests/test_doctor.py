@@ -12,7 +12,7 @@ from networks import load_network
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import diagnose
+from spikingjelly_signgd.analysis import count_operations, diagnose
 from spikingjelly_signgd.analysis.doctor import Finding
 from spikingjelly_signgd.converters.searching import replanned
 from spikingjelly_signgd.core.network import Function, Linear
@@ -20,6 +20,7 @@ from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 from spikingjelly_signgd.neurons.schedules import ExponentialSchedule
 
 STEPS = 16
+DENSE = "signGD neurons without a dead zone fire at every step"
 slow = partial(pytest.param, marks=pytest.mark.slow)
 NAMES = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
 
@@ -46,7 +47,7 @@ def model_of(name):
 
 @cache
 def converted(name, steps=STEPS, method="signgd"):
-    options = {} if method == "group" else {"tune": False}
+    options = {} if method == "group" else {"tune": False, "dead_zone": 0}
     train = digits().train.images[:128]
     return sg.convert(model_of(name), train, method=method, time_steps=steps, **options)
 
@@ -262,7 +263,8 @@ def test_reference_is_the_model():
     bad = seeded(bad, "relu", scale=bad["relu"].scale * 0.05)
     diagnosis = examined(bad, model)
     found = {f.layer: f.cause for f in diagnosis.findings}
-    assert found == {"layer3.conv2": "weights", "relu": "scale"} and not diagnosis.notes
+    assert found == {"layer3.conv2": "weights", "relu": "scale"}
+    assert all(note.startswith(DENSE) for note in diagnosis.notes)
     assert agreement(diagnosis.apply(), converted("resnet")) >= 0.98
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -278,7 +280,7 @@ def test_two_scales_that_hide_each_other():
 def test_scales_that_were_never_calibrated():
     """Too small everywhere, by little each: the same T is enough with the calibrated ones."""
     train = digits().train.images[:128]
-    bad = sg.convert(model_of("vgg"), train, time_steps=8, scale="unit", tune=False)
+    bad = sg.convert(model_of("vgg"), train, time_steps=8, scale="unit", tune=False, dead_zone=0)
     diagnosis = examined(bad, bad)
     assert {(f.layer, f.cause) for f in diagnosis.findings} == {(n, "scale") for n in bad.names()}
     assert diagnosis.apply().time_steps == 8 and diagnosis.error[8] > 0.5
@@ -360,9 +362,10 @@ class Odd(nn.Module):
 )
 def test_other_outputs(options):
     model, x = Odd().double(), torch.randn(40, 3, 6, dtype=torch.float64)
-    network = sg.convert(model, x, time_steps=24, tune=False, **options)
+    network = sg.convert(model, x, time_steps=24, tune=False, dead_zone=0, **options)
     diagnosis = diagnose(sg.build(network), x, reference=model)
-    assert not diagnosis.findings and not diagnosis.notes, str(diagnosis)
+    assert not diagnosis.findings, str(diagnosis)
+    assert all(note.startswith(DENSE) for note in diagnosis.notes)
     assert diagnosis.agreement == {24: None} == diagnosis.accuracy
     layer = next(n.name for n in network.neurons if n.function.name == "mul")
     bad = scaled(0.02, layer)(network)
@@ -455,6 +458,48 @@ def test_another_reference():
     notes = examined(renamed, healthy).notes
     assert "not compared" in notes[0] and notes[0].endswith(": nine")
     assert notes[1].endswith("has not: 9")
+
+
+# -- dead zones --------------------------------------------------------------------------------
+
+
+def test_neurons_that_are_never_silent():
+    """What a dead zone would do is measured: the spikes are those of the network that has one."""
+    healthy = converted("resnet", 8)
+    (note,) = [note for note in examined(healthy, healthy).notes if note.startswith(DENSE)]
+    silent = healthy.with_nodes({n.name: replace(n, dead_zone=2 / 3) for n in healthy.neurons})
+    costs = count_operations(sg.build(silent), images())
+    assert f"one sends {costs.spikes / costs.neurons:.2f} spikes instead of 8.00" in note
+    diagnosis = examined(silent, silent)
+    assert f"error is {diagnosis.error[8]:.4f} instead of {examined(healthy).error[8]:.4f}" in note
+    assert not any(DENSE in each for each in diagnosis.notes)
+    paper = healthy.replace(provenance={**healthy.provenance, "preset": "paper"})
+    assert not any(DENSE in each for each in examined(paper, paper).notes)
+
+
+def test_a_dead_zone_that_is_too_wide():
+    """Of one layer: half a step, or more members."""
+    train = digits().train.images[:128]
+    healthy = sg.convert(model_of("resnet"), train, time_steps=1, members=6, tune=False,
+                         dead_zone=1 / 2)  # fmt: skip
+    diagnosis = examined(seeded(healthy, "relu", dead_zone=0.98, members=2))
+    (found,) = diagnosis.findings
+    assert (found.layer, found.cause, found.applicable) == ("relu", "dead zone", True)
+    assert "within 0.98 of its last step is not told; lower it to 0.5, or members >= 3" in str(
+        found
+    )
+    assert diagnosis.fixed[0] < 0.7 * diagnosis.error[1]
+    assert diagnosis.apply()["relu"].dead_zone == 0.5
+
+
+def test_dead_zones_that_are_too_wide_everywhere():
+    train = digits().train.images[:128]
+    wide = sg.convert(model_of("resnet"), train, time_steps=1, members=3, tune=False,
+                      dead_zone=0.98)  # fmt: skip
+    diagnosis = examined(wide)
+    assert {f.cause for f in diagnosis.findings} == {"dead zone"}
+    assert len(diagnosis.findings) > len(wide.names()) / 2
+    assert diagnosis.fixed[0] < 0.7 * diagnosis.error[1] and diagnosis.apply().time_steps == 1
 
 
 def test_to_dict():

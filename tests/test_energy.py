@@ -1,7 +1,8 @@
 """Energies are counts times tables, by hand; the page of the examples is what is counted."""
 
 import json
-import math
+from argparse import Namespace
+from dataclasses import replace
 
 import energy as bench
 import pytest
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import TABLES, EnergyTable, count_operations, estimate_energy
-from spikingjelly_signgd.analysis.energy import LIMIT, shown
+from spikingjelly_signgd.analysis import TABLES, EnergyTable, estimate_energy
+from spikingjelly_signgd.analysis.energy import shown
 
 FP32, MEMORY, STORED = "45 nm fp32", "45 nm fp32 + memory", "45 nm fp32 + stored sums"
 BIT = 20 / 64  # pJ
@@ -32,7 +33,7 @@ def strided():
 
 def test_signgd_by_hand():
     """m = 2, T = 5: every one of 150 connections is met ten times; 12 sums, five times."""
-    snn, x = converted(strided(), (1, 4, 4), 5, members=2)
+    snn, x = converted(strided(), (1, 4, 4), 5, members=2, dead_zone=0)
     found = estimate_energy(snn, x, 5)
     macs, synaptic, updates = 200 + 12 * 5, 150 * 2 * 5, 44 * 2 * 2 * 5
     compute = 4.6 * macs + 0.9 * (synaptic + updates)
@@ -54,6 +55,9 @@ def test_signgd_by_hand():
     assert found.whole[STORED][5] == pytest.approx(whole + BIT * (96 * 750 + kept))
     source = 4.6 * 350 + BIT * 32 * (2 * 350 + 44)
     assert found.source[MEMORY] == found.source[STORED] == pytest.approx(source)
+    # in integers of 8 bits: no word is longer
+    assert found.int8[FP32] == pytest.approx(0.23 * 350)
+    assert found.int8[MEMORY] == pytest.approx(0.23 * 350 + BIT * 8 * (2 * 350 + 44))
     small = 4.6 * 200 + short * 150 + BIT * (64 * 200 + 36 * 150 + 4 * 44)
     assert found.quantised[MEMORY][5] == pytest.approx(small)
     assert found.total["45 nm int8"][5] == pytest.approx(0.23 * macs + 0.03 * (synaptic + updates))
@@ -70,7 +74,7 @@ class Attention(nn.Module):
 
 
 def test_products_stay_products():
-    snn, x = converted(Attention(), (3, 4), 3)
+    snn, x = converted(Attention(), (3, 4), 3, dead_zone=0)
     found = estimate_energy(snn, x, (1, 3))
     for t in (1, 3):
         # 12 spikes to 12 sums each, 12 to two; 72 products; 36 + 6 sums; 24 neurons
@@ -111,46 +115,48 @@ def test_group_neurons_by_hand(signed):
     assert found.whole[FP32][2] == pytest.approx(
         4.6 * (200 + averages) + 0.9 * updates + price * whole
     )
-    every = count_operations(snn, x, range(1, 60))
-    for name, table in TABLES.items():
-        fits = [t for t, c in every.items() if table.spiking(c) <= found.source[name]]
-        assert found.break_even[name] == (max(fits) if fits else None)
-        fits = [t for t, c in every.items() if table.whole(c) <= found.source[name]]
-        assert found.break_even_whole[name] == (max(fits) if fits else None)
 
 
-def test_break_even_of_signs_is_where_the_line_crosses():
-    """One hidden layer: 60 + 40 MACs; 4.6 * 60 once, then 10 neurons and 4 sums at every step."""
-    snn, x = converted(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)), (6,), 8)
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_break_even_is_where_both_cost_the_same(dead_zone):
+    """With as many additions as are said the network is as dear as its source, by every table."""
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40))
+    snn, x = converted(model, (6,), 2, dead_zone=dead_zone)
     found = estimate_energy(snn, x)
-    assert found.time_steps == (1, 2, 4, 8)
-    step = 0.9 * (40 + 20) + 4.6 * 4
-    assert found.total[FP32] == pytest.approx({t: 4.6 * 60 + t * step for t in (1, 2, 4, 8)})
-    assert found.break_even[FP32] == math.floor(4.6 * 40 / step) == 2
-    assert found.break_even_whole == found.break_even and found.whole == found.total
-    assert found.break_even[STORED] is None
-    exact = EnergyTable(2.0, 1.0, "compute only", "of this test")
-    # 2 * 60 + T (60 + 8) against 2 * 100: just more at two steps; with 4 pJ just as much at four
-    assert estimate_energy(snn, x, 1, tables={"a": exact}).break_even == {"a": 1}
-    equal = EnergyTable(
-        4.5, 1.0, "compute only", "of this test"
-    )  # 40 * 4.5 = 180 > 78, < 2 * 78 + 78
-    assert estimate_energy(snn, x, 1, tables={"a": equal}).break_even == {"a": 2}
+    assert found.time_steps == (1, 2)
+    macs = 6 * 40 + 40 * 40
+    for t, c in found.operations.items():
+        assert c.source_macs == macs and c.dense == (dead_zone == 0)
+        for name, table in TABLES.items():
+            for energies, even in ((found.source, found.break_even),
+                                   (found.int8, found.break_even_int8)):  # fmt: skip
+                most = even[name][t]
+                rest = table.spiking(replace(c, synaptic=0.0))
+                if most is None:
+                    assert rest > energies[name]
+                    continue
+                there = replace(c, synaptic=c.synaptic + (most - c.additions_per_mac) * macs)
+                assert there.additions_per_mac == pytest.approx(most)
+                assert table.spiking(there) == pytest.approx(energies[name])
+    # 4.6 (1600 - 2 * 40 sums), 0.9 for each addition less the updates of 40 neurons
+    by_hand = found.operations[2]
+    left = (4.6 * (1600 - by_hand.scalings) - 0.9 * by_hand.update_additions) / 0.9
+    assert found.break_even[FP32][2] == pytest.approx((left + 240) / macs)
+    assert "break-even at" in str(found) and shown(found.break_even[FP32][2]) in str(found)
 
 
-def test_what_never_costs_more():
-    silent = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    with torch.no_grad():
-        silent[0].bias[:] = -10
-    snn, x = converted(silent, (3,), 2, method="group", members=2, scale="tensor")
-    free = EnergyTable(1.0, 0.0, "synapses only", "of this test")
-    found = estimate_energy(snn, x, tables={"free": free})
-    assert found.break_even == {"free": LIMIT} and found.operations[2].synaptic == 0
-    assert shown(LIMIT) == f">= {LIMIT}" and shown(None) == "none" and shown(7) == "7"
+def test_where_nothing_breaks_even():
+    snn, x = converted(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)), (6,), 8)
+    dear = EnergyTable(1.0, 1.0, "compute only", "of this test", memory=1.0)
+    free = EnergyTable(1.0, 0.0, "no additions", "of this test")
+    found = estimate_energy(snn, x, 8, tables={"dear": dear, "free": free})
+    assert found.break_even == {"dear": {8: None}, "free": {8: None}}  # states; any number
+    assert found.int8 == {"dear": None, "free": None} and shown(None) == "none"
+    assert found.break_even_int8["dear"][8] is None and shown(1.234) == "1.23"
 
 
 def test_everything_says_estimate():
-    snn, x = converted(strided(), (1, 4, 4), 4, members=2)
+    snn, x = converted(strided(), (1, 4, 4), 4, members=2, dead_zone=0)
     found = estimate_energy(snn, x)
     assert found.estimate is True and found.to_dict()["estimate"] is True
     again = json.loads(json.dumps(found.to_dict()))
@@ -159,7 +165,12 @@ def test_everything_says_estimate():
     assert all(table["source"] and table["covers"] for table in again["tables"].values())
     text = str(found)
     assert text.startswith("estimated energy") and "not measured" in text
-    assert "signGD neurons send a spike in every step" in text
+    assert "signGD neurons without a dead zone send a spike in every step" in text
+    assert (
+        f"T=4: additions per MAC of the source: {found.operations[4].additions_per_mac:.3g}" in text
+    )
+    silent, x = converted(strided(), (1, 4, 4), 4, members=2, dead_zone=2 / 3)
+    assert "nothing here is sparse" not in str(estimate_energy(silent, x))
     ratio = found.total[FP32][4] / found.source[FP32]
     said = (
         f"at T=4 this network costs {ratio:.2g} times its source (compute only, {FP32}, estimate)"
@@ -172,7 +183,8 @@ def test_everything_says_estimate():
 
 
 def test_a_table_of_ones_own():
-    snn, x = converted(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)), (6,), 8)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+    snn, x = converted(model, (6,), 8, dead_zone=0)
     mine = EnergyTable(1.0, 1.0, "neuron functions too", "of this test", function=10.0)
     found = estimate_energy(snn, x, 2, tables=TABLES | {"mine": mine})
     assert found.total["mine"][2] == pytest.approx(60 + 2 * (60 + 4) + 10 * 20)
@@ -199,26 +211,28 @@ def test_the_page_is_made_from_the_figures():
     assert text == bench.page(text), "run python benchmarks/energy.py --write"
     for part in ("energy fashion", "break-even fashion", "break-even digits"):
         table = text.split(f"<!-- python benchmarks/energy.py {part} -->")[1]
-        assert "| vit | signGD | 1" in table.split(f"<!-- end of {part} -->")[0]
+        assert (
+            "| vit | signGD, dead zone 0.667 | 8 x 1" in table.split(f"<!-- end of {part} -->")[0]
+        )
 
 
-@pytest.mark.parametrize("way", bench.WAYS[:2], ids=lambda way: way.label)
+@pytest.mark.parametrize("way", bench.WAYS[:2], ids=lambda way: f"{way.members}x{way.time_steps}")
 def test_the_figures_are_what_is_counted(way):
-    """Of signs nothing depends on values, so the figures come out the same anywhere."""
+    """Of signs at every step nothing depends on values, so the figures are the same anywhere."""
     kept = bench.figures()[bench.key("digits", "resmlp", way)]
-    fresh = bench.measure("digits", "resmlp", way)
-    assert json.loads(json.dumps(fresh)) == kept
+    fresh = bench.measure("digits", "resmlp", way, judged=0)
+    assert json.loads(json.dumps(fresh)) == kept | {"agreement": None, "judged": 0}
 
 
 def test_measured_once_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "FIGURES", tmp_path / "energy.json")
     monkeypatch.setattr(bench, "PAGE", tmp_path / "energy.md")
     monkeypatch.setattr(bench, "COUNTED", 2)
-    monkeypatch.setattr(bench, "WAYS", bench.WAYS[1:2])
-    run = ["--data", "digits", "--networks", "resmlp"]
+    run = ["--data", "digits", "--networks", "resmlp", "--images", "4"]
+    run += ["--plans", "8x1", "--dead-zones", "2/3"]
     bench.main(run)
     first = capsys.readouterr()
-    assert "| resmlp | signGD, groups of 8 | 8 x 1 |" in first.out and first.err
+    assert "| resmlp | signGD, dead zone 0.667 | 8 x 1 |" in first.out and first.err
     bench.main(run)
     assert capsys.readouterr() == (first.out, "")
     begin, end = (
@@ -228,5 +242,8 @@ def test_measured_once_and_written(tmp_path, monkeypatch, capsys):
     (tmp_path / "energy.md").write_text(f"before\n{begin}{end}after\n")
     bench.main(["--write"])
     text = (tmp_path / "energy.md").read_text()
-    assert "| resmlp | signGD, groups of 8 |" in text and text.endswith(f"{end}after\n")
+    assert "| resmlp | signGD, dead zone 0.667 |" in text and text.endswith(f"{end}after\n")
     assert list(tmp_path.iterdir()) != [] and not list(tmp_path.glob("*.partial"))
+    ways = bench.chosen(Namespace(plans=[(8, 1)], dead_zones=["0", "2/3"], tuned=True))
+    assert [(way.dead_zone, way.options["tune"]) for way in ways] == [(0, True), (2 / 3, True)]
+    assert bench.chosen(Namespace(plans=None, dead_zones=None, tuned=False)) == bench.WAYS

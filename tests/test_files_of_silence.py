@@ -13,6 +13,7 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core.network import Input, Linear, SignGDNeuron, SpikingNetwork
+from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.exporters.hdf5 import kinds, layout, runner
 from spikingjelly_signgd.exporters.hdf5.definition import DefinitionNetwork, run_definition
 from spikingjelly_signgd.exporters.hdf5.runner import Runner
@@ -185,6 +186,22 @@ def test_converted_networks_are_verified(tmp_path, make, members, steps):
     assert {code.dtype for code in fired.values()} == {torch.int32}
     sent = sum(int(sparse.count(code).sum()) for code in fired.values())
     assert 0 < exact.spikes == sent < 0.6 * members * exact.cells
+
+
+@pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
+@pytest.mark.parametrize("view", ["decoded", "signed"])
+@pytest.mark.parametrize("theta", ["2/3", "mixed"])
+def test_the_simulators_fire_what_the_definition_does(simulator, view, theta):
+    pytest.importorskip(simulator)
+    network = network_of(8, THETAS[theta])
+    want = run_definition(network, X[0].float(), STEPS, spikes=view, dtype=torch.float32)
+    told = {}
+    snn = sg.build(network, simulator, spikes=view)
+    with listening(snn, lambda sent: told.setdefault(sent.node.name, []).append(sent.events.fires)):
+        outputs = sg.run(snn, X[0].float(), STEPS)
+    assert torch.equal(outputs[STEPS], want.outputs)
+    for name, fired in want.spikes.items():
+        assert torch.equal(torch.cat(told[name]), fired), name
 
 
 # -- what certificates see -------------------------------------------------------------------------

@@ -118,6 +118,16 @@ def test_kernels_of_several_signs_and_signed_groups_compile(name):
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("name", [RELU.key, "tracking_gradient"])
+def test_kernels_of_dead_zones_compile(name):
+    assert_sound(*compiled(KERNELS[name], EVERYTHING | {"SPARSE": 2, "MEMBERS": 8}, 90))
+    for some in ({"SPARSE": 1}, {"SPARSE": 1, "MEMBERS": 12, "SCALED": 1}):
+        assert_sound(*compiled(KERNELS[name], PLAIN | some, 75))
+    stack, registers = resources(compiled(KERNELS[name], PLAIN | {"SPARSE": 1}, 90)[1])
+    assert stack == 0 and registers * 2048 <= 65536
+
+
+@needs_nvrtc
 @pytest.mark.parametrize("name", FEW)
 def test_kernels_compile_for_every_architecture(name):
     count = ctypes.c_int()
@@ -252,7 +262,15 @@ def test_memory_and_arithmetic_are_sound():
         "ASAN_OPTIONS": "detect_leaks=0",
         "CUDA_ON_HOST_FLAGS": "-O0 -fsanitize=address,undefined -fno-sanitize-recover=all",
     }
-    checks = ["mul", "layouts", "sums", "m = 3", "group, atan", "signGD, straight_through"]
+    checks = [
+        "mul",
+        "layouts",
+        "sums",
+        "m = 3",
+        "dead zones m = 4",
+        "group, atan",
+        "signGD, straight_through",
+    ]
     done = run_benchmark("--no-times", "--checks", *checks, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed: none" in done.stdout

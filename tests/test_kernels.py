@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -613,6 +614,12 @@ def drive(library: Path, fault: str = "") -> None:
                 given: dict[str, Any] = {"weight": channel} if name == "prelu" else {}
                 q = SignGDParameters(NONLINEARITIES[name], SCHEDULE, 0.5, 0.0, given)
                 signgd_multi_step((x,), SignGDState(v), q, backend="cpu", dtype=torch.float16)
+            zones: tuple[Any, ...] = (2 / 3, channel - 0.5)
+            for members, zone in itertools.product((1, 8), zones):
+                q = SignGDParameters(NONLINEARITIES["relu"], SCHEDULE, 0.5, members=members)
+                q = replace(q, dead_zone=zone)
+                for keep in (False, True):
+                    signgd_multi_step((x,), SignGDState(v), q, backend="cpu", keep_spikes=keep)
             for members in (1, 5):
                 g = GroupNeuronParameters(members, 1.3)
                 group_multi_step(x, v, g, backend="cpu")

@@ -12,6 +12,7 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd import plugins
 from spikingjelly_signgd.analysis import count_operations
+from spikingjelly_signgd.neurons.spikes import hear, joined
 
 pytestmark = pytest.mark.spikingjelly
 OP_COUNTER = "spikingjelly.activation_based.op_counter"
@@ -55,7 +56,7 @@ def test_a_threshold_for_each_channel_and_spikes_taken_back():
 def test_signs(members):
     """The image is real, and its convolution a MAC; 2 x 3 x 3 neurons send signs at each step."""
     schedule = sg.InverseSchedule(1.0, 1.0)
-    node = sg.SignGDNode("relu", schedule, members=members, step_mode="m")
+    node = sg.SignGDNode("relu", schedule, members=members, step_mode="m", dead_zone=0)
     net = nn.Sequential(node, nn.Flatten(0, 1), nn.Conv2d(2, 4, 3, padding=1))
     x = torch.randn(5, 1, 2, 3, 3)
     connections = 7 * 7 * 4 * members  # 2 + 3 + 2 along one side, of either channel
@@ -65,9 +66,26 @@ def test_signs(members):
 
 
 @present
+@pytest.mark.parametrize(("members", "spikes"), [(1, "ternary"), (1, "signed"), (5, "signed")])
+def test_signs_that_are_silent_add_nothing(members, spikes):
+    node = sg.SignGDNode("relu", sg.InverseSchedule(1.0, 1.0), members=members, step_mode="m",
+                         spikes=spikes, dead_zone=2 / 3)  # fmt: skip
+    net = nn.Sequential(node, nn.Linear(6, 7))
+    x = torch.randn(8, 1, 6) / 4
+    with torch.no_grad(), hear() as told:
+        node(x)
+    node.reset()
+    sent = int(joined(told).spikes.sum())
+    assert 0 < sent < 8 * 6 * members
+    (synops, _, macs), _ = counted(net, x)
+    assert (synops, macs) == (sent * 7, 0)
+
+
+@present
 def test_binary_spikes_of_two_signs_count_their_ones():
     schedule, w = sg.InverseSchedule(1.0, 1.0), torch.ones(1, 6)
-    node = sg.SignGDNode("relu", schedule, spikes="binary", members=2, step_mode="m", offset=w)
+    node = sg.SignGDNode("relu", schedule, spikes="binary", members=2, step_mode="m", offset=w,
+                         dead_zone=0)  # fmt: skip
     net = nn.Sequential(node, nn.Linear(6, 7))
     x = 4 * torch.randn(8, 1, 6)
     with torch.no_grad():
@@ -260,7 +278,9 @@ class Residual(nn.Module):
 @present
 @pytest.mark.parametrize(
     "options",
-    [{"members": 1}, {"members": 3}, {"method": "group", "members": 4},
+    [{"members": 1, "dead_zone": 0}, {"members": 3, "dead_zone": 0},
+     {"members": 1, "dead_zone": 2 / 3}, {"members": 8, "dead_zone": 1 / 2},
+     {"method": "group", "members": 4},
      {"method": "group", "members": 4, "signed": True}],
 )  # fmt: skip
 def test_residual_and_pooling(options):
@@ -268,7 +288,7 @@ def test_residual_and_pooling(options):
     x = torch.rand(4, 1, 4, 4)
     network = sg.convert(Residual().eval(), x, time_steps=5, tune=False, **options)
     snn = sg.build(network, spikes="decoded" if "method" in options else "signed")
-    found = count_operations(sg.build(network), x, 5)
+    found = count_operations(snn, x, 5)
     weighted = sum(found.layers.get(name, 0.0) for name in ("inner", "last"))
     assert 0 < weighted < found.synaptic
     counted = plugins.op_counter.count(snn, x, 5)
@@ -283,7 +303,7 @@ def test_real_values_stay_multiplications():
         nn.Conv2d(1, 2, 1), nn.GELU(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1, groups=2)
     )
     x = torch.rand(3, 1, 4, 4)
-    network = sg.convert(model.eval(), x, time_steps=6, tune=False)
+    network = sg.convert(model.eval(), x, time_steps=6, tune=False, dead_zone=0)
     found = count_operations(sg.build(network), x, 6)
     counted = plugins.op_counter.count(sg.build(network, spikes="signed"), x, 6)
     assert counted.synaptic == found.synaptic == 6 * 16 * 2 * 2

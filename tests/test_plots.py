@@ -12,6 +12,7 @@ import pytest
 import torch
 from data import digits
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from networks import load_network
 from torch import nn
@@ -29,6 +30,7 @@ from spikingjelly_signgd.analysis import (
     plot_frontier,
     plot_raster,
     plot_rates,
+    plot_spikes,
     plot_trace,
     plots,
     record,
@@ -42,6 +44,7 @@ class Measured:
 
     def __init__(self, snn, x, y, steps):
         batches = [(x, y)]
+        self.snn = snn
         self.evaluation = sg.evaluate(snn, batches, steps, reference=_ann(snn))
         self.diagnosis = diagnose(snn, x, y, time_steps=steps)
         self.energy = estimate_energy(snn, x, steps)
@@ -57,7 +60,7 @@ def _ann(snn):
     return Source()
 
 
-@pytest.fixture(scope="module", params=["signgd", "several signs", "group"])
+@pytest.fixture(scope="module", params=["signgd", "dead zone", "group"])
 def measured(request):
     torch.manual_seed(0)
     data = digits()
@@ -66,7 +69,8 @@ def measured(request):
         model, options = load_network("vgg", "digits", qcfs=8), {"method": "group"}
     else:
         model = load_network("convnext", "digits")
-        options = {"members": 1 if request.param == "signgd" else 3}
+        dense = request.param == "signgd"
+        options = {"members": 1, "dead_zone": 0} if dense else {"members": 3, "dead_zone": 2 / 3}
     network = sg.convert(model, images, time_steps=STEPS[-1], tune=False, **options)
     return Measured(sg.build(network), x, y, STEPS)
 
@@ -81,6 +85,7 @@ def drawings(m):
     yield "raster", plot_raster(m.recording, m.layer)
     yield "rates", plot_rates(m.recording)
     yield "rates of one layer", plot_rates(m.recording, m.layer)
+    yield "spikes", plot_spikes(m.recording, m.layer)
     yield "energy", plot_energy(m.energy)
     yield "frontier", plot_frontier(m.evaluation, m.energy)
 
@@ -255,10 +260,40 @@ def test_raster():
     assert drawn.numbers["spikes"] == spikes[:, 0].T.tolist()
     assert drawn.numbers["active"] == 0.5
     image = drawn.axes.images[0]
-    shades = {v: tuple(image.cmap(image.norm(v))) for v in (-2.0, 0.0, 1.0)}
-    assert shades[0.0][3] == 0 and len(set(shades.values())) == 3
+    shades = {v: to_hex(image.cmap(image.norm(v))) for v in (-2.0, 0.0, 1.0)}
+    assert shades == {-2.0: plots.UP.lower(), 0.0: plots.SILENT.lower(), 1.0: shades[1.0]}
+    assert len(set(shades.values())) == 3
     few = plot_raster(recording(spikes, spikes, spikes[0]), "a", neurons=2)
     assert few.numbers["neurons"] == [0, 3] and few.axes.get_ylabel() == "neuron, 2 of 4"
+
+
+@pytest.mark.parametrize("levels", [(-1, 0, 1), range(-7, 8)])
+def test_a_raster_shows_both_signs_and_silence(levels):
+    """Three colours, also where there is a shade for each of many levels."""
+    spikes = torch.tensor(levels).float().reshape(1, 1, -1)
+    drawn = plot_raster(recording(spikes, spikes, spikes[0]), "a")
+    image = drawn.axes.images[0]
+    (column,) = image.get_array().T
+    shown = {v: to_hex(c) for v, c in zip(levels, image.cmap(image.norm(column)), strict=True)}
+    assert shown[0] == plots.SILENT.lower() and shown[levels[0]] == plots.UP.lower()
+    assert shown[levels[-1]] == plots.DOWN.lower() and list(shown.values()).count(shown[0]) == 1
+    assert drawn.numbers["active"] == pytest.approx(1 - 1 / len(levels))
+
+
+def test_histogram_of_spikes():
+    """Of three neurons, two samples: none, one and three; none, none and five."""
+    sent = torch.tensor([[[0, 1, 2], [0, 0, 4]], [[0, 0, 1], [0, 0, 1]]], dtype=torch.int16)
+    found = Recording(2, {"a": sent.float()}, {"a": sent.float()}, {"a": sent[0].float()},
+                      {"a": sent})  # fmt: skip
+    drawn = plot_spikes(found, "a")
+    assert drawn.numbers["counts"] == [3, 1, 0, 1, 0, 1]
+    assert drawn.numbers["mean"] == pytest.approx(9 / 6) and drawn.numbers["silent"] == 0.5
+    heights = [bar.get_height() for bar in drawn.axes.patches]
+    assert heights == pytest.approx([50, 100 / 6, 0, 100 / 6, 0, 100 / 6])
+    many = found.sent["a"] * 100
+    drawn = plot_spikes(Recording(2, found.decoded, found.spikes, found.source, {"a": many}), "a")
+    assert len(drawn.axes.patches) == plots.BINS
+    assert sum(bar.get_height() for bar in drawn.axes.patches) == pytest.approx(100)
 
 
 def test_rates():
@@ -270,10 +305,11 @@ def test_rates():
     assert numbers["active"]["a"] == 0.75 and numbers["mean_size"]["a"] == 0.75
 
 
-def test_signgd_is_seen_to_be_dense(measured):
+def test_signgd_without_a_dead_zone_is_seen_to_be_dense(measured):
     numbers = plot_rates(measured.recording).numbers
     dense = [name for name, share in numbers["active"].items() if share == 1.0]
-    assert dense == ([] if "qcfs" in measured.layer else list(measured.recording.spikes))
+    steady = all(node.steady for node in measured.snn.network.neurons)
+    assert dense == (list(measured.recording.spikes) if steady else [])
 
 
 def test_errors_are_those_of_the_diagnosis(measured):
@@ -313,13 +349,13 @@ def test_frontier(measured):
     assert numbers["table"] == table and numbers["time_steps"] == list(STEPS)
     assert numbers["picojoules"] == [measured.energy.total[table][t] for t in STEPS]
     assert numbers["percent"] == [100 * a for a in measured.evaluation.accuracy]
-    assert numbers["break_even"] == measured.energy.break_even[table]
+    assert numbers["break_even"] == measured.energy.break_even[table][STEPS[-1]]
     with pytest.raises(sg.InputError, match="no table"):
         plot_frontier(measured.evaluation, measured.energy, "mine")
 
 
 def test_unknown_layer(measured):
-    for draw in (plot_decoded, plot_trace, plot_raster, plot_rates):
+    for draw in (plot_decoded, plot_trace, plot_raster, plot_rates, plot_spikes):
         with pytest.raises(sg.InputError, match="'nobody'"):
             draw(measured.recording, "nobody")
 

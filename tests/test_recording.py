@@ -21,7 +21,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def vit():
-    options = {"time_steps": STEPS, "tune": False, "input_coding": "spike"}
+    options = {"time_steps": STEPS, "tune": False, "input_coding": "spike", "dead_zone": 0}
     return sg.convert(load_network("vit", "digits"), digits().train.images[:32], **options)
 
 
@@ -73,8 +73,8 @@ def test_chunks_make_no_difference(vit, x, monkeypatch):
         assert torch.equal(whole.spikes[name], parts.spikes[name])
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_several_signs_and_momentum(x, momentum):
+@pytest.mark.parametrize(("momentum", "dead_zone"), [(0.0, 0), (0.5, 0), (0.0, 2 / 3)])
+def test_several_signs_and_momentum(x, momentum, dead_zone):
     members = 1 if momentum else 3
     network = sg.convert(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU()),
@@ -83,11 +83,16 @@ def test_several_signs_and_momentum(x, momentum):
         members=members,
         momentum=momentum,
         tune=False,
+        dead_zone=dead_zone,
     )
     recording = record(sg.build(network), x)
     node, sigma = network["2"], recording.spikes["2"]
-    levels = {d * 2.0 ** (1 - members) for d in range(1 - 2**members, 2**members, 2)}
+    between = 1 if dead_zone else 2  # d is odd unless digits may be silent
+    levels = {d * 2.0 ** (1 - members) for d in range(1 - 2**members, 2**members, between)}
     assert set(sigma.unique().tolist()) <= levels
+    sent = recording.sent["2"]
+    assert torch.equal(sent > 0, sigma != 0) and int(sent.max()) <= members
+    assert bool((sent == members).all()) == (dead_zone == 0)
     v, buffer = torch.zeros_like(sigma[0]), torch.zeros_like(sigma[0])
     for t in range(STEPS):
         buffer = momentum * buffer + sigma[t] if t else sigma[t]

@@ -82,7 +82,7 @@ class Small(nn.Module):
 def small():
     torch.manual_seed(0)
     model, x = Small().eval(), torch.randn(12, 4)
-    network = sg.convert(model, x, time_steps=4, tune=False)
+    network = sg.convert(model, x, time_steps=4, tune=False, dead_zone=0)
     return model, sg.build(network), x, torch.randint(3, (12,))
 
 
@@ -107,11 +107,11 @@ def test_a_report_says_what_was_measured(small, plain):
         assert f"{t} {100 * accuracy:.2f} % {100 * agreement:.2f} %" in tree.text
     for said in ("A title", "make it", "Small can be converted.", "hidden", "12 samples", "relu",
                  torch.__version__, sg.__version__, "45 nm fp32",
-                 "SignGD neurons send a spike in every step", "Measured on 5 samples",
-                 "No certificate was given"):  # fmt: skip
+                 "SignGD neurons without a dead zone send a spike in every step",
+                 "Measured on 5 samples", "No certificate was given"):  # fmt: skip
         assert said in tree.text
     assert ": not measured." not in tree.text and "No picture" not in tree.text
-    assert sum(name == "svg" for name, _ in tree.elements) == 9
+    assert sum(name == "svg" for name, _ in tree.elements) == 10
     assert "script" not in tree.names() and "link" not in tree.names()
 
 
@@ -218,7 +218,7 @@ def test_group_neurons(tmp_path):
     network = sg.convert(model, x, time_steps=4, method="group", members=4, tune=False)
     tree = read(write_report(tmp_path / "r.html", sg.build(network), x))
     assert "handed on whole" in tree.text
-    assert "SignGD neurons send a spike in every step" not in tree.text
+    assert "SignGD neurons without a dead zone send a spike in every step" not in tree.text
 
 
 def test_without_matplotlib(small, tmp_path, monkeypatch):
@@ -394,7 +394,7 @@ def assert_pictures(browser):
         "[...document.querySelectorAll('figure svg')].map(s => [s.getBoundingClientRect().width, "
         "s.getBBox().width, s.querySelectorAll('path, use').length])"
     )
-    assert len(sizes) == 10
+    assert len(sizes) == 11
     assert all(width > 300 and box > 200 and parts > 20 for width, box, parts in sizes)
     inner = browser.evaluate(
         "Promise.all([...document.querySelectorAll('svg image')].map(async i => { const p = new "

@@ -40,7 +40,7 @@ def adapter(monkeypatch):
 
 
 def met_in_neurobench(adapter, snn, x, steps):
-    """The spikes of a sample at each weight, and where they arrive past none."""
+    """The spikes of a sample at each weight, and where they arrive past none; and the products."""
     network, met = adapter.NeuroBenchNetwork(snn, steps), [0.0]
     network.connection_hooks, network.activation_hooks = [None], []
 
@@ -56,7 +56,7 @@ def met_in_neurobench(adapter, snn, x, steps):
     for layer in network.connection_layers():
         layer.register_forward_pre_hook(count)
     network(x)
-    return (met[0] + network.unseen.accumulates) / len(x)
+    return (met[0] + network.unseen.accumulates) / len(x), network.unseen.multiplies / len(x)
 
 
 def differences(adapter, network, x):
@@ -80,16 +80,22 @@ def differences(adapter, network, x):
     recording, rows = record(snn, x), {row.name: row for row in costs.each}
     for node in network.neurons:
         if node.name in rows and rows[node.name].coding:
-            sent = recording.spikes[node.name]
-            number = sent.abs() if node.kind != "signgd" else torch.full_like(sent, node.members)
+            sent, number = recording.spikes[node.name], recording.sent[node.name].double()
+            if node.kind != "signgd":
+                assert torch.equal(number, sent.abs().double())
+            elif not node.dead_zone:
+                assert bool((number == node.members).all())
             compare(f"record {node.name}", float(number.sum()) / len(x), rows[node.name].spikes)
             events = float((sent != 0).sum()) / len(x)
             compare(f"record {node.name}, events", events, rows[node.name].events)
-    compare("NeuroBench", met_in_neurobench(adapter, snn, x, steps), costs.synaptic)
+    met, products = met_in_neurobench(adapter, snn, x, steps)
+    compare("NeuroBench", met, costs.synaptic)
+    compare("NeuroBench, products", products, costs.multiplies)
     if OP_COUNTER:
         kinds = {node.kind for node in network.neurons}
         if kinds == {"signgd"} and not any(n.kind == "encoder" for n in network.nodes):
-            snn = sg.build(network, spikes="signed")
+            snn = sg.build(network, spikes="signed")  # of which sums are rounded otherwise
+            costs = count_operations(snn, x)
         if snn.spikes == "signed" or "signgd" not in kinds:
             weighted = [costs.layers.get(n.name, 0) for n in network.nodes if n.kind == "linear"]
             compare("op_counter", plugins.op_counter.count(snn, x, steps).synaptic, sum(weighted))
@@ -172,7 +178,7 @@ def test_a_flip_changes_no_count(adapter):
     for flips in (False, True):
         network = sg.convert(Flipped(flips).eval(), x, method="group", members=4, time_steps=3)
         snn = sg.build(network)
-        found.append((met_in_neurobench(adapter, snn, x, 3), count_operations(snn, x).synaptic))
+        found.append((met_in_neurobench(adapter, snn, x, 3)[0], count_operations(snn, x).synaptic))
     assert found[0] == found[1] and found[0][0] == pytest.approx(found[0][1])
 
 
@@ -258,6 +264,31 @@ def test_views_and_simulators_tell_the_same(simulator, view, members):
     expected = record(sg.build(network, kernels="torch"), x).spikes
     same = sum(int((told[name] == expected[name]).sum()) for name in told)
     assert same >= 0.99 * sum(each.numel() for each in expected.values())  # sums are rounded
+
+
+class Attention(nn.Module):
+    """Queries that see the keys before them, a gate of the input, two linear layers in a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 4)
+
+    def forward(self, x):  # [B, 3, 4]
+        a = torch.relu(x)
+        seen = F.scaled_dot_product_attention(self.q(a), self.k(a), self.v(a), is_causal=True)
+        b = x * torch.sigmoid(seen) + self.second(self.first(a))
+        return torch.relu(b @ b.transpose(1, 2))
+
+
+@pytest.mark.parametrize("forms", ["whole", "local"])
+@pytest.mark.parametrize(("members", "dead_zone"), [(1, 2 / 3), (8, 2 / 3), (3, 0.0)])
+def test_products_are_counted_alike(adapter, forms, members, dead_zone):
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 4)
+    network = sg.convert(Attention().eval(), x, time_steps=4, tune=False, forms=forms,
+                         members=members, dead_zone=dead_zone)  # fmt: skip
+    assert differences(adapter, network, x) == []
 
 
 # -- of random networks ----------------------------------------------------------------------------

@@ -34,6 +34,8 @@ struct Step {
   int arguments;
   void (*of)(const float *const *, const float *, float, const float *, int, const float *, float *,
              float *);
+  void (*silent)(const float *const *, const float *, const Zones &, int, const float *, float *,
+                 float *);
   void (*target)(const float *const *, const float *, int, float *);
 };
 
@@ -41,6 +43,12 @@ template <class Function, bool tie>
 void step_of(const float *const *in, const float *parameters, float eta, const float *sizes,
              int lanes, const float *v, float *after, float *sigma) {
   signgd_step<Function, tie>(in, parameters, eta, sizes, lanes, v, after, sigma);
+}
+
+template <class Function>
+void silent_of(const float *const *in, const float *parameters, const Zones &zones, int lanes,
+               const float *v, float *after, float *sigma) {
+  signgd_silent<Function>(in, parameters, zones, lanes, v, after, sigma);
 }
 
 template <class Function>
@@ -56,7 +64,7 @@ template <class Function>
 void signgd_of(const SignGD &a, index_t n, int lanes) {
   const int arguments = Function::arguments;
   const auto of = a.fires_at_tie ? step_of<Function, true> : step_of<Function, false>;
-  signgd_any(a, {arguments, of, target_of<Function>}, n, lanes);
+  signgd_any(a, {arguments, of, silent_of<Function>, target_of<Function>}, n, lanes);
 }
 
 void group_any(const Group &a, index_t n, int lanes) { group_block(a, n, lanes); }

@@ -2,6 +2,7 @@
 // zone that of neurons/signgd/sparse.py. In the spike view it integrates its input first.
 #pragma once
 #include "functions.cuh"
+#include "sparse.cuh"
 #include "values.cuh"
 
 enum { ARGUMENTS = 4, PARAMETERS = 8, STEPS = 256 };
@@ -56,6 +57,40 @@ DEVICE void signgd_step(const float *const *in, const float *parameters, float e
 #undef DECIDE
 }
 
+// The same with a dead zone
+template <class Function>
+DEVICE void signgd_silent(const float *const *in, const float *parameters, const Zones &z, int lanes,
+                          const float *v, float *after, float *sigma) {
+#define DECIDE(size, zone)                                              \
+  float x[Function::arguments];                                         \
+  for (int k = 0; k < Function::arguments; ++k) x[k] = in[k][i];        \
+  const float r = v[i] - Function::of(x, parameters);                   \
+  const float bound = (zone) * (size);                                  \
+  after[i] = v[i] - fired(r, bound, size)
+  if (!z.sizes && !sigma) {
+    const float size = z.size, zone = z.zone;
+    FOR_LANES {
+      DECIDE(size, zone);
+    }
+  } else if (!z.sizes) {
+    const float size = z.size, zone = z.zone;
+    FOR_LANES {
+      DECIDE(size, zone);
+      sigma[i] = fired(r, bound, 1.0f);
+    }
+  } else if (!sigma) {
+    FOR_LANES {
+      DECIDE(z.sizes[i], z.zones[i]);
+    }
+  } else {
+    FOR_LANES {
+      DECIDE(z.sizes[i], z.zones[i]);
+      sigma[i] = fired(r, bound, 1.0f);
+    }
+  }
+#undef DECIDE
+}
+
 // f(x), against which all members of a step decide
 template <class Function>
 DEVICE void signgd_target(const float *const *in, const float *parameters, int lanes,
@@ -99,85 +134,11 @@ DEVICE void signgd_signs(const float *target, float eta, const float *sizes, int
 #undef SIGNS
 }
 
-// The step of m members of which each may be silent, as sparse_step rounds it. ``level`` and ``code``
-// unless NULL.
-template <int m>
-DEVICE void signgd_sparse(const float *target, const float *sizes, const float *zones, int lanes,
-                          const float *v, float *after, float *level, int *code) {
-#define TERNARY(and_also)                                                             \
-  const float size = sizes[i], bound = zones[i] * size, u = v[i];                     \
-  float r = u - target[i], d = 0.0f, part = 1.0f;                                     \
-  for (int k = 0; k < m; ++k) {                                                       \
-    const float c = size * part, h = bound * part; /* exact, or rounded once */       \
-    const unsigned fires = 0u - (unsigned)(fabsf(r) > h), sign = bits_of(r) & SIGN_BIT; \
-    r = r - float_of((bits_of(c) | sign) & fires);                                    \
-    d = 2.0f * d + float_of((bits_of(1.0f) | sign) & fires);                          \
-    part = part * 0.5f;                                                               \
-    and_also;                                                                         \
-  }                                                                                   \
-  after[i] = u - (size * (2.0f * part)) * d
-  if (code) {
-    FOR_LANES {
-      unsigned fired = 0;
-      TERNARY(fired = 2u * fired + (fires & (sign ? 0x10000u : 1u)));
-      level[i] = d;
-      code[i] = (int)fired;
-    }
-  } else if (level) {
-    FOR_LANES {
-      TERNARY();
-      level[i] = d;
-    }
-  } else {
-    FOR_LANES {
-      TERNARY();
-    }
-  }
-#undef TERNARY
-}
-
-// Of the lanes whose zone is 0, which fire at every step, in place of what signgd_sparse made there
-NOT_INLINE void signgd_where_dense(int m, bool tie, const float *target, const float *sizes,
-                                   const float *zones, int lanes, const float *v, float *after,
-                                   float *level, int *code) {
-  for (int i = 0; i < lanes; ++i) {
-    if (zones[i] > 0.0f) continue;
-    float u = v[i], part = 1.0f;
-    int d = 0, fired = 0;
-    for (int k = 0; k < m; ++k) {
-      const bool fires = tie ? u >= target[i] : u > target[i];
-      const float size = sizes[i] * part;
-      u = u + (fires ? -size : size);
-      d = 2 * d + (fires ? 1 : -1);
-      fired = 2 * fired + (fires ? 1 : 0x10000);
-      part = part * 0.5f;
-    }
-    after[i] = u;
-    if (level) level[i] = (float)d;
-    if (code) code[i] = fired;
-  }
-}
-
 #if LANES == 1
 #define SIGNS_OF(a) signgd_signs<MEMBERS, TIE>
-#define SPARSE_OF(a) signgd_sparse<MEMBERS>
-#define FIRES_AT_TIE TIE
 #else
 #define SIGNS_OF(a) (a.fires_at_tie ? signs_of<true>(MEMBERS) : signs_of<false>(MEMBERS))
-#define SPARSE_OF(a) sparse_of(MEMBERS)
-#define FIRES_AT_TIE a.fires_at_tie
 typedef void (*Signs)(const float *, float, const float *, int, const float *, float *, float *);
-typedef void (*Sparse)(const float *, const float *, const float *, int, const float *, float *,
-                       float *, int *);
-
-Sparse sparse_of(int members) {
-  static const Sparse of[] = {signgd_sparse<1>,  signgd_sparse<2>,  signgd_sparse<3>,
-                              signgd_sparse<4>,  signgd_sparse<5>,  signgd_sparse<6>,
-                              signgd_sparse<7>,  signgd_sparse<8>,  signgd_sparse<9>,
-                              signgd_sparse<10>, signgd_sparse<11>, signgd_sparse<12>};
-  return of[members - 1];
-}
-
 template <bool tie>
 Signs signs_of(int members) {
   static const Signs of[] = {signgd_signs<2, tie>, signgd_signs<3, tie>, signgd_signs<4, tie>,
@@ -207,54 +168,71 @@ DEVICE void signgd_members(const SignGD &a, const Step &step, const float *const
   }
 }
 
-// The same where members may be silent; all arguments but sigma and code are given
+// The same where members may be silent; code: NULL, or where it goes
 template <class Step>
 DEVICE void signgd_sparse_members(const SignGD &a, const Step &step, const float *const *in,
-                                  const float *sizes, const float *zones, bool mixed, int lanes,
-                                  const float *v, float *after, float *sigma, int *code) {
-  ALIGNED float target[PART];
-  ALIGNED float start[PART];
+                                  const Zones &zones, int lanes, const float *v, float *after,
+                                  float *sigma, int *code) {
+#if LANES > 1
+  if (MEMBERS == 1 && zones.regular && !zones.mixed && !code) {
+    step.silent(in, a.parameters, zones, lanes, v, after, sigma);
+    return;
+  }
+#endif
+  ALIGNED float target[PART], start[PART];
   const float *here[ARGUMENTS];
   for (int done = 0; done < lanes; done += PART) {
     const int some = lanes - done < PART ? lanes - done : (int)PART;
     for (int k = 0; k < step.arguments; ++k) here[k] = in[k] + done;
     step.target(here, a.parameters, some, target);
-    float *level = sigma ? sigma + done : 0;
-    int *fired = code ? code + done : 0;
     const float *from = v + done;
-    if (mixed) {
+    float *to = after + done, *level = sigma ? sigma + done : 0;
+    if (from == to) {
       for (int i = 0; i < some; ++i) start[i] = from[i];
       from = start;
     }
-    SPARSE_OF(a)(target, sizes + done, zones + done, some, from, after + done, level, fired);
-    if (mixed)
-      signgd_where_dense(MEMBERS, FIRES_AT_TIE, target, sizes + done, zones + done, some, from,
-                         after + done, level, fired);
+    Zones z = zones;
+    if (z.sizes) z.sizes += done, z.zones += done;
+#if LANES > 1
+    if (z.nearest && z.regular && !code && signgd_nearest(z, MEMBERS, target, some, from, to, level)) continue;
+#endif
+    int *bits = code ? code + done : 0;
+    SPARSE_OF(a, z)(z, target, some, from, to, level, bits);
+    if (z.mixed)
+      signgd_where_dense(z, MEMBERS, FIRES_AT_TIE, target, some, from, to, level, bits);
   }
 }
 
 // Step: ``arguments``, how many the function has, ``of``, its signgd_step, and ``target``
 template <class Step>
 DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes) {
-  ALIGNED float v[LANES], scale[LANES], sizes[LANES], sigma[LANES], buffer[LANES];
-  ALIGNED float x[ARGUMENTS][LANES], zones[LANES];
-  const float *in[ARGUMENTS];
+  ALIGNED float v[LANES], scales[LANES], zones[LANES], sizes[LANES], sigma[LANES], buffer[LANES];
+  ALIGNED float x[ARGUMENTS][LANES];
+  const float *in[ARGUMENTS], *scale = 0, *from;
   index_t place[ARGUMENTS];
-  const float *from = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, buffer);
-  FOR_LANES v[i] = from[i];
+  const float *before = fetch(a.v, a.space, FLOAT32, place_of(a.v, a.space, n), n, 0, lanes, v);
   if (SCALED) {
     const index_t p = place_of(a.scale, a.space, n);
-    from = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, buffer);
-    FOR_LANES scale[i] = from[i];
+    scale = fetch(a.scale, a.space, FLOAT32, p, n, 0, lanes, scales);
   }
-  bool mixed = false;  // whether some have no dead zone
-  if (SPARSE == 1) FOR_LANES zones[i] = a.zone;
+  Zones zone = {0.0f, a.zone, 0, 0, false, false, false};
   if (SPARSE == 2) {
     const index_t p = place_of(a.zones, a.space, n);
-    from = fetch(a.zones, a.space, FLOAT32, p, n, 0, lanes, buffer);
-    FOR_LANES zones[i] = from[i];
-    for (int i = 0; i < lanes; ++i) mixed |= zones[i] == 0.0f;
+    zone.zones = fetch(a.zones, a.space, FLOAT32, p, n, 0, lanes, zones);
+  } else if (SPARSE && SCALED) {
+    FOR_LANES zones[i] = a.zone;
+    zone.zones = zones;
   }
+  if (zone.zones) zone.sizes = sizes;
+#if LANES > 1
+  Range range_of_scales = {1.0f, 1.0f}, range_of_zones = {a.zone, a.zone};
+  if (SPARSE && SCALED) range_of_scales = range_of(scale, lanes);
+  if (SPARSE == 2) range_of_zones = range_of(zone.zones, lanes);
+  zone.mixed = SPARSE == 2 && range_of_zones.least == 0.0f;
+  zone.nearest = !zone.mixed && nearest_holds(MEMBERS, range_of_zones.most);
+#else
+  zone.mixed = SPARSE == 2 && zone.zones[0] == 0.0f;
+#endif
   for (int k = 0; k < step.arguments; ++k) {
     place[k] = place_of(a.x[k], a.space, n);
     if (INTEGRATES(k)) {
@@ -268,7 +246,6 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
   const bool plain =
       LANES > 1 && OUTPUT == DECODED && OUTPUT_TYPE == FLOAT32 && !KEEP_SPIKES && !KEEP_V;
   const float last = 1.0f / (float)(1 << (MEMBERS - 1));  // the last member's part of a step
-  const float *before = v;
   UNROLLED for (int t = 0; t < a.steps; ++t) {
     for (int k = 0; k < step.arguments; ++k) {
       if (INTEGRATES(k)) {
@@ -282,10 +259,12 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
     }
     const float eta = a.eta[t];
     const index_t first = t * a.space.neurons + n;
-    if (SCALED)
-      FOR_LANES sizes[i] = eta * scale[i];
-    else if (SPARSE)
-      FOR_LANES sizes[i] = eta;
+    if (SCALED) FOR_LANES sizes[i] = eta * scale[i];
+    if (!SCALED && (SPARSE == 2 || !plain)) FOR_LANES sizes[i] = eta;
+    zone.size = eta;
+#if LANES > 1
+    zone.regular = are_regular(range_of_scales, eta, MEMBERS);
+#endif
     if (plain) {
       float *y = (float *)a.y + first, *after = a.far >= STREAMED ? v : y;
       const int part = a.far ? (int)PART : lanes;
@@ -297,9 +276,10 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
           if (a.far && a.x[k].linear) prefetch(here[k] + a.x[k].time_stride, some);
         }
         const float *size = SCALED ? sizes + done : 0;
+        Zones some_zones = zone;
+        if (zone.zones) some_zones.sizes += done, some_zones.zones += done;
         if (SPARSE)
-          signgd_sparse_members(a, step, here, sizes + done, zones + done, mixed, some,
-                                before + done, after + done, 0, 0);
+          signgd_sparse_members(a, step, here, some_zones, some, before + done, after + done, 0, 0);
         else
           signgd_members(a, step, here, eta, size, some, before + done, after + done, 0);
         if (a.far >= STREAMED) stream(y + done, v + done, some);
@@ -307,12 +287,12 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
       before = after;
       continue;
     }
-    if (!SCALED) FOR_LANES sizes[i] = eta;
     if (SPARSE)
-      signgd_sparse_members(a, step, in, sizes, zones, mixed, lanes, v, v, sigma,
+      signgd_sparse_members(a, step, in, zone, lanes, before, v, sigma,
                             KEEP_SPIKES ? (int *)a.spikes + first : 0);
     else
-      signgd_members(a, step, in, eta, sizes, lanes, v, v, sigma);
+      signgd_members(a, step, in, eta, sizes, lanes, before, v, sigma);
+    before = v;
     const float top = (float)((1 << MEMBERS) - 1);  // of the codes and, for one member, of sigma
     if (KEEP_SPIKES && !SPARSE) {
       unsigned char *spikes = (unsigned char *)a.spikes + first;

@@ -14,9 +14,11 @@ each of these operations and nowhere else, without fused multiply-add: theta is 
 
 **Bound.** With :math:`\rho = \max(\theta, 1 - \theta)`, a target within
 :math:`(2 - 2^{1-m}) c_1 + \rho c_m` of v is held within :math:`\rho c_m` after the step. By
-induction over members: a silent one leaves :math:`|r| \le \theta c_k \le \rho c_k`, which the
-others reach, since :math:`c_k = (2 - 2^{1-(m-k)}) c_{k+1} + c_m`; one that fires leaves
-:math:`|r| - c_k`, between :math:`-(1 - \theta) c_k` and what is left of the reach. So theta = 1/2
+induction over m: in units of :math:`c_m` the members after the first reach
+:math:`2^{m-1} - 1 + \rho`. A silent first one leaves at most :math:`\theta 2^{m-1}`, within that
+since :math:`1 - \rho \le 1 - \theta`; one that fires leaves between
+:math:`-(1 - \theta) 2^{m-1}`, within it since :math:`1 - \rho \le \theta`, and the reach less
+:math:`2^{m-1}`, which is theirs exactly. So theta = 1/2
 rounds to the nearest d; at theta = 2/3 d has the fewest nonzero digits among the codes of m
 digits, and no two neighbours fire for :math:`|r_0| \le 4/3\, c_1` (the canonic signed-digit form:
 having fired, :math:`|r| \le c_k / 3 = (2/3) c_{k+1}`).
