@@ -32,7 +32,8 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 # options that are arguments of sg.convert as they are
 CONVERSION = (
-    "signed preset tune objective keep scale resting momentum forms input_coding input_scale"
+    "time_steps signed preset tune objective keep scale resting momentum forms "
+    "input_coding input_scale"
 ).split()
 # and of a format's writer, where it takes them
 EXPORTING = (
@@ -93,9 +94,7 @@ def convert(options: argparse.Namespace) -> Result:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, float)
     model = load_model(options.model, options.weights)
     data = _data(options)
-    network = run_convert(
-        model, data.x, time_steps=options.time_steps, seed=options.seed, max_batches=None, **given
-    )
+    network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
     command = " ".join(["spikingjelly-signgd", *options.arguments])
     network = network.replace(provenance={**network.provenance, "command": command})
     save(network, output, class_names=data.class_names)

@@ -254,7 +254,7 @@ def _conversion(command: Parser) -> None:
         "--method", action=Collect, metavar="[PATH=]NAME",
         help="signgd, group or subgradient; also by module path, repeatable",
     )  # fmt: skip
-    command.add_argument("--time-steps", type=count, default=32, metavar="T")
+    command.add_argument("--time-steps", type=count, metavar="T", help="by default the plan's")
     command.add_argument(
         "--members", action=Collect, metavar="[PATH=]M", help="neurons of a group, or signs"
     )

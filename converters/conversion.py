@@ -92,7 +92,7 @@ def convert(
     calibration: Calibration,
     *,
     method: str | Mapping[str, str] = "signgd",
-    time_steps: int = 32,
+    time_steps: int | None = None,
     preset: str | None = None,
     schedule: Schedule | None = None,
     input_coding: str | None = None,
@@ -120,7 +120,7 @@ def convert(
     ``help(converters.Settings)`` says more about each argument.
 
         method        "signgd", "group", "subgradient", or a dict from module paths
-        time_steps    T that the network is planned for
+        time_steps    T that the network is planned for, by default 1 or 32
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
         input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
@@ -201,7 +201,7 @@ def lower(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwor
             + "\n  ".join(lines),
             blockers=report.blockers,
         )
-    return SpikingNetwork(tuple(lowering.nodes), lowering.outputs, settings.time_steps)
+    return SpikingNetwork(tuple(lowering.nodes), lowering.outputs, settings.steps)
 
 
 def _lowered(model: nn.Module, sample: Tensor, settings: Settings) -> tuple[Lowering, CheckReport]:

@@ -26,7 +26,14 @@ from ..core.walk import Semantics, walk
 from ..errors import UnsupportedOperation
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import InverseSchedule
-from .planning import METHODS, Layer, SaturationWarning, default_schedule, relative_depths
+from .planning import (
+    AVERAGING,
+    METHODS,
+    Layer,
+    SaturationWarning,
+    default_schedule,
+    relative_depths,
+)
 from .rules import NotConvertible
 from .settings import Context
 
@@ -123,12 +130,13 @@ class _Planner(Semantics[str]):
         neuron = SignGDNeuron(
             **common,
             function=NONLINEARITIES["identity"],
-            schedule=schedule or default_schedule(settings.time_steps, self.depths["input"]),
+            schedule=AVERAGING,
             scale=scale,
             momentum=momentum,
         )
-        neuron = replace(neuron, dead_zone=settings.dead_zone_of(neuron))
-        return self._emit(neuron, "decoded")
+        zone = settings.dead_zone_of(neuron)
+        steps = schedule or default_schedule(settings.steps, self.depths["input"], 1, zone)
+        return self._emit(replace(neuron, dead_zone=zone, schedule=steps), "decoded")
 
     def constant(self, node: Constant) -> str:
         return self._emit(node, "static")
@@ -174,7 +182,7 @@ class _Planner(Semantics[str]):
             seen=self.seen[node.name],
             depth=self.depths[node.name],
             mixed=not isinstance(settings.method, str),
-            time_steps=settings.time_steps,
+            time_steps=settings.steps,
             momentum=settings.momentum,
             members=settings.members_of(node),
             dead_zone=settings.dead_zone_of(node),

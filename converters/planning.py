@@ -44,7 +44,9 @@ class LevelsWarning(UserWarning):
     """Group neurons whose m T is not the L that the network was trained with."""
 
 
-def default_schedule(time_steps: int, depth: float = 1.0, members: int = 1) -> ExponentialSchedule:
+def default_schedule(
+    time_steps: int, depth: float = 1.0, members: int = 1, dead_zone: float = 0.0
+) -> ExponentialSchedule:
     """Step sizes for T steps, in units of a neuron's scale, at a relative depth in [0, 1].
 
     The last neurons decay to 1.1 / T of their first step in T steps, but by no more than 0.895 a
@@ -53,18 +55,42 @@ def default_schedule(time_steps: int, depth: float = 1.0, members: int = 1) -> E
     one scale at T = 4 and to two from T = 32 on: range costs resolution. Several members reach
     nearly twice the step, and settle faster the more they are. The numbers were chosen on
     validation images of the example networks.
+
+    With a dead zone a neuron holds its target within theta of its step, not the whole of it, and
+    range costs no spikes: the steps decay further, and add up to more.
     """
+    if dead_zone:
+        return _sparse_schedule(time_steps, depth, members, dead_zone)
     if members > 1:
         decay = max(0.3, 1 - 0.125 * members, 0.02 ** (1 / max(1, time_steps - 1)))
         return ExponentialSchedule(0.52 if time_steps == 1 else 0.42, decay)
     if time_steps == 1:
         return ExponentialSchedule(0.5, 0.5)
+    last = max(1.1 / time_steps, 0.895 ** (time_steps - 1))
+    return _decaying(time_steps, depth, last, min(2.0, 1.0 + math.log2(time_steps / 4) / 3))
+
+
+def _decaying(time_steps: int, depth: float, last: float, total: float) -> ExponentialSchedule:
+    """Steps that add up to ``total`` and decay to ``last`` of the first, sooner in the front."""
     ahead = 0.5 * min(1.0, max(0.0, (time_steps - 8) / 8))
     settled = max(2.0, time_steps * (1 - ahead * (1 - depth)))
-    last = max(1.1 / time_steps, 0.895 ** (time_steps - 1))
     decay = last ** (1.0 / (settled - 1))
-    total = min(2.0, 1.0 + math.log2(time_steps / 4) / 3)
     return ExponentialSchedule(total * (1 - decay) / (1 - decay**time_steps), decay)
+
+
+def _sparse_schedule(
+    time_steps: int, depth: float, members: int, dead_zone: float
+) -> ExponentialSchedule:
+    """A second step of m members begins about where the finest of the first ended."""
+    if time_steps == 1:
+        return ExponentialSchedule(0.6 if members > 6 else 0.52, 0.5)
+    if members > 1:
+        decay = max(0.02 ** (1 / (time_steps - 1)), min(0.375, 2.0 ** (2 - members)))
+        return ExponentialSchedule(0.75 if members > 5 else 0.55, decay)
+    last = (1.1 if dead_zone < 0.7 else 1.6) / time_steps
+    doublings = math.log2(time_steps / 4)
+    total = min(2.1, 1.0 + doublings * (0.55 if doublings > 0 else 1 / 3))
+    return _decaying(time_steps, depth, min(0.9, last), total)
 
 
 def relative_depths(nodes: Sequence[Node]) -> dict[str, float]:
@@ -121,7 +147,7 @@ class Layer:
         """The schedule asked for, or the default one."""
         if self.schedule is not None:
             return self.schedule
-        return default_schedule(self.time_steps, self.depth, members)
+        return default_schedule(self.time_steps, self.depth, members, self.dead_zone)
 
     def unit(self) -> float | Tensor:
         """The scale of a neuron that decodes: a number, or by channel or element."""

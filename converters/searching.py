@@ -1,7 +1,11 @@
-"""Searching: steps, members and methods by layer, for a spike budget or a target agreement."""
+"""Searching: steps, members and methods by layer, for a budget or a target agreement.
+
+Neurons with dead zones are searched along one line, from fine to coarse: ``thrift``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +21,7 @@ from .calibration import Calibration, batches_of
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import default_schedule, relative_depths
+from .thrift import MEMBERS, Path, thrifty
 from .tuning import BATCH, FEWEST, Measure, Tunable, default_choices, samples_of, tune
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
@@ -31,31 +36,40 @@ def search(
     model: nn.Module,
     calibration: Calibration,
     *,
-    spikes: int | None = None,
+    spikes: float | None = None,
     agreement: float | None = None,
+    additions: float | None = None,
     methods: Sequence[str] = ("signgd",),
     iterations: int | None = None,
     max_batches: int | None = 32,
     seed: int = 0,
     **options: Any,
 ) -> SpikingNetwork:
-    """``convert`` with the steps T, and the members m of each layer, chosen by output error.
+    """``convert`` with the plan chosen by output error, for a budget or a target.
+
+    Neurons with dead zones get one step of eight members, and are tuned for
+    fewer and fewer additions (``converters/thrift.py``); those without, and where
+    ``methods`` are two, T and the members m of each layer are chosen.
 
     Parameters
     ----------
     calibration
         As for ``convert``; on a fifth of the samples the agreement is measured,
-        with the others, 64 at least, plans are chosen and tuned.
+        and what neurons with dead zones send; with the others, 64 at least,
+        plans are chosen and tuned.
     spikes
-        A budget: on average so many spikes of each neuron for one input. Of its
-        splits m T each is tuned for a moment, the best at length; then members
-        are exchanged between layers (``allocate``), which keeps the number of
-        spikes of the whole network.
+        A budget: on average so many spikes of each neuron for one input, with
+        dead zones those really sent. Without, of its splits m T each is tuned
+        for a moment, the best at length; then members are exchanged between
+        layers (``allocate``), which keeps the number of spikes of the network.
     agreement
         A target instead: the fewest spikes whose agreement with the source
         network's predictions, on the samples kept for it, is at least that. So
         those choose the budget, and the agreement on them is a little better
-        than on others.
+        than on others. With dead zones the fewest additions.
+    additions
+        A budget, for neurons with dead zones: so many additions for each
+        multiply-accumulate of the source network.
     methods
         ("signgd",), or ("signgd", "group") to choose also the method of each
         layer of ReLUs or QCFS activations, with the pooling of what it sends,
@@ -83,13 +97,16 @@ def search(
     Raises InputError for contradictory arguments and for an agreement that no
     budget up to 64 reaches, CalibrationError, and what ``convert`` raises.
     """
-    if (spikes is None) == (agreement is None):
-        raise InputError("search takes spikes=, a budget, or agreement=, a target: one of them.")
+    if sum(asked is not None for asked in (spikes, agreement, additions)) != 1:
+        raise InputError(
+            "search takes spikes= or additions=, a budget, or agreement=, a target: one of them."
+        )
     chosen = {"time_steps", "members", "method", "schedule", "tune"} & set(options)
     if chosen:
         raise InputError(f"search chooses {', '.join(sorted(chosen))} itself; leave it out.")
-    if spikes is not None and (not isinstance(spikes, int) or spikes is True or spikes < 1):
-        raise InputError(f"spikes is a whole number of at least 1, but it is {spikes!r}.")
+    for name, budget in (("spikes", spikes), ("additions", additions)):
+        if budget is not None and not (_number(budget) and 0 < budget < math.inf):
+            raise InputError(f"{name} is a positive number, but it is {budget!r}.")
     if agreement is not None and not 0 < agreement < 1:
         raise InputError(f"agreement is a fraction between 0 and 1, but it is {agreement!r}.")
     if not isinstance(methods, (tuple, list)) or tuple(methods) not in METHODS:
@@ -113,9 +130,22 @@ def search(
         )
     options = {"time_steps": 1, "tune": False, "max_batches": None, "seed": seed, **options}
     plain = convert(model, rest, **options)
+    if additions is not None and (mix or not thrifty(plain)):
+        raise InputError(
+            "additions= is a budget of neurons with dead zones; pass dead_zone=2 / 3 and leave "
+            "methods= out, or take spikes=."
+        )
     if agreement is not None and _agreement(plain, apart[:1]) is None:
         raise InputError(
             "an agreement is that of predictions, but the outputs are not [B, classes]."
+        )
+    if thrifty(plain) and not mix:
+        path = Path(replanned(plain, 1, MEMBERS), rest, apart, iterations, seed)
+        return _along(path, spikes, agreement, additions)
+    if spikes is not None and (not isinstance(spikes, int) or spikes < 1):
+        raise InputError(
+            f"spikes of neurons without dead zones, and of groups, is a whole number of at least "
+            f"1, but it is {spikes!r}."
         )
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
@@ -140,18 +170,41 @@ def search(
     return network.replace(provenance={**provenance, "search": record})
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _along(
+    path: Path, spikes: float | None, agreement: float | None, additions: float | None
+) -> SpikingNetwork:
+    if agreement is not None:
+        point = path.cheapest(agreement)
+    elif additions is not None:
+        point = path.within("additions", additions)
+    else:
+        assert spikes is not None
+        point = path.within("spikes", spikes)
+    found = {name: getattr(point, name) for name in ("agreement", "additions", "spikes")}
+    record = {"tried": path.tried, "samples": len(path.apart), **found}
+    return point.network.replace(provenance={**point.network.provenance, "search": record})
+
+
 def replanned(network: SpikingNetwork, time_steps: int, members: int) -> SpikingNetwork:
     """A network of signGD neurons with the default plan of other steps and members."""
     depths = relative_depths(network.nodes)
     changed = {
         node.name: replace(
             node,
-            schedule=default_schedule(time_steps, depths[node.name], members),
+            schedule=default_schedule(time_steps, depths[node.name], members, _zone(node)),
             members=members,
         )
         for node in network.of(SignGDNeuron)
     }
     return network.with_nodes(changed).replace(time_steps=time_steps)
+
+
+def _zone(node: SignGDNeuron) -> float:
+    return float(torch.as_tensor(node.dead_zone).max())
 
 
 def _within(

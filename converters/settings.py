@@ -22,6 +22,8 @@ from .rules import NEURONS, Entry, Operation
 CODINGS = ("exact", "real", "spike", "poisson")
 SCALES = ("channel", "tensor", "published", "unit")
 RESTING = ("zero", "mean")
+TIME_STEPS = 32  # of single signs, and of other neurons
+MEMBERS = 8  # of neurons with dead zones, in one step
 PRESETS: dict[str, dict[str, Any]] = {
     # what the published implementation computes (snn_signgd, its example configuration)
     "paper": {
@@ -62,7 +64,8 @@ class Settings:
         a name of one's own in ``converters.METHODS``, or a dict from module paths to these; the
         entry "" is the default of the others.
     time_steps
-        T that the network is planned for: the default schedule and the members follow it.
+        T that the network is planned for: the default schedule and the members follow it. By
+        default 1 for signGD neurons with dead zones of several members, else 32.
     preset
         "paper" computes what the published implementation does (learning rate 0.15, decay 0.95,
         real-valued input, ReLU scaled by its maximum, sigmoid GELU, local forms). Every other
@@ -83,7 +86,8 @@ class Settings:
     momentum
         Of the step rule, for signGD neurons and their coding, in [0, 1).
     members
-        m of signGD neurons, the signs of one step, 1 to 8, with a dead zone to 12, by default 1;
+        m of signGD neurons, the signs of one step, 1 to 8, with a dead zone to 12, by default 1,
+        with a dead zone and no ``time_steps`` 8;
         and of group neurons, by default m T = L, with L = 8 for a ReLU that was trained without
         levels. Also a dict from module paths to m; the entry "" is the default of the others.
     dead_zone
@@ -124,7 +128,7 @@ class Settings:
     """
 
     method: str | Mapping[str, str] = "signgd"
-    time_steps: int = 32
+    time_steps: int | None = None
     preset: str | None = None
     schedule: Schedule | None = None
     input_coding: str | None = None
@@ -144,10 +148,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_time_steps(self.time_steps)
+        if self.time_steps is not None:
+            check_time_steps(self.time_steps)
         if isinstance(self.method, Mapping) and list(self.method) == [""]:
             object.__setattr__(self, "method", self.method[""])
         self._check_choices()
+        self._check_dead_zone()
+        self._plan()
         self._check_numbers()
         _check("tune", self.tune, self.tune in (None, True, False), "True, False or None")
         self._check_objective()
@@ -160,6 +167,23 @@ class Settings:
         _check("max_batches", most, most is None or most >= 1, "at least 1")
         _check("seed", self.seed, isinstance(self.seed, int), "an integer")
         self._check_read()
+
+    def _plan(self) -> None:
+        """T and m where they are not given: one step of several members where silence is free."""
+        chosen = self.chosen
+        exact = chosen["input_coding"] == "exact" and chosen["schedule"] is None
+        one = self.method == "signgd" and exact and _any(chosen["dead_zone"])
+        if self.time_steps is None and self.members is None and one:
+            object.__setattr__(self, "members", MEMBERS)
+        if self.time_steps is None:
+            several = one and self.members != 1
+            object.__setattr__(self, "time_steps", 1 if several else TIME_STEPS)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        assert self.time_steps is not None
+        return self.time_steps
 
     @cached_property
     def chosen(self) -> Mapping[str, Any]:
@@ -228,7 +252,7 @@ class Settings:
             )
         try:
             if self.schedule is not None:
-                self.schedule(self.time_steps)
+                self.schedule(self.steps)
         except ValueError as error:
             raise InputError(
                 f"the schedule ends before time_steps = {self.time_steps}: {error}"
@@ -237,7 +261,6 @@ class Settings:
         fits = all(m is None or (isinstance(m, int) and m is not True and m >= 1) for m in members)
         range_ = "an integer of at least 1, or a dict from module paths to such"
         _check("members", self.members, fits, range_)
-        self._check_dead_zone()
         scale = self.input_scale
         _check("input_scale", scale, scale is None or 0 < scale < math.inf, "positive and finite")
 
