@@ -40,8 +40,8 @@ from .signgd import (
     check_dead_zone_fits,
     from_binary,
     levels,
-    signgd_initial_state,
     signgd_multi_step,
+    signgd_start_state,
 )
 
 SPIKES = ("signed", "binary", "ternary", "decoded")
@@ -149,8 +149,7 @@ def signgd_start(
             spread(like(a, b), b.shape, "initial_input")
             for a, b in zip(initial, inputs, strict=True)
         )
-    target = p.target(*x).to(inputs[0].dtype)  # of another shape where f pools or broadcasts
-    return signgd_initial_state(target, p), None if spikes == "decoded" else x
+    return signgd_start_state(x, inputs[0], p), None if spikes == "decoded" else x
 
 
 def signgd_sequence(

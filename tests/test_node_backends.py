@@ -63,9 +63,9 @@ def test_every_backend_and_step_mode_gives_the_same(name: str, dtype: torch.dtyp
 
 
 def counted(name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         calls.append(name)
-        return function(*args)
+        return function(*args, **options)
 
     return call
 

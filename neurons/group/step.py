@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -54,6 +54,14 @@ class GroupNeuronParameters:
     initial_charge: float | Tensor = 0.5
     signed: bool = False
     check: InitVar[bool] = True  # reads the threshold, which makes a GPU wait
+    # the launches for inputs of some layout, by ``sequence.py``
+    ready: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ready": {}}  # which is of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"ready": {}, **state})
 
     def __post_init__(self, check: bool) -> None:
         if self.members < 1 or int(self.members) != self.members:
@@ -102,6 +110,8 @@ class SignedGroupState(NamedTuple):
 
 def group_initial_v(like: Tensor, p: GroupNeuronParameters) -> Tensor:
     """v[0], with the shape, device and type of ``like``, an input of one step."""
+    if not isinstance(p.v_initial, Tensor):
+        return torch.full(like.shape, p.v_initial, dtype=like.dtype, device=like.device)
     v = torch.as_tensor(p.v_initial, dtype=like.dtype, device=like.device)
     return spread(v, like.shape, "initial_charge or v_threshold").clone()
 

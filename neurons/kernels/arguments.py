@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,6 +98,25 @@ class Sum(ctypes.Structure):
         ("y", _pointer),
         *_all(_int, "steps input_type"),
     ]
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """The names that ``place`` knows the operands of a list by."""
+    return [f"{name}.{k}" for k in range(count)]
+
+
+@cache
+def place(structure: type[ctypes.Structure], name: str) -> int:
+    """Where a field, or "x.2", the third of a list, has its address: bytes from the beginning.
+
+    An operand begins with it. 0 where there is no such field.
+    """
+    field, _, k = name.partition(".")
+    found: Any = getattr(structure, field, None)
+    if found is None:
+        return 0
+    of = found.size // ARGUMENTS if k else 0
+    return int(found.offset) + of * int(k or 0)
 
 
 def describe(like: Tensor, tensors: Sequence[tuple[Tensor, bool]]) -> tuple[Space, list[Operand]]:

@@ -9,12 +9,14 @@ import sysconfig
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...errors import BackendUnavailable
 from . import arguments
 from .build import HERE, Function, NoCompiler, build, compiler
+from .prepared import Output, Prepared
 
 LIBRARY = "_cpu"  # built by setup.py, with the suffix of an extension module
 _STRUCTURES = {
@@ -63,6 +65,10 @@ class Library:
         neurons = structure.space.neurons  # type: ignore[attr-defined]
         self._run(self.kernels[name], ctypes.byref(structure), neurons, threads)
 
+    def address_of(self, name: str) -> tuple[Any, int]:
+        """What runs a kernel, and the number that it knows it by."""
+        return self._run, self.kernels[name]
+
 
 @cache
 def library() -> Library:
@@ -103,10 +109,28 @@ def library_for(function: Function) -> Library:
 
 
 def run(name: str | Function, structure: ctypes.Structure, device: torch.device) -> None:
+    found, key = _found(name)
+    found.run(key, structure, max(1, min(torch.get_num_threads(), most_threads(structure))))
+
+
+def prepared(
+    name: str | Function,
+    structure: ctypes.Structure,
+    inputs: tuple[int, ...],
+    outputs: tuple[Output, ...],
+    sizes: int,
+) -> Prepared:
+    """The launch of ``structure`` for other addresses, which are at these places in it."""
+    found, key = _found(name)
+    neurons, most = structure.space.neurons, most_threads(structure)  # type: ignore[attr-defined]
+    run, kernel = found.address_of(key)
+    return Prepared(structure, run, kernel, neurons, most, inputs, outputs, sizes)
+
+
+def _found(name: str | Function) -> tuple[Library, str]:
     if isinstance(name, Function):
-        library_for(name).run(name.key, structure, _threads(structure))
-    else:
-        library().run(name, structure, _threads(structure))
+        return library_for(name), name.key
+    return library(), name
 
 
 def missing(function: Function | None) -> str:
@@ -120,10 +144,10 @@ def missing(function: Function | None) -> str:
     return ""
 
 
-def _threads(structure: ctypes.Structure) -> int:
-    """torch's number of threads, fewer for little work."""
-    work = structure.space.neurons * structure.steps  # type: ignore[attr-defined]
-    return max(1, min(torch.get_num_threads(), work // 32768))
+def most_threads(structure: ctypes.Structure) -> int:
+    """Of torch's threads, fewer for little work."""
+    work: int = structure.space.neurons * structure.steps  # type: ignore[attr-defined]
+    return work // 32768
 
 
 def _cache_folder() -> Path:

@@ -6,7 +6,8 @@ outputs, which is all that a graph without values needs, and then has the kernel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +18,9 @@ from ...errors import BackendUnavailable, InputError
 from ..schedules import named_schedule
 from ..surrogate import KINDS
 from . import arguments, cpu, gpu
-from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, TYPES
+from .arguments import ARGUMENTS, OUTPUTS, PARAMETERS, STEPS, TYPES, numbered, place
 from .build import Function
+from .prepared import Output, Prepared
 
 PROVIDERS = {"cpu": cpu, "cuda": gpu}  # by the type of device
 # bytes of output from which a CPU fetches inputs ahead, and from which its caches do not keep the
@@ -35,6 +37,12 @@ def step_sizes(schedule: str, unit: float, t: int, steps: int) -> tuple[float, .
     """unit * eta(t + 1), ..., unit * eta(t + steps)."""
     eta = named_schedule(schedule)
     return tuple([eta(t + k) * unit for k in range(1, steps + 1)])
+
+
+@lru_cache(maxsize=1024)
+def packed_step_sizes(schedule: str, unit: float, t: int, steps: int) -> bytes:
+    """The same as a kernel's arguments hold them."""
+    return bytes((ctypes.c_float * steps)(*step_sizes(schedule, unit, t, steps)))
 
 
 # -- inference: any function, both views ----------------------------------------------------------
@@ -58,13 +66,15 @@ def signgd(
     dtype: torch.dtype,
     keep_v: bool,
     keep_spikes: bool,
+    ready: list[Prepared] | None = None,
 ) -> Iterator[list[Tensor]]:
     """[y_seq, v, *x, v_seq if keep_v, spikes if keep_spikes]; schedule and function are texts.
 
     x_seq are [T, ...], then come tensors that are parameters of the function, also as [T, ...]. The
     first of them are integrated from ``x_start`` on, if there are any. The dead zone is the tensor
     ``zone``, else ``theta``, 0 for none. Spikes are bool, of several members their code in uint8,
-    with a dead zone the int32 codes of ``signgd/sparse.py``.
+    with a dead zone the int32 codes of ``signgd/sparse.py``. Into ``ready`` goes the launch for
+    tensors like [*x_seq, *x_start, v, scale, zone], where it can be kept.
     """
     steps, like = x_seq[0].shape[0], step_like(x_seq, v.shape)
     y = new_sequence(steps, like, dtype)
@@ -74,7 +84,8 @@ def signgd(
     sparse = _sparse(zone, theta)
     kind = torch.int32 if sparse else spike_type(members)
     spikes = [new_sequence(steps, like, kind)] if keep_spikes else []
-    yield [y, v_last, *x_last, *v_seq, *spikes]
+    outputs = [y, v_last, *x_last, *v_seq, *spikes]
+    yield outputs
     scales, zones = ([] if each is None else [each] for each in (scale, zone))
     _check("signgd", x_seq, [*x_start, v, *scales, *zones])
     input_type = _one_type("signgd", x_seq)
@@ -112,6 +123,12 @@ def signgd(
         a.eta[: len(part)] = part
         _provider(v).run(in_c, a, v.device)
         done += len(part)
+    if ready is not None and 0 < done <= STEPS and not hasattr(space, "keep"):
+        names = [*numbered("x", len(x_seq)), *numbered("x_start", len(x_last)), "v"]
+        names += ["scale"] * len(scales) + ["zones"] * len(zones)
+        made = ["y", "v_last", *numbered("x_last", len(x_last))]
+        made += ["v_seq"] * keep_v + ["spikes"] * keep_spikes
+        ready += _prepared(in_c, a, names, zip(made, outputs, strict=True))
 
 
 def group(
@@ -125,6 +142,7 @@ def group(
     dtype: torch.dtype,
     keep_v: bool,
     keep_h: bool = False,
+    ready: list[Prepared] | None = None,
 ) -> Iterator[list[Tensor]]:
     """[y_seq, v, sent if given, h_seq if keep_h, v_seq if keep_v]; y the counts if ``counts``.
 
@@ -139,7 +157,8 @@ def group(
     sent_last = [] if sent is None else [torch.empty_like(like)]
     h_seq = [new_sequence(steps, like, torch.float32)] if keep_h else []
     v_seq = [new_sequence(steps, like, torch.float32)] if keep_v else []
-    yield [y, v_last, *sent_last, *h_seq, *v_seq]
+    outputs = [y, v_last, *sent_last, *h_seq, *v_seq]
+    yield outputs
     _check("group", [x_seq], [v, *given])
     input_type = _one_type("group", [x_seq])
     if not like.numel():
@@ -159,6 +178,11 @@ def group(
     a.steps, a.counts, a.members = steps, counts, members
     a.input_type, a.output_type, a.far = input_type, TYPES[dtype], _far(y)
     _provider(v).run("group", a, v.device)
+    if ready is not None and not hasattr(space, "keep"):
+        names = ["x", "v", *["sent"] * len(sent_last), *["thetas"] * (thetas is not None)]
+        made = ["y", "v_last", *["sent_last"] * len(sent_last), *["h_seq"] * keep_h]
+        made += ["v_seq"] * keep_v
+        ready += _prepared("group", a, names, zip(made, outputs, strict=True))
 
 
 # -- training: with the gradient of a surrogate ---------------------------------------------------
@@ -291,7 +315,9 @@ def track_gradient(
 # -- the running sum ------------------------------------------------------------------------------
 
 
-def running_sum(x_seq: Tensor, start: Tensor) -> Iterator[Tensor]:
+def running_sum(
+    x_seq: Tensor, start: Tensor, ready: list[Prepared] | None = None
+) -> Iterator[Tensor]:
     """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...], float32."""
     steps, like = x_seq.shape[0], step_like([x_seq], x_seq.shape[1:])
     y = new_sequence(steps, like, torch.float32)
@@ -303,6 +329,23 @@ def running_sum(x_seq: Tensor, start: Tensor) -> Iterator[Tensor]:
     a = arguments.Sum(space, x, first, y.data_ptr(), steps)
     a.input_type = _one_type("sum", [x_seq])
     _provider(start).run("sum", a, start.device)
+    if ready is not None and not hasattr(space, "keep"):
+        ready += _prepared("sum", a, ["x", "start"], [("y", y)])
+
+
+def _prepared(
+    name: str | Function,
+    a: ctypes.Structure,
+    inputs: Sequence[str],
+    made: Iterable[tuple[str, Tensor]],
+) -> list[Prepared]:
+    """The launch with these arguments again, or nothing where it is not one on the CPU."""
+    outputs = [(x, place(type(a), each)) for each, x in made]
+    if any(x.device.type != "cpu" for x, _ in outputs):
+        return []
+    kept = tuple(Output(tuple(x.shape), x.stride(), x.dtype, at) for x, at in outputs)
+    places = tuple(place(type(a), each) for each in inputs)
+    return [cpu.prepared(name, a, places, kept, place(type(a), "eta"))]
 
 
 def _far(y: Tensor) -> int:

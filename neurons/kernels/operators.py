@@ -6,13 +6,14 @@ A schedule and a function travel as text, so that one graph serves every number 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import launch
+from .prepared import Prepared, keep, layout, unwatched
 
 # what torch.library calls the types of ``launch``
 _TYPES = {
@@ -33,17 +34,21 @@ def _operator(name: str) -> Any:
     """The operator of a function of ``launch``: its outputs, filled; unfilled in a graph."""
 
     def run(*given: Any) -> Any:
-        filling = getattr(launch, name)(*given)
-        outputs = next(filling)
-        for _ in filling:
-            pass
-        return outputs
+        return filled(getattr(launch, name)(*given))
 
     operator = torch.library.custom_op(
         f"spikingjelly_signgd::{name}", run, mutates_args=(), schema=_schema(getattr(launch, name))
     )
     operator.register_fake(lambda *given: next(getattr(launch, name)(*given)))
     return operator
+
+
+def filled(launched: Iterator[Any]) -> Any:
+    """The outputs of a function of ``launch``, after the kernel."""
+    outputs = next(launched)
+    for _ in launched:
+        pass
+    return outputs
 
 
 def _schema(launched: Callable[..., Any]) -> str:
@@ -60,7 +65,23 @@ group_train = _operator("group_train")
 group_gradient = _operator("group_gradient")
 track = _operator("track")
 track_gradient = _operator("track_gradient")
-running_sum = _operator("running_sum")
+_running_sum = _operator("running_sum")
+_sums: dict[Any, Prepared] = {}
+
+
+def running_sum(x_seq: Tensor, start: Tensor) -> Tensor:
+    """y(t) = y(t - 1) + x(t), y(0) = start: [T, ...], float32."""
+    given = (x_seq, start)
+    recorded = torch.is_grad_enabled() and (x_seq.requires_grad or start.requires_grad)
+    if recorded or not unwatched() or (key := layout(given)) is None:
+        return _running_sum(*given)  # type: ignore[no-any-return]
+    if (known := _sums.get(key)) is not None:
+        return known(given)[0]
+    ready: list[Prepared] = []
+    y: Tensor = filled(launch.running_sum(*given, ready=ready))
+    for each in ready:
+        keep(_sums, key, each)
+    return y
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -113,4 +134,4 @@ def _keep_sum(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.dtype = inputs[0].dtype
 
 
-running_sum.register_autograd(_sum_backward, setup_context=_keep_sum)
+_running_sum.register_autograd(_sum_backward, setup_context=_keep_sum)

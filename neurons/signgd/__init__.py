@@ -18,6 +18,7 @@ from .step import (
     signgd_fires,
     signgd_initial_state,
     signgd_spike_step,
+    signgd_start_state,
     signgd_step,
     signgd_surrogate_step,
     step_size,

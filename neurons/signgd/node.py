@@ -16,7 +16,7 @@ from .step import (
     SignGDParameters,
     SignGDSpikeState,
     SignGDState,
-    signgd_initial_state,
+    signgd_start_state,
     signgd_step,
     signs,
     weighted_spike,
@@ -95,8 +95,7 @@ class SignGDNeuron(Neuron):
         )
 
     def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
-        p = self.parameters
-        return signgd_initial_state(p.target(*inputs).to(inputs[0].dtype), p)
+        return signgd_start_state(inputs, inputs[0], self.parameters)
 
     def sequence(
         self, inputs: tuple[Tensor, ...], state: SignGDState

@@ -40,7 +40,7 @@ group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ from torch import Tensor
 from ...errors import InputError
 from .. import spikes
 from ..base import broadcasts, spread
+from ..kernels.prepared import keep, unwatched
 from ..nonlinearities import FunctionInC, Nonlinearity
 from ..schedules import Schedule, name_schedule
 from . import sparse
@@ -83,10 +84,15 @@ class SignGDParameters:
     check: InitVar[bool] = True
     schedule_name: str = field(init=False, repr=False)  # what the kernels are given for both
     in_c: FunctionInC | None = field(init=False, repr=False)
+    tensors: tuple[Tensor, ...] = field(init=False, repr=False)  # but ``resting``
+    # what ``sequence.py`` has found out for inputs of some layout
+    ready: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self, check: bool) -> None:
         object.__setattr__(self, "schedule_name", name_schedule(self.schedule))
         object.__setattr__(self, "in_c", self.function.in_c(self.arguments))
+        given = (*self.arguments.values(), self.scale, self.dead_zone)
+        object.__setattr__(self, "tensors", tuple(a for a in given if isinstance(a, Tensor)))
         # a graph that is being traced has no values
         check = check and not torch.compiler.is_compiling()
         if check and not bool((torch.as_tensor(self.scale) > 0).all()):
@@ -117,8 +123,11 @@ class SignGDParameters:
                 "it would need; set momentum or dead_zone to 0."
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ready": {}}  # which is of this process
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"ready": {}, **state})
         self.__dict__["schedule_name"] = name_schedule(
             self.schedule
         )  # in the process that reads it
@@ -127,6 +136,16 @@ class SignGDParameters:
     def sparse(self) -> bool:
         """Whether a member may be silent."""
         return isinstance(self.dead_zone, Tensor) or self.dead_zone > 0
+
+    @property
+    def read(self) -> tuple[Tensor, ...]:
+        """The tensors that a kernel reads with the arguments of f."""
+        return () if self.in_c is None else self.in_c.tensors
+
+    @property
+    def sizes(self) -> tuple[Tensor, ...]:
+        """Scale and dead zone, where they are tensors."""
+        return tuple([a for a in (self.scale, self.dead_zone) if isinstance(a, Tensor)])
 
     def target(self, *x: Tensor) -> Tensor:
         """f(x): what v moves toward."""
@@ -173,6 +192,24 @@ def signgd_initial_state(like: Tensor, p: SignGDParameters) -> SignGDState:
     """v at rest, with the shape, device and float type of ``like``, which is f(x)."""
     resting = torch.as_tensor(p.resting, dtype=like.dtype, device=like.device)
     return SignGDState(spread(resting, like.shape, "resting"))
+
+
+def signgd_start_state(x: Sequence[Tensor], like: Tensor, p: SignGDParameters) -> SignGDState:
+    """v at rest before a first step with x, the arguments of f, in the float type of ``like``.
+
+    f(x), of which the shape is needed, is computed once for arguments of some shape.
+    """
+    if not unwatched():
+        return signgd_initial_state(p.target(*x).to(like.dtype), p)
+    key = (like.dtype, like.device, torch.is_inference_mode_enabled(), *[a.shape for a in x])
+    if (state := p.ready.get(key)) is None:
+        with torch.no_grad():
+            at = torch.empty((), dtype=like.dtype, device=like.device).expand(p.target(*x).shape)
+            state = signgd_initial_state(at, p)
+        if isinstance(p.resting, Tensor):
+            state = state._replace(v=at)
+        keep(p.ready, key, state)
+    return signgd_initial_state(state.v, p) if isinstance(p.resting, Tensor) else state
 
 
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:

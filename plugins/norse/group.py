@@ -12,7 +12,7 @@ from ...neurons import group
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
-from .module import Cell, Layer, Neuron
+from .module import Cell, Dynamic, Layer
 
 
 class GroupNeuronParameters(NamedTuple):
@@ -60,7 +60,7 @@ class SignedGroupNeuronState(NamedTuple):
     sent: Tensor
 
 
-class _GroupNeuron(Neuron):
+class _GroupNeuron(Dynamic):
     Parameters = GroupNeuronParameters
     State = (GroupNeuronState, SignedGroupNeuronState)
     numbers = ("alpha",)
@@ -87,9 +87,12 @@ class _GroupNeuron(Neuron):
 
     @classmethod
     def start(
-        cls, inputs: tuple[Tensor, ...], p: GroupNeuronParameters
+        cls,
+        inputs: tuple[Tensor, ...],
+        p: GroupNeuronParameters,
+        dynamics: group.GroupNeuronParameters | None = None,
     ) -> GroupNeuronState | SignedGroupNeuronState:
-        v = group.group_initial_v(inputs[0], cls.dynamics(p))
+        v = group.group_initial_v(inputs[0], dynamics or cls.dynamics(p))
         return SignedGroupNeuronState(v, torch.zeros_like(v)) if p.signed else GroupNeuronState(v)
 
     @classmethod
@@ -98,6 +101,7 @@ class _GroupNeuron(Neuron):
         inputs: tuple[Tensor, ...],
         state: GroupNeuronState | SignedGroupNeuronState,
         p: GroupNeuronParameters,
+        dynamics: group.GroupNeuronParameters | None = None,
     ) -> tuple[Tensor, GroupNeuronState | SignedGroupNeuronState]:
         (x_seq,) = single(cls, inputs)
         sent = state.sent if isinstance(state, SignedGroupNeuronState) else None
@@ -110,7 +114,7 @@ class _GroupNeuron(Neuron):
         done = group.group_multi_step(
             x_seq,
             state.v,
-            cls.dynamics(p),
+            dynamics or cls.dynamics(p),
             sent=sent,
             backend=p.backend,
             surrogate=surrogate(p.method, p.alpha) if learns else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -70,10 +71,16 @@ class Neuron(nn.Module):
         return cls._one_step(cls._inputs(input_tensor), state, p)
 
     @classmethod
-    def _one_step(cls, inputs: tuple[Tensor, ...], state: Any, p: Any) -> tuple[Tensor, Any]:
-        state = cls._state(inputs, state, p)
-        y, state = cls.sequence(tuple(x.unsqueeze(0) for x in inputs), state, p)
+    def _one_step(
+        cls, inputs: tuple[Tensor, ...], state: Any, p: Any, *made: Any
+    ) -> tuple[Tensor, Any]:
+        state = cls._state(inputs, state, p, *made)
+        y, state = cls.sequence(tuple(x.unsqueeze(0) for x in inputs), state, p, *made)
         return y[0], state
+
+    def _made(self, p: Any) -> tuple[Any, ...]:
+        """What ``start`` and ``sequence`` would make of p at every call, if a module keeps it."""
+        return ()
 
     @classmethod
     def _inputs(cls, input_tensor: Any, *, sequence: bool = False) -> tuple[Tensor, ...]:
@@ -95,11 +102,11 @@ class Neuron(nn.Module):
         return inputs
 
     @classmethod
-    def _state(cls, inputs: tuple[Tensor, ...], state: Any, p: Any) -> Any:
+    def _state(cls, inputs: tuple[Tensor, ...], state: Any, p: Any, *made: Any) -> Any:
         """The state for a step with these inputs, in their precision and checked."""
         dtype = state_dtype(inputs)
         if state is None:
-            return cls.start(tuple(x.to(dtype) for x in inputs), p)
+            return cls.start(tuple([x.to(dtype) for x in inputs]), p, *made)
         if not isinstance(state, cls.State):
             raise InputError(
                 f"{cls.__name__}: the state is what an earlier call returned, or None, but it is "
@@ -339,7 +346,8 @@ class Cell(Neuron, SNNCell):  # type: ignore[misc]
     def forward(
         self, input_tensor: Tensor | tuple[Tensor, ...], state: Any = None
     ) -> tuple[Tensor, Any]:
-        return self._one_step(self._inputs(input_tensor), state, self.p)
+        p = self.p
+        return self._one_step(self._inputs(input_tensor), state, p, *self._made(p))
 
 
 class Layer(Neuron, SNN):  # type: ignore[misc]
@@ -365,19 +373,45 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
         self, input_tensor: Tensor | tuple[Tensor, ...], state: Any = None
     ) -> tuple[Tensor, Any]:
         p, inputs = self.p, self._inputs(input_tensor, sequence=True)
-        state = self._state(tuple(x[0] for x in inputs), state, p)
+        made = self._made(p)
+        state = self._state(tuple([x[0] for x in inputs]), state, p, *made)
         if not self.record_states:
-            return self.sequence(inputs, state, p)
+            return self.sequence(inputs, state, p, *made)
         outputs, states = [], []
         for t in range(inputs[0].shape[0]):
-            y, state = self.sequence(tuple(x[t : t + 1] for x in inputs), state, p)
+            y, state = self.sequence(tuple(x[t : t + 1] for x in inputs), state, p, *made)
             outputs.append(y)
             states.append(state)
         return torch.cat(outputs), merge_states(states)
 
     def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
         """One step, [B, ...], as the layer's cell."""
-        return self._one_step(self._inputs(inputs), state, self.p)
+        p = self.p
+        return self._one_step(self._inputs(inputs), state, p, *self._made(p))
+
+
+class Dynamic(Neuron):
+    """A kind with ``dynamics``, the definition's parameters, which ``start`` and ``sequence`` may
+    be handed: a module keeps them as long as its p stays as it is."""
+
+    _kept: tuple[tuple[Any, ...], Any] | None = None  # of what, and the dynamics
+
+    @classmethod
+    def dynamics(cls, p: Any, check: bool = False) -> Any:
+        raise NotImplementedError
+
+    def _made(self, p: Any) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling():
+            return ()
+        of = (*p, *(getattr(p, "arguments", None) or {}).values())
+        kept = self._kept
+        if kept is None or len(of) != len(kept[0]) or not all(map(is_, of, kept[0])):
+            half = any(isinstance(a, Tensor) and a.element_size() < 4 for a in of)
+            if half:  # what is made of it is a copy, which would not follow it
+                return ()
+            kept = (of, self.dynamics(p))
+            self.__dict__["_kept"] = kept
+        return (kept[1],)
 
 
 def _own(state: Any) -> Any:

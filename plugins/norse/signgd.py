@@ -23,7 +23,7 @@ from ...neurons.protocol import (
 from ...neurons.schedules import ExponentialSchedule, Schedule
 from ...neurons.surrogate import Surrogate
 from .common import check_backend, check_schedule, of_arity, surrogate, trains
-from .module import Cell, Layer, Neuron, stale
+from .module import Cell, Dynamic, Layer, stale
 
 
 class SignGDParameters(NamedTuple):
@@ -87,7 +87,7 @@ class SignGDState(NamedTuple):
     buffer: Tensor | None = None
 
 
-class _SignGD(Neuron):
+class _SignGD(Dynamic):
     Parameters = SignGDParameters
     State = SignGDState
     numbers = ("momentum", "alpha")
@@ -126,8 +126,13 @@ class _SignGD(Neuron):
         )
 
     @classmethod
-    def start(cls, inputs: tuple[Tensor, ...], p: SignGDParameters) -> SignGDState:
-        dynamics = cls.dynamics(p)
+    def start(
+        cls,
+        inputs: tuple[Tensor, ...],
+        p: SignGDParameters,
+        dynamics: signgd.SignGDParameters | None = None,
+    ) -> SignGDState:
+        dynamics = dynamics or cls.dynamics(p)
         of_arity(cls, inputs, dynamics.function)
         initial = () if p.spikes == "decoded" else _for_each(p.initial_input, inputs, cls.__name__)
         (v, t, buffer), x = signgd_start(inputs, dynamics, p.spikes, initial)
@@ -142,9 +147,13 @@ class _SignGD(Neuron):
 
     @classmethod
     def sequence(
-        cls, inputs: tuple[Tensor, ...], state: SignGDState, p: SignGDParameters
+        cls,
+        inputs: tuple[Tensor, ...],
+        state: SignGDState,
+        p: SignGDParameters,
+        dynamics: signgd.SignGDParameters | None = None,
     ) -> tuple[Tensor, SignGDState]:
-        dynamics = cls.dynamics(p)
+        dynamics = dynamics or cls.dynamics(p)
         of_arity(cls, inputs, dynamics.function)
         if (state.x is None) != (p.spikes == "decoded"):
             raise InputError(

@@ -18,6 +18,7 @@ Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -212,7 +213,7 @@ class Recording(Stateful, neuron.BaseNode):
 
     def reset(self) -> None:
         super().reset()
-        self.v_seq = self.spike_seq = None
+        self.__dict__.update(v_seq=None, spike_seq=None)  # past three __setattr__
 
     def detach(self) -> None:
         super().detach()
@@ -297,6 +298,11 @@ def known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
 def same(a: Any, b: Any) -> bool:
     """Whether a value that a module was made of is still the one, a tensor the very same."""
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
+
+
+def unchanged(now: tuple[Any, ...], made_of: tuple[Any, ...]) -> bool:
+    """Whether these are the values that a module was made of."""
+    return all(map(is_, now, made_of)) or all(map(same, now, made_of))
 
 
 def hold(module: nn.Module, name: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from ...neurons.group import (
 )
 from ...neurons.protocol import at_least_float32
 from .. import simulator
-from .base import Made, Record, Shapes, hold, known_surrogate, same, show
+from .base import Made, Record, Shapes, hold, known_surrogate, show, unchanged
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import surrogate
@@ -88,7 +88,7 @@ class GroupNode(Made):
         """The definition's parameters, with the tensors of the buffers."""
         of = (self.members, self.v_threshold, self.initial_charge, self.signed)
         made = self._made
-        if made is None or not all(map(same, of, made[0])):
+        if made is None or not unchanged(of, made[0]):
             dynamics = GroupNeuronParameters(
                 self.members,
                 at_least_float32(self.v_threshold),

@@ -21,7 +21,7 @@ from ...neurons.protocol import (
 )
 from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
-from .base import Made, Record, Shapes, hold, known_surrogate, same, show
+from .base import Made, Record, Shapes, hold, known_surrogate, show, unchanged
 
 
 class _SignGDNodeState(NamedTuple):
@@ -128,7 +128,7 @@ class SignGDNode(Made):
 
     def reset(self) -> None:
         super().reset()
-        self._start = None
+        self.__dict__["_start"] = None
 
     def _hold_each(self, name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, tuple):
@@ -162,7 +162,7 @@ class SignGDNode(Made):
         numbers = (self.schedule, self.momentum, self.members)
         of = (*numbers, self.scale, self.resting, self.dead_zone, *arguments.values())
         made = self._made
-        if made is None or not all(map(same, of, made[0])):
+        if made is None or not unchanged(of, made[0]):
             dynamics = SignGDParameters(
                 self.function,
                 self.schedule,
@@ -176,12 +176,12 @@ class SignGDNode(Made):
             made = self._made = (of, dynamics)
         return made[1]
 
-    @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
         initial: tuple[float | Tensor, ...] = ()
         if self.spikes != "decoded":
             initial = self._start or self._held(self._initial_inputs, len(inputs))
-        (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
+        with torch.no_grad():
+            (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
         return _SignGDNodeState(v, t, buffer, x, None)
 
     def choice(self, x: Tensor) -> Choice:
