@@ -1,4 +1,4 @@
-"""A MobileNet with ReLU6: group neurons, whose members saturate by themselves, beside signGD neurons.
+"""A MobileNet with ReLU6: group neurons, whose members saturate by themselves, beside signGD.
 
     python benchmarks/mobilenet.py [--images 10000]
 
