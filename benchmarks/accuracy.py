@@ -49,7 +49,7 @@ def signgd(name: str, data_name: str, data: Data, samples: int) -> Iterator[dict
     result: dict[str, Any] = {"network": name, "samples": samples, "default": {}}
     for steps in reversed(TIME_STEPS):
         network = sg.convert(
-            model, calibration, time_steps=steps, forms={"norm": "local"}, tune=False
+            model, calibration, time_steps=steps, forms={"norm": "local"}, dead_zone=0.0, tune=False
         )
         row = sg.evaluate(sg.build(network), batches, steps, reference=model)
         result["default"][str(steps)] = row.to_dict()["rows"][0]

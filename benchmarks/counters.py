@@ -28,12 +28,13 @@ from data import digits  # noqa: E402
 from networks import load_network  # noqa: E402
 
 STEPS, IMAGES = 8, 32
+DENSE = {"dead_zone": 0.0}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet, signGD": ("resnet", {}),
+    "resnet, signGD": ("resnet", DENSE),
     "resnet, 4 members": ("resnet", {"method": "group", "members": 4}),
-    "vgg, signGD": ("vgg", {}),
-    "convnext, signGD": ("convnext", {}),
-    "vit, signGD": ("vit", {}),
+    "vgg, signGD": ("vgg", DENSE),
+    "convnext, signGD": ("convnext", DENSE),
+    "vit, signGD": ("vit", DENSE),
 }
 
 

@@ -155,7 +155,10 @@ def table() -> str:
     for kind, (model, options, steps) in NETWORKS.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # levels and ranges are not the matter here
-            network = sg.convert(model().eval(), images, time_steps=steps, tune=False, **options)
+            dense = {"dead_zone": 0.0} if options.get("method", "signgd") == "signgd" else {}
+            network = sg.convert(
+                model().eval(), images, time_steps=steps, tune=False, **dense | options
+            )
         cells = []
         for form in FORMATS:
             word, why = outcome(network, images, form)

@@ -47,7 +47,7 @@ def row(
     data, model = DATA[data_name](), load_network(name, data_name)
     begun = time.perf_counter()
     x = data.train.images[:CALIBRATION]
-    network = sg.search(model, x, spikes=budget, methods=methods, **options)
+    network = sg.search(model, x, spikes=budget, methods=methods, dead_zone=0.0, **options)
     seconds = round(time.perf_counter() - begun, 1)
     snn, steps = sg.build(network), network.time_steps
     found = sg.evaluate(snn, batches_of(data, samples), steps, reference=model)

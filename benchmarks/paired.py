@@ -10,9 +10,9 @@ the median of the ratios new / old, and its 95 % interval by bootstrap over the 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +42,8 @@ def cases() -> dict[str, Callable[[], object]]:
 
     torch.manual_seed(0)
     schedule = sg.ExponentialSchedule(0.5, 0.9)
+    known = "dead_zone" in inspect.signature(sg.convert).parameters  # older trees have none
+    dense: dict[str, Any] = {"dead_zone": 0.0} if known else {}
     found: dict[str, Callable[[], object]] = {}
 
     def node(name: str, made: nn.Module, shape: tuple[int, ...]) -> None:
@@ -55,7 +57,7 @@ def cases() -> dict[str, Callable[[], object]]:
 
     for shape in ((32, 8, 4, 4), (32, 8, 64, 32)):
         for function in ("relu", "gelu"):
-            made = sg.SignGDNode(function, schedule, spikes="decoded", step_mode="m")
+            made = sg.SignGDNode(function, schedule, spikes="decoded", step_mode="m", **dense)
             node(f"signgd {function}", made, shape)
         node("group of 4", sg.GroupNode(4, 1.0, step_mode="m"), shape)
 
@@ -67,17 +69,19 @@ def cases() -> dict[str, Callable[[], object]]:
     for name in ("vgg", "convnext", "mixer"):
         model = load_network(name, "digits")
         for plan, options in plans.items():
-            network = sg.convert(model, x, tune=False, **options)
+            network = sg.convert(model, x, tune=False, **dense, **options)
             for view in ("decoded", "signed"):
                 snn = sg.build(network, "spikingjelly", spikes=view)
                 steps = options["time_steps"]
                 found[f"networks/{name} {plan} {view}"] = partial(sg.run, snn, x[:32], (steps,))
     model = load_network("vgg", "digits")
-    found["conversion/vgg signgd"] = lambda: sg.convert(model, x, time_steps=16, tune=False)
+    found["conversion/vgg signgd"] = lambda: sg.convert(
+        model, x, time_steps=16, tune=False, **dense
+    )
     found["conversion/vgg group"] = lambda: sg.convert(
         model, x[:64], method="group", time_steps=2, members=4, scale="unit", tune=False
     )
-    network = sg.convert(model, x, time_steps=4, tune=False)
+    network = sg.convert(model, x, time_steps=4, tune=False, **dense)
     found["tuning/vgg 4 iterations"] = lambda: sg.tune(network, x, iterations=4)
     return found
 
@@ -117,6 +121,15 @@ class Tree:
         return float(self._answer())
 
 
+# Kernels are those of their tree
+BUILD = """
+import pathlib, sys
+sys.path.insert(0, ".")
+import build
+build.build(pathlib.Path(sys.argv[1]).absolute(), build.table_functions())
+"""
+
+
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +139,9 @@ def checked_out(revision: str) -> Iterator[Path]:
             cwd=ROOT, check=True,
         )  # fmt: skip
         try:
-            for library in (ROOT / "neurons" / "kernels").glob("_cpu*"):
-                shutil.copy(library, tree / "neurons" / "kernels")
+            for library in (ROOT / "neurons" / "kernels").glob("_cpu*.so"):
+                command = [sys.executable, "-c", BUILD, library.name]
+                subprocess.run(command, cwd=tree / "neurons" / "kernels", check=True)
             yield tree
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT)

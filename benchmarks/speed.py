@@ -483,7 +483,8 @@ def converted(name: str, x: Tensor, preset: str = "default") -> tuple[nn.Module,
             model = load_network(QCFS[name], "fashion", qcfs=LEVELS)
             return model, sg.convert(model, x, method="group", time_steps=STEPS)
         model = load_network(name, "fashion")
-        return model, sg.convert(model, x, preset=preset, time_steps=STEPS, tune=False)
+        zone: dict[str, Any] = {} if preset == "paper" else {"dead_zone": 0.0}
+        return model, sg.convert(model, x, preset=preset, time_steps=STEPS, tune=False, **zone)
 
 
 def network(name: str, options: argparse.Namespace) -> dict[str, Any]:
