@@ -13,15 +13,21 @@ from torch import nn
 @contextmanager
 def having(module: nn.Module, **wanted: Any) -> Iterator[None]:
     """Each submodule that has such attributes with these values; what was set before comes back."""
-    parts = list(module.modules())
-    before = [(p, name, getattr(p, name)) for p in parts for name in wanted if hasattr(p, name)]
+    parts = [(p, name) for p in module.modules() for name in wanted if _has(p, name)]
+    given = [(part, name, getattr(part, name)) for part, name in parts]
+    before = [each for each in given if each[2] != wanted[each[1]]]
     for part, name, _ in before:
-        setattr(part, name, wanted[name])
+        object.__setattr__(part, name, wanted[name])
     try:
         yield
     finally:
         for part, name, value in before:
-            setattr(part, name, value)
+            object.__setattr__(part, name, value)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Whether it is an attribute, no tensor or submodule: to ask those takes long."""
+    return name in vars(module) or hasattr(type(module), name)
 
 
 @contextmanager

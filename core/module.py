@@ -53,14 +53,19 @@ class LinearOperation(nn.Module):
 
     def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
         run = apply_linear if linear_part else apply
-        return run(self.op, inputs, self.attributes, dict(self.named_buffers()), batch)
+        return run(self.op, inputs, self.attributes, self._tensors, batch)
 
     def over_time(
         self, inputs: Sequence[Tensor], led: Sequence[bool], batch: int, linear_part: bool
     ) -> Tensor:
         """At all steps at once; ``led`` says which inputs lead with time."""
-        tensors = dict(self.named_buffers())
-        return apply_over_time(self.op, inputs, led, self.attributes, tensors, batch, linear_part)
+        return apply_over_time(
+            self.op, inputs, led, self.attributes, self._tensors, batch, linear_part
+        )
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return self._buffers  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
         attributes = ", ".join(f"{k}={v}" for k, v in self.attributes.items() if v is not None)
@@ -431,12 +436,13 @@ class NetworkModule(nn.Module):
             )
         if leading and x.shape[0] == 0:
             raise InputError("a sequence has at least one step, but T is 0.")
-        return x.to(self.network.dtype if not self._dtype() else self._dtype())
+        return x.to(self._dtype() or self.network.dtype)
 
     def _dtype(self) -> torch.dtype | None:
-        for buffer in self.operations.buffers():
-            if buffer.is_floating_point():
-                return buffer.dtype
+        for operation in self.operations.values():
+            for buffer in operation._buffers.values():
+                if buffer is not None and buffer.is_floating_point():
+                    return buffer.dtype
         return None
 
     # -- one block of steps -------------------------------------------------------------------
@@ -498,10 +504,13 @@ def _in_order(network: SpikingNetwork, modules: Mapping[str, nn.Module]) -> nn.M
     return nn.ModuleDict({key(name): modules[name] for name in names})
 
 
+_TAKEN = frozenset([*dir(nn.ModuleDict), *dir(type)])
+
+
 def key(name: str) -> str:
     """A node's name as torch takes it for a submodule: no dots, no name of ModuleDict's own."""
     path = name.replace(".", "/")
-    return f"{path}/" if hasattr(nn.ModuleDict, path) else path
+    return f"{path}/" if path in _TAKEN else path
 
 
 def _check_spike_view(network: SpikingNetwork) -> None:

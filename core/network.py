@@ -164,6 +164,15 @@ class SpikingNetwork:
             uses.setdefault(user, []).append(value)
         return uses
 
+    @cached_property
+    def most_values(self) -> int:
+        """The most values that a node makes for one input, attention's logits among them."""
+        functions = self.of(Function)
+        attention = [node for node in functions if node.function.name == "attention"]
+        pairs = [[self[name].shape for name in node.inputs[:2]] for node in attention]
+        logits = [values_of((*queries[:-1], keys[-1])) for queries, keys in pairs]
+        return max([*(node.values for node in self.nodes), *logits])
+
     @property
     def neurons(self) -> tuple[Neuron, ...]:
         """The spiking nodes, in order."""

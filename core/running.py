@@ -121,7 +121,8 @@ def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: boo
             "module.ann(x) for the source network."
         )
     x = snn.check_input(x, leading=int(sequence))
-    if not bool(x.isfinite().all()):
+    # a sum is finite only where all of it is; the other way round it may overflow
+    if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
     if sequence and x.shape[0] < last:
         raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
@@ -134,12 +135,7 @@ def _at(values: Tensor, step: int) -> Tensor:
 
 def default_chunk(network: SpikingNetwork, batch: int, device: str = "cpu") -> int:
     """Steps in a block such that the largest value of one stays within the limit."""
-    largest = 1
-    for node in network.nodes:
-        size = 4 * max(batch, 1)
-        for s in node.shape:
-            size *= s if isinstance(s, int) else int(s.split("*")[0])
-        largest = max(largest, size)
+    largest = max(1, 4 * max(batch, 1) * network.most_values)
     return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cpu"]) // largest)
 
 

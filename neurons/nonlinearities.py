@@ -227,8 +227,14 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
 
 
 def layer_norm(x: Tensor, dims: int, eps: float) -> Tensor:
-    """Over the last ``dims`` dimensions, without weight and bias: one neuron for an output."""
-    return F.layer_norm(x, x.shape[-dims:], eps=eps)
+    """Over the last ``dims`` dimensions, without weight and bias: one neuron for an output.
+
+    On a CPU torch has vectorised code with a weight and a bias alone; 1 and 0 change no bit.
+    """
+    shape = x.shape[-dims:]
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.layer_norm(x, shape, eps=eps)
+    return F.layer_norm(x, shape, x.new_ones(shape), x.new_zeros(shape), eps)
 
 
 def rms_norm(x: Tensor, dims: int, eps: float) -> Tensor:
@@ -253,7 +259,7 @@ def attention(
     Queries [..., n, d], transposed keys [..., d, s] and values [..., s, m] of as many dimensions;
     ``keep`` as ``softmax`` has it.
     """
-    logits = torch.matmul(x, y) * scale
+    logits = torch.matmul(x, y).mul_(scale)
     return torch.matmul(softmax(logits if bias is None else logits + bias, -1, keep), z)
 
 

@@ -118,7 +118,8 @@ def state_dtype(inputs: Sequence[Tensor]) -> torch.dtype:
     """float32, float64 if an input is, whatever else the inputs are."""
     dtype = torch.float32
     for x in inputs:
-        dtype = torch.promote_types(dtype, x.dtype)
+        if x.dtype is not dtype:
+            dtype = torch.promote_types(dtype, x.dtype)
     return dtype
 
 

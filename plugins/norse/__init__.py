@@ -135,7 +135,7 @@ class NorseNetwork(NetworkModule):
         return self.advance(x, state=self._checked(state))
 
     def for_sequences(self) -> AbstractContextManager[None]:
-        return having(self, record_states=False)
+        return having(self.neurons, record_states=False)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         layer: Layer = self.neuron(node.name)  # type: ignore[assignment]

@@ -81,7 +81,7 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         return outputs
 
     def for_sequences(self) -> AbstractContextManager[None]:
-        return having(self, step_mode="m")
+        return having(self.neurons, step_mode="m")
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
         y: Tensor = self.neuron(node.name)(*inputs)

@@ -96,24 +96,24 @@ class Stateful(base.MemoryModule):
                 )
         if step_mode == "s":
             return inputs
-        if any(x.dim() == 0 or x.shape[0] < 1 or x.shape[0] != inputs[0].shape[0] for x in inputs):
+        if not all([x.dim() and x.shape[0] and x.shape[0] == inputs[0].shape[0] for x in inputs]):
             raise InputError(
                 f"{self._get_name()}: in step_mode 'm' an input is [T, N, *] with one T >= 1, but "
                 f"the shapes are {[tuple(x.shape) for x in inputs]}. Set step_mode 's' "
                 "(functional.set_step_mode) to feed one step [N, *]."
             )
-        return tuple(x[0] for x in inputs)
+        return tuple([x[0] for x in inputs])
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
     ) -> Any:
         """Before the first step the states for this batch, then the same ones, checked."""
         first = self._checked(inputs, step_mode)
-        shapes: Shapes = tuple(tuple(x.shape) for x in first)
+        shapes: Shapes = tuple([tuple(x.shape) for x in first])
         dtype = state_dtype(first)
         state = self.State(*states)
         if state.shapes is None:
-            return self._initial_state(tuple(x.to(dtype) for x in first))._replace(shapes=shapes)
+            return self._initial_state(tuple([x.to(dtype) for x in first]))._replace(shapes=shapes)
         if state.shapes != shapes:
             raise InputError(
                 f"{self._get_name()}: a step is {list(shapes)} now, but the state was built for "
@@ -162,6 +162,13 @@ class Stateful(base.MemoryModule):
 
     def _store(self, record: Record, step_mode: str) -> None:
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """As SpikingJelly's, which copies what they begin with: numbers need none."""
+        if any(isinstance(value, Tensor) for value in self._memories_rv.values()):
+            super().reset()
+        else:
+            self._memories.update(self._memories_rv)
 
     def detach(self) -> None:
         for name, value in self._memories.items():

@@ -176,12 +176,12 @@ class SignGDNode(Made):
             made = self._made = (of, dynamics)
         return made[1]
 
+    @torch.no_grad()
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
         initial: tuple[float | Tensor, ...] = ()
         if self.spikes != "decoded":
             initial = self._start or self._held(self._initial_inputs, len(inputs))
-        with torch.no_grad():
-            (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
+        (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
         return _SignGDNodeState(v, t, buffer, x, None)
 
     def choice(self, x: Tensor) -> Choice:
