@@ -17,7 +17,7 @@ Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from operator import is_
 from typing import Any, ClassVar
 
@@ -170,7 +170,7 @@ class Stateful(base.MemoryModule):
 
     def reset(self) -> None:
         """As SpikingJelly's, which copies what they begin with: numbers need none."""
-        if any(isinstance(value, Tensor) for value in self._memories_rv.values()):
+        if any([isinstance(value, Tensor) for value in self._memories_rv.values()]):
             super().reset()
         else:
             self._memories.update(self._memories_rv)
@@ -272,7 +272,7 @@ class Kernel(Recording):
 class Made(Kernel):
     """A neuron with ``dynamics``, the definition's parameters, made again where one changes."""
 
-    _made: tuple[tuple[Any, ...], Any] | None = None  # of what, and the dynamics
+    _made: tuple[Sequence[Any], Any] | None = None  # of what, and the dynamics
     _of_start: tuple[str, ...] = ()  # the attributes that a state before a first step is made of
 
     @property
@@ -281,7 +281,7 @@ class Made(Kernel):
 
     def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
         """Kept where it depends on shapes, types and numbers alone; nobody changes it in place."""
-        of = [held(self, name) for name in self._of_start]
+        of = held(self, self._of_start)
         if not (all([isinstance(value, _NUMBERS) for value in of]) and unwatched()):
             return super()._start_of(inputs, shapes, step_mode)
         where = (inputs[0].device, torch.is_inference_mode_enabled())
@@ -325,7 +325,7 @@ def same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
 
 
-def unchanged(now: tuple[Any, ...], made_of: tuple[Any, ...]) -> bool:
+def unchanged(now: Sequence[Any], made_of: Sequence[Any]) -> bool:
     """Whether these are the values that a module was made of."""
     return all(map(is_, now, made_of)) or all(map(same, now, made_of))
 
@@ -338,13 +338,15 @@ def hold(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
 
 
-def held(module: nn.Module, name: str) -> Any:
+def held(module: nn.Module, names: Iterable[str]) -> list[Any]:
     """What ``hold`` put there, past the three ``__getattr__`` of a SpikingJelly module."""
-    if not torch.compiler.is_compiling():
-        for home in (module.__dict__, module._buffers):
-            if name in home:
-                return home[name]
-    return getattr(module, name)
+    if torch.compiler.is_compiling():
+        return [getattr(module, name) for name in names]
+    own, buffers = module.__dict__, module._buffers
+    return [
+        own[name] if name in own else buffers[name] if name in buffers else getattr(module, name)
+        for name in names
+    ]
 
 
 def show(value: Any) -> str:

@@ -87,8 +87,7 @@ class GroupNode(Made):
     @property
     def dynamics(self) -> GroupNeuronParameters:
         """The definition's parameters, with the tensors of the buffers."""
-        sizes = [held(self, name) for name in ("v_threshold", "initial_charge")]
-        of = (self.members, *sizes, self.signed)
+        of = held(self, self._of_start)
         made = self._made
         if made is None or not unchanged(of, made[0]):
             dynamics = GroupNeuronParameters(

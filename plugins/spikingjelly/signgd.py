@@ -23,6 +23,8 @@ from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
 from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
 
+_OF_DYNAMICS = ("schedule", "momentum", "members", "scale", "resting", "dead_zone")
+
 
 class _SignGDNodeState(NamedTuple):
     v: Tensor
@@ -154,15 +156,12 @@ class SignGDNode(Made):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {key: held(self, name) for key, name in self._arguments.items()}
+        return dict(zip(self._arguments, held(self, self._arguments.values()), strict=True))
 
     @property
     def dynamics(self) -> SignGDParameters:
         """The definition's parameters, with the tensors of the buffers."""
-        arguments = self.arguments
-        numbers = (self.schedule, self.momentum, self.members)
-        sizes = [held(self, name) for name in ("scale", "resting", "dead_zone")]
-        of = (*numbers, *sizes, *arguments.values())
+        of = held(self, (*_OF_DYNAMICS, *self._arguments.values()))
         made = self._made
         if made is None or not unchanged(of, made[0]):
             dynamics = SignGDParameters(
@@ -170,7 +169,7 @@ class SignGDNode(Made):
                 self.schedule,
                 at_least_float32(self.scale),
                 at_least_float32(self.resting),
-                {key: at_least_float32(value) for key, value in arguments.items()},
+                {key: at_least_float32(value) for key, value in self.arguments.items()},
                 self.momentum,
                 self.members,
                 at_least_float32(self.dead_zone),
