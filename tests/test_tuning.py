@@ -355,7 +355,7 @@ def test_what_the_caller_chose_is_left_alone_unless_asked(options):
 
 def test_tuned_by_default_and_not_when_told(model, images):
     assert sg.Tuning.of(sg.convert(model, images[:64], time_steps=2)) is not None
-    plain = sg.convert(model, images[:64], time_steps=2, tune=False)
+    plain = sg.convert(model, images[:64], time_steps=2, dead_zone=0, tune=False)
     assert "tuning" not in plain.provenance
     assert all(n.schedule == default_schedule(2, 1.0) for n in plain.neurons[-1:])
 
@@ -514,7 +514,7 @@ def test_a_layer_that_hardly_matters_pays(images):
 
 
 def test_search_keeps_to_its_budget(model, images):
-    network = sg.search(model, images, spikes=4)
+    network = sg.search(model, images, spikes=4, dead_zone=0)
     record = network.provenance["search"]
     splits = [(row["members"], row["time_steps"]) for row in record["tried"][:3]]
     assert splits == [(1, 4), (2, 2), (4, 1)]
@@ -545,7 +545,7 @@ def test_search_refuses_what_contradicts(model, images):
 
 def test_members_beyond_a_byte_are_refused(model, images):
     with pytest.raises(sg.InputError, match="at most 8"):
-        sg.convert(model, images, members=9, tune=False)
+        sg.convert(model, images, members=9, dead_zone=0, tune=False)
     network = sg.convert(model, images, members={"": 2, "gelu": 8}, time_steps=3, tune=False)
     by_name = {n.name: n.members for n in network.neurons}
     assert sorted(set(by_name.values())) == [2, 8]
