@@ -124,11 +124,14 @@ def _folded(source: Linear, affine: Any) -> dict[str, Tensor] | None:
 def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Raise InputError for a module path that nothing in the network has: a misspelt one."""
     settings, functions = context.settings, network.of(Function)
-    given = {"method": settings.method, "members": settings.members, "keep": settings.keep}
+    names = ("method", "members", "dead_zone", "keep")
+    given = {name: getattr(settings, name) for name in names}
     for argument, paths in given.items():
         # what is linear is kept as it is in any case
         known = network.nodes if argument == "keep" else functions
-        for path in () if isinstance(paths, (str, int)) else paths or ():
+        if argument == "dead_zone" and settings.chosen["input_coding"] == "spike":
+            known = (*functions, network.input)  # which gets neurons
+        for path in () if isinstance(paths, (str, int, float)) else paths or ():
             if path and not any(belongs(node, path) for node in known):
                 raise InputError(
                     f"{argument} has an entry for {path!r}, but the neurons are: "

@@ -150,8 +150,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.time_steps is not None:
             check_time_steps(self.time_steps)
-        if isinstance(self.method, Mapping) and list(self.method) == [""]:
-            object.__setattr__(self, "method", self.method[""])
+        for name in ("method", "members", "dead_zone"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping) and list(value) == [""]:
+                object.__setattr__(self, name, value[""])
         self._check_choices()
         self._check_dead_zone()
         self._plan()
@@ -173,11 +175,14 @@ class Settings:
         chosen = self.chosen
         exact = chosen["input_coding"] == "exact" and chosen["schedule"] is None
         one = self.method == "signgd" and exact and _any(chosen["dead_zone"])
-        if self.time_steps is None and self.members is None and one:
+        if self.time_steps is not None:
+            return
+        if one and self.members is None:
             object.__setattr__(self, "members", MEMBERS)
-        if self.time_steps is None:
-            several = one and self.members != 1
-            object.__setattr__(self, "time_steps", 1 if several else TIME_STEPS)
+        if one and isinstance(self.members, Mapping):
+            object.__setattr__(self, "members", {"": MEMBERS, **self.members})
+        several = one and self.members != 1
+        object.__setattr__(self, "time_steps", 1 if several else TIME_STEPS)
 
     @property
     def steps(self) -> int:
@@ -195,8 +200,11 @@ class Settings:
         for name in ("schedule", "input_coding", "input_scale", "scale", "resting", "dead_zone"):
             if getattr(self, name) is not None:
                 chosen[name] = getattr(self, name)
-        if self.momentum and self.dead_zone is None:
-            chosen["dead_zone"] = 0.0
+        usual = 0.0 if self.momentum else PRESETS[self.preset or "default"]["dead_zone"]
+        if self.dead_zone is None:
+            chosen["dead_zone"] = usual
+        elif isinstance(self.dead_zone, Mapping):
+            chosen["dead_zone"] = {"": usual, **self.dead_zone}
         return chosen
 
     @property
@@ -220,10 +228,7 @@ class Settings:
 
     def dead_zone_of(self, node: Function) -> float:
         theta = self.chosen["dead_zone"]
-        if not isinstance(theta, Mapping):
-            return float(theta)
-        found = by_path(theta, node)
-        return float(DEAD_ZONE if found is None else found)
+        return float(by_path(theta, node) if isinstance(theta, Mapping) else theta)
 
     def keeps(self, node: Function) -> bool:
         return any(belongs(node, path) for path in self.keep)
@@ -265,11 +270,14 @@ class Settings:
         _check("input_scale", scale, scale is None or 0 < scale < math.inf, "positive and finite")
 
     def _check_dead_zone(self) -> None:
+        if self.dead_zone is None:
+            return
         given = (
             self.dead_zone.values() if isinstance(self.dead_zone, Mapping) else (self.dead_zone,)
         )
         for theta in given:
-            fits = theta is None or (isinstance(theta, (int, float)) and 0 <= theta < 1)
+            # read in float32, where what is nearer to 1 is 1
+            fits = isinstance(theta, (int, float)) and 0 <= theta < 1 - 2**-25
             _check("dead_zone", theta, fits, "a part of a step, in [0, 1)")
         if not any(given):
             return

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.converters import settings
 from spikingjelly_signgd.neurons import SignGDState, digits, levels, nonlinearity, signgd_step
 
 THETAS = (Fraction(1, 3), Fraction(1, 2), Fraction(2, 3), Fraction(3, 4))
@@ -243,3 +245,53 @@ def test_at_most_twelve_members_and_without_momentum():
         sg.SignGDParameters(
             nonlinearity("relu"), sg.ConstantSchedule(1.0), momentum=0.5, dead_zone=0.5
         )
+
+
+# -- what convert makes of it ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """{path: neuron} of a network converted so, and its T, where 2 / 3 is the default."""
+    monkeypatch.setitem(settings.PRESETS["default"], "dead_zone", 2 / 3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 2))
+    x = torch.randn(8, 4)
+
+    def convert(**options):
+        network = sg.convert(model.eval(), [x], tune=False, **options)
+        return {node.name: node for node in network.neurons}, network.time_steps
+
+    return convert
+
+
+@pytest.mark.parametrize("dense", [{"preset": "paper"}, {"momentum": 0.5}], ids=str)
+def test_by_path_the_others_are_as_without_it(converted, dense):
+    found, _ = converted(dead_zone={"1": 0.0}, **dense)
+    assert {node.dead_zone for node in found.values()} == {0.0}
+    found, _ = converted(dead_zone={"1": 0.5})
+    assert {name: node.dead_zone for name, node in found.items()} == {"1": 0.5, "3": 2 / 3}
+
+
+def test_members_by_path_leave_the_others_those_of_one_step(converted):
+    for options in ({}, {"dead_zone": {"1": 0.0}}):
+        found, steps = converted(members={"1": 4}, **options)
+        assert ({name: node.members for name, node in found.items()}, steps) == (
+            {"1": 4, "3": settings.MEMBERS},
+            1,
+        )
+    found, steps = converted(members={"": 1})
+    assert ({node.members for node in found.values()}, steps) == ({1}, settings.TIME_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("zone", "text"),
+    [
+        ({"head": 0.5}, "dead_zone has an entry for 'head', but the neurons are: 1, 3"),
+        (1 - 2**-26, "in \\[0, 1\\)"),  # 1 in float32
+        ({"1": None}, "in \\[0, 1\\), but it is None"),
+    ],
+    ids=str,
+)
+def test_convert_refuses_dead_zones(converted, zone, text):
+    with pytest.raises(sg.InputError, match=text):
+        converted(dead_zone=zone)

@@ -203,6 +203,21 @@ def test_what_is_not_finite_is_silent():
         assert_kernels([x.expand(2, -1)], SignGDState(v), odd_scale, None, f"{members} {schedule}")
 
 
+@pytest.mark.parametrize("members", [1, 3, 8])
+def test_a_learned_zone_that_is_not_above_0_is_none(members):
+    """Below 0, where learning may take it, and NaN: as the definition has it."""
+    for zone in (
+        torch.linspace(-0.3, 0.9, 40),
+        torch.full((40,), -0.1),
+        torch.tensor([torch.nan, 0.5, 0.6, 0.7]).repeat(10),
+    ):
+        p = sg.SignGDParameters(
+            nonlinearity("relu"), SCHEDULE, members=members, dead_zone=zone, check=False
+        )
+        x = drawn(True, 6, 3, 40)
+        assert_kernels([x], SignGDState(torch.zeros(3, 40)), p, None, f"{members} {zone}")
+
+
 @pytest.mark.parametrize(
     "far", [(2**40, 2**40), (1, 2**40), (1, 1)], ids=["near", "far", "streamed"]
 )

@@ -228,10 +228,11 @@ DEVICE void signgd_block(const SignGD &a, const Step step, index_t n, int lanes)
   Range range_of_scales = {1.0f, 1.0f}, range_of_zones = {a.zone, a.zone};
   if (SPARSE && SCALED) range_of_scales = range_of(scale, lanes);
   if (SPARSE == 2) range_of_zones = range_of(zone.zones, lanes);
-  zone.mixed = SPARSE == 2 && range_of_zones.least == 0.0f;
+  // NaN: one is negative, as a learned one may come to be, or NaN
+  zone.mixed = SPARSE == 2 && !(range_of_zones.least > 0.0f && range_of_zones.most >= 0.0f);
   zone.nearest = !zone.mixed && nearest_holds(MEMBERS, range_of_zones.most);
 #else
-  zone.mixed = SPARSE == 2 && zone.zones[0] == 0.0f;
+  zone.mixed = SPARSE == 2 && !(zone.zones[0] > 0.0f);
 #endif
   for (int k = 0; k < step.arguments; ++k) {
     place[k] = place_of(a.x[k], a.space, n);

@@ -6,7 +6,7 @@
 struct Zones {
   float size, zone;  // c_1 and theta
   const float *sizes, *zones;
-  bool mixed;    // whether some theta are 0: these lanes fire at every step
+  bool mixed;    // whether some theta are not above 0: these lanes fire at every step
   bool nearest;  // whether signgd_nearest may be asked, if
   bool regular;  // all sizes are finite, and those of all members far from subnormal
 };
@@ -58,7 +58,7 @@ DEVICE void signgd_sparse(const Zones &z, const float *target, int lanes, const 
 #undef MEMBERS_OF_LANE
 }
 
-// Of the lanes whose theta is 0, in place of what was made there: dense_step
+// Of the lanes whose theta is not above 0, in place of what was made there: dense_step
 NOT_INLINE void signgd_where_dense(const Zones &z, int m, bool tie, const float *target, int lanes,
                                    const float *v, float *after, float *level, int *code) {
   for (int i = 0; i < lanes; ++i) {
