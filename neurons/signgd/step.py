@@ -154,8 +154,8 @@ class SignGDParameters:
 
 def check_dead_zone(owner: str, theta: float | Tensor) -> None:
     """Raises ValueError unless theta is in [0, 1) everywhere."""
-    value = torch.as_tensor(theta)
-    if not bool(((value >= 0) & (value.float() < 1)).all()):
+    value = torch.as_tensor(theta, dtype=torch.float32)  # whatever torch's default is
+    if not bool(((value >= 0) & (value < 1)).all()):
         shown = theta if value.dim() == 0 else [float(value.min()), float(value.max())]
         raise ValueError(
             f"{owner}: dead_zone is a part of a step, in [0, 1), but it is {shown!r}. Choose 2 / 3 "
@@ -281,7 +281,7 @@ def _sparse_step(
 def dead_zone(v: Tensor, p: SignGDParameters) -> Tensor:
     """theta, rounded to float32, in the type of v."""
     check_dead_zone_fits(p, v)
-    return torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
+    return torch.as_tensor(p.dead_zone, dtype=torch.float32, device=v.device).to(v.dtype)
 
 
 def step_size(v: Tensor, t: int, p: SignGDParameters) -> Tensor:
