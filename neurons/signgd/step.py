@@ -206,10 +206,16 @@ def signgd_start_state(x: Sequence[Tensor], like: Tensor, p: SignGDParameters) -
         with torch.no_grad():
             at = torch.empty((), dtype=like.dtype, device=like.device).expand(p.target(*x).shape)
             state = signgd_initial_state(at, p)
-        if isinstance(p.resting, Tensor):
+        if _anew(at, p):
             state = state._replace(v=at)
         keep(p.ready, key, state)
-    return signgd_initial_state(state.v, p) if isinstance(p.resting, Tensor) else state
+    return signgd_initial_state(state.v, p) if _anew(state.v, p) else state
+
+
+def _anew(v: Tensor, p: SignGDParameters) -> bool:
+    """Whether each start has a v of its own: else it is one number, expanded, which nobody can
+    change in place, but for a v of one element."""
+    return isinstance(p.resting, Tensor) or v.numel() == 1
 
 
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:
