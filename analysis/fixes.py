@@ -249,7 +249,8 @@ def planned_schedule(network: SpikingNetwork, node: SignGDNeuron, steps: int) ->
     told = network.provenance.get("schedule")
     if isinstance(told, Mapping):
         return schedule_from_dict(dict(told))
-    return default_schedule(steps, relative_depths(network.nodes)[node.name], node.members)
+    depth = relative_depths(network.nodes)[node.name]
+    return default_schedule(steps, depth, node.members, node.widest_dead_zone)
 
 
 def _differ(a: float | Tensor, b: float | Tensor) -> bool:
@@ -317,7 +318,7 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
         value = float(torch.as_tensor(before.resting).double().mean())
         why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
     elif fix.cause == "dead zone":
-        value = float(torch.as_tensor(before.dead_zone).max())
+        value = before.widest_dead_zone
         more = _or_members(before, after, trial)
         what = f"lower it to {FINEST_ZONE:g}" + ("" if more is None else f", or members >= {more}")
         why = f"what is within {value:.3g} of its last step is not told"

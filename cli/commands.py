@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def convert(options: argparse.Namespace) -> Result:
     if options.members is not None:
         given["members"] = _by_path("--members", options.members, int)
     if options.dead_zone is not None:
-        given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, float)
+        given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)
     data = _data(options)
     network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
@@ -492,9 +493,14 @@ def _by_path(option: str, values: Sequence[str], kind: Callable[[str], Any]) -> 
         path, _, value = text.rpartition("=")
         try:
             found[path] = kind(value)
-        except ValueError:
+        except (ValueError, ZeroDivisionError):
             raise InputError(f"{option} {text}: {value!r} is not a number.") from None
     return found[""] if list(found) == [""] else found
+
+
+def _part(text: str) -> float:
+    """``0.5``, or ``2/3`` as messages have it."""
+    return float(Fraction(text.replace(" ", "")))
 
 
 def _described(network: SpikingNetwork) -> dict[str, Any]:

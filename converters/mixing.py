@@ -180,8 +180,7 @@ class Choices:
         if bool(target.min() >= 0):  # half of the range is never needed
             resting.append(torch.as_tensor(node.scale) * 0.5)
         for members in range(1, MOST_MEMBERS + 1):
-            zone = float(torch.as_tensor(node.dead_zone).max())
-            usual = default_schedule(self.steps, depth, members, zone)
+            usual = default_schedule(self.steps, depth, members, node.widest_dead_zone)
             sizes = (usual.initial, *FIRST) if members > 1 or self.steps == 1 else (usual.initial,)
             best: tuple[float, SignGDNeuron, Tensor, float] | None = None
             for initial in dict.fromkeys(sizes):

@@ -28,6 +28,7 @@ from ..core.network import (
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
 from .calibration import statistics
+from .objectives import weight_of
 from .planner import plan
 from .settings import Context, belongs
 from .uses import used, users
@@ -196,19 +197,19 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Tuned where it is wanted, or may be and nothing speaks against it: ``tuning``."""
-    wanted = context.settings.tune
+    wanted, objective = context.settings.tune, context.settings.objective
     if wanted is False:
         return network
+    asked = "tune=True" if wanted else f"objective={objective!r}" if weight_of(objective) else ""
     reason = tuning.against(network, context.samples)
-    if not reason and wanted is None:
+    if not reason and not asked:
         reason = _better_not(network, context)
     if not reason:
         seed = context.settings.seed
-        objective = context.settings.objective
         batches = list(context.batches)
         return tuning.tune(network, batches, objective=objective, max_batches=None, seed=seed)
-    if wanted:
-        raise InputError(f"tune=True: {reason}")
+    if asked:
+        raise InputError(f"{asked}: {reason}")
     return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})
 
 

@@ -82,7 +82,7 @@ def search(
         better one is chosen there too.
     iterations, options
         Of the tuning of the best split, as ``tune`` has them; of ``convert``,
-        but for time_steps, members, method, schedule and tune.
+        but for time_steps, members, method, schedule, tune and objective.
 
     Takes some minutes for the example networks, for a target as long again for
     each budget up to it; group neurons add one or two to each.
@@ -101,7 +101,7 @@ def search(
         raise InputError(
             "search takes spikes= or additions=, a budget, or agreement=, a target: one of them."
         )
-    chosen = {"time_steps", "members", "method", "schedule", "tune"} & set(options)
+    chosen = {"time_steps", "members", "method", "schedule", "tune", "objective"} & set(options)
     if chosen:
         raise InputError(f"search chooses {', '.join(sorted(chosen))} itself; leave it out.")
     for name, budget in (("spikes", spikes), ("additions", additions)):
@@ -195,16 +195,14 @@ def replanned(network: SpikingNetwork, time_steps: int, members: int) -> Spiking
     changed = {
         node.name: replace(
             node,
-            schedule=default_schedule(time_steps, depths[node.name], members, _zone(node)),
+            schedule=default_schedule(
+                time_steps, depths[node.name], members, node.widest_dead_zone
+            ),
             members=members,
         )
         for node in network.of(SignGDNeuron)
     }
     return network.with_nodes(changed).replace(time_steps=time_steps)
-
-
-def _zone(node: SignGDNeuron) -> float:
-    return float(torch.as_tensor(node.dead_zone).max())
 
 
 def _within(

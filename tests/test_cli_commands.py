@@ -153,6 +153,15 @@ def test_convert_keeps_modules_real_valued(capsys):
     assert "'act'" in capsys.readouterr().err
 
 
+def test_convert_takes_dead_zones_as_messages_have_them(capsys):
+    given = ["--no-tune", "--dead-zone", "2/3", "--dead-zone", "1=0.5", "-o", "j.h5"]
+    assert main(["convert", "cli_zoo:tiny", *DATA, *given]) == 0
+    found = {node.dead_zone for node in sg.load("j.h5").neurons}
+    assert found == {0.5}, found
+    assert main(["convert", "cli_zoo:tiny", *DATA, *given[:3], "-o", "j.h5"]) == 0
+    assert {node.dead_zone for node in sg.load("j.h5").neurons} == {2 / 3}
+
+
 def test_convert_tunes(capsys):
     assert main(["convert", "cli_zoo:tiny", *DATA, "--time-steps", "4", "-o", "g.h5"]) == 0
     assert "tuned: output error" in capsys.readouterr().out
@@ -167,6 +176,8 @@ def test_convert_tunes(capsys):
         (["--method", "spiking"], "method is one of"),
         (["--method", "layer9=group"], "'layer9'"),
         (["--members", "two"], "'two' is not a number"),
+        (["--dead-zone", "2/0"], "'2/0' is not a number"),
+        (["--dead-zone", "3/2"], "in [0, 1), but it is 1.5"),
         (["--momentum", "0.5", "--method", "group"], "momentum has no meaning"),
         (["--signed"], "signed has no meaning"),
         (["-o", "net.txt"], "ends in .h5"),

@@ -258,7 +258,7 @@ def converted(monkeypatch):
     x = torch.randn(8, 4)
 
     def convert(**options):
-        network = sg.convert(model.eval(), [x], tune=False, **options)
+        network = sg.convert(model.eval(), [x], **{"tune": False, **options})
         return {node.name: node for node in network.neurons}, network.time_steps
 
     return convert
@@ -281,6 +281,11 @@ def test_members_by_path_leave_the_others_those_of_one_step(converted):
         )
     found, steps = converted(members={"": 1})
     assert ({node.members for node in found.values()}, steps) == ({1}, settings.TIME_STEPS)
+
+
+def test_an_objective_that_nothing_reads_is_refused(converted):
+    with pytest.raises(sg.InputError, match="objective='additions': tuning takes 64"):
+        converted(objective="additions", tune=None)
 
 
 @pytest.mark.parametrize(

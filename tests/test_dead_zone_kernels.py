@@ -267,6 +267,21 @@ def test_every_set_of_instructions(instructions, tmp_path, monkeypatch):
     test_around_every_boundary(8)
 
 
+def test_a_number_is_read_in_float32_whatever_the_default_is():
+    v, x = torch.arange(-4000, 4000) * 2.0**-12, torch.zeros(1, 8000)
+    p = sg.SignGDParameters(nonlinearity("relu"), SCHEDULE, members=3, dead_zone=2 / 3)
+    before = torch.get_default_dtype()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            ran = [
+                signgd_multi_step([x], SignGDState(v), p, backend=name) for name in ("torch", "cpu")
+            ]
+        finally:
+            torch.set_default_dtype(before)
+        assert_same(ran[0].y, ran[1].y, str(dtype))
+
+
 def test_a_number_of_0_is_the_neuron_without_a_dead_zone():
     p = sg.SignGDParameters(nonlinearity("relu"), SCHEDULE, members=4, dead_zone=0.0)
     x, state = torch.randn(5, 3, 67), SignGDState(torch.randn(3, 67))

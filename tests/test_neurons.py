@@ -24,6 +24,7 @@ from spikingjelly_signgd.neurons import (
     subgradient_step,
 )
 from spikingjelly_signgd.neurons.nonlinearities import max_pool
+from spikingjelly_signgd.neurons.signgd import signgd_start_state
 
 SCHEDULES = [
     sg.ExponentialSchedule(0.15, 0.95),
@@ -171,3 +172,15 @@ def test_unknown_functions_are_refused():
         sg.SignGDParameters(nonlinearity("relu"), SCHEDULES[0], scale=torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="momentum"):
         sg.SignGDParameters(nonlinearity("relu"), SCHEDULES[0], momentum=1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)], ids=str)
+def test_no_start_changes_another(shape):
+    p, x = sg.SignGDParameters(nonlinearity("relu"), sg.ConstantSchedule(1.0)), torch.ones(shape)
+    for _ in range(2):
+        v = signgd_start_state((x,), x, p).v
+        assert torch.equal(v, torch.zeros(shape))
+        try:
+            v.add_(5.0)
+        except RuntimeError as error:  # torch's, of one number expanded
+            assert x.numel() > 1 and "single memory location" in str(error)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from .. import spikes
@@ -44,6 +45,10 @@ class SignGDNeuron(Neuron):
             buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
             total += self.schedule(t) * buffer
         return self.resting - total * self.scale, self.resting + total * self.scale
+
+    @property
+    def widest_dead_zone(self) -> float:
+        return float(torch.as_tensor(self.dead_zone).max())
 
     @property
     def code(self) -> Code:

@@ -154,8 +154,8 @@ class SignGDParameters:
 
 def check_dead_zone(owner: str, theta: float | Tensor) -> None:
     """Raises ValueError unless theta is in [0, 1) everywhere."""
-    value = torch.as_tensor(theta)
-    if not bool(((value >= 0) & (value.float() < 1)).all()):
+    value = torch.as_tensor(theta, dtype=torch.float32)  # whatever torch's default is
+    if not bool(((value >= 0) & (value < 1)).all()):
         shown = theta if value.dim() == 0 else [float(value.min()), float(value.max())]
         raise ValueError(
             f"{owner}: dead_zone is a part of a step, in [0, 1), but it is {shown!r}. Choose 2 / 3 "
@@ -206,10 +206,16 @@ def signgd_start_state(x: Sequence[Tensor], like: Tensor, p: SignGDParameters) -
         with torch.no_grad():
             at = torch.empty((), dtype=like.dtype, device=like.device).expand(p.target(*x).shape)
             state = signgd_initial_state(at, p)
-        if isinstance(p.resting, Tensor):
+        if _anew(at, p):
             state = state._replace(v=at)
         keep(p.ready, key, state)
-    return signgd_initial_state(state.v, p) if isinstance(p.resting, Tensor) else state
+    return signgd_initial_state(state.v, p) if _anew(state.v, p) else state
+
+
+def _anew(v: Tensor, p: SignGDParameters) -> bool:
+    """Whether each start has a v of its own: else it is one number, expanded, which nobody can
+    change in place, but for a v of one element."""
+    return isinstance(p.resting, Tensor) or v.numel() == 1
 
 
 def _same_shape(after: Tensor, before: Tensor) -> Tensor:
@@ -281,7 +287,7 @@ def _sparse_step(
 def dead_zone(v: Tensor, p: SignGDParameters) -> Tensor:
     """theta, rounded to float32, in the type of v."""
     check_dead_zone_fits(p, v)
-    return torch.as_tensor(p.dead_zone, device=v.device).float().to(v.dtype)
+    return torch.as_tensor(p.dead_zone, dtype=torch.float32, device=v.device).to(v.dtype)
 
 
 def step_size(v: Tensor, t: int, p: SignGDParameters) -> Tensor:

@@ -138,7 +138,7 @@ class _Recipe(FXConversionRecipe):  # type: ignore[misc]
 
     method: str
 
-    def __init__(self, calibration: Any, *, time_steps: int = 32, **options: Any) -> None:
+    def __init__(self, calibration: Any, **options: Any) -> None:
         if FXConversionRecipe is object:
             from ...errors import BackendUnavailable
 
@@ -147,7 +147,7 @@ class _Recipe(FXConversionRecipe):  # type: ignore[misc]
                 "spikingjelly has no recipes. Call convert(model, calibration) and build instead."
             )
         self.calibration = calibration
-        self.options = {"method": self.method, "time_steps": time_steps, **options}
+        self.options = {"method": self.method, **options}
 
     def before_trace(self, converter: Any, ann: nn.Module) -> nn.Module:
         from ...converters import convert
