@@ -419,11 +419,14 @@ def test_errors_of_a_layer_by_hand():
     assert row.neurons == 9 and row.module == "2" and row.kind == "signgd"
 
 
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"members": 3}])
-def test_reach(options):
+def test_reach(options, dead_zone):
     """What is called saturated is what a neuron cannot decode, not what it can."""
+    if options.get("momentum") and dead_zone:
+        pytest.skip("neurons with momentum fire at every step")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
-    network = sg.convert(model, images(), time_steps=6, tune=False)
+    network = sg.convert(model, images(), time_steps=6, tune=False, dead_zone=dead_zone)
     network = seeded(network, "2", **options)
     far = sg.run(sg.build(network), 1e4 * images(), 6)[6].amax(0)  # as far as it goes
     top = network["2"].reach(6)[1]
