@@ -208,12 +208,14 @@ def test_output_monitor(snn):
     assert torch.equal(sg.run(snn, X, 6)[6], out) and len(records.records) == 3
 
 
-def test_store_v_seq_of_a_converted_network(snn, network):
-    (name,) = network.names()
+@pytest.mark.parametrize(("dead_zone", "dtype"), [(0, torch.bool), (2 / 3, torch.int8)])
+def test_store_v_seq_of_a_converted_network(dead_zone, dtype):
+    network = sg.convert(model_of(nn.GELU()), X, time_steps=16, tune=False, dead_zone=dead_zone)
+    snn, (name,) = sg.build(network), network.names()
     node = snn.neuron(name)
     node.store_v_seq = True
     functional.set_step_mode(snn, "m")
     snn(X.expand(4, *X.shape))
-    assert node.v_seq.shape[:2] == (4, 16) and node.spike_seq.dtype == torch.bool
+    assert node.v_seq.shape[:2] == (4, 16) and node.spike_seq.dtype == dtype
     functional.reset_net(snn)
     assert node.v_seq is None
