@@ -111,7 +111,7 @@ def source(way: Way, epochs: int) -> nn.Module:
 def converted(way: Way, iterations: int | None, epochs: int) -> sg.SpikingNetwork:
     model, x = source(way, epochs), DATA[way.data]().train.images[:CALIBRATION]
     if way.kind == "search":
-        return sg.search(model, x, spikes=way.steps, iterations=iterations, dead_zone=0.0)
+        return sg.search(model, x, spikes=way.steps, dead_zone=0, iterations=iterations)
     options: dict[str, Any] = {"time_steps": way.steps, "tune": False}
     if way.kind == "paper":
         options["preset"] = "paper"
@@ -121,7 +121,7 @@ def converted(way: Way, iterations: int | None, epochs: int) -> sg.SpikingNetwor
         options |= {"method": "group", "members": way.members, "signed": way.signed}
     else:
         options |= {"members": way.members, "forms": way.functions, "scale": way.scale}
-        options["dead_zone"] = 0.0  # benchmarks/dead_zone_grid.py has the others
+        options["dead_zone"] = 0  # every sign is sent: energy.py measures the others
     network = sg.convert(model, x, **options)
     if not way.learn:
         return network

@@ -279,7 +279,7 @@ class Settings:
             # read in float32, where what is nearer to 1 is 1
             fits = isinstance(theta, (int, float)) and 0 <= theta < 1 - 2**-25
             _check("dead_zone", theta, fits, "a part of a step, in [0, 1)")
-        if not any(given):
+        if self.dead_zone is None or not _any(self.dead_zone):
             return
         other = "preset='paper'" if self.preset == "paper" else f"momentum={self.momentum!r}"
         if self.preset == "paper" or self.momentum:
@@ -360,7 +360,9 @@ def _check(name: str, value: Any, fits: bool, range_: str) -> None:
 
 def _any(theta: float | Mapping[str, float]) -> bool:
     """Whether some neurons may have a dead zone."""
-    return any(theta.values()) if isinstance(theta, Mapping) else bool(theta)
+    if not isinstance(theta, Mapping):
+        return bool(theta)
+    return any({"": DEAD_ZONE, **theta}.values())  # neurons that no path names have the default
 
 
 def belongs(node: Node, path: str) -> bool:

@@ -872,6 +872,7 @@ class _Case:
         name = f"{self.name}/functions"
         with self.record.attempt(name):
             options = {k: v for k, v in self.setting.options.items() if k != "functions"}
+            options |= every_sign(options["method"])
             steps = self.setting.time_steps
             found = inside("compare_functions")(
                 self.model, self.calibration, steps, samples=8, **options

@@ -107,8 +107,11 @@ def test_a_sequence_shorter_than_the_steps_asked_for(snn):
 
 @pytest.mark.parametrize("time_steps", [0, -1, True, 2.0, "8", None])
 def test_a_wrong_number_of_time_steps(snn, time_steps):
-    with pytest.raises(sg.InputError, match="time_steps is an integer of at least 1"):
-        sg.convert(small(), X, time_steps=time_steps)
+    if time_steps is None:  # the planner's choice
+        assert sg.convert(small(), X, time_steps=None).time_steps == 1
+    else:
+        with pytest.raises(sg.InputError, match="time_steps is an integer of at least 1"):
+            sg.convert(small(), X, time_steps=time_steps)
     # None is the T that the network was planned for
     for wrong in (time_steps, (1, time_steps))[time_steps is None :]:
         with pytest.raises(sg.InputError, match="time_steps is an integer of at least 1"):

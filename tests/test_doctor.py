@@ -420,11 +420,14 @@ def test_errors_of_a_layer_by_hand():
     assert row.neurons == 9 and row.module == "2" and row.kind == "signgd"
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"members": 3}])
-def test_reach(options):
+@pytest.mark.parametrize(
+    ("options", "dead_zone"),
+    [({}, 0), ({}, 2 / 3), ({"momentum": 0.5}, 0), ({"members": 3}, 0), ({"members": 3}, 2 / 3)],
+)
+def test_reach(options, dead_zone):
     """What is called saturated is what a neuron cannot decode, not what it can."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU())
-    network = sg.convert(model, images(), time_steps=6, tune=False)
+    network = sg.convert(model, images(), time_steps=6, tune=False, dead_zone=dead_zone)
     network = seeded(network, "2", **options)
     far = sg.run(sg.build(network), 1e4 * images(), 6)[6].amax(0)  # as far as it goes
     top = network["2"].reach(6)[1]
@@ -505,7 +508,7 @@ def test_a_dead_zone_that_is_too_wide():
 
 def test_dead_zones_that_are_too_wide_everywhere():
     train = digits().train.images[:128]
-    wide = sg.convert(model_of("resnet"), train, time_steps=1, members=3, tune=False,
+    wide = sg.convert(model_of("resnet"), train, time_steps=1, members=2, tune=False,
                       dead_zone=0.98)  # fmt: skip
     diagnosis = examined(wide)
     assert {f.cause for f in diagnosis.findings} == {"dead zone"}

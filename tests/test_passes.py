@@ -161,6 +161,48 @@ def test_settings_are_frozen_and_checked_at_birth():
         replace(settings, time_steps=0)
 
 
+SCHEDULE = sg.ExponentialSchedule(0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "plan"),
+    [
+        ({}, (1, 8, 2 / 3)),
+        ({"members": 5}, (1, 5, 2 / 3)),
+        ({"members": {"1": 3, "": 6}}, (1, 3, 2 / 3)),
+        ({"dead_zone": 0.5}, (1, 8, 0.5)),
+        ({"members": 1}, (32, 1, 2 / 3)),
+        ({"time_steps": 16}, (16, 1, 2 / 3)),
+        ({"time_steps": 2, "members": 4}, (2, 4, 2 / 3)),
+        ({"schedule": SCHEDULE}, (32, 1, 2 / 3)),
+        ({"input_coding": "real"}, (32, 1, 2 / 3)),
+        ({"dead_zone": 0}, (32, 1, 0)),
+        ({"dead_zone": {"": 0}}, (32, 1, 0)),
+        ({"dead_zone": {"1": 0}}, (1, 8, 0)),  # other neurons may be silent
+        ({"momentum": 0.5}, (32, 1, 0)),
+        ({"preset": "paper"}, (32, 1, 0)),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::spikingjelly_signgd.SaturationWarning")
+def test_steps_members_and_dead_zone_that_are_not_given(options, plan):
+    """One step of eight members where silence is free and range is the planner's."""
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.GELU()).eval(), torch.randn(16, 8)
+    network = sg.convert(model, x, **options)
+    (neuron,) = network.neurons
+    assert (network.time_steps, neuron.members, neuron.dead_zone) == plan
+
+
+@pytest.mark.parametrize("other", [{"preset": "paper"}, {"momentum": 0.5}])
+@pytest.mark.parametrize("theta", [0.5, {"": 0.5, "1": 0}, {"1": 0}])
+def test_neurons_that_fire_at_every_step_are_given_no_dead_zone(theta, other):
+    """Nor by the default of those that a dict does not name."""
+    with pytest.raises(sg.InputError, match="fire at every step"):
+        Settings(dead_zone=theta, **other)
+    assert Settings(dead_zone=0, **other).chosen["dead_zone"] == 0
+    assert Settings(dead_zone={"": 0}, **other).steps == 32
+
+
 def test_functions_is_the_older_name_of_forms():
     model, x = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4)).eval(), torch.randn(16, 8)
     with pytest.warns(DeprecationWarning, match="forms=") as caught:

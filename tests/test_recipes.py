@@ -127,8 +127,12 @@ def test_reset_net_in_the_spike_view(network, expected):
         functional.reset_net(snn)
 
 
-def test_spikes_pass_in_the_spike_view(network, expected):
-    """Each neuron sends eta(t) scale times a sign, and nothing else."""
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_spikes_pass_in_the_spike_view(network, expected, dead_zone):
+    """Each neuron sends eta(t) scale times a sign, or is silent, and nothing else."""
+    if not dead_zone:
+        network = sg.convert(model_of(nn.GELU()), X, time_steps=16, dead_zone=0)
+        expected = sg.run(sg.build(network), X, (3, 16))
     snn = sg.build(network, spikes="signed")
     (name,) = network.names()
     node, sent = snn.neuron(name), []
@@ -138,11 +142,12 @@ def test_spikes_pass_in_the_spike_view(network, expected):
         torch.testing.assert_close(out[t], expected[t], rtol=0, atol=1e-5)
     increments = torch.cat(sent)
     assert increments.shape[0] == 16
+    fired = increments != 0
+    assert (bool(fired.any()), bool(fired.all())) == (True, not dead_zone)
     for t in range(16):
         size = torch.as_tensor(network[name].schedule(t + 1) * network[name].scale)
-        torch.testing.assert_close(
-            increments[t].abs(), size.expand_as(increments[t]), rtol=1e-5, atol=1e-8
-        )
+        size = size.expand_as(increments[t])[fired[t]]
+        torch.testing.assert_close(increments[t][fired[t]].abs(), size, rtol=1e-5, atol=1e-8)
 
 
 def test_copies_are_equal_and_independent(snn, expected):
@@ -208,12 +213,14 @@ def test_output_monitor(snn):
     assert torch.equal(sg.run(snn, X, 6)[6], out) and len(records.records) == 3
 
 
-def test_store_v_seq_of_a_converted_network(snn, network):
-    (name,) = network.names()
+@pytest.mark.parametrize(("dead_zone", "dtype"), [(0, torch.bool), (2 / 3, torch.int8)])
+def test_store_v_seq_of_a_converted_network(dead_zone, dtype):
+    network = sg.convert(model_of(nn.GELU()), X, time_steps=16, tune=False, dead_zone=dead_zone)
+    snn, (name,) = sg.build(network), network.names()
     node = snn.neuron(name)
     node.store_v_seq = True
     functional.set_step_mode(snn, "m")
     snn(X.expand(4, *X.shape))
-    assert node.v_seq.shape[:2] == (4, 16) and node.spike_seq.dtype == torch.bool
+    assert node.v_seq.shape[:2] == (4, 16) and node.spike_seq.dtype == dtype
     functional.reset_net(snn)
     assert node.v_seq is None

@@ -49,11 +49,12 @@ def images():
 
 @pytest.fixture(scope="module")
 def mixed(model, images):
-    return sg.search(model, images, spikes=4, methods=BOTH, dead_zone=0, iterations=8)
+    """Of neurons that send a sign at every step: what a group saves is told exactly."""
+    return sg.search(model, images, spikes=4, methods=BOTH, iterations=8, dead_zone=0)
 
 
-def plain(model, x, **options):
-    return sg.convert(model, x, time_steps=1, tune=False, **options)
+def plain(model, x, dead_zone=0, **options):
+    return sg.convert(model, x, time_steps=1, tune=False, dead_zone=dead_zone, **options)
 
 
 def compared(network):
@@ -76,7 +77,12 @@ def test_a_sparse_relu_becomes_a_group_and_a_gelu_does_not(mixed):
     json.dumps(mixed.provenance)
 
 
-def test_it_sends_what_it_may_as_count_operations_counts(mixed, images):
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_it_sends_what_it_may_as_count_operations_counts(mixed, model, images, dead_zone):
+    if dead_zone:
+        mixed = sg.search(model, images, spikes=4, methods=BOTH, iterations=8)
+        zones = [torch.as_tensor(n.dead_zone).max() for n in mixed.of(SignGDNeuron)]
+        assert zones and all(zones), "the default is that they may be silent"
     neurons = sum(mixed.count().values())
     found = count_operations(sg.build(mixed), images, mixed.time_steps).spikes / neurons
     assert found <= 4
@@ -104,7 +110,8 @@ def test_both_simulators_and_the_file_give_its_outputs(mixed, images, tmp_path):
 
 
 def test_it_is_the_same_for_a_seed(model, images, mixed):
-    again = sg.search(model, images, spikes=4, methods=BOTH[::-1], dead_zone=0, iterations=8)
+    options = {"methods": BOTH[::-1], "iterations": 8, "dead_zone": 0}
+    again = sg.search(model, images, spikes=4, **options)
     assert again.provenance["search"] == mixed.provenance["search"]
     x = images[:16]
     assert torch.equal(Simulation(again).outputs(x, 1), Simulation(mixed).outputs(x, 1))
@@ -115,7 +122,7 @@ def test_a_qcfs_activation_is_exact_as_a_group_of_its_levels():
     net = nn.Sequential(nn.Linear(6, 32), sg.QCFS(4, 1.0), nn.Linear(32, 16), nn.Tanh(),
                         nn.Linear(16, 3)).eval()  # fmt: skip
     x = torch.randn(120, 6)
-    network = sg.search(net, x, spikes=3, methods=BOTH, dead_zone=0, iterations=8)
+    network = sg.search(net, x, spikes=3, methods=BOTH, iterations=8, dead_zone=0)
     group, tanh = network.neurons
     assert isinstance(group, GroupNeuron) and isinstance(tanh, SignGDNeuron)
     assert (group.members, network.time_steps) == (4, 1)
@@ -128,14 +135,16 @@ def test_a_qcfs_activation_is_exact_as_a_group_of_its_levels():
 def test_a_network_without_candidates_stays_as_it_is(images):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 3)).eval()
-    network = sg.search(net, images, spikes=2, methods=BOTH, dead_zone=0, iterations=4)
+    network = sg.search(net, images, spikes=2, methods=BOTH, iterations=4, dead_zone=0)
     assert network.provenance["search"]["changed"] == {}
     assert network.provenance["search"]["sent"] == 2
     assert all(isinstance(node, SignGDNeuron) for node in network.neurons)
 
 
-def test_an_agreement_is_reached_with_groups_too(model, images):
-    network = sg.search(model, images, agreement=0.9, methods=BOTH, dead_zone=0, iterations=4)
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_an_agreement_is_reached_with_groups_too(model, images, dead_zone):
+    options = {"methods": BOTH, "iterations": 4, "dead_zone": dead_zone}
+    network = sg.search(model, images, agreement=0.9, **options)
     record = network.provenance["search"]
     assert record["agreement"] >= 0.9 and record["sent"] <= record["spikes"] <= 4
 
@@ -198,7 +207,8 @@ def test_an_isolated_error_is_that_of_the_network_with_all_else_real(model, imag
 
 def test_the_joints_are_those_of_convert_by_hand(model, images):
     method = {"": "signgd", "relu": "group", "max_pool": "group"}
-    byhand = sg.convert(model, images, time_steps=2, method=method, members=2, tune=False)
+    options = {"method": method, "members": 2, "dead_zone": 0, "tune": False}
+    byhand = sg.convert(model, images, time_steps=2, **options)
     chosen = {n.name: n for n in byhand.nodes if isinstance(n, (GroupNeuron, Growth))}
     network = joined(replanned(plain(model, images), 2, 2), chosen)
     assert [(n.kind, n.inputs) for n in network.nodes] == [(n.kind, n.inputs) for n in byhand.nodes]

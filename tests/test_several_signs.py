@@ -328,8 +328,9 @@ def test_from_binary_is_minus_eta_times_the_digits():
 
 
 @pytest.mark.spikingjelly
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
 @pytest.mark.parametrize("members", [1, 2, 3, 8])
-def test_networks_of_nodes_agree_in_every_protocol(members):
+def test_networks_of_nodes_agree_in_every_protocol(members, dead_zone):
     """Encode, two layers of neurons and a read-out, by hand as users build them."""
     from spikingjelly.activation_based import functional, layer
 
@@ -339,8 +340,10 @@ def test_networks_of_nodes_agree_in_every_protocol(members):
     w1, w2 = (one.weight.detach() for one in layers)
     x = torch.rand(3, 5, dtype=torch.float64).expand(20, 3, 5)
     outputs = {}
-    for spikes in ("decoded", "signed", "binary"):
-        options, last = {"spikes": spikes, "members": members}, {"spikes": spikes}
+    protocols = ("decoded", "signed") if dead_zone else ("decoded", "signed", "binary")
+    for spikes in protocols:
+        options = {"spikes": spikes, "members": members, "dead_zone": dead_zone}
+        last = {"spikes": spikes}
         first: dict = {}
         if spikes != "decoded":
             first, last["initial"] = {"initial_input": b1}, b2
@@ -365,8 +368,10 @@ def test_networks_of_nodes_agree_in_every_protocol(members):
         with torch.no_grad():
             outputs[spikes] = net(x)
         codes = net[2].spike_seq
-        assert codes.dtype == (torch.bool if members == 1 else torch.uint8)
-    for spikes in ("signed", "binary"):
+        dense = torch.bool if members == 1 else torch.uint8
+        sparse = torch.int8 if members == 1 else torch.int16
+        assert codes.dtype == (sparse if dead_zone else dense)
+    for spikes in protocols[1:]:
         torch.testing.assert_close(outputs[spikes], outputs["decoded"], rtol=0, atol=1e-11)
     reached = F.linear(torch.tanh(F.linear(x[0], w1, b1)), w2, b2)
     error = (outputs["decoded"][-1] - reached).abs().max()

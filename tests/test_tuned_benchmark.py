@@ -97,16 +97,21 @@ def test_the_cheapest_is_the_one_of_fewest_spikes():
     assert tuned.cheapest(found) == found[2]
 
 
-@pytest.mark.parametrize("learn", ["steps", "scales", "resting"])
-def test_what_is_not_learned_stays_as_planned(learn):
+@pytest.mark.parametrize(
+    ("learn", "dead_zone"),
+    [(learn, zone) for learn in ("steps", "scales", "resting", "dead_zones") for zone in (0, 2 / 3)
+     if zone or learn != "dead_zones"],
+)  # fmt: skip
+def test_what_is_not_learned_stays_as_planned(learn, dead_zone):
     x, model = digits().train.images[:64], load_network("resmlp", "digits")
-    network = sg.convert(model, x, time_steps=3, tune=False)
+    network = sg.convert(model, x, time_steps=3, dead_zone=dead_zone, tune=False)
     found = sg.tune(network, x, iterations=12, learn=[learn])
     values = [
         {
             "steps": torch.tensor([node.schedule(t) for t in (1, 2, 3)]),
             "scales": torch.as_tensor(node.scale),
             "resting": torch.as_tensor(node.resting).expand(torch.as_tensor(node.scale).shape),
+            "dead_zones": torch.as_tensor(node.dead_zone),
         }
         for node in (network.neurons[0], found.neurons[0])
     ]

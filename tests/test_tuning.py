@@ -241,17 +241,22 @@ def test_what_is_tuned_is_what_is_simulated(model, images):
 
 
 @pytest.mark.parametrize(("steps", "members"), [(4, 1), (8, 1), (2, 3)])
-def test_tuning_lowers_the_error_on_images_that_it_never_saw(model, images, steps, members):
-    given = images[:128]
-    plain = sg.convert(model, given, time_steps=steps, members=members, tune=False)
-    tuned = sg.tune(plain, given, iterations=40)
+@pytest.mark.parametrize(("dead_zone", "iterations"), [(0, 40), (2 / 3, 120)])
+def test_tuning_lowers_the_error_on_images_that_it_never_saw(
+    model, images, steps, members, dead_zone, iterations
+):
+    """With dead zones the error is half as large to begin with, and falls more slowly."""
+    given, options = images[:128], {"time_steps": steps, "members": members}
+    plain = sg.convert(model, given, dead_zone=dead_zone, tune=False, **options)
+    tuned = sg.tune(plain, given, iterations=iterations)
     before, after = (
         sg.evaluate(sg.build(n), [images[128:]], steps, reference=model) for n in (plain, tuned)
     )
     assert after.error[0] < 0.9 * before.error[0]
     report = sg.Tuning.of(tuned)
     assert report is not None and report.error[1] < report.error[0]
-    assert report.samples == 96 and report.held_out == 32 and report.iterations == 40
+    assert report.samples == 96 and report.held_out == 32
+    assert report.iterations == iterations
 
 
 def test_the_same_seed_gives_the_same_network(model, images):
@@ -265,8 +270,9 @@ def test_the_same_seed_gives_the_same_network(model, images):
     assert first.provenance["tuning"]["error"] != other.provenance["tuning"]["error"]
 
 
-def test_a_descent_that_goes_astray_changes_nothing(model, images, monkeypatch):
-    plain = sg.convert(model, images, time_steps=8, tune=False)
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_a_descent_that_goes_astray_changes_nothing(model, images, monkeypatch, dead_zone):
+    plain = sg.convert(model, images, time_steps=8, dead_zone=dead_zone, tune=False)
 
     def astray(self, start, rate, iterations):
         for i in range(3):
@@ -277,6 +283,8 @@ def test_a_descent_that_goes_astray_changes_nothing(model, images, monkeypatch):
 
     monkeypatch.setattr(tuning._Tuner, "_descend", astray)
     monkeypatch.setattr(tuning, "_starts", lambda network: [])
+    # what is tried besides, where steps are learned
+    monkeypatch.setattr(tuning._Tuner, "_resize", lambda self, choices: choices)
     tuned = sg.tune(plain, images, iterations=3)
     assert tuned.nodes == plain.nodes
     report = sg.Tuning.of(tuned)
@@ -355,9 +363,11 @@ def test_what_the_caller_chose_is_left_alone_unless_asked(options):
 
 def test_tuned_by_default_and_not_when_told(model, images):
     assert sg.Tuning.of(sg.convert(model, images[:64], time_steps=2)) is not None
-    plain = sg.convert(model, images[:64], time_steps=2, dead_zone=0, tune=False)
+    plain = sg.convert(model, images[:64], time_steps=2, tune=False)
     assert "tuning" not in plain.provenance
-    assert all(n.schedule == default_schedule(2, 1.0) for n in plain.neurons[-1:])
+    assert plain.neurons[-1].schedule == default_schedule(2, 1.0, dead_zone=2 / 3)
+    plain = sg.convert(model, images[:64], time_steps=2, dead_zone=0, tune=False)
+    assert plain.neurons[-1].schedule == default_schedule(2, 1.0)
 
 
 def test_additions_are_those_that_are_counted(model, images):
@@ -523,8 +533,25 @@ def test_search_keeps_to_its_budget(model, images):
     json.dumps(network.provenance)
 
 
-def test_search_for_an_agreement(model, images):
-    network = sg.search(model, images, agreement=0.9)
+@pytest.mark.parametrize(("name", "budget"), [("spikes", 1.5), ("additions", 1.5)])
+def test_search_keeps_to_what_is_really_sent(model, images, name, budget):
+    """The default neurons: one step of eight members, of which most may be silent."""
+    network = sg.search(model, images, iterations=6, **{name: budget})
+    record = network.provenance["search"]
+    assert network.time_steps == 1 and {n.members for n in network.neurons} == {8}
+    assert record[name] <= budget < record["tried"][0][name], "the plain network sends more"
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    counted = count_operations(sg.build(network), images[order][:32], 1)
+    found = {
+        "spikes": counted.spikes / sum(network.count().values()),
+        "additions": counted.additions_per_mac,
+    }
+    assert found[name] == pytest.approx(record[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+def test_search_for_an_agreement(model, images, dead_zone):
+    network = sg.search(model, images, agreement=0.9, dead_zone=dead_zone)
     assert network.provenance["search"]["agreement"] >= 0.9
     assert network.provenance["search"]["spikes"] <= 16
 
@@ -546,6 +573,8 @@ def test_search_refuses_what_contradicts(model, images):
 def test_members_beyond_a_byte_are_refused(model, images):
     with pytest.raises(sg.InputError, match="at most 8"):
         sg.convert(model, images, members=9, dead_zone=0, tune=False)
+    with pytest.raises(sg.InputError, match="at most 12"):
+        sg.convert(model, images, members=13, tune=False)
     network = sg.convert(model, images, members={"": 2, "gelu": 8}, time_steps=3, tune=False)
     by_name = {n.name: n.members for n in network.neurons}
     assert sorted(set(by_name.values())) == [2, 8]

@@ -56,7 +56,7 @@ from ..schedules import Schedule, name_schedule
 from . import sparse
 
 # theta of ``convert`` and of nodes built by hand where none is given
-DEAD_ZONE = 0.0
+DEAD_ZONE = 2 / 3
 MOST_MEMBERS = 8  # of neurons without a dead zone: the signs of one step fit a byte
 
 
