@@ -88,7 +88,7 @@ def draw(data_name: str, data: Data, samples: int, path: str) -> None:
             line, fill = ("o-", color) if zone is None else ("s--", "none")
             x, y = [row.additions for row in rows], [row.evaluation.error[-1] for row in rows]
             axes.plot(x, y, line, color=color, mfc=fill, label=f"{name}, {label}")
-    axes.set(xscale="log", yscale="log", ylabel="relative output error", title=(
+    axes.set(xlim=(0, 8.5), yscale="log", ylabel="relative output error", title=(
         f"{data_name}: {', '.join(map(str, MEMBERS))} signs in one step, not tuned"))  # fmt: skip
     axes.set_xlabel("additions for each multiply-accumulate of the source")
     axes.legend(fontsize="small")
