@@ -29,11 +29,11 @@ from networks import load_network  # noqa: E402
 
 STEPS, IMAGES = 8, 32
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet, signGD": ("resnet", {}),
+    "resnet, signGD": ("resnet", {"dead_zone": 0}),
     "resnet, 4 members": ("resnet", {"method": "group", "members": 4}),
-    "vgg, signGD": ("vgg", {}),
-    "convnext, signGD": ("convnext", {}),
-    "vit, signGD": ("vit", {}),
+    "vgg, signGD": ("vgg", {"dead_zone": 0}),
+    "convnext, signGD": ("convnext", {"dead_zone": 0}),
+    "vit, signGD": ("vit", {"dead_zone": 0}),
 }
 
 
