@@ -106,7 +106,8 @@ def test_the_newcomers_path(folder, capsys):
 def test_quickstart(folder, capsys):
     scope = run("docs/quickstart.md")
     assert scope["certificate"].ok and scope["again"].names() == scope["network"].names()
-    assert list(scope["outputs"]) == [2, 4, 8] and scope["outputs"][8].shape == (50, 10)
+    assert list(scope["outputs"]) == [4, 8, 16] and scope["outputs"][16].shape == (50, 10)
+    assert scope["cost"].spikes < 4 * scope["cost"].neurons, "silence is free"
     assert "can be converted" in capsys.readouterr().out
 
 
@@ -186,8 +187,8 @@ def test_energy(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the page finds the examples there
     scope = run("docs/energy.md")
     (shown,) = re.findall(r"```text\n(at T=.*)\n```", PAGES["docs/energy.md"])
-    assert scope["energy"].sentence(32) == shown
-    assert list(scope["costs"]) == [4, 8, 32] and "estimate" in capsys.readouterr().out
+    assert scope["energy"].sentence(1) == shown
+    assert list(scope["costs"]) == [2, 4, 8] and "estimate" in capsys.readouterr().out
 
 
 def test_migration(folder, capsys):
@@ -234,7 +235,8 @@ def test_method(capsys):
     before, after = scope["sg"].Tuning.of(scope["tuned"]).error
     assert after < before
     operations, neurons = scope["operations"], sum(scope["union"].count().values())
-    assert operations.spikes == 8 * neurons
+    assert operations.spikes < 2 * neurons, "of eight signs most are left out"
+    assert scope["dense"].spikes == 8 * neurons
     assert scope["rule"].agreement >= 0.99 and scope["left"].mean_steps < 16
 
 
