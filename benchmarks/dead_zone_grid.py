@@ -4,6 +4,7 @@
                                         [--zones 0 0.667 ...] [--images 10000]
     python benchmarks/dead_zone_grid.py --print    the tables, of the cells that are there
     python benchmarks/dead_zone_grid.py --best     the cheapest cells that reach 99 and 99.9 %
+    python benchmarks/dead_zone_grid.py --write    puts both, and the picture, into docs/
 
 A cell is one network, converted with m x T, a dead zone and a way: "untuned"; "error", tuned for
 the error of its outputs; "additions", or a number, tuned with that weight of additions.
@@ -24,7 +25,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,16 @@ import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.analysis import count_operations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "dead_zone"
+PAGE = Path(__file__).parent.parent / "docs" / "method.md"
 NETWORKS = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
 ZONES = (0.0, 0.5, 2 / 3, 0.75)
 PLANS = ((5, 1), (6, 1), (8, 1), (4, 2), (6, 2), (1, 16), (1, 32))  # m x T
 WAYS = ("untuned", "error", "additions")
+TITLES = {
+    "untuned": "Not tuned",
+    "error": "Tuned for the error",
+    "additions": 'Tuned with `objective="additions"`',
+}
 CALIBRATION = 1280
 COUNTED = 256
 BATCH = 250
@@ -159,26 +166,25 @@ def parts(values: Mapping[str, Any]) -> str:
 
 
 def tables() -> Iterator[str]:
-    """For each way and plan a table: networks down, dead zones across."""
+    """For each way a table: networks and plans down, dead zones across."""
     for way in WAYS:
-        for members, steps in PLANS:
-            zones = [zone for zone in ZONES if way in WAYS[:2] or zone]
-            found = {
-                name: [cells(name).get(key(zone, members, steps, way)) for zone in zones]
-                for name in NETWORKS
-            }
-            if not any(any(each) for each in found.values()):
-                continue
-            yield f"\n{way}, {members} x {steps}: agreement %, error, spikes, additions per MAC\n"
-            yield "| network | " + " | ".join(f"theta = {zone:.3g}" for zone in zones) + " |"
-            yield "|---" * (1 + len(zones)) + "|"
-            for name, each in found.items():
-                shown = [_short(values) if values else "" for values in each]
-                yield f"| {name} | " + " | ".join(shown) + " |"
+        zones = [zone for zone in ZONES if way in WAYS[:2] or zone]
+        names = [name for name in NETWORKS if any(c.endswith(f" {way}") for c in cells(name))]
+        if not names:
+            continue
+        yield f"\n{TITLES[way]}: agreement in %, error, spikes of a neuron, additions per MAC.\n"
+        yield "| network | m x T | " + " | ".join(f"theta = {zone:.3g}" for zone in zones) + " |"
+        yield "|---" * (2 + len(zones)) + "|"
+        for name in names:
+            for members, steps in PLANS:
+                each = [cells(name).get(key(zone, members, steps, way)) for zone in zones]
+                if any(each):
+                    shown = " | ".join(_short(values) if values else "–" for values in each)
+                    yield f"| {name} | {members} x {steps} | {shown} |"
 
 
 def _short(values: Mapping[str, Any]) -> str:
-    few = "" if values["images"] == 10_000 else f" of {values['images']}"
+    few = "" if values["images"] == 10_000 else "†"
     return (
         f"{100 * values['agreement']:.2f}{few}, {values['error']:.4f}, {values['spikes']:.2f}, "
         f"{values['additions']:.2f}"
@@ -199,6 +205,48 @@ def best() -> Iterator[str]:
                 yield f"| {name} | {100 * target:g} % | {cell} | {row(values)} | {parts(values)} |"
 
 
+def plot(path: Path) -> None:
+    """Output error against additions per MAC, a panel for each network, a colour for each code."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharey=True)
+    for axis, name in zip(axes.flat, NETWORKS, strict=True):
+        for label, chosen in LINES.items():
+            found = ((v["additions"], v["error"]) for c, v in cells(name).items() if chosen(c))
+            if points := sorted(found):
+                axis.plot(*zip(*points, strict=True), "o", markersize=4, label=label)
+        for published in PUBLISHED:
+            axis.axvline(published, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=name, xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.supxlabel("additions per multiply-accumulate of the source")
+    figure.supylabel("relative error of the outputs")
+    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+
+
+LINES: dict[str, Callable[[str], bool]] = {
+    "a sign at every step": lambda c: c.endswith("0.000 untuned"),
+    "theta = 2/3": lambda c: c.endswith("0.667 untuned"),
+    "theta = 2/3, tuned for the error": lambda c: c.endswith("0.667 error"),
+    "theta = 2/3, tuned for additions": lambda c: c.split()[2] not in WAYS[:2],
+}
+PUBLISHED = (1.24, 1.53)  # H-MT (AAAI 2026) on ImageNet, ReLU alone: VGG-16, ResNet-34
+
+
+def page(text: str) -> str:
+    """The page with the tables of the cells that are there."""
+    for name, lines in (("--print", tables()), ("--best", best())):
+        begin = f"<!-- python benchmarks/dead_zone_grid.py {name} -->"
+        end = f"<!-- end of {name.strip('-')} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        shown = "\n".join(lines).strip()
+        text = f"{before}{begin}\n\n{shown}\n\n{end}{after}"
+    return text
+
+
 def plan(text: str) -> tuple[int, int]:
     members, steps = text.split("x")
     return int(members), int(steps)
@@ -217,9 +265,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--print", action="store_true")
     parser.add_argument("--best", action="store_true")
+    parser.add_argument("--write", action="store_true", help="tables and picture into docs/")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.print or given.best:
+    if given.write:
+        PAGE.write_text(page(PAGE.read_text()))
+        plot(PAGE.with_name("dead_zone.svg"))
+    elif given.print or given.best:
         print("\n".join(best() if given.best else tables()))
     else:
         run(given)
