@@ -1,7 +1,9 @@
 """The speed and memory tables of RESULTS.md, all of them ratios within one run.
 
     python benchmarks/speed.py neurons [--seconds 20] [--no-compile]
+    python benchmarks/speed.py called [--seconds 20]
     python benchmarks/speed.py networks [--networks vgg ...] [--batch 64] [--profile]
+    python benchmarks/speed.py plans [--networks vgg ...] [--batch 64] [--seconds 20]
     python benchmarks/speed.py memory [--networks vgg ...]
     python benchmarks/speed.py tables
 
@@ -33,6 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -48,7 +51,7 @@ from spikingjelly_signgd.neurons import (  # noqa: E402
     signgd_multi_step,
 )
 from spikingjelly_signgd.neurons.group import group_step  # noqa: E402
-from spikingjelly_signgd.neurons.kernels import cpu, launch  # noqa: E402
+from spikingjelly_signgd.neurons.kernels import cpu  # noqa: E402
 from spikingjelly_signgd.neurons.scan import scan  # noqa: E402
 from spikingjelly_signgd.neurons.signgd import SignGDState  # noqa: E402
 from spikingjelly_signgd.neurons.surrogate import Surrogate  # noqa: E402
@@ -152,12 +155,18 @@ SCHEDULE = sg.ExponentialSchedule(0.3, 0.9)
 @contextmanager
 def given_memory(y: Mapping[torch.dtype, Tensor]) -> Iterator[None]:
     """Kernels write into y, by type, as ``copy_`` does: fresh memory costs more than they do."""
-    new_sequence = launch.new_sequence
-    launch.new_sequence = lambda steps, like, dtype: y[dtype]
+    empty_strided = torch.empty_strided
+
+    def given(size: Any, stride: Any, **options: Any) -> Tensor:
+        found = y.get(options.get("dtype", torch.float32))
+        fits = found is not None and tuple(size) == tuple(found.shape)
+        return found if found is not None and fits else empty_strided(size, stride, **options)
+
+    torch.empty_strided = given  # type: ignore[assignment]
     try:
         yield
     finally:
-        launch.new_sequence = new_sequence
+        torch.empty_strided = empty_strided
 
 
 def kernel_alone(call: Call) -> Call:
@@ -166,7 +175,8 @@ def kernel_alone(call: Call) -> Call:
     run = cpu.run
     cpu.run = lambda *arguments: launches.append(arguments)
     try:
-        outputs = call()
+        with FlopCounterMode(display=False):  # a mode, past which nothing prepared is run
+            outputs = call()
     finally:
         cpu.run = run
     (arguments,) = launches
@@ -345,6 +355,71 @@ def neurons(options: argparse.Namespace) -> None:
         results["training"][size] = training(shape, options.seconds)
         write("neurons", results)
         say(f"{size}: training")
+    del above
+
+
+# -- neurons as they are called -------------------------------------------------------------------
+
+CALLED = {"small": (STEPS, 8, 4, 4), "2.1 MB": (STEPS, 64, 16, 16)}
+DEAD_ZONES = {"dense": 0.0, "silent": 2 / 3}
+
+
+def called_of(x: Tensor) -> dict[str, Call]:
+    """What users write: a SpikingJelly node after a reset, which a Norse layer needs not."""
+    from spikingjelly_signgd.plugins import norse
+
+    found: dict[str, Call] = {}
+
+    def both(name: str, node: nn.Module, layer: nn.Module) -> None:
+        def call() -> object:
+            node.reset()  # type: ignore[operator]
+            return node(x)
+
+        found[f"SpikingJelly, {name}"] = call
+        found[f"Norse, {name}"] = partial(layer, x)
+
+    both(
+        "group, m = 8",
+        sg.GroupNode(8, step_mode="m"),
+        norse.GroupNeuron(norse.GroupNeuronParameters(8)),
+    )
+    for spikes in ("decoded", "signed"):
+        for m in (1, 8):
+            for zone, theta in DEAD_ZONES.items():
+                options: dict[str, Any] = {"spikes": spikes, "members": m, "dead_zone": theta}
+                both(
+                    f"signGD relu, m = {m}, {spikes}, {zone}",
+                    sg.SignGDNode("relu", SCHEDULE, step_mode="m", **options),
+                    norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **options)),
+                )
+    return found
+
+
+def called(options: argparse.Namespace) -> None:
+    """Calls of nodes and layers over a copy, and SpikingJelly's IFNode over them, one thread."""
+    from spikingjelly.activation_based import functional, neuron
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    above = memory_to_reuse()
+    if_node = neuron.IFNode(v_reset=None, step_mode="m").eval()
+    results: dict[str, Any] = {}
+    for size, shape in CALLED.items():
+        x = torch.randn(shape)
+
+        def run_if(x: Tensor = x) -> object:
+            functional.reset_net(if_node)
+            return if_node(x)
+
+        calls: dict[str, Call] = {"copy": x.clone, "IFNode": run_if, **called_of(x)}
+        with torch.no_grad():
+            times = interleaved(calls, options.seconds)
+        results[size] = {
+            name: {"copy": ratio(times, name, "copy"), "IFNode": ratio(times, "IFNode", name)}
+            for name in calls
+        }
+        write("called", {"called": results})
+        say(size)
     del above
 
 
@@ -574,6 +649,49 @@ def networks(options: argparse.Namespace) -> None:
             say(f"    {100 * share:5.1f} %  {part}")
 
 
+# -- networks of some plans -----------------------------------------------------------------------
+
+PLANS = {"1 x 16": (1, 16), "4 x 2": (4, 2), "8 x 1": (8, 1)}
+
+
+def plan_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Source forwards for an image and a step, of each plan, without and with a dead zone."""
+    torch.manual_seed(0)
+    x, data = images(options.batch)
+    model = load_network(name, "fashion").eval()
+    calls: dict[str, Call] = {"source": lambda: model(x)}
+    for plan, (members, steps) in PLANS.items():
+        for zone, theta in DEAD_ZONES.items():
+            asked: dict[str, Any] = {
+                "members": members,
+                "time_steps": steps,
+                "dead_zone": theta,
+                "tune": False,
+            }
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                snn = sg.build(sg.convert(model, x, **asked))
+            calls[f"{plan}, {zone}"] = partial(sg.run, snn, x, steps)
+    with torch.no_grad():
+        times = interleaved(calls, options.seconds)
+    over = {
+        f"{plan}, {zone}": ratio(times, f"{plan}, {zone}", "source", 1 / steps)
+        for plan, (_, steps) in PLANS.items()
+        for zone in DEAD_ZONES
+    }
+    return {"data": data, "batch": options.batch, "ms": 1e3 * min(times["source"]), "plans": over}
+
+
+def plans(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name in options.networks or ("vgg", "resnet", "resmlp", "mixer", "convnext", "vit"):
+        results[name] = plan_of(name, options)
+        write("plans", {"plans": results})
+        found = ", ".join(f"{k}: {v['min']:.2f}" for k, v in results[name]["plans"].items())
+        say(f"{name}: {found}")
+
+
 # -- memory ---------------------------------------------------------------------------------------
 
 LENGTHS = {8: 2, 256: 2, 1024: 1}  # steps of a run, and how many runs
@@ -756,7 +874,47 @@ def print_memory(results: Mapping[str, Any]) -> None:
     table(["peak, MiB", "B x K", *lengths, "256 over 8", *kept], rows)
 
 
-PRINTERS = {"neurons": print_neurons, "networks": print_networks, "memory": print_memory}
+CALLED_LIMITS = {"copy": 1.8, "IFNode": 10.0, "us": 60.0}
+PLAN_LIMITS = {"1 x 16": 1.0, "8 x 1": 1.3}
+
+
+def print_called(results: Mapping[str, Any]) -> None:
+    small, large = (results["called"][size] for size in CALLED)
+    rows = []
+    for name in (each for each in large if each not in ("copy", "IFNode")):
+        us = 1e3 * small[name]["copy"]["ms"]
+        asked = f"{us:.0f}, ≤ {CALLED_LIMITS['us']:.0f}"
+        rows.append(
+            [
+                name,
+                f"**{asked}**" if us > CALLED_LIMITS["us"] else asked,
+                f"{1e3 * large[name]['copy']['ms']:.0f}",
+                cell(large[name]["copy"], CALLED_LIMITS["copy"]),
+                cell(large[name]["IFNode"], CALLED_LIMITS["IFNode"], True),
+            ]
+        )
+    head = [f"{list(shape)}, us" for shape in CALLED.values()]
+    table(["as called", *head, "over a copy, 2.1 MB", "IFNode over it, 2.1 MB"], rows)
+
+
+def print_plans(results: Mapping[str, Any]) -> None:
+    found = results["plans"]
+    columns = list(next(iter(found.values()))["plans"])
+    rows = [
+        [f"{name} ({each['ms']:.1f} ms)"]
+        + [cell(each["plans"][c], PLAN_LIMITS.get(c.partition(",")[0])) for c in columns]
+        for name, each in found.items()
+    ]
+    table(["source forwards for an image and a step", *columns], rows)
+
+
+PRINTERS = {
+    "neurons": print_neurons,
+    "called": print_called,
+    "networks": print_networks,
+    "plans": print_plans,
+    "memory": print_memory,
+}
 WORDS = {
     "neurons": """\
 One thread, float32, T = 32, [32, 64, 16, 16] (2.1 MB) and [32, 64, 64, 16, 16] (134 MB); the
@@ -775,6 +933,14 @@ says what it leaves out), on its own decomposition of the network, at the same B
 with `>` in place of `torch.heaviside`, of which torch has no vectorised code on a CPU. Unlike the
 source, the spiking networks have batch norm folded in, and what the constant input alone decides,
 such as the first convolution, is computed once.""",
+    "called": """\
+One thread, float32, T = 32. A call of a SpikingJelly node after ``reset``, and of a Norse layer,
+as users write it, everybody allocating from memory that was used before, as the copy does, which is
+``x.clone()``. The dead zone is 2/3 ("silent") or none ("dense").""",
+    "plans": """\
+One thread, Fashion-MNIST networks, not tuned: the time of ``run`` for an image and a step over the
+time that one forward pass of the source takes for an image, both given 64 images at once; m x T of
+the plan, without a dead zone and with 2/3.""",
     "memory": """\
 What a run adds at its peak to the memory of a process that has run the network before, for blocks
 of K steps of B images. With glibc's defaults the heap also keeps what it cannot return.""",
@@ -801,7 +967,7 @@ def print_tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("neurons", "networks", "memory", "tables"))
+    parser.add_argument("what", choices=(*PRINTERS, "tables"))
     parser.add_argument("--seconds", type=float, default=20.0, help="for each set of comparisons")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--networks", nargs="+", default=None)
@@ -815,7 +981,7 @@ def main() -> None:
     elif options.of:
         memory_of_run(options.of, options.steps, options.batch)
     else:
-        {"neurons": neurons, "networks": networks, "memory": memory}[options.what](options)
+        globals()[options.what](options)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def _sparse_schedule(
     if members > 1:
         decay = max(0.02 ** (1 / (time_steps - 1)), min(0.375, 2.0 ** (2 - members)))
         return ExponentialSchedule(0.75 if members > 5 else 0.55, decay)
-    last = (1.1 if dead_zone < 0.7 else 1.6) / time_steps
+    last = 1.1 / time_steps
+    if dead_zone > 0.7:  # a wide zone holds moving targets by larger steps alone
+        last = max(last, 0.86 ** (time_steps - 1))
     doublings = math.log2(time_steps / 4)
     total = min(2.1, 1.0 + doublings * (0.55 if doublings > 0 else 1 / 3))
     return _decaying(time_steps, depth, min(0.9, last), total)

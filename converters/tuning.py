@@ -21,9 +21,9 @@ the gradient stays with v(t-1). The derivative in the step itself is exact in bo
     \frac{\partial v_k}{\partial v_{k-1}} = 1 - \frac{\partial v_k}{\partial f}, \qquad
     \frac{\partial v_k}{\partial (\eta s)} = -2^{1-k} \sigma_k
 
-With a dead zone the gradient is that of ``dithered.py``. Between phases of the descent each
-neuron's steps are also made larger and smaller as a whole. What is kept is the state with the least
-L on calibration samples that the descent never saw, the
+With a dead zone the gradient is that of ``dithered.py``. Without, each neuron's steps are also
+made larger and smaller as a whole between phases of the descent. What is kept is the state with the
+least L on calibration samples that the descent never saw, the
 untuned network among them, so tuning does not make a network worse than noise does.
 """
 
@@ -66,6 +66,7 @@ from .planning import default_schedule, relative_depths
 FEWEST = 64  # samples, a quarter of which are held out
 LONGEST = 128  # steps times members from which the default is close enough
 HELD_OUT = 96  # samples at most
+SPARSE_HELD_OUT = 256  # with dead zones, as additions are counted there too
 SEEN = 1024
 BATCH = 32  # samples in one step of descent
 EFFORT = 2e9  # neuron updates of a whole descent: up to a minute on two cores
@@ -75,7 +76,7 @@ LEAST = 8  # samples of a sweep
 LARGE = 2e7  # updates for one sample from which tune=True has to be asked for
 MEMORY = 2**31  # bytes that one step of descent may keep
 RATE = 0.2  # of log step sizes
-SPARSE_RATE = 0.05  # where neurons have dead zones
+SPARSE_RATE = 0.1  # where neurons have dead zones
 TAIL = 0.9  # ratio of the steps after the last tuned one
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
 RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
@@ -83,6 +84,7 @@ START = (0.5, 2.0, 4.0, 8.0)  # of all steps of all neurons with dead zones
 LOOKS = 4  # at the held-out samples in each
 LEARNED = ("steps", "scales", "resting", "dead_zones")  # of each neuron
 RATES = (1.0, 0.5, 0.1, 0.5)  # of these, over the rate of the descent
+SPARSE_RATES = (1.0, 0.5, 0.4, 0.5)  # with dead zones, resting values in finest steps
 
 
 def against(network: SpikingNetwork, samples: int) -> str:
@@ -505,7 +507,8 @@ def tune(
         may be among them.
     calibration
         A tensor [N, ...] or batches x or (x, y); 64 samples or more, of which a quarter (at most
-        96) choose between the states that the descent on the others passes through.
+        96, with dead zones 256) choose between the states that the descent on the others passes
+        through.
     iterations
         Steps of descent; by default as many as take up to a minute on two cores for the networks of
         ``examples/`` on 28 x 28 pixels, 20 to 250. The same number, seed, machine and threads give
@@ -561,14 +564,16 @@ class _Tuner:
         self.begun = time.monotonic()
         self.steps = network.time_steps
         self.simulation = Tunable(network, self.steps)
-        self.rate = SPARSE_RATE if _sparse(network) else RATE
-        if _sparse(network):
+        self.sparse = _sparse(network)
+        self.rate = SPARSE_RATE if self.sparse else RATE
+        if self.sparse:
             self.simulation.count_additions()
         self.generator = torch.Generator().manual_seed(seed)
         # on samples in any order, which may come sorted by class
         x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
         amount = updates(network)
-        held_out = min(HELD_OUT, len(x) // 4, max(16, int(LOOKING / amount)))
+        most = SPARSE_HELD_OUT if self.sparse else HELD_OUT
+        held_out = min(most, len(x) // 4, max(16, int(LOOKING / amount)))
         self.held_out = samples_of(network, x[:held_out])
         self.seen = samples_of(network, x[held_out : held_out + SEEN])
         self.batch = min(_batch(network), len(self.seen))
@@ -600,7 +605,7 @@ class _Tuner:
             done += iterations
             if self._late():
                 break
-            if "steps" in self.learn and self.few >= LEAST:
+            if "steps" in self.learn and self.few >= LEAST and not self.sparse:
                 resized = self._resize(best)
                 found = measure(resized)
                 if self._better(found, best_found, before):
@@ -645,7 +650,7 @@ class _Tuner:
         """The best of a few plain schedules, as far as held-out samples tell."""
         measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
         candidates = [default]
-        if _sparse(self.network):
+        if self.sparse:
             # leading zeros cost nothing, and fine digits do
             factors = START if self.weight and "steps" in self.learn else ()
             candidates += [{k: c.resized(f) for k, c in default.items()} for f in factors]
@@ -671,7 +676,8 @@ class _Tuner:
             for kind, group, tensor in zip(LEARNED, groups, choice.tensors(), strict=True):
                 if kind in self.learn and bool(tensor.isfinite().any()):
                     group.append(tensor.requires_grad_())
-        rates = [rate * relative for relative in RATES]
+        relative = SPARSE_RATES if self.sparse else RATES
+        rates = [rate * one for one in relative]
         settings = [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True) if g]
         optimizer = torch.optim.Adam(settings, betas=(0.8, 0.95))
         course = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, rate / 50)

@@ -188,6 +188,9 @@ class Walk(Semantics[Signal]):
         before: NetworkState,
     ) -> None:
         self.module, self.x, self.steps, self.static, self.before = module, x, steps, static, before
+        # a module's own modules take long to ask for
+        self.operations, self.functions = module.operations, module.functions
+        self.simulated = module.neurons
         self.neurons: dict[str, Any] = {}  # their states afterwards
         self.sequence = static is None
         self.batch = x.shape[1] if self.sequence else x.shape[0]
@@ -209,11 +212,11 @@ class Walk(Semantics[Signal]):
         return (self.x, True) if self.sequence else self.still(node, self.x)
 
     def constant(self, node: Constant) -> Signal:
-        return self.still(node, self.module.operations[key(node.name)].value)  # type: ignore[arg-type]
+        return self.still(node, self.operations[key(node.name)].value)  # type: ignore[arg-type]
 
     def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
-        operation = self.module.operations[key(node.name)]
-        values, led = zip(*inputs, strict=True)
+        operation = self.operations[key(node.name)]
+        values, led = [value for value, _ in inputs], [led for _, led in inputs]
         if not any(led):
             value = operation(*values, batch=self.batch, linear_part=self.linear_part)
             return self.still(node, value)
@@ -221,13 +224,13 @@ class Walk(Semantics[Signal]):
 
     def function(self, node: Function, inputs: list[Signal]) -> Signal:
         """A nonlinearity that is not a neuron, computed at every step."""
-        function = self.module.functions[key(node.name)]
+        function = self.functions[key(node.name)]
         if not any(led for _, led in inputs):
             return self.still(node, function(*[value for value, _ in inputs]))
         return function.over_time(*map(self.in_time, inputs)), True  # type: ignore[operator]
 
     def neuron(self, node: Neuron, inputs: list[Signal]) -> Signal:
-        if key(node.name) not in self.module.neurons:
+        if key(node.name) not in self.simulated:
             return self.function(node, inputs)
         return self.timed(node, inputs)
 

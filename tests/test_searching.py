@@ -49,7 +49,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def mixed(model, images):
-    return sg.search(model, images, spikes=4, methods=BOTH, iterations=8)
+    return sg.search(model, images, spikes=4, methods=BOTH, dead_zone=0, iterations=8)
 
 
 def plain(model, x, **options):
@@ -104,7 +104,7 @@ def test_both_simulators_and_the_file_give_its_outputs(mixed, images, tmp_path):
 
 
 def test_it_is_the_same_for_a_seed(model, images, mixed):
-    again = sg.search(model, images, spikes=4, methods=BOTH[::-1], iterations=8)
+    again = sg.search(model, images, spikes=4, methods=BOTH[::-1], dead_zone=0, iterations=8)
     assert again.provenance["search"] == mixed.provenance["search"]
     x = images[:16]
     assert torch.equal(Simulation(again).outputs(x, 1), Simulation(mixed).outputs(x, 1))
@@ -115,7 +115,7 @@ def test_a_qcfs_activation_is_exact_as_a_group_of_its_levels():
     net = nn.Sequential(nn.Linear(6, 32), sg.QCFS(4, 1.0), nn.Linear(32, 16), nn.Tanh(),
                         nn.Linear(16, 3)).eval()  # fmt: skip
     x = torch.randn(120, 6)
-    network = sg.search(net, x, spikes=3, methods=BOTH, iterations=8)
+    network = sg.search(net, x, spikes=3, methods=BOTH, dead_zone=0, iterations=8)
     group, tanh = network.neurons
     assert isinstance(group, GroupNeuron) and isinstance(tanh, SignGDNeuron)
     assert (group.members, network.time_steps) == (4, 1)
@@ -128,14 +128,14 @@ def test_a_qcfs_activation_is_exact_as_a_group_of_its_levels():
 def test_a_network_without_candidates_stays_as_it_is(images):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 3)).eval()
-    network = sg.search(net, images, spikes=2, methods=BOTH, iterations=4)
+    network = sg.search(net, images, spikes=2, methods=BOTH, dead_zone=0, iterations=4)
     assert network.provenance["search"]["changed"] == {}
     assert network.provenance["search"]["sent"] == 2
     assert all(isinstance(node, SignGDNeuron) for node in network.neurons)
 
 
 def test_an_agreement_is_reached_with_groups_too(model, images):
-    network = sg.search(model, images, agreement=0.9, methods=BOTH, iterations=4)
+    network = sg.search(model, images, agreement=0.9, methods=BOTH, dead_zone=0, iterations=4)
     record = network.provenance["search"]
     assert record["agreement"] >= 0.9 and record["sent"] <= record["spikes"] <= 4
 
@@ -145,11 +145,11 @@ def test_what_contradicts_is_refused(model, images):
         with pytest.raises(sg.InputError, match="methods is"):
             sg.search(model, images, spikes=4, methods=methods)
     with pytest.raises(sg.InputError, match="method"):
-        sg.search(model, images, spikes=4, methods=BOTH, method="group")
+        sg.search(model, images, spikes=4, methods=BOTH, dead_zone=0, method="group")
     with pytest.raises(sg.InputError, match="search chooses objective itself"):
         sg.search(model, images, additions=1.0, objective="additions", dead_zone=2 / 3)
     with pytest.raises(sg.CalibrationError, match="106"):
-        sg.search(model, images[:100], spikes=2, methods=BOTH)
+        sg.search(model, images[:100], spikes=2, methods=BOTH, dead_zone=0)
 
 
 # -- the parts -----------------------------------------------------------------------------------

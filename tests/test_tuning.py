@@ -355,7 +355,7 @@ def test_what_the_caller_chose_is_left_alone_unless_asked(options):
 
 def test_tuned_by_default_and_not_when_told(model, images):
     assert sg.Tuning.of(sg.convert(model, images[:64], time_steps=2)) is not None
-    plain = sg.convert(model, images[:64], time_steps=2, tune=False)
+    plain = sg.convert(model, images[:64], time_steps=2, dead_zone=0, tune=False)
     assert "tuning" not in plain.provenance
     assert all(n.schedule == default_schedule(2, 1.0) for n in plain.neurons[-1:])
 
@@ -514,7 +514,7 @@ def test_a_layer_that_hardly_matters_pays(images):
 
 
 def test_search_keeps_to_its_budget(model, images):
-    network = sg.search(model, images, spikes=4)
+    network = sg.search(model, images, spikes=4, dead_zone=0)
     record = network.provenance["search"]
     splits = [(row["members"], row["time_steps"]) for row in record["tried"][:3]]
     assert splits == [(1, 4), (2, 2), (4, 1)]
@@ -545,8 +545,95 @@ def test_search_refuses_what_contradicts(model, images):
 
 def test_members_beyond_a_byte_are_refused(model, images):
     with pytest.raises(sg.InputError, match="at most 8"):
-        sg.convert(model, images, members=9, tune=False)
+        sg.convert(model, images, members=9, dead_zone=0, tune=False)
     network = sg.convert(model, images, members={"": 2, "gelu": 8}, time_steps=3, tune=False)
     by_name = {n.name: n.members for n in network.neurons}
     assert sorted(set(by_name.values())) == [2, 8]
     assert replace(network.neurons[0], members=8).parameters.members == 8
+
+
+# -- neurons with dead zones ----------------------------------------------------------------------
+
+THETA = {"dead_zone": 2 / 3, "iterations": 12}
+
+
+@pytest.fixture(scope="module")
+def thrifty(model, images):
+    return sg.search(model, images, additions=0.9, **THETA)
+
+
+def test_search_keeps_to_additions(model, images, thrifty):
+    """On samples that it was not tuned on, as they are counted in a run."""
+    record = thrifty.provenance["search"]
+    apart = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))][:32]
+    found = count_operations(Simulation(thrifty), apart, thrifty.time_steps)
+    made = found.synaptic + found.sum_macs + found.multiplies + found.input_macs
+    assert made / (found.source_macs + found.source_multiplies) <= 0.9 * (1 + 1e-5)
+    assert found.spikes / sum(thrifty.count().values()) == pytest.approx(record["spikes"], rel=1e-5)
+    assert record["tried"][0]["additions"] > 0.9 >= record["additions"]
+    tried = {row["weight"]: row["additions"] for row in record["tried"]}
+    assert len(tried) >= 3 and record["additions"] in tried.values()
+    json.dumps(thrifty.provenance)
+
+
+def test_search_counts_the_digits_that_are_sent(model, images, thrifty):
+    budget = 1.1 * thrifty.provenance["search"]["spikes"]
+    record = sg.search(model, images, spikes=budget, **THETA).provenance["search"]
+    assert record["spikes"] <= budget < record["tried"][0]["spikes"]
+    assert all(row["members"] == 8 and row["time_steps"] == 1 for row in record["tried"])
+
+
+def test_a_target_takes_the_fewest_additions_that_reach_it(model, images):
+    record = sg.search(model, images, agreement=0.9, **THETA).provenance["search"]
+    enough = [row["additions"] for row in record["tried"] if row["agreement"] >= 0.9]
+    assert record["agreement"] >= 0.9 and len(enough) > 1
+    assert record["additions"] < record["tried"][0]["additions"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"additions": 0.5, "dead_zone": 0}, "dead_zone=2 / 3"),
+        ({"additions": 0.5, "dead_zone": 0.6, "methods": ("signgd", "group")}, "methods"),
+        ({"additions": 0.5, "spikes": 2}, "one of them"),
+        ({"additions": -1.0, "dead_zone": 0.6}, "positive"),
+        ({"spikes": True}, "positive"),
+        ({"spikes": 2.5, "dead_zone": 0}, "whole number"),
+        ({"additions": 1e-9, "dead_zone": 0.6, "iterations": 1}, "beyond"),
+    ],
+)
+def test_search_refuses_what_dead_zones_cannot(model, images, options, why):
+    with pytest.raises(sg.InputError, match=why):
+        sg.search(model, images, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "plan"),
+    [
+        ({"dead_zone": 0.6}, (8, 1)),
+        ({"dead_zone": 0.6, "members": 5}, (5, 1)),
+        ({"dead_zone": 0.6, "time_steps": 4}, (1, 4)),
+        ({"dead_zone": 0.6, "members": 1}, (1, 32)),
+        ({"dead_zone": 0}, (1, 32)),
+        ({"dead_zone": 0, "members": 2}, (2, 32)),
+        ({"preset": "paper"}, (1, 32)),
+        ({"dead_zone": 0.6, "input_coding": "spike"}, (1, 32)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::spikingjelly_signgd.SaturationWarning")
+def test_the_default_plan(model, images, options, plan):
+    network = sg.convert(model, images[:64], tune=False, **options)
+    assert (network.neurons[-1].members, network.time_steps) == plan
+
+
+@pytest.mark.parametrize("members", [1, 4, 8])
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_planned_steps_reach_the_scale_with_a_dead_zone(members, steps):
+    """As far as the neuron's values, whose scale is 1, at 1, 2 and 16 steps, but for few signs."""
+    schedule = default_schedule(steps, 1.0, members, 2 / 3)
+    sizes = [schedule(t) for t in range(1, steps + 1)]
+    reach = sum(sizes) * (2 - 2.0 ** (1 - members)) + 2 / 3 * sizes[-1] * 2.0 ** (1 - members)
+    assert reach >= (1 if members > 1 or steps > 2 else 0.6)
+    assert all(a >= b for a, b in zip(sizes, sizes[1:], strict=False))
+    if members == 1 and steps > 2:  # the next step can hold what this one left
+        assert all(2 / 3 * a <= (1 + 2 / 3) * b for a, b in zip(sizes, sizes[1:], strict=False))

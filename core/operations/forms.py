@@ -250,10 +250,11 @@ def apply_over_time(
     ``in_time`` says which inputs, at least one, lead with a time axis [K, ...]; the others are the
     same at every step.
     """
-    steps = next(x.shape[0] for x, led in zip(inputs, in_time, strict=True) if led)
-    inputs = [
-        x if led else x.expand(steps, *x.shape) for x, led in zip(inputs, in_time, strict=True)
-    ]
+    if not all(in_time):
+        steps = next(x.shape[0] for x, led in zip(inputs, in_time, strict=True) if led)
+        inputs = [
+            x if led else x.expand(steps, *x.shape) for x, led in zip(inputs, in_time, strict=True)
+        ]
     if linear_part:
         attributes, tensors = _linear_part(attributes, tensors)
     return form(op)(inputs, attributes, tensors, batch, 1)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, nn.Parameter)
 _pack = Struct("P").pack_into
@@ -36,7 +37,7 @@ def unwatched() -> bool:
         or _trace()
         or _transforms()
         or _profiled()
-        or torch.autograd.forward_ad._current_level >= 0
+        or forward_ad._current_level >= 0
     )
 
 

@@ -138,7 +138,7 @@ class NorseNetwork(NetworkModule):
         return having(self.neurons, record_states=False)
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
-        layer: Layer = self.neuron(node.name)  # type: ignore[assignment]
+        layer: Layer = walk.simulated[key(node.name)]  # type: ignore[assignment]
         run = layer.step if walk.steps is None else layer
         y, state = run(tuple(inputs), walk.before.neurons.get(node.name))
         walk.neurons[node.name] = state

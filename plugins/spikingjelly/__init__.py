@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...core.modes import having
-from ...core.module import NetworkModule, NetworkState, Walk, select
+from ...core.module import NetworkModule, NetworkState, Walk, key, select
 from ...core.network import Node, SpikingNetwork, Timed
 from .. import simulator
 from .base import Kernel
@@ -84,7 +84,7 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         return having(self.neurons, step_mode="m")
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
-        y: Tensor = self.neuron(node.name)(*inputs)
+        y: Tensor = walk.simulated[key(node.name)](*inputs)
         return y
 
     def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:

@@ -17,7 +17,7 @@ Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from operator import is_
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...neurons.base import each_tensor
 from ...neurons.choice import BACKENDS, Choice
+from ...neurons.kernels.prepared import keep, unwatched
 from ...neurons.protocol import state_dtype
 from ...neurons.scan import scan
 from ...neurons.surrogate import Surrogate
@@ -35,6 +36,7 @@ from .. import simulator
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import base, neuron, surrogate
 
+_NUMBERS = (int, float, str, type(None))
 Shapes = tuple[tuple[int, ...], ...]
 Record = list[tuple[Tensor, Tensor | None]]  # v_seq and spike_seq of a call, [T, N, *]
 
@@ -79,8 +81,8 @@ class Stateful(base.MemoryModule):
             record.append((v_seq, torch.stack(spikes) if spikes else None))
         return y_seq.to(inputs[0].dtype), state
 
-    def _checked(self, inputs: tuple[Any, ...], step_mode: str) -> tuple[Tensor, ...]:
-        """The inputs of the first step."""
+    def _checked(self, inputs: tuple[Any, ...], step_mode: str) -> Shapes:
+        """The shapes of one step."""
         if not inputs or (self._arity is not None and len(inputs) != self._arity):
             raise InputError(
                 f"{self._get_name()}: one input for each argument is needed, so "
@@ -95,32 +97,35 @@ class Stateful(base.MemoryModule):
                     "x.float()."
                 )
         if step_mode == "s":
-            return inputs
+            return tuple([tuple(x.shape) for x in inputs])
         if not all([x.dim() and x.shape[0] and x.shape[0] == inputs[0].shape[0] for x in inputs]):
             raise InputError(
                 f"{self._get_name()}: in step_mode 'm' an input is [T, N, *] with one T >= 1, but "
                 f"the shapes are {[tuple(x.shape) for x in inputs]}. Set step_mode 's' "
                 "(functional.set_step_mode) to feed one step [N, *]."
             )
-        return tuple([x[0] for x in inputs])
+        return tuple([tuple(x.shape[1:]) for x in inputs])
+
+    def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
+        """The state before a first step."""
+        dtype = state_dtype(inputs)
+        first = inputs if step_mode == "s" else tuple([x[0] for x in inputs])
+        return self._initial_state(tuple([x.to(dtype) for x in first]))._replace(shapes=shapes)
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
     ) -> Any:
         """Before the first step the states for this batch, then the same ones, checked."""
-        first = self._checked(inputs, step_mode)
-        shapes: Shapes = tuple([tuple(x.shape) for x in first])
-        dtype = state_dtype(first)
-        state = self.State(*states)
+        shapes, state = self._checked(inputs, step_mode), self.State(*states)
         if state.shapes is None:
-            return self._initial_state(tuple([x.to(dtype) for x in first]))._replace(shapes=shapes)
+            return self._start_of(inputs, shapes, step_mode)
         if state.shapes != shapes:
             raise InputError(
                 f"{self._get_name()}: a step is {list(shapes)} now, but the state was built for "
                 f"{list(state.shapes)}. Reset the neuron (functional.reset_net) before feeding a "
                 "batch of another shape."
             )
-        device = first[0].device
+        device, dtype = inputs[0].device, state_dtype(inputs)
 
         def here(s: Tensor) -> Tensor:
             return s.to(device, dtype if s.is_floating_point() else s.dtype)
@@ -165,7 +170,7 @@ class Stateful(base.MemoryModule):
 
     def reset(self) -> None:
         """As SpikingJelly's, which copies what they begin with: numbers need none."""
-        if any(isinstance(value, Tensor) for value in self._memories_rv.values()):
+        if any([isinstance(value, Tensor) for value in self._memories_rv.values()]):
             super().reset()
         else:
             self._memories.update(self._memories_rv)
@@ -267,11 +272,24 @@ class Kernel(Recording):
 class Made(Kernel):
     """A neuron with ``dynamics``, the definition's parameters, made again where one changes."""
 
-    _made: tuple[tuple[Any, ...], Any] | None = None  # of what, and the dynamics
+    _made: tuple[Sequence[Any], Any] | None = None  # of what, and the dynamics
+    _of_start: tuple[str, ...] = ()  # the attributes that a state before a first step is made of
 
     @property
     def dynamics(self) -> Any:
         raise NotImplementedError
+
+    def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
+        """Kept where it depends on shapes, types and numbers alone; nobody changes it in place."""
+        of = held(self, self._of_start)
+        if not (all([isinstance(value, _NUMBERS) for value in of]) and unwatched()):
+            return super()._start_of(inputs, shapes, step_mode)
+        where = (inputs[0].device, torch.is_inference_mode_enabled())
+        key, known = (*of, shapes, state_dtype(inputs), *where), self.dynamics.ready
+        if (state := known.get(key)) is None:
+            state = super()._start_of(inputs, shapes, step_mode)
+            keep(known, key, state)
+        return state
 
     def _make(self) -> None:
         """The dynamics now, since torch.compile cannot make them; not of tensors without values."""
@@ -307,7 +325,7 @@ def same(a: Any, b: Any) -> bool:
     return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
 
 
-def unchanged(now: tuple[Any, ...], made_of: tuple[Any, ...]) -> bool:
+def unchanged(now: Sequence[Any], made_of: Sequence[Any]) -> bool:
     """Whether these are the values that a module was made of."""
     return all(map(is_, now, made_of)) or all(map(same, now, made_of))
 
@@ -318,6 +336,17 @@ def hold(module: nn.Module, name: str, value: Any) -> None:
         module.register_buffer(name, value.detach().clone())
     else:
         setattr(module, name, value)
+
+
+def held(module: nn.Module, names: Iterable[str]) -> list[Any]:
+    """What ``hold`` put there, past the three ``__getattr__`` of a SpikingJelly module."""
+    if torch.compiler.is_compiling():
+        return [getattr(module, name) for name in names]
+    own, buffers = module.__dict__, module._buffers
+    return [
+        own[name] if name in own else buffers[name] if name in buffers else getattr(module, name)
+        for name in names
+    ]
 
 
 def show(value: Any) -> str:

@@ -18,7 +18,7 @@ from ...neurons.group import (
 )
 from ...neurons.protocol import at_least_float32
 from .. import simulator
-from .base import Made, Record, Shapes, hold, known_surrogate, show, unchanged
+from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import surrogate
@@ -41,6 +41,7 @@ class GroupNode(Made):
     """
 
     State = _GroupNodeState
+    _of_start = ("v_threshold", "initial_charge", "members", "signed")
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class GroupNode(Made):
     @property
     def dynamics(self) -> GroupNeuronParameters:
         """The definition's parameters, with the tensors of the buffers."""
-        of = (self.members, self.v_threshold, self.initial_charge, self.signed)
+        of = held(self, self._of_start)
         made = self._made
         if made is None or not unchanged(of, made[0]):
             dynamics = GroupNeuronParameters(

@@ -21,7 +21,9 @@ from ...neurons.protocol import (
 )
 from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
-from .base import Made, Record, Shapes, hold, known_surrogate, show, unchanged
+from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
+
+_OF_DYNAMICS = ("schedule", "momentum", "members", "scale", "resting", "dead_zone")
 
 
 class _SignGDNodeState(NamedTuple):
@@ -100,6 +102,7 @@ class SignGDNode(Made):
         hold(self, "resting", resting)
         hold(self, "dead_zone", dead_zone)
         self._initial_inputs = self._hold_each("initial_input", initial_input)
+        self._of_start = ("resting", "spikes", "_start", *self._initial_inputs)
         self._offsets = self._hold_each("offset", 0.0 if offset is None else offset)
         self._arguments = {key: f"argument_{key}" for key in arguments or {}}
         for key, value in (arguments or {}).items():
@@ -153,14 +156,12 @@ class SignGDNode(Made):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {key: getattr(self, name) for key, name in self._arguments.items()}
+        return dict(zip(self._arguments, held(self, self._arguments.values()), strict=True))
 
     @property
     def dynamics(self) -> SignGDParameters:
         """The definition's parameters, with the tensors of the buffers."""
-        arguments = self.arguments
-        numbers = (self.schedule, self.momentum, self.members)
-        of = (*numbers, self.scale, self.resting, self.dead_zone, *arguments.values())
+        of = held(self, (*_OF_DYNAMICS, *self._arguments.values()))
         made = self._made
         if made is None or not unchanged(of, made[0]):
             dynamics = SignGDParameters(
@@ -168,7 +169,7 @@ class SignGDNode(Made):
                 self.schedule,
                 at_least_float32(self.scale),
                 at_least_float32(self.resting),
-                {key: at_least_float32(value) for key, value in arguments.items()},
+                {key: at_least_float32(value) for key, value in self.arguments.items()},
                 self.momentum,
                 self.members,
                 at_least_float32(self.dead_zone),
@@ -193,7 +194,9 @@ class SignGDNode(Made):
         self, inputs: tuple[Tensor, ...], state: _SignGDNodeState, record: Record | None
     ) -> tuple[Tensor, _SignGDNodeState]:
         function = self.surrogate_function
-        if function is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return self._run_sequence(inputs, state, record, None)
+        if function is None:
             with torch.no_grad():
                 return self._run_sequence(inputs, state, record, None)
         return self._run_sequence(inputs, state, record, known_surrogate(function))
