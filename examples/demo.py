@@ -79,20 +79,21 @@ def draw(data_name: str, data: Data, samples: int, path: str) -> None:
     """Output error against additions, 4 to 8 signs in one step, with a dead zone and without."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
     for color, name in zip(("C0", "C1", "C2"), DRAWN, strict=True):
         model = load_network(name, data_name)
         for label, zone in (("a sign or silence", None), ("always a sign", 0.0)):
             plans = [{"time_steps": 1, "members": m, "dead_zone": zone} for m in MEMBERS]
             rows = [measure(model, data, samples, **plan) for plan in plans]
             line, fill = ("o-", color) if zone is None else ("s--", "none")
-            x, y = [row.additions for row in rows], [row.evaluation.error[-1] for row in rows]
+            x, y = [row.additions for row in rows], [row.evaluation.error[-1] or 0 for row in rows]
             axes.plot(x, y, line, color=color, mfc=fill, label=f"{name}, {label}")
     axes.set(xlim=(0, 8.5), yscale="log", ylabel="relative output error", title=(
         f"{data_name}: {', '.join(map(str, MEMBERS))} signs in one step, not tuned"))  # fmt: skip
     axes.set_xlabel("additions for each multiply-accumulate of the source")
     axes.legend(fontsize="small")
-    axes.figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
