@@ -87,10 +87,7 @@ def draw(data_name: str, data: Data, samples: int, path: str) -> None:
             plans = [{"time_steps": 1, "members": m, "dead_zone": zone} for m in MEMBERS]
             rows = [measure(model, data, samples, **plan) for plan in plans]
             line, fill = ("o-", color) if zone is None else ("s--", "none")
-            x, y = (
-                [row.additions for row in rows],
-                [row.evaluation.error[-1] or 0.0 for row in rows],
-            )
+            x, y = [row.additions for row in rows], [row.evaluation.error[-1] or 0 for row in rows]
             axes.plot(x, y, line, color=color, mfc=fill, label=f"{name}, {label}")
     axes.set(xlim=(0, 8.5), yscale="log", ylabel="relative output error", title=(
         f"{data_name}: {', '.join(map(str, MEMBERS))} signs in one step, not tuned"))  # fmt: skip
