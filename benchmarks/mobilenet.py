@@ -1,6 +1,6 @@
 """A MobileNet with ReLU6: group neurons, whose members saturate by themselves, beside signGD.
 
-    python benchmarks/mobilenet.py [--images 10000]
+    python benchmarks/mobilenet.py [--images 10000] [--methods group signgd]
 
 1,280 training images calibrate, nothing is tuned. Agreement with the source network's predictions
 and relative error of the outputs on Fashion-MNIST's test images, what is sent on 256 of them.
@@ -28,9 +28,9 @@ COUNTED = 256
 BATCH = 250
 WAYS: list[dict[str, Any]] = [
     *({"method": "group", "members": m, "time_steps": t} for m, t in
-      ((8, 1), (16, 1), (32, 1), (64, 1), (8, 2), (4, 4), (16, 4))),
+      ((8, 1), (16, 1), (32, 1), (64, 1))),
     *({"method": "signgd", "members": m, "time_steps": t, "dead_zone": 2 / 3, "tune": False}
-      for m, t in ((6, 1), (8, 1), (4, 2))),
+      for m, t in ((6, 1), (8, 1))),
 ]  # fmt: skip
 
 
@@ -38,6 +38,7 @@ WAYS: list[dict[str, Any]] = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--methods", nargs="+", default=("group", "signgd"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, data = load_network("mobilenet", "fashion"), fashion_mnist()
@@ -47,7 +48,7 @@ def main() -> None:
     print(f"source {right:.2f} %, {len(images)} images\n")
     print("| neurons, m x T | accuracy | agreement | error | spikes a neuron | additions per MAC |")
     print("|---|---:|---:|---:|---:|---:|")
-    for way in WAYS:
+    for way in (way for way in WAYS if way["method"] in given.methods):
         network = sg.convert(model, data.train.images[:CALIBRATION], **way)
         snn, steps = sg.build(network), network.time_steps
         have = torch.cat([sg.run(snn, part, steps)[steps] for part in images.split(BATCH)])
