@@ -17,9 +17,9 @@ from torch import Tensor
 from ..core.network import SpikingNetwork
 from ..errors import InputError
 from .mixing import spikes_sent
+from .settings import MEMBERS
 from .tuning import Measure, Tunable, default_choices, samples_of, tune
 
-MEMBERS = 8
 WEIGHTS = tuple(0.002 * 2.0**i for i in range(9))
 HALVINGS = 2  # of the last interval of w
 MISSES = 2  # of a target one after the other: a few samples more or less may be chance

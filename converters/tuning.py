@@ -73,7 +73,6 @@ EFFORT = 2e9  # neuron updates of a whole descent: up to a minute on two cores
 RESIZING = 8e9  # of one sweep over the neurons that makes their steps larger or smaller
 LOOKING = 2e8  # of one look at the held-out samples
 LEAST = 8  # samples of a sweep
-LARGE = 2e7  # updates for one sample from which tune=True has to be asked for
 MEMORY = 2**31  # bytes that one step of descent may keep
 RATE = 0.2  # of log step sizes
 SPARSE_RATE = 0.1  # where neurons have dead zones
