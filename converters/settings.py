@@ -272,14 +272,15 @@ class Settings:
     def _check_dead_zone(self) -> None:
         if self.dead_zone is None:
             return
-        given = (
-            self.dead_zone.values() if isinstance(self.dead_zone, Mapping) else (self.dead_zone,)
+        by_path = (
+            {"": self.dead_zone} if not isinstance(self.dead_zone, Mapping) else self.dead_zone
         )
+        given = tuple(by_path.values())
         for theta in given:
             # read in float32, where what is nearer to 1 is 1
             fits = isinstance(theta, (int, float)) and 0 <= theta < 1 - 2**-25
             _check("dead_zone", theta, fits, "a part of a step, in [0, 1)")
-        if self.dead_zone is None or not _any(self.dead_zone):
+        if not any(given):
             return
         other = "preset='paper'" if self.preset == "paper" else f"momentum={self.momentum!r}"
         if self.preset == "paper" or self.momentum:
