@@ -181,7 +181,9 @@ def test_a_network_of_digits(name, options):
     snn = converted(load_network(name, "digits"), data.train.images[:64], steps, **options)
     x, y = data.test.images[:12], data.test.labels[:12]
     found = count_operations(snn, x, steps)
-    theirs, every = both(snn, x, steps, y=y, batch=5)
+    # a sum rounds otherwise in another batch, which may set off a sign that is near its dead zone
+    batch = len(x) if "dead_zone" in options else 5
+    theirs, every = both(snn, x, steps, y=y, batch=batch)
     network = snn.network
     assert every["Effective_ACs"] == pytest.approx(found.synaptic, rel=1e-12)
     arrivals = sum(v for k, v in found.layers.items() if network[k].kind != "linear")
@@ -195,9 +197,7 @@ def test_a_network_of_digits(name, options):
     assert zeros > 0 and theirs["Effective_MACs"] == pytest.approx(macs - zeros, rel=1e-12)
     multiplied = theirs["Effective_MACs"] + found.multiplies
     assert every["Effective_MACs"] == pytest.approx(multiplied, rel=1e-12)
-    if (
-        "method" not in options and "dead_zone" not in options
-    ):  # every signGD neuron sends at every step
+    if not {"method", "dead_zone"} & set(options):  # every signGD neuron sends at every step
         assert every["Dense"] == pytest.approx(macs + found.synaptic + found.multiplies, rel=1e-12)
 
 
