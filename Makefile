@@ -7,6 +7,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 NORSE := $(VENV)/norse-alone
 DOCS := $(VENV)/docs
+VISION := $(VENV)/vision
 
 # modules are compiled once, not by each process of a test
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains docs lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -97,6 +98,21 @@ toolchains: lava-environment
 		SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_lava_simulation.py \
 		tests/test_verification.py::test_netx_files_in_lava tests/test_nir_readers.py \
 		tests/test_neurobench.py
+
+# Networks of torchvision, timm and transformers, and weights that packages bring. 6 GB, so it is an
+# environment that neither `environments` nor CI sets up; where it is, CI uses it. The package comes
+# from .venv, with its kernels.
+vision: $(VENV)/.stamp $(VISION)/.stamp
+	@echo "== real networks"
+	@PYTHONPATH="$(VENV)/mypy" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VISION)/bin/python -m pytest \
+		-q -n auto --dist worksteal -m vision tests/test_vision.py
+
+VISION_PIP := $(VISION)/bin/python -m pip --quiet --disable-pip-version-check
+$(VISION)/.stamp: tests/vision/requirements.txt tests/vision/alone.txt | $(VENV)/.stamp
+	$(PYTHON) -m venv "$(VISION)"
+	$(VISION_PIP) install -r tests/vision/requirements.txt
+	$(VISION_PIP) install --no-deps -r tests/vision/alone.txt
+	touch $@
 
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .

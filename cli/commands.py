@@ -380,7 +380,12 @@ def _of_report(report: Any) -> Any:
 
 def _data(options: argparse.Namespace) -> Data:
     prepare = Preparation(
-        options.scale_pixels, options.channels, options.resize, options.mean, options.std
+        options.scale_pixels,
+        options.channels,
+        options.resize,
+        options.mean,
+        options.std,
+        options.preprocess,
     )
     return load_data(
         options.data,

@@ -10,6 +10,7 @@ import gzip
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..converters.sources import Preprocessing, preprocessing
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from .models import attribute, call
 
@@ -71,8 +73,30 @@ class Preparation:
     resize: Sequence[int] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    model: str | None = None  # whose own preprocessing takes the place of all others
+
+    def __post_init__(self) -> None:
+        given = {
+            "--scale-pixels": self.scale_pixels or None,
+            "--resize": self.resize,
+            "--mean": self.mean,
+            "--std": self.std,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if self.model is not None and wrong:
+            raise InputError(
+                f"--preprocess {self.model} does all that the model's makers did with images; "
+                f"leave {', '.join(wrong)} out."
+            )
+
+    @cached_property
+    def _own(self) -> Preprocessing:
+        assert self.model is not None
+        return preprocessing(self.model)
 
     def apply(self, x: Tensor, source: str) -> Tensor:
+        if self.model is not None:
+            return self._as_its_makers_did(x, source)
         x = self._floats(x, source)
         if self.channels is not None:
             x = _with_channels(x, self.channels, source)
@@ -97,6 +121,24 @@ class Preparation:
             number = number.reshape(-1, *[1] * max(x.dim() - 2, 0))
             x = x - number if name == "mean" else x / number
         return x
+
+    def _as_its_makers_did(self, x: Tensor, source: str) -> Tensor:
+        if x.dtype != torch.uint8 or x.dim() != 4:
+            raise InputError(
+                f"--preprocess is for images [N, C, H, W] of 8 bits, but those of '{source}' are "
+                f"{list(x.shape)} of {x.dtype}."
+            )
+        if self.channels is not None:
+            x = _with_channels(x, self.channels, source).to(x.dtype)
+        own = self._own
+        try:
+            found: Tensor = own(x)
+        except (ValueError, RuntimeError, TypeError) as error:  # of the model's library
+            raise InputError(
+                f"--preprocess {self.model} fails on images {list(x.shape[1:])} of '{source}': "
+                f"{error}. Grey images for a model of colours need --channels 3."
+            ) from error
+        return found
 
     def _floats(self, x: Tensor, source: str) -> Tensor:
         if x.is_complex() or x.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""Model specs: ``package.module:factory``, ``timm:name``, ``torchvision:name``, ``file.pt2``."""
+"""Model specs: ``package.module:factory``, ``file.pt2``, and those of ``converters.sources``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..converters import sources
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
-
-ZOOS = ("timm", "torchvision")
 
 
 class RandomWeights(UserWarning):
@@ -23,7 +22,7 @@ class RandomWeights(UserWarning):
 def load_model(spec: str, weights: str | None = None) -> nn.Module:
     """The model that ``spec`` names, with the weights of a .safetensors file where one is given.
 
-    Nothing is downloaded, and nothing unpickled. Raises SignGDError saying what to change.
+    Nothing is downloaded but weights that the spec names. Raises SignGDError saying what to change.
     """
     if spec.lower().endswith(".pt2"):
         if weights is not None:
@@ -31,13 +30,13 @@ def load_model(spec: str, weights: str | None = None) -> nn.Module:
         from .exported import load_exported
 
         return load_exported(Path(spec))
-    zoo, _, name = spec.partition(":")
-    if zoo in ZOOS:
-        model = _from_zoo(zoo, name)
-        if weights is None:
+    if sources.is_source(spec):
+        model = sources.load_source(spec)
+        if weights is None and not sources.parse(spec).trained:
             warnings.warn(
-                f"'{spec}' was built with RANDOM weights, since none are downloaded: what follows "
-                "says nothing of the trained network. Give --weights FILE.safetensors.",
+                f"'{spec}' was built with RANDOM weights, since it names none: what follows says "
+                f"nothing of the trained network. Write {spec}:DEFAULT, or give --weights "
+                "FILE.safetensors.",
                 RandomWeights,
                 stacklevel=2,
             )
@@ -78,27 +77,6 @@ def call(spec: str, factory: Any) -> Any:
         raise SignGDError(f"cannot load '{spec}': {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
-
-
-def _from_zoo(zoo: str, name: str) -> Any:
-    try:
-        library = import_module(zoo)
-        models: Any = import_module("torchvision.models") if zoo == "torchvision" else library
-    except ImportError as error:
-        torch_version = torch.__version__.partition("+")[0]
-        raise BackendUnavailable(
-            f"'{zoo}:{name}' needs the package {zoo!r} ({error}). Install it with: pip install "
-            f"{zoo} torch=={torch_version} (torch is pinned on the same line, or pip may replace "
-            "it)"
-        ) from error
-    if not name:
-        raise SignGDError(f"'{zoo}:' is no model; write {zoo}:name.")
-    try:
-        if zoo == "timm":
-            return models.create_model(name, pretrained=False)
-        return models.get_model(name, weights=None)
-    except Exception as error:  # of either library
-        raise InputError(f"{zoo} has no model {name!r}: {error}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -16,7 +16,10 @@ CODES = (
     "exit codes: 0 ok, 2 usage (also data and models that cannot be used), exit code 3 unsupported "
     "operations, 4 verification failed, 5 below --min-agreement or --min-accuracy, 130 interrupted"
 )
-MODEL = "package.module:factory, timm:name, torchvision:name, or a .pt2 of torch.export.save"
+MODEL = (
+    "package.module:factory, torchvision:NAME[:WEIGHTS], timm:NAME[:TAG], hf:PATH_OR_NAME, or a "
+    ".pt2 of torch.export.save"
+)
 DATA = (
     "a file .npz (x and y, or file.npz:images,labels), .npy or IDX (also .gz), a folder of images "
     "(classes in subfolders), or package.module:loader"
@@ -242,6 +245,10 @@ def _data(
         "--samples", type=count, default=samples, metavar="N",
         help=f"how many, drawn with --seed; by default {samples or 'all'}",
     )  # fmt: skip
+    more.add_argument(
+        "--preprocess", metavar="MODEL",
+        help="images as the makers of MODEL did: torchvision:NAME[:WEIGHTS], timm:NAME or hf:NAME",
+    )  # fmt: skip
     more.add_argument("--scale-pixels", action="store_true", help="integers 0..255 over 255")
     more.add_argument("--mean", type=number, nargs="+", metavar="M", help="to subtract, by channel")
     more.add_argument("--std", type=positive, nargs="+", metavar="S", help="to divide by, after it")
@@ -354,6 +361,7 @@ def _check_input(command: Parser, options: argparse.Namespace) -> None:
         return
     given = {
         "--labels": options.labels,
+        "--preprocess": options.preprocess,
         "--scale-pixels": options.scale_pixels or None,
         "--mean": options.mean,
         "--std": options.std,

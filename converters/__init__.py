@@ -8,6 +8,7 @@ from .planning import METHODS, Layer, LevelsWarning, Method, SaturationWarning, 
 from .rules import NEURONS, NotConvertible, Rule
 from .searching import allocate, search
 from .settings import Context, Settings
+from .sources import Preprocessing, Source, load_source, preprocessing
 from .tuning import Tuning, tune
 
 __all__ = [
@@ -24,15 +25,19 @@ __all__ = [
     "Method",
     "NotConvertible",
     "Pass",
+    "Preprocessing",
     "Rule",
     "SaturationWarning",
     "Settings",
+    "Source",
     "Tuning",
     "allocate",
     "check",
     "compare_functions",
     "convert",
     "default_schedule",
+    "load_source",
+    "preprocessing",
     "search",
     "tune",
 ]

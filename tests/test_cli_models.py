@@ -7,18 +7,23 @@ import os
 import pickle
 import sys
 import zipfile
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 
 import cli_zoo
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.cli.data import Preparation, load_data
 from spikingjelly_signgd.cli.models import load_model
+from spikingjelly_signgd.converters import sources
 
 X = cli_zoo.images(6)
 BATCH = ({0: torch.export.Dim("batch")},)
@@ -236,24 +241,45 @@ def test_a_file_that_is_no_program(make, text, capsys):
 # -- zoos -----------------------------------------------------------------------------------------
 
 
+KNOWN = ["tiny", "tinier"]
+
+
 def timm(name, pretrained=True):
-    assert not pretrained
-    if name != "tiny":
-        raise RuntimeError(f"Unknown model ({name})")
+    if pretrained:
+        raise OSError("no route to the hub")
     return cli_zoo.tiny()
 
 
+class TinyWeights(Enum):
+    IMAGENET1K_V1 = "the first"
+    DEFAULT = IMAGENET1K_V1
+
+    @property
+    def url(self):
+        return "https://somewhere/tiny.pth"
+
+
 def torchvision(name, weights="DEFAULT"):
-    assert weights is None
-    if name != "tiny":
-        raise ValueError(f"Unknown model {name}")
+    if weights is not None:
+        raise OSError("no route to somewhere")
     return cli_zoo.tiny()
 
 
 @pytest.fixture
 def zoos(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=timm))
-    models = SimpleNamespace(get_model=torchvision)
+    own = {
+        "create_model": timm,
+        "list_models": lambda: KNOWN,
+        "is_model": KNOWN.__contains__,
+        "list_pretrained": lambda pattern: ["tiny.a1_in1k"],
+    }
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(**own))
+    own = {
+        "get_model": torchvision,
+        "list_models": lambda: KNOWN,
+        "get_model_weights": lambda name: TinyWeights,
+    }
+    models = SimpleNamespace(**own)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
 
@@ -268,16 +294,81 @@ def test_a_zoo(zoo, zoos, capsys):
     save_file(cli_zoo.other().state_dict(), "other.safetensors")
     assert main(["check", f"{zoo}:tiny", "--weights", "other.safetensors", *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"] == []
-    assert main(["check", f"{zoo}:absent", *arguments]) == 2
-    assert f"{zoo} has no model 'absent'" in json.loads(capsys.readouterr().out)["error"]
+    assert main(["check", f"{zoo}:tinyer", *arguments]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == f"{zoo} has no model 'tinyer'. Near it: tinier, tiny."
     assert main(["check", f"{zoo}:", *arguments]) == 2
 
 
-@pytest.mark.parametrize("zoo", ["timm", "torchvision"])
-def test_a_zoo_that_is_not_installed(zoo, monkeypatch):
-    monkeypatch.setitem(sys.modules, zoo, None)
-    with pytest.raises(sg.BackendUnavailable, match=rf"pip install {zoo} torch==\d"):
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("torchvision:tiny:DEFAULT", "no route to somewhere.*Download https://somewhere/tiny.pth"),
+        ("torchvision:tiny:V1", "no weights of tiny 'V1'"),
+        ("timm:tiny:DEFAULT", "no route to the hub.*--weights FILE.safetensors"),
+        ("timm:tiny:a1_in1k", "no route to the hub"),
+        ("timm:tiny:a1_in2k", "no weights of tiny 'a1_in2k'. Near it: a1_in1k"),
+    ],
+)
+def test_weights_of_a_zoo_that_cannot_be_had(spec, text, zoos):
+    with pytest.raises(sg.InputError, match=text):
+        load_model(spec)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "package"), [("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers")]
+)
+def test_a_zoo_that_is_not_installed(zoo, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(sg.BackendUnavailable, match=rf"pip install {package} torch==\d"):
         load_model(f"{zoo}:resnet18")
+
+
+# -- preprocessing --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def makers(monkeypatch, tmp_path):
+    """A model whose makers halved the brightness, and a folder of two images of other sizes."""
+    preparations = {**sources.PREPARATIONS, "timm": lambda source: halved}
+    monkeypatch.setattr(sources, "PREPARATIONS", preparations)
+    for name, size in (("a", (6, 4)), ("b", (4, 5))):
+        Image.new("RGB", size, (200, 100, 0)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def halved(images):
+    if images.shape[1] != 3:
+        raise ValueError("three channels are wanted")
+    return images[..., :4, :4].float() / 510
+
+
+def test_preprocessing_of_the_makers(makers):
+    data = load_data(str(makers), prepare=Preparation(model="timm:tiny"))
+    assert data.x.shape == (2, 3, 4, 4)
+    assert torch.equal(data.x[:, 0], torch.full((2, 4, 4), 200 / 510))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--scale-pixels", "--mean", "0.5"], "leave --scale-pixels, --mean out"),
+        (["--channels", "1"], "three channels are wanted. Grey images for a model of colours"),
+    ],
+)
+def test_preprocessing_that_does_not_fit(options, text, makers, capsys):
+    given = ["check", "cli_zoo:tiny", "--data", str(makers), "--preprocess", "timm:tiny"]
+    assert main([*given, *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_preprocessing_is_of_images(makers, capsys):
+    np.save("x.npy", np.zeros((2, 3, 4, 4), np.float32))
+    assert main(["check", "cli_zoo:tiny", "--data", "x.npy", "--preprocess", "timm:tiny"]) == 2
+    assert "images [N, C, H, W] of 8 bits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["check", "cli_zoo:tiny", "--input", "1", "--preprocess", "timm:tiny"])
+    assert "--preprocess is of --data" in capsys.readouterr().err
 
 
 # -- weights --------------------------------------------------------------------------------------
