@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import re
-import resource
+import sys
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -34,16 +32,19 @@ import torch
 import zoo
 from torch import Tensor
 
-import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import PASSES
-from spikingjelly_signgd.core.module import NetworkModule
-from spikingjelly_signgd.core.network import leaves
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from real import apart  # noqa: E402
+
+import spikingjelly_signgd as sg  # noqa: E402
+from spikingjelly_signgd.converters import PASSES  # noqa: E402
+from spikingjelly_signgd.core.module import NetworkModule  # noqa: E402
+from spikingjelly_signgd.core.network import leaves  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "coverage"
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 PLANS = ((8, 1), (6, 2))  # members x steps
 BATCH = 4
-FORKED = multiprocessing.get_context("fork")
 ALLOWED = 0.2  # output error of a default plan without a warning
 TITLES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 
@@ -146,53 +147,15 @@ def measured(source: str) -> dict[str, Any]:
     return row | {"converted": True}
 
 
-def child(source: str, check: bool, answer: Any) -> None:
-    """Sends the row."""
+def safely(source: str, check: bool) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     try:
-        row = checked(source) if check else measured(source)
+        return checked(source) if check else measured(source)
     except Exception as error:  # a bug of ours, which the table shows
-        row = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    row["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    answer.send(row)
+        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 # -- all of them ----------------------------------------------------------------------------------
-
-
-def alone(source: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The row of a model from a process that ends at the limits.
-
-    A fork, which need not import the libraries again; their memory, 0.5 GB, counts as its own.
-    """
-    answer, theirs = FORKED.Pipe(duplex=False)
-    process = FORKED.Process(target=child, args=(source, given.check, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    begun, stopped = time.monotonic(), ""
-    while not answer.poll(0.2) and not stopped:
-        if time.monotonic() - begun > given.seconds:
-            stopped = f"over {given.seconds:g} seconds"
-        elif resident(process.pid or 0) > given.gigabytes * 2**30:
-            stopped = f"over {given.gigabytes:g} GB"
-    try:
-        row: dict[str, Any] = {"stopped": stopped} if stopped else answer.recv()
-    except EOFError:
-        process.join()
-        row = {"stopped": f"its process ended with {process.exitcode}"}
-    process.kill()
-    process.join()
-    return row | {"wall": time.monotonic() - begun}
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory, as Linux has it; 0 once it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"VmRSS:\s*(\d+) kB", text)
-    return int(found[1]) * 1024 if found else 0
 
 
 def rows(results: Path, library: str) -> dict[str, Any]:
@@ -241,7 +204,8 @@ def measure(given: argparse.Namespace) -> None:
         library, _, name = source.partition(":")
         if not again(rows(given.results, library).get(name), given.again):
             continue
-        row = alone(source, given)
+        limits = {"seconds": given.seconds, "gigabytes": given.gigabytes}
+        row = apart(safely, source, given.check, **limits)
         keep(given.results, source, row)
         print(source, brief(row), flush=True)
 

