@@ -17,8 +17,6 @@ to benchmarks/results/coverage/LIBRARY.json when it is measured and is not measu
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 import warnings
@@ -34,15 +32,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-from real import apart  # noqa: E402
+import real  # noqa: E402
 
 import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.converters import PASSES  # noqa: E402
 from spikingjelly_signgd.core.module import NetworkModule  # noqa: E402
 from spikingjelly_signgd.core.network import leaves  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "coverage"
-PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
+RESULTS = real.RESULTS.parent / "coverage"
+PAGE = real.DOCS / "coverage.md"
 PLANS = ((8, 1), (6, 2))  # members x steps
 BATCH = 4
 ALLOWED = 0.2  # output error of a default plan without a warning
@@ -159,18 +157,7 @@ def safely(source: str, check: bool) -> dict[str, Any]:
 
 
 def rows(results: Path, library: str) -> dict[str, Any]:
-    path = results / f"{library}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def keep(results: Path, source: str, row: Mapping[str, Any]) -> None:
-    results.mkdir(parents=True, exist_ok=True)
-    library, _, name = source.partition(":")
-    path = results / f"{library}.json"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({**rows(results, library), name: dict(row)}, indent=1) + "\n")
-    os.replace(partial, path)
+    return real.cells(results / f"{library}.json")
 
 
 def sources(asked: list[str]) -> list[str]:
@@ -205,8 +192,8 @@ def measure(given: argparse.Namespace) -> None:
         if not again(rows(given.results, library).get(name), given.again):
             continue
         limits = {"seconds": given.seconds, "gigabytes": given.gigabytes}
-        row = apart(safely, source, given.check, **limits)
-        keep(given.results, source, row)
+        row = real.apart(safely, source, given.check, **limits)
+        real.keep(given.results / f"{library}.json", name, row)
         print(source, brief(row), flush=True)
 
 
@@ -238,10 +225,9 @@ def tables(results: Path) -> Iterator[str]:
 
 
 def summary(results: Path) -> Iterator[str]:
-    yield "| library | models | converted | source equal to 1e-5 | refused | other | error above "
-    yield f"{ALLOWED}, of it without a warning |"
-    heads = "---|---:|---:|---:|---:|---:|---"
-    yield f"|{heads}|"
+    heads = "library | models | converted | source equal to 1e-5 | refused | other"
+    yield f"| {heads} | plans with an error above {ALLOWED}, of these without a warning |"
+    yield "|---|---:|---:|---:|---:|---:|---|"
     for library, title in TITLES.items():
         every = rows(results, library).values()
         good = [row for row in every if row.get("converted")]
@@ -300,14 +286,6 @@ def told(row: Mapping[str, Any]) -> str:
     return f"warned: {', '.join(found)}" if found else ""
 
 
-def page(text: str, results: Path) -> str:
-    begin, end = "<!-- python benchmarks/coverage.py --print -->", "<!-- end of print -->"
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    shown = "\n".join(tables(results)).strip()
-    return f"{before}{begin}\n\n{shown}\n\n{end}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", nargs="*")
@@ -320,7 +298,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="the tables into docs/coverage.md")
     given = parser.parse_args()
     if given.write:
-        PAGE.write_text(page(PAGE.read_text(), given.results))
+        real.into(PAGE, "benchmarks/coverage.py --print", tables(given.results))
     elif given.print:
         print("\n".join(tables(given.results)))
     else:

@@ -14,7 +14,6 @@ benchmarks/results/real/sizes.json and is not measured again unless --again.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -33,8 +32,7 @@ import real  # noqa: E402
 import spikingjelly_signgd as sg  # noqa: E402
 
 RESULTS = real.RESULTS / "sizes.json"
-PAGE = Path(__file__).parent.parent / "docs" / "real_networks.md"
-MARKS = "<!-- python benchmarks/real_networks.py --print -->", "<!-- end of print -->"
+PAGE = real.DOCS / "real_networks.md"
 STEPS = ("convert", "run", "tune")
 
 
@@ -123,8 +121,12 @@ def measure(given: argparse.Namespace) -> None:
             file = Path(folder) / "net.h5"
             for step in STEPS:
                 needed = step == "convert" and not file.exists()  # what the others read
-                wanted = step in given.steps and (given.again or f"{name} {step}" not in cells())
-                others = any(given.again or f"{name} {s}" not in cells() for s in given.steps)
+                wanted = step in given.steps and (
+                    given.again or f"{name} {step}" not in real.cells(RESULTS)
+                )
+                others = any(
+                    given.again or f"{name} {s}" not in real.cells(RESULTS) for s in given.steps
+                )
                 if not (wanted or (needed and others)):
                     continue
                 row = real.apart(WORK[step], name, file, given, **limits)
@@ -146,12 +148,8 @@ def brief(row: dict[str, Any] | None) -> str:
 # -- the table ------------------------------------------------------------------------------------
 
 
-def cells() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
 def table() -> Iterator[str]:
-    found = cells()
+    found = real.cells(RESULTS)
     yield "| network | parameters, M | neurons, M | convert | run, an image | tune |"
     yield "|---|---:|---:|---:|---:|---:|"
     for name in NETWORKS:
@@ -185,13 +183,6 @@ def slope(sizes: tuple[float, ...], values: tuple[float, ...]) -> float:
     return over / sum((a - middle) ** 2 for a in x)
 
 
-def page(text: str) -> str:
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    shown = "\n".join(table())
-    return f"{before}{MARKS[0]}\n\n{shown}\n\n{MARKS[1]}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="*", choices=NETWORKS, dest="networks", default=None)
@@ -205,7 +196,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="the table into docs/")
     given = parser.parse_args()
     if given.write:
-        PAGE.write_text(page(PAGE.read_text()))
+        real.into(PAGE, "benchmarks/real_networks.py --print", table())
     elif given.print or given.networks is None:
         print("\n".join(table()))
     else:

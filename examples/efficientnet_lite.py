@@ -10,6 +10,7 @@ measured in a process of its own and goes to benchmarks/results/real/efficientne
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def shown(cell: str, row: dict[str, Any]) -> str:
     )
 
 
+def table(results: Path) -> Iterator[str]:
+    """What was measured, as Markdown."""
+    yield "| plan | error | agreement | spikes | additions | convert, s | run, s | peak GB |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for cell, row in real.cells(results).items():
+        if "stopped" in row:
+            yield f"| {cell} | {row['stopped']} | | | | | | |"
+            continue
+        yield (
+            f"| {cell} | {row['error']:.4f} | {100 * row['agreement']:.1f} % | "
+            f"{row['spikes']:.2f} | {row['additions']:.2f} | {row['seconds']:.0f} | "
+            f"{row['run']:.2f} | {row['peak'] / 2**30:.1f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="+", default=list(real.PLANS), metavar="MxT")
@@ -88,7 +104,19 @@ def main() -> None:
     parser.add_argument("--held-out", choices=("crops", "photographs"), default="crops")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
     parser.add_argument("--results", type=Path, default=real.RESULTS / "efficientnet_lite.json")
+    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
+    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
+    if given.print or given.write:
+        lines = list(table(given.results))
+        print("\n".join(lines))
+        if given.write:
+            real.into(
+                real.DOCS / "tutorials" / "efficientnet.md",
+                "examples/efficientnet_lite.py --print",
+                lines,
+            )
+        return
     torch.set_num_threads(1)
     model = load_model()
     calibration, test = samples(given.calibration, given.samples, given.held_out)

@@ -172,6 +172,22 @@ def shown(name: str, plan: str, row: dict[str, Any]) -> str:
     )
 
 
+def table(results: Path) -> Iterator[str]:
+    """What was measured, as Markdown."""
+    yield "| plan | network | same | recall | error | spikes | additions | faces in photographs |"
+    yield "|---|---|---:|---:|---:|---:|---:|---|"
+    for cell, row in real.cells(results).items():
+        faces = [f"{r['found']} of {r['faces']}" for r in row.values() if "least_overlap" in r]
+        for name in ("rnet", "pnet"):
+            r = row[name]
+            yield (
+                f"| {cell} | {name} | {100 * r['same']:.2f} % | {100 * r['recall']:.1f} % | "
+                f"{r['error']:.4f} | {r['spikes']:.2f} | {r['additions']:.2f} | "
+                f"{', '.join(faces)} |"
+            )
+            faces = []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="+", default=["8x1", "6x2", "5x1"], metavar="MxT")
@@ -180,7 +196,15 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=256)
     parser.add_argument("--no-detector", action="store_true", help="only the networks")
     parser.add_argument("--results", type=Path, default=real.RESULTS / "faces.json")
+    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
+    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
+    if given.print or given.write:
+        lines = list(table(given.results))
+        print("\n".join(lines))
+        if given.write:
+            real.into(real.DOCS / "tutorials" / "faces.md", "examples/faces.py --print", lines)
+        return
     torch.set_num_threads(1)
     mtcnn = detector()
     photographs = real.photographs()

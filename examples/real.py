@@ -12,7 +12,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.core.network import leaves
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "real"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "real"
+DOCS = ROOT / "docs"
 PLANS = ("8x1", "6x2", "5x1", "1x32", "group 8x1", "group 8x2")
 BATCH = 8
 COUNTED = 16  # samples on which spikes and additions are counted
@@ -184,7 +186,19 @@ def _resident(pid: int) -> int:
 def keep(path: Path, cell: str, row: Mapping[str, Any]) -> None:
     """Into the JSON object of a file, which is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = json.loads(path.read_text()) if path.exists() else {}
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({**found, cell: dict(row)}, indent=1) + "\n")
+    partial.write_text(json.dumps({**cells(path), cell: dict(row)}, indent=1) + "\n")
     os.replace(partial, path)
+
+
+def cells(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def into(page: Path, command: str, lines: Iterable[str]) -> None:
+    """Put the lines between the page's markers for ``command``."""
+    begin, end = f"<!-- python {command} -->", "<!-- end of what it prints -->"
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end, 1)
+    shown = "\n".join(lines).strip()
+    page.write_text(f"{before}{begin}\n\n{shown}\n\n{end}{after}")

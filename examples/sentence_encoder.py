@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,21 @@ def shown(cell: str, row: dict[str, Any]) -> str:
     )
 
 
+def table(results: Path) -> Iterator[str]:
+    """What was measured, as Markdown."""
+    yield "| plan | cosine, mean | least | rank | error | spikes | additions | convert, CPU s |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for cell, row in real.cells(results).items():
+        if "stopped" in row:
+            yield f"| {cell} | {row['stopped']} | | | | | | |"
+            continue
+        yield (
+            f"| {cell} | {row['cosine']:.5f} | {row['least']:.5f} | {row['rank']:.5f} | "
+            f"{row['error']:.4f} | {row['spikes']:.2f} | {row['additions']:.2f} | "
+            f"{row['seconds']:.0f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plans", nargs="+", default=["8x1", "6x2", "5x1", "1x32"], metavar="MxT")
@@ -142,7 +158,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16, help="tokens")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
     parser.add_argument("--results", type=Path, default=real.RESULTS / "sentence_encoder.json")
+    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
+    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
+    if given.print or given.write:
+        lines = list(table(given.results))
+        print("\n".join(lines))
+        if given.write:
+            real.into(
+                real.DOCS / "tutorials" / "sentences.md",
+                "examples/sentence_encoder.py --print",
+                lines,
+            )
+        return
     torch.set_num_threads(1)
     model = load_model()
     ids = token_ids(given.calibration + given.samples, given.length)
