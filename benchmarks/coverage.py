@@ -22,20 +22,21 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import zoo
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import real  # noqa: E402
 
 import spikingjelly_signgd as sg  # noqa: E402
-from spikingjelly_signgd.converters import PASSES  # noqa: E402
+from spikingjelly_signgd.converters import PASSES, conversion  # noqa: E402
 from spikingjelly_signgd.core.module import NetworkModule  # noqa: E402
 from spikingjelly_signgd.core.network import leaves  # noqa: E402
 
@@ -86,7 +87,7 @@ def refusal(error: sg.SignGDError) -> dict[str, Any]:
 
 
 def checked(source: str) -> dict[str, Any]:
-    case = zoo.prepared(source, 4)
+    case = zoo.prepared(source)
     x = case.sample(2, torch.Generator().manual_seed(1))
     try:
         report = sg.check(case.model, x)
@@ -97,52 +98,85 @@ def checked(source: str) -> dict[str, Any]:
     return {"converted": True}
 
 
+@contextmanager
+def captured_once() -> Iterator[None]:
+    """torch.export is much of the time, and the same for all plans."""
+    own: Any = conversion.capture
+    found: list[Any] = []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        if not found:
+            found.append(own(*arguments, **options))
+        return found[0]
+
+    conversion.capture = once
+    try:
+        yield
+    finally:
+        conversion.capture = own
+
+
 def measured(source: str) -> dict[str, Any]:
-    """The row of a model; whatever it stops at is said in it."""
-    video = source.removeprefix("torchvision:") in zoo.CLIPS or "3d" in source
-    samples = 4 if video else zoo.IMAGES
-    case = zoo.prepared(source, samples)
-    generator = torch.Generator().manual_seed(1)
-    calibration = list(case.sample(samples, generator).split(BATCH))
-    test = list(case.sample(samples, generator).split(BATCH))
+    """The row of a model; what it is refused for is said in it."""
+    case, generator = zoo.prepared(source), torch.Generator().manual_seed(1)
+    calibration, test = (
+        list(case.sample(case.samples, generator).split(BATCH)) for _ in range(2)
+    )  # fmt: skip
     with torch.no_grad():
         want = joined([case.model(x.clone()) for x in test])
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in case.model.parameters()),
         "input": list(test[0].shape[1:]),
-        "samples": samples,
-        "errors": {},
-        "warnings": {},
-        "seconds": {},
+        "samples": case.samples,
+        **{name: {} for name in ("errors", "warnings", "seconds")},
     }
-    for members, steps in PLANS:
-        plan, begun = f"{members}x{steps}", time.process_time()
-        kept: list[sg.SpikingNetwork] = []
-
-        def keep(network: sg.SpikingNetwork, _: Any, kept: list[Any] = kept) -> Any:
-            kept.append(network)
-            return network
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with captured_once():
+        for plan in PLANS:
             try:
-                network = sg.convert(
-                    case.model, calibration, members=members, time_steps=steps, tune=False,
-                    passes=[keep, *PASSES],
-                )  # fmt: skip
+                row = with_plan(row, plan, case.model, calibration, test, want)
             except sg.SignGDError as error:
                 return row | {"refused": refusal(error)}
-        row["seconds"][plan] = time.process_time() - begun
-        row["warnings"][plan] = [
-            str(w.message)[:400] for w in caught if w.category.__module__.startswith(sg.__name__)
-        ]
-        if "source" not in row:
-            exact = NetworkModule(kept[0], {})
-            row["source"] = relative(joined([exact.ann(x) for x in test]), want, largest=True)
-            row["neurons"] = sum(network.count().values())
-            row["layers"] = len(network.neurons)
-        row["errors"][plan] = relative(outputs(network, test), want)
     return row | {"converted": True}
+
+
+def with_plan(
+    row: dict[str, Any],
+    plan: tuple[int, int],
+    model: nn.Module,
+    calibration: list[Tensor],
+    test: list[Tensor],
+    want: list[Tensor],
+) -> dict[str, Any]:
+    """With the error, warnings and seconds of a plan; of the first also the source network's."""
+    (members, steps), begun = plan, time.process_time()
+    first: list[sg.SpikingNetwork] = []
+
+    def keep(network: sg.SpikingNetwork, _: Any) -> sg.SpikingNetwork:
+        first.append(network)
+        return network
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = sg.convert(
+            model, calibration, members=members, time_steps=steps, tune=False,
+            passes=[keep, *PASSES],
+        )  # fmt: skip
+    seconds, told = time.process_time() - begun, [w for w in caught if ours(w.category)]
+    found = {
+        "errors": relative(outputs(network, test), want),
+        "warnings": [str(w.message)[:400] for w in told],
+        "seconds": seconds,
+    }
+    row = row | {name: row[name] | {f"{members}x{steps}": v} for name, v in found.items()}
+    if "source" in row:
+        return row
+    exact, neurons = NetworkModule(first[0], {}), sum(network.count().values())
+    source = relative(joined([exact.ann(x) for x in test]), want, largest=True)
+    return row | {"source": source, "neurons": neurons, "layers": len(network.neurons)}
+
+
+def ours(category: type[Warning]) -> bool:
+    return category.__module__.startswith(sg.__name__)
 
 
 def safely(source: str, check: bool) -> dict[str, Any]:

@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGES = 16  # on which the statistics of batch norms are taken
 TOKENS, WIDTH, VOCABULARY = 16, 64, 200  # of the small text models
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and ``sample(n, generator)``: n of its inputs, [n, ...]."""
+    """A model, and ``sample(n, generator)``: n of its inputs, [n, ...]; ``samples`` are enough."""
 
     source: str
     model: nn.Module
     sample: Callable[[int, torch.Generator], Tensor]
+    samples: int = 16
 
 
 # -- weights and inputs ---------------------------------------------------------------------------
@@ -82,14 +82,14 @@ def settle(model: nn.Module, x: Tensor) -> None:
         norm.eval()
 
 
-def prepared(source: str, samples: int = IMAGES, seed: int = 0) -> Case:
-    """The model that ``source`` names, woken and settled on ``samples`` of its inputs."""
+def prepared(source: str, seed: int = 0) -> Case:
+    """The model that ``source`` names, woken and settled on some of its inputs."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     library, _, name = source.partition(":")
     case = LIBRARIES[library](name)
     wake(case.model, generator)
-    settle(case.model, case.sample(samples, generator))
+    settle(case.model, case.sample(case.samples, generator))
     for parameter in case.model.parameters():
         parameter.requires_grad_(False)
     return case
@@ -115,6 +115,7 @@ PARTS = (None, "segmentation", "video", FLOW)
 # what is fed by default is 96 x 96, at which a model with average pooling takes seconds
 SMALL = 96
 WHOLE = {"maxvit_t": 224, "vit": 224, "vit_h_14": 112, "inception_v3": 128}
+FEW = 4  # clips
 CLIPS = {"mvit": (3, 16, 224, 224), "s3d": (3, 16, 224, 224), "swin3d": (3, 8, 64, 64)}
 
 
@@ -163,7 +164,8 @@ def torchvision_case(name: str) -> Case:
     if name in models.list_models(module=models.optical_flow):
         return Case(source, Pair(model), images(6, 128, 128))
     if name in models.list_models(module=models.video):
-        return Case(source, model, images(*of(CLIPS, name, (3, 16, 64, 64))))
+        clips = images(*of(CLIPS, name, (3, 16, 64, 64)))
+        return Case(source, model, clips, FEW)
     return Case(source, model, images(3, size, size))
 
 

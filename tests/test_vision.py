@@ -199,7 +199,7 @@ def test_a_model_that_is_woken(source):
 
     case = zoo.prepared(source)
     assert not [n for n, p in case.model.named_parameters() if p.numel() > 1 and p.std() == 0]
-    x = case.sample(zoo.IMAGES, torch.Generator().manual_seed(5))
+    x = case.sample(case.samples, torch.Generator().manual_seed(5))
     zoo.settle(case.model, x)
     seen: dict[str, torch.Tensor] = {}
     norms = [(n, m) for n, m in case.model.named_modules() if isinstance(m, nn.BatchNorm2d)]
