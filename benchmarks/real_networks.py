@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="*", choices=NETWORKS, dest="networks", default=None)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--gigabytes", type=float, default=10)
