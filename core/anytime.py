@@ -129,7 +129,7 @@ class _Run:
         batch, network = self.batch, self.snn.network
         self.x = self.x.index_select(int(self.sequence), index)
         if isinstance(self.x, Inputs):
-            self.x = self.snn.check_input(self.x, int(self.sequence))
+            self.x = self.snn.check_input(self.x.tensors, int(self.sequence))
         led = {n.name for n in network.nodes if n.shape[:1] == ("1*batch",)}
         self.static = {k: v[index] if k in led else v for k, v in self.static.items()}
         self.state = select(self.state, index, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,18 +23,26 @@ class Inputs:
 
     Users write a dict of keyword arguments. Where batches are handled it is like a tensor: it has a
     length (B), is indexed by samples, split, moved, and joined by ``torch.cat``. ``exact`` holds
-    what a network computes of whole numbers alone, once it has (``NetworkModule.check_input``).
+    what a network computes of whole numbers alone (``NetworkModule.check_input``), which
+    ``compute`` computes again for some of the samples.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], exact: Mapping[str, Tensor] | None = None
+        self,
+        tensors: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor] | None = None,
+        compute: Compute | None = None,
     ) -> None:
         self.tensors = dict(tensors)
         self.exact = None if exact is None else dict(exact)
+        self.compute = compute
 
     def __getitem__(self, index: Any) -> Inputs:
-        """Some samples, or steps of a sequence."""
-        return Inputs({name: x[index] for name, x in self.tensors.items()})
+        """Some samples."""
+        return self._other({name: x[index] for name, x in self.tensors.items()})
+
+    def _other(self, tensors: Mapping[str, Tensor]) -> Inputs:
+        return Inputs(tensors, None, self.compute)
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -47,7 +55,9 @@ class Inputs:
         """Of an input, or of what is computed of them exactly."""
         found = self.tensors.get(name)
         if found is None:
-            assert self.exact is not None
+            if self.exact is None:
+                assert self.compute is not None
+                self.exact = dict(self.compute(self))
             found = self.exact[name]
         return found
 
@@ -65,20 +75,24 @@ class Inputs:
 
     def of_step(self, t: int) -> Inputs:
         """One step of a sequence, [B, ...]; what is exact is the same at every step."""
-        return Inputs({name: x[t] for name, x in self.tensors.items()}, self.exact)
+        return Inputs({name: x[t] for name, x in self.tensors.items()}, self.exact, self.compute)
 
     def steps(self, start: int, stop: int) -> Inputs:
         """Steps of a sequence, [stop - start, B, ...]."""
-        return Inputs({name: x[start:stop] for name, x in self.tensors.items()}, self.exact)
+        return Inputs(
+            {name: x[start:stop] for name, x in self.tensors.items()}, self.exact, self.compute
+        )
 
     def index_select(self, dim: int, index: Tensor) -> Inputs:
-        return Inputs({name: x.index_select(dim, index) for name, x in self.tensors.items()})
+        return self._other({name: x.index_select(dim, index) for name, x in self.tensors.items()})
 
-    def split(self, size: int) -> Iterator[Inputs]:
-        return (self[start : start + size] for start in range(0, len(self), size))
+    def split(self, size: int) -> tuple[Inputs, ...]:
+        return tuple(self[start : start + size] for start in range(0, len(self), size))
 
     def clone(self) -> Inputs:
-        return Inputs({name: x.clone() for name, x in self.tensors.items()}, self.exact)
+        return Inputs(
+            {name: x.clone() for name, x in self.tensors.items()}, self.exact, self.compute
+        )
 
     def detach(self) -> Inputs:
         return self
@@ -91,7 +105,7 @@ class Inputs:
             return x.to(*given) if given else x
 
         exact = None if self.exact is None else {k: moved(x) for k, x in self.exact.items()}
-        return Inputs({name: moved(x) for name, x in self.tensors.items()}, exact)
+        return Inputs({name: moved(x) for name, x in self.tensors.items()}, exact, self.compute)
 
     @classmethod
     def __torch_function__(
@@ -104,6 +118,7 @@ class Inputs:
         return cls({name: torch.cat([x.tensors[name] for x in args[0]]) for name in names})
 
 
+Compute = Callable[[Inputs], Mapping[str, Tensor]]
 Batch = Tensor | Inputs
 
 

@@ -226,8 +226,10 @@ def zeros_of(x: Batch) -> Batch:
     if isinstance(x, Tensor):
         return torch.zeros_like(x)
     assert x.exact is not None
-    parts = [{k: torch.zeros_like(v) for k, v in each.items()} for each in (x.tensors, x.exact)]
-    return Inputs(*parts)
+    tensors, exact = (
+        {k: torch.zeros_like(v) for k, v in each.items()} for each in (x.tensors, x.exact)
+    )
+    return Inputs(tensors, exact)
 
 
 class Walk(Semantics[Signal]):
@@ -521,17 +523,21 @@ class NetworkModule(nn.Module):
         if len({tuple(size) for size in sizes.values()}) > 1:
             raise InputError(f"the inputs differ in their number of samples: {sizes}.")
         inputs = Inputs(tensors)
-        exact = self.prepared(inputs.of_step(0) if leading else inputs).exact
-        return Inputs(tensors, exact)
+        exact = self.exact_of(inputs.of_step(0) if leading else inputs)
+        return Inputs(tensors, exact, self.exact_of)
 
     def prepared(self, x: Batch) -> Any:
         """x [B, ...] with what is computed of it exactly, if anything is."""
         if self.network.plain or (isinstance(x, Inputs) and x.exact is not None):
             return x
         x = x if isinstance(x, Inputs) else Inputs({self.network.input.name: x})
+        return Inputs(x.tensors, self.exact_of(x), self.exact_of)
+
+    def exact_of(self, x: Inputs) -> dict[str, Tensor]:
+        """What is computed of whole numbers alone, by node."""
         exact = Exact(self, x)
         walk(self.network, exact, keep=())
-        return Inputs(x.tensors, exact.found)
+        return exact.found
 
     @property
     def floating(self) -> torch.dtype:
@@ -593,8 +599,11 @@ def inputs_in(network: SpikingNetwork, values: Mapping[str, Tensor]) -> Batch:
     """The batch that was fed, of all values that there are."""
     if network.plain:
         return values[network.input.name]
-    nodes = network.inputs, network.statics
-    return Inputs(*({node.name: values[node.name] for node in each} for each in nodes))
+    tensors, exact = (
+        {node.name: values[node.name] for node in nodes}
+        for nodes in (network.inputs, network.statics)
+    )
+    return Inputs(tensors, exact)
 
 
 def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
