@@ -412,7 +412,7 @@ class Lowering:
             attributes=attributes,
             tensors={k: v.detach() for k, v in (tensors or {}).items() if v is not None},
         )
-        if op != "embedding":  # its values are those that the network sees
+        if op != "embedding" or dtype != "float":  # which the network sees as its signals
             self.exact[node.name] = dtype
         return self._emit(node)
 

@@ -21,7 +21,7 @@ from ...core.operations.statics import ARITHMETIC, COMPARISONS, LOGIC
 from ..constants import Uneven
 from ..rules import NotConvertible, aten
 from .tables import HANDLERS, IDENTITY, MOVES, OTHERWISE, Handler, packets
-from .values import Name, Value, one_for_all_samples
+from .values import Name, Value, fixed_size, one_for_all_samples
 
 if TYPE_CHECKING:
     from .graph import Lowering
@@ -234,6 +234,13 @@ def _inner(low: Lowering, x: Value, dims: Sequence[int]) -> list[int]:
     return [d % len(shape) - len(shape) for d in dims]
 
 
+@_handles(*packets("argmax"))
+def _argmax(low: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+    if dim is None:
+        raise NotConvertible("argmax over all samples; name its dimension")
+    return _result(low, "argmax", [x], dim=_inner(low, x, [dim])[0], keepdim=bool(keepdim))
+
+
 @_handles(*packets("clamp", "clamp_min", "clamp_max"))
 def _clamp(
     low: Lowering, x: Value, low_end: Value = None, high_end: Value = None, **k: Any
@@ -264,6 +271,14 @@ def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
     return HANDLERS[aten.index.Tensor](low, x, indices)
 
 
+@_handles(*packets("gather"))
+def _gather(low: Lowering, x: Value, dim: int, index: Value, **_: Any) -> Value:
+    """Of one row of constants, the same for every sample, by ids."""
+    if not isinstance(x, Tensor) or x.dim() != 2 or len(x) != 1 or dim % 2 != 1:
+        return OTHERWISE[0](low)
+    return low.static("embedding", [index], low.shape(), _kind(low), {"weight": x[0]})
+
+
 # -- where a mask meets signals --------------------------------------------------------------------
 
 
@@ -289,6 +304,26 @@ def choose(low: Lowering, mask: Value, x: Value, y: Value) -> Value:
         if low.shape_of(total) == shape
         else low.linear("expand", [total], shape, shape=list(shape))
     )
+
+
+def picked(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
+    """x[arange(batch), index]: of each sample one place, which depends on whole numbers alone."""
+    samples, index = (list(indices) + [None, None])[:2]
+    one = samples.batch_of(2) if isinstance(samples, Uneven) else torch.empty(0)
+    by_sample = len(indices) == 2 and isinstance(index, Name) and index in low.exact
+    if not by_sample or one.tolist() != [0, 1] or low.shape_of(index) != ("1*batch",):
+        raise NotConvertible(
+            "indexing by what depends on the input; x[torch.arange(len(x)), index] picks one place "
+            "of each sample"
+        )
+    places, *inner = low.shape_of(x)[1:]
+    ids = low.reshape(index, ("1*batch", 1))
+    fixed = low.fixed(torch.arange(fixed_size(places)))
+    here = low.static("eq", [ids, fixed], ("1*batch", places), "boolean")
+    here = low.static("cast", [here], ("1*batch", places), "float")
+    here = low.reshape(here, ("1*batch", places, *[1] * len(inner)))
+    product = HANDLERS[aten.mul](low, x, here)
+    return low.reduce("sum", product, [1], False)
 
 
 def _below(low: Lowering, mask: Value, x: Value, number: float, where: bool) -> Value:

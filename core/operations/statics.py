@@ -32,6 +32,8 @@ STATIC: dict[str, Operation] = {
     "bias": Operation(),
     "where": Operation(inputs=3),
     "cumsum": Operation({"dim": integer}),
+    # the place of the largest, of the first of several
+    "argmax": Operation({"dim": integer, "keepdim": flag}),
     "sum": Operation(_OVER),
     "any": Operation(_OVER),
     "all": Operation(_OVER),
@@ -68,7 +70,6 @@ def compute(
     floating: torch.dtype,
 ) -> Tensor:
     """The operation ``op`` at the node ``name``, whose values are of ``kind``."""
-    import torch
 
     from .forms import apply
 
@@ -79,7 +80,7 @@ def compute(
         (ids,), weight = inputs, tensors["weight"]
         if ids.numel():
             check_ids(name, int(ids.max()), int(ids.min()), len(weight))
-        return torch.nn.functional.embedding(ids, weight)
+        return weight[ids].to(dtype)
     if op in COMPARISONS and any(x.is_floating_point() for x in inputs):
         inputs = [x.to(floating) for x in inputs]
     if op in ARITHMETIC:
@@ -99,6 +100,10 @@ def _bias(mask: Tensor) -> Tensor:
     import torch
 
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask.bool(), float("-inf"))
+
+
+def _argmax(x: Tensor, dim: int, keepdim: bool) -> Tensor:
+    return x.long().argmax(dim, keepdim) if not x.is_floating_point() else x.argmax(dim, keepdim)
 
 
 def _torch(name: str) -> Callable[..., Tensor]:
@@ -126,6 +131,7 @@ _FORMS: dict[str, Callable[..., Tensor]] = {
     "bias": _bias,
     "where": _where,
     "cumsum": _torch("cumsum"),
+    "argmax": _argmax,
     **{name: _reduction(name) for name in ("sum", "any", "all")},
     **{name: _torch(name) for name in (*COMPARISONS, *ARITHMETIC)},
     **{name: _torch(f"logical_{name}") for name in LOGIC},

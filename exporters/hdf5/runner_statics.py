@@ -29,6 +29,7 @@ _FORMS: dict[str, Callable[..., Any]] = {
     "not": np.logical_not,
     "bias": lambda mask: np.where(mask, 0.0, -np.inf),
     "where": lambda mask, x, y: np.where(mask.astype(bool), x, y),
+    "argmax": lambda x, dim, keepdim: np.argmax(x, dim, keepdims=keepdim),
     "cumsum": lambda x, dim: np.cumsum(x, dim),
     "sum": lambda x, dim, keepdim: np.sum(x, tuple(dim), keepdims=keepdim),
     "any": lambda x, dim, keepdim: np.any(x, tuple(dim), keepdims=keepdim),
@@ -43,7 +44,7 @@ def compute(node: Record, inputs: Sequence[Array], batch: int, floating: Any) ->
         (ids,), weight = inputs, node["tensors"]["weight"]
         if ids.size:
             check_ids(node.name, int(ids.max()), int(ids.min()), len(weight))
-        return np.asarray(weight[ids], floating)
+        return np.asarray(weight[ids], dtype)
     if op in MOVING:
         return np.asarray(apply(op, inputs, node["attributes"], node["tensors"], batch), dtype)
     if op in COMPARISONS and any(x.dtype.kind == "f" for x in inputs):
