@@ -112,12 +112,18 @@ def _kind(low: Lowering) -> str:
 
 
 def _operand(low: Lowering, value: Value) -> Value:
-    """A constant keeps its type."""
-    if isinstance(value, (bool, int)):
+    """A constant keeps its type; where it is -inf it is what is added to logits."""
+    if isinstance(value, (bool, int, float)):
         value = torch.tensor(value)
-    if isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        return value
+    masked = value == -math.inf
+    if not bool(masked.any()):
         return low.fixed(value)
-    return value
+    shape = tuple(value.shape)
+    bias = low.static("bias", [low.fixed(~masked)], shape, "float")
+    finite = value.masked_fill(masked, 0.0)
+    return low.static("add", [bias, low.fixed(finite)], shape, "float") if finite.any() else bias
 
 
 _BINARY = {
