@@ -10,8 +10,8 @@ zoo.py lists. Weights are random, statistics of batch norms those of smooth rand
 default plans for 8 x 1 and 6 x 2, untuned, 16 inputs calibrate, and errors are of 16 others (of
 videos 4 and 4): the relative error of the outputs, of several outputs the worst.
 
-Each model is measured in a process of its own, which ends at --seconds or --gigabytes. A model goes
-to benchmarks/results/coverage/LIBRARY.json when it is measured and is not measured again.
+Each model is measured in a process of its own, which ends at --seconds of CPU or --gigabytes. It
+goes to benchmarks/results/coverage/LIBRARY.json when it is measured and is not measured again.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--again", choices=("all", "refused", "failed"))
     parser.add_argument("--check", action="store_true", help="convert nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--gigabytes", type=float, default=8)
     parser.add_argument("--print", action="store_true")
     parser.add_argument("--write", action="store_true", help="the tables into docs/coverage.md")

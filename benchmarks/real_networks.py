@@ -7,8 +7,8 @@
 MTCNN's R-Net has its weights; torchvision's MobileNetV2, ResNet-18, ResNet-50 and ViT-B/16 have
 random ones (zoo.py), which take as long. The default plan, one thread, --samples images calibrate
 and as many tune, --images run. Each step is a process of its own, which reads what the one before
-wrote, so that its peak memory is its own; it ends at --seconds or --gigabytes. A cell goes to
-benchmarks/results/real/sizes.json and is not measured again unless --again.
+wrote, so that its peak memory is its own; it ends at --seconds of CPU or --gigabytes. A cell goes
+to benchmarks/results/real/sizes.json and is not measured again unless --again.
 """
 
 from __future__ import annotations
