@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
@@ -25,7 +26,7 @@ from ..core.registry import FORMATS, look_up
 from ..core.running import build, evaluate, run
 from ..errors import FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
-from .data import Data, Preparation, load_data
+from .data import Data, Preparation, load_data, shape_of
 from .models import load_model
 
 OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
@@ -268,7 +269,7 @@ def bench(options: argparse.Namespace) -> Result:
 
     def source() -> None:
         with eval_mode(reference), torch.no_grad():
-            reference(x.clone())
+            call(reference, x.clone())
 
     spiking = _times(lambda: run(snn, x, steps), options.repeats)
     ann = _times(source, options.repeats)
@@ -386,6 +387,7 @@ def _data(options: argparse.Namespace) -> Data:
         options.mean,
         options.std,
         options.preprocess,
+        options.tokens,
     )
     return load_data(
         options.data,
@@ -453,11 +455,11 @@ def _reference(
     x = data.x[:2]
     try:
         with eval_mode(model), torch.no_grad():
-            have = model(x.clone())
+            have = call(model, x.clone())
     except Exception as error:  # whatever the user's model raises
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
-            f"--reference '{options.reference}' itself fails on a batch {list(x.shape)}: {first}"
+            f"--reference '{options.reference}' itself fails on a batch {shape_of(x)}: {first}"
         ) from error
     want = snn.ann(x)
     if isinstance(want, Tensor) and (not isinstance(have, Tensor) or have.shape != want.shape):

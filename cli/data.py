@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..converters.sources import Preprocessing, preprocessing
+from ..converters.sources import Preprocessing, preprocessing, takes_texts
+from ..core.inputs import Inputs
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from .models import attribute, call
 
 FORMS = (
     "a file .npz (also file.npz:images,labels), .npy or IDX (as Fashion-MNIST has, also .gz), a "
-    "folder of images, or package.module:loader"
+    "folder of images, a .txt of texts, or package.module:loader"
 )
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # of Pillow, to what they are read as
@@ -35,10 +36,10 @@ GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Samples ``x`` [N, ...] float, ``y`` [N] class indices or None."""
+    """Samples ``x`` [N, ...] float, or ``Inputs``; ``y`` [N] class indices or None."""
 
     source: str
-    x: Tensor
+    x: Any
     y: Tensor | None
     class_names: tuple[str, ...] | None = None
 
@@ -49,6 +50,8 @@ class Data:
 
     def check_shape(self, shape: Sequence[Any]) -> None:
         """Raises InputError unless samples are of this shape, that of the network's input."""
+        if isinstance(self.x, Inputs):  # which the network checks by name
+            return
         if tuple(self.x.shape[1:]) != tuple(shape):
             raise InputError(
                 f"the network takes samples {list(shape)}, but those of '{self.source}' are "
@@ -74,6 +77,7 @@ class Preparation:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     model: str | None = None  # whose own preprocessing takes the place of all others
+    tokens: int | None = None  # of a text
 
     def __post_init__(self) -> None:
         given = {
@@ -92,7 +96,18 @@ class Preparation:
     @cached_property
     def _own(self) -> Preprocessing:
         assert self.model is not None
-        return preprocessing(self.model)
+        return preprocessing(self.model, self.tokens)
+
+    def texts(self, lines: Sequence[str], source: str) -> Inputs:
+        """Token ids and masks."""
+        if self.model is None:
+            raise InputError(
+                f"'{source}' holds texts; --preprocess hf:PATH_OR_NAME says whose tokenizer makes "
+                "token ids of them."
+            )
+        if not takes_texts(self.model):
+            raise InputError(f"--preprocess {self.model} is of images, but '{source}' holds texts.")
+        return Inputs(self._own(lines))
 
     def apply(self, x: Tensor, source: str) -> Tensor:
         if self.model is not None:
@@ -182,6 +197,8 @@ def load_data(
         if labels is not None:
             raise InputError(f"--labels: those of '{spec}' are the names of its folders.")
         return _checked(_folder(path, samples, seed, prepare))
+    if path.suffix.lower() == ".txt":
+        return _texts(path, labels, samples, seed, prepare)
     names: Sequence[str] = ()
     if not path.exists() and ".npz:" in spec:
         file, _, rest = spec.rpartition(":")
@@ -196,15 +213,41 @@ def load_data(
         missing = "" if path.exists() else f"there is no file '{path}', and "
         raise InputError(f"--data: {missing}'{spec}' is not one of: {FORMS}.")
     if labels is not None:
-        file, _, name = labels.rpartition(":") if ".npz:" in labels else (labels, "", "")
-        # of a .npz without a name: y, which _arrays gives second
-        found, second = _arrays(Path(file), [name] if name else ())
-        y = found if second is None else second
+        y = _of_labels(labels)
     y = None if y is None else _labels(y, len(x) if x.dim() else 0, labels or spec)
     if not x.dim() or not len(x):
         raise InputError(f"'{spec}' holds no samples.")
     x, y = _some(x, y, samples, seed)
     return _checked(Data(spec, prepare.apply(x, spec), y))
+
+
+def _of_labels(spec: str) -> Tensor:
+    file, _, name = spec.rpartition(":") if ".npz:" in spec else (spec, "", "")
+    # of a .npz without a name: y, which _arrays gives second
+    found, second = _arrays(Path(file), [name] if name else ())
+    return found if second is None else second
+
+
+def _texts(
+    path: Path, labels: str | None, samples: int | None, seed: int, prepare: Preparation
+) -> Data:
+    """One a line."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--data: cannot read the texts of '{path}': {error}") from error
+    if not lines:
+        raise InputError(f"'{path}' holds no texts.")
+    y = None if labels is None else _labels(_of_labels(labels), len(lines), labels)
+    if samples is not None and samples < len(lines):
+        rows = _rows(len(lines), samples, seed)
+        lines, y = [lines[i] for i in rows.tolist()], None if y is None else y[rows]
+    return Data(str(path), prepare.texts(lines, str(path)), y)
+
+
+def shape_of(x: Any) -> str:
+    """Of a batch, by name where it is of several inputs."""
+    return str(x) if isinstance(x, Inputs) else str(list(x.shape))
 
 
 def _checked(data: Data) -> Data:

@@ -22,7 +22,7 @@ MODEL = (
 )
 DATA = (
     "a file .npz (x and y, or file.npz:images,labels), .npy or IDX (also .gz), a folder of images "
-    "(classes in subfolders), or package.module:loader"
+    "(classes in subfolders), a .txt of texts, one a line, or package.module:loader"
 )
 NETWORK = "a network that convert wrote (.h5), or an exact .nir file"
 
@@ -247,7 +247,11 @@ def _data(
     )  # fmt: skip
     more.add_argument(
         "--preprocess", metavar="MODEL",
-        help="images as the makers of MODEL did: torchvision:NAME[:WEIGHTS], timm:NAME or hf:NAME",
+        help="images or texts as the makers of MODEL did: torchvision:NAME[:WEIGHTS], timm:NAME, "
+        "hf:NAME",
+    )  # fmt: skip
+    more.add_argument(
+        "--tokens", type=count, metavar="N", help="texts cut and padded to that many"
     )  # fmt: skip
     more.add_argument("--scale-pixels", action="store_true", help="integers 0..255 over 255")
     more.add_argument("--mean", type=number, nargs="+", metavar="M", help="to subtract, by channel")
@@ -362,6 +366,7 @@ def _check_input(command: Parser, options: argparse.Namespace) -> None:
     given = {
         "--labels": options.labels,
         "--preprocess": options.preprocess,
+        "--tokens": options.tokens,
         "--scale-pixels": options.scale_pixels or None,
         "--mean": options.mean,
         "--std": options.std,

@@ -14,6 +14,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,24 @@ def load_source(spec: str) -> nn.Module:
     return model.float().eval()
 
 
-def preprocessing(spec: str) -> Preprocessing:
-    """What the model's makers did with images [N, C, H, W] uint8 (or texts) before it saw them.
+def preprocessing(spec: str, tokens: int | None = None) -> Preprocessing:
+    """What the model's makers did with images [N, C, H, W] uint8, or texts, before it saw them.
 
+    Of texts it is a dict of token ids and masks [N, tokens], cut and padded to that, else to the
+    longest.
     For ``torchvision:NAME`` without weights it is that of the default weights. Raises as
     ``load_source`` does; nothing is downloaded but for the hub's small configuration files.
     """
     source = parse(spec)
     prepare: Preprocessing = PREPARATIONS[source.library](source)
-    return prepare
+    length = {} if tokens is None else {"padding": "max_length", "max_length": tokens}
+    return partial(prepare, **length)
+
+
+def takes_texts(spec: str) -> bool:
+    """Whether the preprocessing of ``spec`` is a tokenizer. Raises as ``load_source`` does."""
+    source = parse(spec)
+    return source.library == "hf" and _hf_kind(source).main_input_name == "input_ids"
 
 
 def _library(source: Source, module: str) -> Any:
@@ -235,9 +245,8 @@ def _hf_preprocessing(source: Source) -> Preprocessing:
     transformers, taken = _library(source, "transformers"), _hf_kind(source).main_input_name
     if taken == "input_ids":
         tokenizer = _at_hub(source, transformers.AutoTokenizer.from_pretrained)
-        return lambda texts: dict(
-            tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        )
+        usual = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        return lambda texts, **length: dict(tokenizer(list(texts), **usual | length))
     if taken == "pixel_values":
         processor = _at_hub(source, transformers.AutoImageProcessor.from_pretrained)
         return lambda images: processor(images=list(images), return_tensors="pt")[taken]

@@ -172,6 +172,39 @@ def test_by_command(photographs, vit, capsys):
     assert main(["check", "torchvision:squeezenet1_1", *given, "--quiet"]) == 0
 
 
+@pytest.fixture
+def bert(tmp_path):
+    """A folder of save_pretrained, with a tokenizer, and a file of texts."""
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a spike is small silence free".split()
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    texts = ["a spike is small", "silence is free", "free", "small silence"]
+    (tmp_path / "texts.txt").write_text("\n".join(8 * texts))
+    return tmp_path
+
+
+def test_texts_by_command(bert, monkeypatch, capsys):
+    monkeypatch.chdir(bert)
+    given = ["--data", "texts.txt", "--preprocess", "hf:bert", "--tokens", "8"]
+    assert main(["convert", "hf:bert", *given, "--no-tune", "-o", "net.h5"]) == 0
+    lines = (bert / "texts.txt").read_text().splitlines()
+    x = preprocessing("hf:bert", 8)(lines)
+    assert x["input_ids"].shape == (32, 8) and not x["attention_mask"].bool().all()
+    with torch.no_grad():
+        want = load_source("hf:bert")(**x).logits
+    have = sg.run(sg.build(sg.load("net.h5")), x)[1]["logits"]
+    assert (have - want).norm() < 0.1 * want.norm()
+    assert main(["check", "hf:bert", "--data", "texts.txt"]) == 2
+    assert "--preprocess hf:PATH_OR_NAME says whose tokenizer" in capsys.readouterr().err
+    wrong = ["--preprocess", "timm:test_resnet"]
+    assert main(["check", "hf:bert", "--data", "texts.txt", *wrong]) == 2
+
+
 # -- what coverage measures on --------------------------------------------------------------------
 
 
