@@ -109,7 +109,7 @@ def relative(have: Any, want: Any) -> float:
 
 @torch.no_grad()
 def outputs(snn: Any, x: Any, batch: int = BATCH) -> Any:
-    """Decoded after the steps that the network was planned for, [N, ...]."""
+    """Decoded after the steps that the network was planned for, [N, ...], of a tensor or Inputs."""
     steps = snn.network.time_steps
     parts = [sg.run(snn, part, steps)[steps] for part in x.split(batch)]
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [
