@@ -115,6 +115,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _steps(evaluate)
     _simulator(evaluate)
     evaluate.add_argument("--batch-size", type=count, default=64, metavar="N")
+    evaluate.add_argument(
+        "--metric", action=Collect, metavar="[OUTPUT=]NAME",
+        help="of tasks other than classification, for each output; repeatable",
+    )  # fmt: skip
     for what in ("agreement", "accuracy"):
         evaluate.add_argument(
             f"--min-{what}", type=fraction, metavar="FRACTION",
