@@ -34,7 +34,7 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 # options that are arguments of sg.convert as they are
 CONVERSION = (
     "time_steps signed preset tune objective keep scale resting momentum forms "
-    "input_coding input_scale"
+    "input_coding input_scale sizes"
 ).split()
 # and of a format's writer, where it takes them
 EXPORTING = (
@@ -430,12 +430,18 @@ def _format(path: Path, name: str | None) -> tuple[str, Any]:
 
 
 def _network_and_data(options: argparse.Namespace) -> tuple[SpikingNetwork, Data]:
-    network = _network(options.network)
-    return network, _fitting(options, network)
+    """The network at the size of the data, if it was converted for several."""
+    network, data = _network(options.network), _data(options)
+    if "sizes" in network.provenance:
+        network = network.at_size(*data.x.shape[1:])
+    return network, _checked(data, network)
 
 
 def _fitting(options: argparse.Namespace, network: SpikingNetwork) -> Data:
-    data = _data(options)
+    return _checked(_data(options), network)
+
+
+def _checked(data: Data, network: SpikingNetwork) -> Data:
     data.check_shape(network.input.shape[1:])
     if isinstance(network.outputs, str):
         shape = network[network.outputs].shape

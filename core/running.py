@@ -18,6 +18,7 @@ from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
+from .sizing import at_its_size
 
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -62,6 +63,7 @@ def planned_steps(snn: Any) -> int:
 
 
 @torch.no_grad()
+@at_its_size(lambda *_, sequence=False, **__: bool(sequence))
 def run(
     snn: NetworkModule,
     x: Tensor,

@@ -190,6 +190,13 @@ def test_metrics():
     assert found.outputs["depth"]["error"][0] < 0.1
 
 
+def test_sizes():
+    scope = run("docs/sizes.md")
+    assert scope["network"].provenance["sizes"]["between"] and scope["large"].input.shape[2] == 120
+    found = sg.evaluate(scope["snn"], [scope["x"]], reference=scope["model"])
+    assert found.error[0] < 0.1
+
+
 def test_energy(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the page finds the examples there
     scope = run("docs/energy.md")
