@@ -234,7 +234,7 @@ def products(node: Function, changed: list[Tensor]) -> Tensor:
         return per_step(reached(node, changed))
     if node.function.name == "matmul":
         return _of_matrices(*changed)
-    x, y, z = changed
+    x, y, z = changed[:3]  # and a mask, which is no factor
     logits = x.any(-1, keepdim=True) | y.any(-2, keepdim=True)
     keep = node.arguments.get("keep")
     weights = softmax(torch.zeros(logits.shape).masked_fill(logits, torch.nan), -1, keep).isnan()
@@ -251,8 +251,8 @@ def _of_matrices(x: Tensor, y: Tensor) -> Tensor:
 
 
 def arguments(network: SpikingNetwork, node: Node) -> int:
-    """The values of a neuron's arguments that are not constant."""
-    constants = {n.name for n in network.of(Constant)}
+    """The values of a neuron's arguments that are not constant, nor computed of masks alone."""
+    constants = {n.name for n in (*network.of(Constant), *network.statics)}
     return sum(network[name].values for name in node.inputs if name not in constants)
 
 

@@ -9,24 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule
 from ..core.network import Function, SpikingNetwork
 from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..errors import CalibrationError
 
-Calibration = Tensor | Iterable[Any]
+Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any]
 SAMPLES = 4096  # values kept for each channel and batch, for the quantile
 BATCH = 64
 
 
-def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor]:
+def batches_of(calibration: Calibration, most: int | None = None) -> list[Any]:
     """Batches x [B, ...] of a tensor [N, ...], or of an iterable of x or (x, y).
 
-    Raises CalibrationError for data that is empty, not floating-point, or not finite.
+    Where the model takes several arguments x is a dict of tensors by their names, and a batch is
+    ``Inputs``. Whole numbers (token ids, masks) stay what they are.
+
+    Raises CalibrationError for data that is empty, no tensors, or not finite.
     """
-    if isinstance(calibration, Tensor):
-        batches: Iterator[Any] = iter(calibration.split(BATCH)) if calibration.dim() else iter(())
+    calibration = batch_of(calibration)
+    if isinstance(calibration, Inputs):
+        _check_batch(calibration, 0)
+        batches: Iterator[Any] = iter(calibration.split(BATCH))
+    elif isinstance(calibration, Tensor):
+        batches = iter(calibration.split(BATCH)) if calibration.dim() else iter(())
     elif isinstance(calibration, Iterable):
         batches = iter(calibration)
     else:
@@ -34,36 +42,52 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Tensor
             "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
             f"{type(calibration).__name__}."
         )
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     for item in islice(batches, most):
-        x = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(x, Tensor):
-            raise CalibrationError(
-                f"a calibration batch is a tensor x or a pair (x, y), not {type(x).__name__}."
-            )
-        if x.dim() == 0:
-            raise CalibrationError("a calibration batch is [B, ...], but one is a single number.")
-        if x.numel() == 0:
-            continue
-        if not x.is_floating_point():
-            raise CalibrationError(
-                f"the calibration data is {x.dtype}; convert it as in training, for instance "
-                "x.float() / 255."
-            )
-        if not bool(x.isfinite().all()):
-            raise CalibrationError(
-                f"batch {len(kept)} of the calibration data holds NaN or infinity; remove those "
-                "samples or fix the preprocessing."
-            )
-        kept.append(x.clone() if x.is_inference() else x)
+        x = batch_of(item[0] if isinstance(item, (tuple, list)) else item)
+        if _check_batch(x, len(kept)):
+            kept.append(x.clone() if any(value.is_inference() for value in _tensors(x)) else x)
     if not kept:
         raise CalibrationError(
             "the calibration data is empty; a few dozen representative samples are enough."
         )
-    if any(x.shape[1:] != kept[0].shape[1:] for x in kept):
-        shapes = sorted({tuple(x.shape[1:]) for x in kept})
+    if any(_shapes(x) != _shapes(kept[0]) for x in kept):
+        shapes = sorted({_shapes(x) for x in kept})
         raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
     return kept
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    return list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+
+
+def _shapes(x: Any) -> tuple[Any, ...]:
+    """Of one sample, by name where there are several inputs."""
+    if isinstance(x, Inputs):
+        return tuple((name, tuple(value.shape[1:])) for name, value in x.tensors.items())
+    return tuple(x.shape[1:])
+
+
+def _check_batch(x: Any, number: int) -> bool:
+    """Whether a batch holds anything; raises CalibrationError."""
+    for value in _tensors(x):
+        if not isinstance(value, Tensor):
+            raise CalibrationError(
+                f"a calibration batch is a tensor x or a pair (x, y), not {type(value).__name__}."
+            )
+        if value.dim() == 0:
+            raise CalibrationError("a calibration batch is [B, ...], but one is a single number.")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CalibrationError(
+                f"batch {number} of the calibration data holds NaN or infinity; remove those "
+                "samples or fix the preprocessing."
+            )
+    lengths = {len(value) for value in _tensors(x)}
+    if len(lengths) != 1:
+        raise CalibrationError(
+            f"the inputs of a batch have one number of samples, but here they have {lengths}: {x}."
+        )
+    return all(value.numel() for value in _tensors(x))
 
 
 @torch.no_grad()

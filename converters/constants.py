@@ -73,6 +73,26 @@ def batch_constant(one: Tensor, two: Tensor, what: Any) -> Tensor | BatchConstan
 
 
 @dataclass(frozen=True, eq=False)
+class Uneven:
+    """A constant that numbers the samples, as arange(batch) does: for indices alone, ``why``."""
+
+    one: Tensor
+    two: Tensor
+    why: str
+
+    def batch_of(self, samples: int) -> Tensor:
+        return self.one if samples == 1 else self.two
+
+
+def of_the_batch(one: Tensor, two: Tensor, what: Any) -> Tensor | BatchConstant | Uneven:
+    """``batch_constant``, or what numbers the samples."""
+    try:
+        return batch_constant(one, two, what)
+    except NotConvertible as problem:
+        return Uneven(one, two, str(problem))
+
+
+@dataclass(frozen=True, eq=False)
 class Masked:
     """A node's value where ``mask``, of its shape, is False, and -inf where it is True.
 
@@ -87,4 +107,4 @@ def for_batch(value: Any, samples: int) -> Any:
     """The value in a batch of one or of two samples; of a masked one the mask."""
     if isinstance(value, Masked):
         value = value.mask
-    return value.batch_of(samples) if isinstance(value, BatchConstant) else value
+    return value.batch_of(samples) if isinstance(value, (BatchConstant, Uneven)) else value

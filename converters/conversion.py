@@ -68,7 +68,7 @@ def describe(row: Coverage) -> str:
 
 def check(
     model: nn.Module,
-    sample: Tensor,
+    sample: Tensor | Mapping[str, Tensor],
     *,
     neurons: Mapping[Operation, Entry] | None = None,
     forms: Forms | None = None,
@@ -76,8 +76,9 @@ def check(
 ) -> CheckReport:
     """What each operation of ``model`` becomes, all unsupported ones included.
 
-    ``sample`` is a batch [B, ...] like those the model sees; ``neurons`` and ``forms`` are those
-    of ``convert``. The model is left as it was.
+    ``sample`` is a batch [B, ...] like those the model sees, or a dict of such tensors by the names
+    of its arguments; ``neurons`` and ``forms`` are those of ``convert``. The model is left as it
+    was.
 
     Raises CaptureError where ``torch.export`` cannot follow the model at all, CalibrationError for
     a sample that is no batch of finite numbers or that the model fails on, InputError for ``forms``
@@ -117,8 +118,11 @@ def convert(
 ) -> SpikingNetwork:
     """A trained model to a spiking network; the model handed in is left as it was.
 
-    ``model`` takes one tensor [B, ...] and returns tensors, in lists, tuples or dicts.
-    ``calibration`` is a tensor [N, ...] or batches x or (x, y). None is the preset's choice;
+    ``model`` takes one tensor [B, ...], or several by keyword, and returns tensors, in lists,
+    tuples, dicts or dataclasses. ``calibration`` is a tensor [N, ...] or batches x or (x, y); of a
+    model with several arguments x is a dict of tensors by their names, such as
+    ``{"input_ids": ids, "attention_mask": mask}``. Token ids and masks stay whole numbers: what
+    depends on them alone is computed exactly. None is the preset's choice;
     ``help(converters.Settings)`` says more about each argument.
 
         method        "signgd", "group", "subgradient", or a dict from module paths
@@ -194,7 +198,7 @@ def _forms(forms: Forms | None, functions: Forms | None) -> Forms | None:
     return functions
 
 
-def lower(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwork:
+def lower(model: nn.Module, sample: Any, settings: Settings) -> SpikingNetwork:
     """The model as a network of linear operations and functions, before any pass.
 
     Raises UnsupportedOperation, CaptureError, CalibrationError.
@@ -210,7 +214,7 @@ def lower(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwor
     return SpikingNetwork(tuple(lowering.nodes), lowering.outputs, settings.steps)
 
 
-def _lowered(model: nn.Module, sample: Tensor, settings: Settings) -> tuple[Lowering, CheckReport]:
+def _lowered(model: nn.Module, sample: Any, settings: Settings) -> tuple[Lowering, CheckReport]:
     lowering = Lowering(capture(model, sample), settings.rows, settings.options)
     return lowering, CheckReport(type(model).__name__, tuple(lowering.coverage))
 
@@ -229,6 +233,6 @@ def _at_sizes(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network.replace(provenance={**network.provenance, "sizes": found})
 
 
-def source_network(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwork:
+def source_network(model: nn.Module, sample: Any, settings: Settings) -> SpikingNetwork:
     """The model as a network whose nonlinearities are still functions."""
     return fuse_batch_norm(remove_unused(lower(model, sample, settings)))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.inputs import call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import (
@@ -25,6 +26,7 @@ from ..core.network import (
     is_affine,
     leaves,
 )
+from ..core.structures import plain
 from ..errors import CalibrationError, InputError, SignGDError
 from . import thresholds, tuning
 from .calibration import statistics
@@ -154,7 +156,7 @@ def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """
     model, x = context.model, context.batches[0]
     with eval_mode(model):
-        expected = model(x.clone())  # which may work in place on its input
+        expected = plain(call(model, x.clone()))  # which may work in place on its input
     actual = NetworkModule(network, {}).ann(x)
     stepped = any(n.function.name == "qcfs" for n in network.of(Function))
     for have, want in zip(leaves(actual), leaves(expected), strict=True):

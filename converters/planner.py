@@ -112,7 +112,7 @@ class _Planner(Semantics[str]):
     def input(self, node: Input) -> str:
         self._emit(node, "static")
         settings, coding = self.settings, self.settings.chosen["input_coding"]
-        if coding == "exact":
+        if coding == "exact" or not node.coded:
             return node.name
         name = self._unique("input.encode")
         common: dict[str, Any] = dict(name=name, inputs=(node.name,), shape=node.shape)
@@ -135,7 +135,7 @@ class _Planner(Semantics[str]):
             momentum=momentum,
         )
         zone = settings.dead_zone_of(neuron)
-        steps = schedule or default_schedule(settings.steps, self.depths["input"], 1, zone)
+        steps = schedule or default_schedule(settings.steps, self.depths[node.name], 1, zone)
         return self._emit(replace(neuron, dead_zone=zone, schedule=steps), "decoded")
 
     def constant(self, node: Constant) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.inputs import Inputs
 from ..core.network import Function, Node
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
@@ -337,11 +338,11 @@ class Settings:
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a pass may ask besides the network: the model as it was handed in, the settings, and
-    the calibration data, batches [B, ...]."""
+    the calibration data, batches [B, ...], ``Inputs`` where the model takes several tensors."""
 
     model: nn.Module
     settings: Settings
-    batches: Sequence[Tensor]
+    batches: Sequence[Any]
 
     @property
     def samples(self) -> int:
@@ -351,7 +352,8 @@ class Context:
     def input_scale(self) -> float:
         """The amplitude of coded inputs."""
         scale: float | None = self.settings.chosen["input_scale"]
-        return scale or max(float(x.abs().max()) for x in self.batches) or 1.0
+        floats = [v for x in self.batches for v in (x.floats if isinstance(x, Inputs) else [x])]
+        return scale or max(float(x.abs().max()) for x in floats) or 1.0
 
 
 def check_time_steps(time_steps: Any) -> None:

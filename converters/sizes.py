@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
+from ..core.inputs import Batch, Inputs, value_of
 from ..core.modes import eval_mode
-from ..core.network import Constant, Function, Linear, Node, SpikingNetwork, is_affine
+from ..core.network import Constant, Function, Linear, Node, SpikingNetwork, Static, is_affine
 from ..core.operations import resolve
 from ..core.resizing import resized
 from ..core.sizes import as_shapes, shown
@@ -28,33 +29,37 @@ from .capture import _masks_unread
 
 LARGEST = 4096  # up to which the guards of torch.export are looked at
 Shape = tuple[int, ...]
-Lower = Callable[[Tensor], SpikingNetwork]  # the model as a network, from a batch
+Lower = Callable[[Batch], SpikingNetwork]  # the model as a network, from a batch
 Field = tuple[str, str]  # ("attributes", "size")
 
 
 def check_sizes(
-    network: SpikingNetwork, model: nn.Module, x: Tensor, sizes: Sequence[Any], lower: Lower
+    network: SpikingNetwork, model: nn.Module, x: Batch, sizes: Sequence[Any], lower: Lower
 ) -> dict[str, Any]:
     """What ``sizes``, shapes of samples, change in the network: ``provenance["sizes"]``.
 
     ``network`` is the model as ``lower`` makes it from x. Raises InputError, naming the node, for a
     size that the model or the network does not take.
     """
-    name = network.input.name
-    base: Shape = tuple(x.shape[1:])
-    wanted = [as_shapes([name], (size,))[name] for size in sizes]
-    others = {shape: _lowered(network, x, {name: shape}, lower) for shape in wanted}
-    fields = _differing(network, others.values())
+    base = {node.name: tuple(value_of(x, node.name).shape[1:]) for node in network.inputs}
+    wanted = [as_shapes(list(base), (size,)) for size in sizes]
+    others = [_lowered(network, x, shapes, lower) for shapes in wanted]
+    fields = _differing(network, others)
     checked: list[dict[str, Any]] = [
-        {"shapes": {name: list(shape)}, "changes": _changes(other, fields)}
-        for shape, other in {base: network, **others}.items()
+        {
+            "shapes": {name: list(shape) for name, shape in shapes.items()},
+            "changes": _changes(other, fields),
+        }
+        for shapes, other in zip([base, *wanted], [network, *others], strict=True)
     ]
-    for each, other in zip(checked[1:], others.values(), strict=True):
+    for each, other in zip(checked[1:], others, strict=True):
         _check_equal(resized(network, each["shapes"], each["changes"]), other, each["shapes"])
-    scaled = sorted(name for name in fields if _scales(name, [network, *others.values()]))
-    by_itself = set(fields) <= set(scaled) and all(prod(s) != prod(base) for s in wanted)
-    bounds = _between(model, x, wanted) if by_itself else None
-    between = {name: bounds} if bounds else None
+    scaled = sorted(name for name in fields if _scales(name, [network, *others]))
+    between = None
+    if set(fields) <= set(scaled) and isinstance(x, Tensor):
+        (name,) = base
+        bounds = _between(model, x, [shapes[name] for shapes in wanted])
+        between = {name: bounds} if bounds else None
     return {"checked": checked, "between": between, "scaled": scaled}
 
 
@@ -62,12 +67,11 @@ def check_sizes(
 
 
 def _lowered(
-    network: SpikingNetwork, x: Tensor, shapes: Mapping[str, Shape], lower: Lower
+    network: SpikingNetwork, x: Batch, shapes: Mapping[str, Shape], lower: Lower
 ) -> SpikingNetwork:
     """The model captured at another size: the same nodes in the same places."""
-    (shape,) = shapes.values()
     try:
-        other = lower(x.new_zeros(2, *shape))
+        other = lower(_cut(x, shapes))
     except (CalibrationError, CaptureError) as error:
         resized(network, shapes, {})  # which names the node that fixes the size
         raise InputError(f"sizes: at samples {shown(shapes)} {error}") from error
@@ -77,6 +81,21 @@ def _lowered(
     if len(network.nodes) != len(other.nodes):
         _refuse(network.nodes[-1], shapes, "is not the last: the model computes something else")
     return other
+
+
+def _cut(x: Batch, shapes: Mapping[str, Shape]) -> Batch:
+    """Two samples of other shapes, of the values that there are: ids and masks that can be."""
+    if isinstance(x, Inputs):
+        return Inputs({name: _tiled(value, shapes[name]) for name, value in x.tensors.items()})
+    (shape,) = shapes.values()
+    return _tiled(x, shape)
+
+
+def _tiled(x: Tensor, shape: Shape) -> Tensor:
+    for d, size in enumerate((2, *shape)):
+        if d < x.dim():
+            x = x.index_select(d, torch.arange(size, device=x.device) % x.shape[d])
+    return x if x.dim() == 1 + len(shape) else x.new_zeros(2, *shape)
 
 
 def _kind(node: Node) -> tuple[str, ...]:
@@ -94,7 +113,7 @@ def _refuse(node: Node, shapes: Mapping[str, Sequence[int]], why: str) -> NoRetu
 def _fields(node: Node) -> Iterator[tuple[Field, Any]]:
     """What a node holds besides its shape; the shape of an affine operation is but that."""
     parts: dict[str, Mapping[str, Any]] = {}
-    if isinstance(node, Linear):
+    if isinstance(node, (Linear, Static)):
         shape = {"shape"} if is_affine(node) else set()
         kept = {k: v for k, v in node.attributes.items() if k not in shape}
         parts = {"attributes": kept, "tensors": node.tensors}
@@ -176,7 +195,7 @@ def _scales(name: str, networks: Sequence[SpikingNetwork]) -> bool:
 def _between(model: nn.Module, x: Tensor, wanted: Sequence[Shape]) -> list[list[int]] | None:
     """The smallest and largest of each size, if no operation of the model reads one."""
     base = tuple(x.shape[1:])
-    if any(len(shape) != len(base) for shape in wanted):
+    if any(len(s) != len(base) for s in wanted) or all(prod(s) == prod(base) for s in wanted):
         return None
     free = [d for d in range(len(base)) if any(shape[d] != base[d] for shape in wanted)]
     program = _symbolic(model, x, free)

@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.inputs import value_of
 from ..core.module import NetworkModule, Signal
 from ..core.network import (
     Constant,
@@ -338,14 +339,15 @@ class _Differentiable(Semantics[Signal]):
         self.sent: list[Tensor] = []  # by each neuron: spikes times connections
 
     def input(self, node: Input) -> Signal:
-        return self.x, False
+        return value_of(self.x, node.name), False
 
     def constant(self, node: Constant) -> Signal:
         return node.value, False
 
     def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
-        x_seq = self.x.expand(self.steps, *self.x.shape)
-        return node.sequence((x_seq,), node.start((self.x,)))[0], True
+        x = value_of(self.x, node.inputs[0])
+        x_seq = x.expand(self.steps, *x.shape)
+        return node.sequence((x_seq,), node.start((x,)))[0], True
 
     def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
         values, led = self._needed(node, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.network import Node, leaves
+from ..core.network import Input, Node, leaves
 
 
 def users(nodes: Sequence[Node], outputs: Any) -> dict[str, int]:
@@ -20,8 +20,9 @@ def users(nodes: Sequence[Node], outputs: Any) -> dict[str, int]:
 
 
 def used(nodes: Sequence[Node], outputs: Any) -> tuple[Node, ...]:
-    """Without the nodes that no output depends on; the input stays."""
-    needed = set(leaves(outputs)) | {"input"}
+    """Without the nodes that no output depends on; the inputs stay."""
+    needed = {node.name for node in nodes if isinstance(node, Input) and node.given}
+    needed |= set(leaves(outputs))
     for node in reversed(nodes):
         if node.name in needed:
             needed.update(node.inputs)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .inputs import Inputs, batch_of, call, samples_of
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
 from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
 from .progress import progress
-from .running import check_run, check_steps
+from .running import check_run, check_steps, length_of, steps_of
 from .spikes import Sent, listening
 
 
@@ -63,7 +64,7 @@ def _classes(outputs: Any) -> Tensor:
 
 
 def stream(
-    snn: NetworkModule, x: Tensor, time_steps: int | None = None, *, sequence: bool = False
+    snn: NetworkModule, x: Any, time_steps: int | None = None, *, sequence: bool = False
 ) -> Generator[Step]:
     """``for step in stream(snn, x)``: a ``Step`` after each time step, until you break.
 
@@ -80,12 +81,12 @@ class _Run:
     """A run one step at a time, from which samples can be dropped (``keep``)."""
 
     def __init__(
-        self, name: str, snn: NetworkModule, x: Tensor, time_steps: int | None, sequence: bool
+        self, name: str, snn: NetworkModule, x: Any, time_steps: int | None, sequence: bool
     ) -> None:
         if time_steps is None and isinstance(snn, NetworkModule):
             time_steps = snn.network.time_steps
-            if sequence and isinstance(x, Tensor) and x.dim():
-                time_steps = x.shape[0]
+            if sequence:
+                time_steps = length_of(x) or time_steps
         (self.last,) = check_steps(1 if time_steps is None else (time_steps,))
         self.x = check_run(name, snn, x, self.last, sequence)
         self.snn, self.sequence = snn, sequence
@@ -95,7 +96,7 @@ class _Run:
 
     @property
     def batch(self) -> int:
-        return self.x.shape[int(self.sequence)]
+        return samples_of(self.x, int(self.sequence))
 
     @torch.no_grad()
     def steps(self) -> Generator[Step]:
@@ -105,7 +106,8 @@ class _Run:
                 self.spikes = torch.zeros(self.batch, device=self.x.device)
                 with self.snn.for_sequences(), listening(self.snn, self._count):
                     if self.sequence:
-                        block, self.state = self.snn.advance(self.x[t - 1 : t], state=self.state)
+                        now = steps_of(self.x, t - 1, t)
+                        block, self.state = self.snn.advance(now, state=self.state)
                     else:
                         block, self.state = self.snn.advance(self.x, 1, self.static, self.state)
                 yield Step(t, each_leaf(block, _first), self.spikes)
@@ -126,6 +128,8 @@ class _Run:
         """Goes on with these samples alone."""
         batch, network = self.batch, self.snn.network
         self.x = self.x.index_select(int(self.sequence), index)
+        if isinstance(self.x, Inputs):
+            self.x = self.snn.check_input(self.x.tensors, int(self.sequence))
         led = {n.name for n in network.nodes if n.shape[:1] == ("1*batch",)}
         self.static = {k: v[index] if k in led else v for k, v in self.static.items()}
         self.state = select(self.state, index, batch)
@@ -227,7 +231,7 @@ class ExitRule:
 @torch.no_grad()
 def early_exit(
     snn: NetworkModule,
-    x: Tensor,
+    x: Any,
     margin: float | ExitRule,
     max_steps: int | None = None,
     *,
@@ -290,12 +294,12 @@ def calibrate_exit(
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []
     for batch in progress(loader, "calibrating the exit"):
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        x = batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if reference is None:
             target = snn.ann(x)
         else:
             with eval_mode(reference):
-                target = reference(x.clone())  # which may work in place on its input
+                target = call(reference, x.clone())  # which may work in place on its input
         wanted = _classes(target).argmax(1)
         steps = list(stream(snn, x, max_steps))
         margins.append(torch.stack([step.margin.float() for step in steps]))

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..neurons.choice import Choice, running_sum
 from ..neurons.protocol import at_least_float32, like
 from ..neurons.spikes import hear, joined
+from .inputs import Batch, Inputs, batch_of, samples_of, value_of
 from .network import (
     Constant,
     Encoder,
@@ -30,11 +31,13 @@ from .network import (
     Neuron,
     Node,
     SpikingNetwork,
+    Static,
     Timed,
     fill,
     leaves,
 )
 from .operations import apply, apply_linear, apply_over_time, resolve
+from .operations.statics import compute
 from .sizing import at_its_size
 from .spikes import Sent
 from .walk import Semantics, following, walk
@@ -95,6 +98,21 @@ class FunctionOperation(nn.Module):
         return self.function.name
 
 
+class ExactOperation(nn.Module):
+    """A static node with its tensors as buffers."""
+
+    def __init__(self, node: Static) -> None:
+        super().__init__()
+        self.node = node
+        for name, value in node.tensors.items():
+            self.register_buffer(name, value.clone())
+
+    def forward(self, inputs: Sequence[Tensor], batch: int, floating: torch.dtype) -> Tensor:
+        node, tensors = self.node, dict(self.named_buffers())
+        given = node.name, node.op, inputs, node.attributes, tensors, batch, node.dtype, floating
+        return compute(*given)
+
+
 class ConstantValue(nn.Module):
     value: Tensor
 
@@ -114,7 +132,7 @@ class NetworkState(NamedTuple):
     """
 
     neurons: dict[str, Any]
-    previous: Tensor | None = None
+    previous: Batch | None = None
     readouts: dict[str, Tensor] | None = None
 
 
@@ -122,6 +140,8 @@ def select(value: Any, index: Tensor, batch: int) -> Any:
     """A state of ``batch`` samples, in whatever nesting of tuples and dicts, for some of them."""
     if isinstance(value, Tensor):
         return value[index] if value.shape[:1] == (batch,) else value
+    if isinstance(value, Inputs):
+        return Inputs(select(value.tensors, index, batch), select(value.exact, index, batch))
     if isinstance(value, dict):
         return {k: select(item, index, batch) for k, item in value.items()}
     if not isinstance(value, tuple):
@@ -132,15 +152,44 @@ def select(value: Any, index: Tensor, batch: int) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
+class Exact(Semantics[Tensor | None]):
+    """What is computed of whole numbers alone, for inputs [B, ...]; None for all else."""
+
+    def __init__(self, module: NetworkModule, x: Inputs) -> None:
+        self.operations, self.x, self.batch = module.operations, x, samples_of(x)
+        self.floating = module.floating
+        self.found: dict[str, Tensor] = {}
+
+    def input(self, node: Input) -> Tensor:
+        return self.x.tensors[node.name]
+
+    def exact(self, node: Static, inputs: list[Tensor | None]) -> Tensor:
+        run: Any = self.operations[key(node.name)]
+        self.found[node.name] = run(inputs, self.batch, self.floating)
+        return self.found[node.name]
+
+    def constant(self, node: Constant) -> Tensor:
+        return self.operations[key(node.name)].value  # type: ignore[return-value]
+
+    def linear(self, node: Linear, inputs: list[Tensor | None]) -> None:
+        return None
+
+    def function(self, node: Function, inputs: list[Tensor | None]) -> None:
+        return None
+
+    def timed(self, node: Timed, inputs: list[Tensor | None]) -> None:
+        return None
+
+
 class Source(Semantics[Tensor]):
     """The source network on x [B, ...]: every neuron is its function, coding passes x on."""
 
-    def __init__(self, module: NetworkModule, x: Tensor) -> None:
+    def __init__(self, module: NetworkModule, x: Batch) -> None:
         self.operations, self.functions = module.operations, module.functions
-        self.x, self.batch = x, x.shape[0]
+        self.x, self.batch = module.prepared(x), samples_of(x)
 
     def input(self, node: Input) -> Tensor:
-        return self.x
+        return value_of(self.x, node.name)
 
     def constant(self, node: Constant) -> Tensor:
         return self.operations[key(node.name)].value  # type: ignore[return-value]
@@ -163,13 +212,25 @@ class Source(Semantics[Tensor]):
 class Rest(Source):
     """What every value is before the first step of the spike view; neurons begin in ``state``."""
 
-    def __init__(self, module: NetworkModule, x: Tensor) -> None:
-        super().__init__(module, torch.zeros_like(x))
+    def __init__(self, module: NetworkModule, x: Batch) -> None:
+        super().__init__(module, zeros_of(x))
+        self.floating = torch.empty(0, dtype=module.floating, device=x.device)
         self.begin, self.state = module.begin, NetworkState({}, self.x, {})
 
     def neuron(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
-        resting = like(self.begin(node, inputs, self.state), self.x)
+        resting = like(self.begin(node, inputs, self.state), self.floating)
         return resting.expand(resolve(node.shape, self.batch))
+
+
+def zeros_of(x: Batch) -> Batch:
+    """What every input is before the first step of the spike view."""
+    if isinstance(x, Tensor):
+        return torch.zeros_like(x)
+    assert x.exact is not None
+    tensors, exact = (
+        {k: torch.zeros_like(v) for k, v in each.items()} for each in (x.tensors, x.exact)
+    )
+    return Inputs(tensors, exact)
 
 
 class Walk(Semantics[Signal]):
@@ -183,18 +244,19 @@ class Walk(Semantics[Signal]):
     def __init__(
         self,
         module: NetworkModule,
-        x: Tensor,
+        x: Batch,
         steps: int | None,
         static: dict[str, Tensor] | None,
         before: NetworkState,
     ) -> None:
-        self.module, self.x, self.steps, self.static, self.before = module, x, steps, static, before
+        self.module, self.steps, self.static, self.before = module, steps, static, before
+        self.x = x if static is None else module.prepared(x)
         # a module's own modules take long to ask for
         self.operations, self.functions = module.operations, module.functions
         self.simulated = module.neurons
         self.neurons: dict[str, Any] = {}  # their states afterwards
         self.sequence = static is None
-        self.batch = x.shape[1] if self.sequence else x.shape[0]
+        self.batch = samples_of(x, int(self.sequence))
 
     def in_time(self, signal: Signal) -> Tensor:
         """The value at every step of the block."""
@@ -210,7 +272,8 @@ class Walk(Semantics[Signal]):
         return value, False
 
     def input(self, node: Input) -> Signal:
-        return (self.x, True) if self.sequence else self.still(node, self.x)
+        value = value_of(self.x, node.name)
+        return (value, True) if self.sequence and node.coded else self.still(node, value)
 
     def constant(self, node: Constant) -> Signal:
         return self.still(node, self.operations[key(node.name)].value)  # type: ignore[arg-type]
@@ -237,8 +300,8 @@ class Walk(Semantics[Signal]):
 
     def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
         """Codes the input itself, in both views."""
-        held = self.sequence or self.steps is None
-        x = self.x if held else self.x.expand(self.steps, *self.x.shape)  # type: ignore[arg-type]
+        held, x = self.sequence or self.steps is None, value_of(self.x, node.inputs[0])
+        x = x if held else x.expand(self.steps, *x.shape)  # type: ignore[arg-type]
         return self._fired(node, [x])
 
     def timed(self, node: Timed, inputs: list[Signal]) -> Signal:
@@ -264,11 +327,11 @@ class SignedWalk(Walk):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         previous = self.before.previous
-        first = self.x.shape[1:] if self.sequence else self.x.shape
-        if previous is None or previous.shape != first:
+        first = shape_of(step_of(self.x, 0) if self.sequence else self.x)
+        if previous is None or shape_of(previous) != first:
             raise InputError(
-                f"a step is {list(first)} now, but the state was built for "
-                f"{list(previous.shape) if previous is not None else 'decoded values'}. Reset the "
+                f"a step is {first} now, but the state was built for "
+                f"{shape_of(previous) if previous is not None else 'decoded values'}. Reset the "
                 "network, or pass no state, before feeding a batch of another shape."
             )
         self.previous = previous
@@ -285,9 +348,14 @@ class SignedWalk(Walk):
         return value, False
 
     def input(self, node: Input) -> Signal:
+        x, before = value_of(self.x, node.name), value_of(self.previous, node.name)
+        if node.dtype != "float":  # read by what is exact alone
+            return x, False
+        if not node.coded:  # the same at every step, where it masks -inf
+            return torch.where(x == before, torch.zeros_like(x), x - before), False
         if not self.sequence:
-            return self.x - self.previous, False
-        return self.x - torch.cat([self.previous.unsqueeze(0), self.x[:-1]]), True
+            return x - before, False
+        return x - torch.cat([before.unsqueeze(0), x[:-1]]), True
 
     def constant(self, node: Constant) -> Signal:
         return torch.zeros_like(super().constant(node)[0]), False
@@ -296,6 +364,18 @@ class SignedWalk(Walk):
         if any(led for _, led in inputs):
             inputs = [(self.in_time(signal), True) for signal in inputs]
         return super().linear(node, inputs)
+
+
+def step_of(x: Batch, t: int) -> Batch:
+    """One step of a sequence."""
+    return x.of_step(t) if isinstance(x, Inputs) else x[t]
+
+
+def shape_of(x: Batch) -> Any:
+    """To compare, and to show in an error."""
+    if isinstance(x, Inputs):
+        return {name: list(value.shape) for name, value in x.tensors.items()}
+    return list(x.shape)
 
 
 VIEWS: dict[str, type[Walk]] = {"decoded": Walk, "signed": SignedWalk}
@@ -325,12 +405,13 @@ class NetworkModule(nn.Module):
         if spikes == "signed":
             _check_spike_view(network)
         self.network = network
-        network.last_uses  # noqa: B018  torch.compile cannot make it
+        network.last_uses, network.plain  # noqa: B018  torch.compile cannot make them
         self.spikes = spikes
         linear = {node.name: LinearOperation(node) for node in network.of(Linear)}
         constants = {node.name: ConstantValue(node) for node in network.of(Constant)}
+        exact = {node.name: ExactOperation(node) for node in network.statics}
         functions = {node.name: FunctionOperation(node) for node in network.of(Function)}
-        self.operations = _in_order(network, {**linear, **constants})
+        self.operations = _in_order(network, {**linear, **constants, **exact})
         self.functions = _in_order(network, functions)
         self.neurons = _in_order(network, neurons)
 
@@ -373,29 +454,31 @@ class NetworkModule(nn.Module):
     @at_its_size(lambda steps=None, *_, **__: steps is None)
     def advance(
         self,
-        x: Tensor,
+        x: Any,
         steps: int | None = None,
         static: dict[str, Tensor] | None = None,
         state: NetworkState | None = None,
     ) -> tuple[Any, NetworkState]:
         """A block of steps: of a sequence x [T, B, ...], or ``steps`` of one input x [B, ...].
 
-        Returns the outputs, [steps, B, ...], and the state; none is the one before the first step.
+        x is a tensor, or of several inputs a dict of tensors by name (see ``run``). Returns the
+        outputs, [steps, B, ...], and the state; none is the one before the first step.
         ``static`` keeps what does not change with time between calls with the same x.
         """
         if steps is None:
             x = self.check_input(x, 1)
-            return self._walk(x, x.shape[0], None, state)
+            return self._walk(x, samples_of(x), None, state)
         return self._walk(self.check_input(x), steps, {} if static is None else static, state)
 
     @at_its_size(lambda *_, **__: False)
-    def step(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
-        """One step, x [B, ...]: outputs [B, ...] and the state."""
+    def step(self, x: Any, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
+        """One step, x [B, ...] or a dict of such: outputs [B, ...] and the state."""
         return self._walk(self.check_input(x), None, {}, state)
 
     @torch.no_grad()
-    def ann(self, x: Tensor) -> Any:
-        """The source network: every neuron replaced by its function, x [B, ...]."""
+    def ann(self, x: Any) -> Any:
+        """The source network: every neuron replaced by its function, x [B, ...] or a dict of
+        such."""
         return fill(self.network.outputs, self.activations(x))
 
     @property
@@ -404,12 +487,12 @@ class NetworkModule(nn.Module):
         return _Ann(self)
 
     @at_its_size(lambda *_, **__: False)
-    def activations(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def activations(self, x: Any, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The value of the nodes ``keep`` (the outputs, unless named) in the source network."""
         source = Source(self, self.check_input(x))
         return walk(self.network, source, leaves(self.network.outputs) if keep is None else keep)
 
-    def all_activations(self, x: Tensor) -> dict[str, Tensor]:
+    def all_activations(self, x: Any) -> dict[str, Tensor]:
         return self.activations(x, [node.name for node in self.network.nodes])
 
     def activations_after(
@@ -418,32 +501,52 @@ class NetworkModule(nn.Module):
         """The outputs of the source network where some of all its ``values`` are ``changed``."""
         network, after = self.network, following(self.network, changed)
         known = {name: value for name, value in values.items() if name not in after}
-        source = Source(self, values[network.input.name])
+        source = Source(self, inputs_in(network, values))
         return walk(network, source, leaves(network.outputs), {**known, **changed})
 
-    def check_input(self, x: Tensor, leading: int = 0) -> Tensor:
-        """x as the network takes it, or an InputError that says what to change."""
-        expected = self.network.input.shape[1:]
-        if not isinstance(x, Tensor):
-            raise InputError(f"the input is a tensor, not {type(x).__name__}.")
-        if not x.is_floating_point():
-            raise InputError(
-                f"the input is {x.dtype}; convert it as in training, for instance x.float() / 255."
-            )
-        if tuple(x.shape[1 + leading :]) != expected or x.dim() < 1 + leading:
-            time = "T, " * leading
-            raise InputError(
-                f"the input is [{time}B, {', '.join(map(str, expected))}], but x is "
-                f"{list(x.shape)}."
-                + (
-                    " A sequence is passed as run(..., sequence=True) or in step_mode 'm'."
-                    if x.dim() == len(expected) + 2 - leading
-                    else ""
-                )
-            )
-        if leading and x.shape[0] == 0:
-            raise InputError("a sequence has at least one step, but T is 0.")
-        return x.to(self._dtype() or self.network.dtype)
+    def check_input(self, x: Any, leading: int = 0) -> Any:
+        """x as the network takes it, or an InputError that says what to change.
+
+        Of one floating-point input the tensor, else ``Inputs`` with what is computed of them
+        exactly; ``leading`` is 1 for a sequence.
+        """
+        if isinstance(x, Inputs) and x.exact is not None:
+            return x
+        given = given_to(self.network, x)
+        checked = {
+            node.name: check_tensor(node, given[node.name], leading, not self.network.plain)
+            for node in self.network.inputs
+        }
+        tensors = {
+            name: value.to(self.floating) if value.is_floating_point() else value
+            for name, value in checked.items()
+        }
+        if self.network.plain:
+            return tensors[self.network.input.name]
+        sizes = {name: list(value.shape[: 1 + leading]) for name, value in tensors.items()}
+        if len({tuple(size) for size in sizes.values()}) > 1:
+            raise InputError(f"the inputs differ in their number of samples: {sizes}.")
+        inputs = Inputs(tensors)
+        exact = self.exact_of(inputs.of_step(0) if leading else inputs)
+        return Inputs(tensors, exact, self.exact_of)
+
+    def prepared(self, x: Batch) -> Any:
+        """x [B, ...] with what is computed of it exactly, if anything is."""
+        if self.network.plain or (isinstance(x, Inputs) and x.exact is not None):
+            return x
+        x = x if isinstance(x, Inputs) else Inputs({self.network.input.name: x})
+        return Inputs(x.tensors, self.exact_of(x), self.exact_of)
+
+    def exact_of(self, x: Inputs) -> dict[str, Tensor]:
+        """What is computed of whole numbers alone, by node."""
+        exact = Exact(self, x)
+        walk(self.network, exact, keep=())
+        return exact.found
+
+    @property
+    def floating(self) -> torch.dtype:
+        """The floating-point type of its values."""
+        return self._dtype() or self.network.dtype
 
     def _dtype(self) -> torch.dtype | None:
         for operation in self.operations.values():
@@ -457,19 +560,19 @@ class NetworkModule(nn.Module):
     @torch.no_grad()  # also past the neurons a gradient would be a wrong one
     def _walk(
         self,
-        x: Tensor,
+        x: Batch,
         steps: int | None,
         static: dict[str, Tensor] | None,
         state: NetworkState | None,
     ) -> tuple[Any, NetworkState]:
-        x = x.to(self._dtype() or x.dtype)
+        x = x.to(self.floating)
         if state is None:
-            state = self._start(x[0] if static is None else x)
+            state = self._start(step_of(x, 0) if static is None else x)
         block = VIEWS[self.spikes](self, x, steps, static, state)
         known = {name: (value, False) for name, value in (static or {}).items()}
         return self._outputs(walk(self.network, block, leaves(self.network.outputs), known), block)
 
-    def _start(self, x: Tensor) -> NetworkState:
+    def _start(self, x: Batch) -> NetworkState:
         """In the spike view what neurons' inputs and read-outs are before the first step."""
         if self.spikes == "decoded":
             return NetworkState({})
@@ -482,7 +585,7 @@ class NetworkModule(nn.Module):
         outputs: dict[str, Tensor] = {}
         state = NetworkState(walk.neurons)
         if self.spikes == "signed":
-            last = walk.x[-1] if walk.sequence else walk.x
+            last = step_of(walk.x, -1) if walk.sequence else walk.x
             state = NetworkState(walk.neurons, last, {})
         for name in dict.fromkeys(leaves(self.network.outputs)):
             value = walk.in_time(values[name])
@@ -496,13 +599,89 @@ class NetworkModule(nn.Module):
         return fill(self.network.outputs, outputs), state
 
 
+def inputs_in(network: SpikingNetwork, values: Mapping[str, Tensor]) -> Batch:
+    """The batch that was fed, of all values that there are."""
+    if network.plain:
+        return values[network.input.name]
+    tensors, exact = (
+        {node.name: values[node.name] for node in nodes}
+        for nodes in (network.inputs, network.statics)
+    )
+    return Inputs(tensors, exact)
+
+
+def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
+    """What is handed in, by the names of the inputs. Raises InputError."""
+    x = batch_of(x)
+    names = [node.name for node in network.inputs]
+    shown = ", ".join(f"{name!r}: ..." for name in names)
+    if not isinstance(x, Inputs):
+        if len(names) > 1:
+            raise InputError(
+                f"the network has {len(names)} inputs, but x is {type(x).__name__}; pass a dict, "
+                f"{{{shown}}}."
+            )
+        return {names[0]: x}
+    if set(x.tensors) != set(names):
+        raise InputError(
+            f"the network takes {{{shown}}}, but the dict holds {', '.join(x.tensors) or 'nothing'}"
+            "; pass these, and nothing else."
+        )
+    return x.tensors
+
+
+def check_tensor(node: Input, x: Any, leading: int, named: bool) -> Tensor:
+    """x as the input ``node`` takes it; errors name the input where it is ``named``."""
+    what = f"the input {node.name!r}" if named else "the input"
+    expected = node.shape[1:]
+    if not isinstance(x, Tensor):
+        raise InputError(f"{what} is a tensor, not {type(x).__name__}.")
+    x = _of_kind(node, x, what)
+    if tuple(x.shape[1 + leading :]) != expected or x.dim() < 1 + leading:
+        time = "T, " * leading
+        raise InputError(
+            f"{what} is [{time}B, {', '.join(map(str, expected))}], but x is "
+            f"{list(x.shape)}."
+            + (
+                " A sequence is passed as run(..., sequence=True) or in step_mode 'm'."
+                if x.dim() == len(expected) + 2 - leading
+                else ""
+            )
+        )
+    if leading and x.shape[0] == 0:
+        raise InputError("a sequence has at least one step, but T is 0.")
+    if leading and not node.coded and not bool((x == x[:1]).all()):
+        raise InputError(
+            f"{what} holds {node.dtype} values, which are the same at every step of a sequence; "
+            "pass x.expand(T, *x.shape)."
+        )
+    return x
+
+
+def _of_kind(node: Input, x: Tensor, what: str) -> Tensor:
+    if node.dtype == "float" and not x.is_floating_point():
+        raise InputError(
+            f"{what} is {x.dtype}; convert it as in training, for instance x.float() / 255."
+        )
+    if node.dtype == "float":
+        return x
+    if x.is_floating_point():
+        raise InputError(
+            f"{what} holds {node.dtype} values, such as token ids or a mask, but it is {x.dtype}; "
+            "pass the tokenizer's tensor as it is."
+        )
+    if node.dtype == "boolean" and x.dtype != torch.bool:
+        raise InputError(f"{what} holds boolean values, but it is {x.dtype}; pass x.bool().")
+    return x if node.dtype == "boolean" else x.long()
+
+
 class _Ann(nn.Module):
     def __init__(self, snn: NetworkModule) -> None:
         super().__init__()
         self._snn = (snn,)  # no submodule: its modes are its own
 
-    def forward(self, x: Tensor) -> Any:
-        return self._snn[0].ann(x)
+    def forward(self, x: Tensor | None = None, **inputs: Tensor) -> Any:
+        return self._snn[0].ann(inputs if x is None else x)
 
 
 def _in_order(network: SpikingNetwork, modules: Mapping[str, nn.Module]) -> nn.ModuleDict:

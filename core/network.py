@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ __all__ = [
     "SignGDNeuron",
     "Size",
     "SpikingNetwork",
+    "Static",
     "SubgradientNeuron",
     "Timed",
     "each_leaf",
@@ -51,16 +52,50 @@ __all__ = [
 
 
 AnyNode = TypeVar("AnyNode", bound=Node)
+ATTENTION = ("attention", "masked_attention")  # rows of nonlinearities
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Input(Node):
-    """The network's input [batch, ...]."""
+    """An input of the network [batch, ...]: "input", or by the names of the model's arguments.
+
+    ``dtype`` is "float", "integer" (int64: token ids, masks) or "boolean". What is not "float" is
+    constant over time, and never spikes.
+    """
 
     kind = "input"
+    given: ClassVar[bool] = True
+    dtype: str = "float"
+
+    @property
+    def coded(self) -> bool:
+        """Whether input coding is of it."""
+        return self.given and self.dtype == "float"
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.input(self)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Static(Input):
+    """Computed exactly, once a run, of inputs that are not "float", constants and others like it.
+
+    ``op`` is a row of ``operations.statics.STATIC``; to all that reads it, it is an input.
+    """
+
+    kind = "static"
+    given = False
+    op: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def taking(self, other: Node) -> Node | None:
+        if not isinstance(other, Static):
+            return None
+        return replace(other, name=self.name, inputs=self.inputs)
+
+    def visit(self, semantics: Any, inputs: list[Value]) -> Value:
+        return semantics.exact(self, inputs)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,6 +140,7 @@ NODES: dict[str, type[Node]] = {
     cls.kind: cls
     for cls in (
         Input,
+        Static,
         Constant,
         Linear,
         Function,
@@ -153,7 +189,23 @@ class SpikingNetwork:
 
     @property
     def input(self) -> Input:
-        return next(node for node in self.nodes if isinstance(node, Input))
+        """The first one."""
+        return self.inputs[0]
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """What the network is fed, in order."""
+        return tuple(node for node in self.of(Input) if node.given)
+
+    @cached_property
+    def statics(self) -> tuple[Static, ...]:
+        """What is computed of whole numbers alone, in order."""
+        return self.of(Static)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether it takes one floating-point tensor, and nothing else."""
+        return len(self.inputs) == 1 and self.input.coded and not self.statics
 
     @cached_property
     def last_uses(self) -> dict[str, list[str]]:
@@ -169,7 +221,7 @@ class SpikingNetwork:
     def most_values(self) -> int:
         """The most values that a node makes for one input, attention's logits among them."""
         functions = self.of(Function)
-        attention = [node for node in functions if node.function.name == "attention"]
+        attention = [node for node in functions if node.function.name in ATTENTION]
         pairs = [[self[name].shape for name in node.inputs[:2]] for node in attention]
         logits = [values_of((*queries[:-1], keys[-1])) for queries, keys in pairs]
         return max([*(node.values for node in self.nodes), *logits])
@@ -196,7 +248,7 @@ class SpikingNetwork:
 
     def _tensors(self) -> Iterator[Tensor]:
         for node in self.nodes:
-            if isinstance(node, Linear):
+            if isinstance(node, (Linear, Static)):
                 yield from node.tensors.values()
             elif isinstance(node, Constant):
                 yield node.value
@@ -214,7 +266,7 @@ class SpikingNetwork:
         """The products of two signals in one evaluation of all neurons of a node."""
         name = node.function.name
         inputs, constants = [self[each] for each in node.inputs], self.of(Constant)
-        if name not in ("mul", "matmul", "attention") or any(x in constants for x in inputs):
+        if name not in ("mul", "matmul", *ATTENTION) or any(x in constants for x in inputs):
             return 0
         if name == "mul":
             return node.values

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..neurons.base import Function, Node, Size, Timed, broadcasts, follows_batch, resolve
-from .network import Constant, Input, Linear, SpikingNetwork, is_affine
+from .network import Constant, Input, Linear, SpikingNetwork, Static, is_affine
 from .operations import apply
+from .operations.statics import compute, types
 from .sizes import Changes, Shapes, allowed, as_shapes, refused, shown
 from .walk import Semantics, walk
 
 
 def at_size(network: SpikingNetwork, given: tuple[Any, ...]) -> SpikingNetwork:
     """``SpikingNetwork.at_size``."""
-    inputs = network.of(Input)
+    inputs = network.inputs
     wanted = as_shapes([node.name for node in inputs], given)
     if all(wanted[node.name] == node.shape[1:] for node in inputs):
         return network
@@ -72,7 +73,16 @@ class _Sizes(Semantics[Tensor]):
         return found
 
     def input(self, node: Input) -> Tensor:
-        return self._sized(node, lambda n: self.like.new_zeros(1, *self.wanted[n.name]))
+        dtype = types(self.like.dtype)[node.dtype]
+        zeros = self.like.new_zeros(1, *self.wanted[node.name], dtype=dtype)
+        return self._sized(node, lambda n: zeros)
+
+    def exact(self, node: Static, inputs: list[Tensor]) -> Tensor:
+        def value(n: Static) -> Tensor:
+            given = n.name, n.op, inputs, n.attributes, n.tensors, 1, n.dtype, self.like.dtype
+            return compute(*given)
+
+        return self._sized(node, value)
 
     def constant(self, node: Constant) -> Tensor:
         return self._sized(node, lambda n: n.value)

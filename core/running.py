@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .inputs import Batch, Inputs, batch_of, call, samples_of
 from .metrics import METRICS, Choices, Comparison, paired, squared_distance, squared_norm
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState
@@ -66,7 +67,7 @@ def planned_steps(snn: Any) -> int:
 @at_its_size(lambda *_, sequence=False, **__: bool(sequence))
 def run(
     snn: NetworkModule,
-    x: Tensor,
+    x: Any,
     time_steps: int | Sequence[int] | None = None,
     *,
     sequence: bool = False,
@@ -74,22 +75,24 @@ def run(
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
-    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``. Unless given,
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; of a network with
+    several inputs a dict of such tensors by the names of the model's arguments, of which whole
+    numbers and truth values (token ids, masks) are the same at every step. Unless given,
     ``time_steps`` are the T that the network was planned for, of a sequence all its steps. Time
     passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
     MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
     after. Raises InputError.
     """
     if time_steps is None:
-        whole = sequence and isinstance(x, Tensor) and x.dim()
-        time_steps = len(x) if whole else planned_steps(snn)
+        time_steps = length_of(x) if sequence else 0
+        time_steps = time_steps or planned_steps(snn)
     steps = check_steps(time_steps)
     last = max(steps)
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
     x = check_run("run", snn, x, last, sequence)
     if chunk is None:
-        batch = x.shape[1] if sequence else x.shape[0]
+        batch = samples_of(x, int(sequence))
         chunk = default_chunk(snn.network, batch, x.device.type)
         chunk = -(-last // -(-last // chunk))  # as many chunks, of about the same size
     wanted = set(steps)
@@ -102,7 +105,7 @@ def run(
             for start in progress(range(0, last, chunk), "simulating", -(-last // chunk)):
                 size = min(chunk, last - start)
                 if sequence:
-                    block, state = snn.advance(x[start : start + size], state=state)
+                    block, state = snn.advance(steps_of(x, start, start + size), state=state)
                 else:
                     block, state = snn.advance(x, size, static, state)
                 for t in wanted & set(range(start + 1, start + size + 1)):
@@ -112,7 +115,20 @@ def run(
     return {t: found[t] for t in steps}
 
 
-def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: bool) -> Tensor:
+def length_of(x: Any) -> int:
+    """T of a sequence [T, B, ...], 0 of what is none."""
+    x = batch_of(x)
+    tensors = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+    first = tensors[0] if tensors else None
+    return len(first) if isinstance(first, Tensor) and first.dim() else 0
+
+
+def steps_of(x: Batch, start: int, stop: int) -> Batch:
+    """Some steps of a sequence."""
+    return x.steps(start, stop) if isinstance(x, Inputs) else x[start:stop]
+
+
+def check_run(name: str, snn: NetworkModule, x: Any, last: int, sequence: bool) -> Any:
     """x as the network takes it for ``last`` steps; raises InputError, naming the function."""
     if not isinstance(snn, NetworkModule):
         raise InputError(
@@ -125,10 +141,11 @@ def check_run(name: str, snn: NetworkModule, x: Tensor, last: int, sequence: boo
         )
     x = snn.check_input(x, leading=int(sequence))
     # a sum is finite only where all of it is; the other way round it may overflow
-    if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
-        raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
-    if sequence and x.shape[0] < last:
-        raise InputError(f"the sequence has {x.shape[0]} steps, but time_steps asks for {last}.")
+    for value in x.floats if isinstance(x, Inputs) else [x]:
+        if not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
+            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
+    if sequence and samples_of(x) < last:
+        raise InputError(f"the sequence has {samples_of(x)} steps, but time_steps asks for {last}.")
     return x
 
 
@@ -290,7 +307,7 @@ def evaluate(
         target: Any = None
         if reference is not None:
             with eval_mode(reference):
-                target = reference(x.clone())  # which may work in place on its input
+                target = call(reference, x.clone())  # which may work in place on its input
             paired(outputs[steps[0]], target)
             norm += squared_norm(target)
         if y is not None:
@@ -326,25 +343,26 @@ def _classes(output: Any) -> int:
     return output.shape[1]
 
 
-def _labels(x: Tensor, y: Any, classes: int, metric: Choices) -> Tensor | None:
+def _labels(x: Batch, y: Any, classes: int, metric: Choices) -> Tensor | None:
     """y where it is labels: of a classifier, and not what a metric's output is trained for."""
     if y is None or not classes or (metric is not None and y.is_floating_point()):
         return None
-    if y.shape != x.shape[:1]:
+    if tuple(y.shape) != (len(x),):
+        shown = x if isinstance(x, Inputs) else list(x.shape)
         raise InputError(
-            f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
+            f"labels are class indices [B], one for each sample, but x is {shown} and "
             f"y is {list(y.shape)}. Targets of other tasks are left aside where metric= is given."
         )
     return y  # type: ignore[no-any-return]
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """(x, y) of a loader's batch: x, (x,) or (x, y)."""
+def _pair(batch: Any) -> tuple[Any, Tensor | None]:
+    """(x, y) of a loader's batch: x, (x,) or (x, y); x a tensor or a dict of tensors."""
     if not isinstance(batch, (tuple, list)):
-        return batch, None
+        return batch_of(batch), None
     if len(batch) not in (1, 2):
         raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
-    return batch[0], batch[1] if len(batch) == 2 else None
+    return batch_of(batch[0]), batch[1] if len(batch) == 2 else None
 
 
 def _length(loader: Iterable[Any]) -> int | None:

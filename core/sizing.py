@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .network import Constant, Linear, Neuron, SpikingNetwork
+from .inputs import Inputs, batch_of
+from .network import Constant, Linear, Neuron, SpikingNetwork, Static
 
 Run = TypeVar("Run", bound=Callable[..., Any])
 
@@ -29,10 +30,10 @@ def at_its_size(leads: Callable[..., bool]) -> Callable[[Run], Run]:
     def decorate(function: Run) -> Run:
         @wraps(function)
         def run(module: Any, x: Any, *args: Any, **options: Any) -> Any:
-            shape = _other_size(module, x, int(leads(*args, **options)))
-            if shape is None:
+            shapes = _other_size(module, x, int(leads(*args, **options)))
+            if shapes is None:
                 return function(module, x, *args, **options)
-            with _at_size(module, shape):
+            with _at_size(module, shapes):
                 return function(module, x, *args, **options)
 
         return run  # type: ignore[return-value]
@@ -40,19 +41,27 @@ def at_its_size(leads: Callable[..., bool]) -> Callable[[Run], Run]:
     return decorate
 
 
-def _other_size(module: Any, x: Any, leading: int) -> tuple[int, ...] | None:
-    """The shape of a sample, where it is another one and other sizes were checked at all."""
-    network = getattr(module, "network", None)
-    if network is None or not isinstance(x, Tensor) or "sizes" not in network.provenance:
+Shapes = dict[str, tuple[int, ...]]  # of one sample, by input
+
+
+def _other_size(module: Any, x: Any, leading: int) -> Shapes | None:
+    """The shapes of a sample, where they are others and other sizes were checked at all."""
+    network, x = getattr(module, "network", None), batch_of(x)
+    if network is None or "sizes" not in network.provenance:
         return None
-    shape, expected = tuple(x.shape[1 + leading :]), network.input.shape[1:]
-    return None if shape == expected or len(shape) != len(expected) else shape
+    own = {node.name: node.shape[1:] for node in network.inputs}
+    given = x.tensors if isinstance(x, Inputs) else {network.input.name: x}
+    if set(given) != set(own) or not all(isinstance(value, Tensor) for value in given.values()):
+        return None
+    shapes = {name: tuple(given[name].shape[1 + leading :]) for name in own}
+    ranks = all(len(shapes[name]) == len(shape) for name, shape in own.items())
+    return shapes if ranks and shapes != own else None
 
 
 @contextmanager
-def _at_size(module: Any, shape: tuple[int, ...]) -> Iterator[None]:
+def _at_size(module: Any, shapes: Shapes) -> Iterator[None]:
     before = module.network, module.operations
-    network = _sized(module, shape)
+    network = _sized(module, shapes)
     module.network, module.operations = network, _operations(module, before[0], network)
     try:
         yield
@@ -60,37 +69,39 @@ def _at_size(module: Any, shape: tuple[int, ...]) -> Iterator[None]:
         module.network, module.operations = before
 
 
-def _sized(module: Any, shape: tuple[int, ...]) -> SpikingNetwork:
+def _sized(module: Any, shapes: Shapes) -> SpikingNetwork:
     """Kept: to compute the shapes takes as long as one sample does."""
     known = module.__dict__.setdefault("_at_sizes", {})
-    key = id(module.network), shape
+    key = id(module.network), *shapes.values()
     if key not in known:
-        network = module.network.at_size(shape)
-        _check_neurons(module.network, network, shape)
+        network = module.network.at_size(shapes)
+        _check_neurons(module.network, network)
+        network.last_uses, network.plain  # noqa: B018  as the module's own
         known[key] = network
     return known[key]  # type: ignore[no-any-return]
 
 
-def _check_neurons(before: SpikingNetwork, network: SpikingNetwork, shape: tuple[int, ...]) -> None:
+def _check_neurons(before: SpikingNetwork, network: SpikingNetwork) -> None:
     """A neuron whose function has other arguments is another module."""
     for old, new in zip(before.of(Neuron), network.of(Neuron), strict=True):
         if old.arguments is not new.arguments:
             raise InputError(
-                f"the function of {new.name!r} has other arguments at samples {list(shape)}; build "
-                f"the network of that size: build(network.at_size{shape})."
+                f"the function of {new.name!r} has other arguments at this size; build the network "
+                "of that size: build(network.at_size(...))."
             )
 
 
 def _operations(module: Any, before: SpikingNetwork, network: SpikingNetwork) -> nn.ModuleDict:
     """The module's own, with attributes of the other size and the leading parts of tables."""
     pairs = zip(before.nodes, network.nodes, strict=True)
-    held = [(old, new) for old, new in pairs if isinstance(new, (Linear, Constant))]
+    held = [(old, new) for old, new in pairs if isinstance(new, (Linear, Constant, Static))]
     now = nn.ModuleDict(module.operations)
     for (old, new), (key, operation) in zip(held, module.operations.items(), strict=True):
-        if isinstance(old, Linear) and isinstance(new, Linear):
+        if isinstance(new, (Linear, Static)) and isinstance(old, type(new)):
             if old.attributes is not new.attributes or old.tensors is not new.tensors:
                 now[key] = _with_tensors(operation, new.tensors)
-                now[key].attributes = new.attributes  # type: ignore[assignment]
+                given = {"node": new} if isinstance(new, Static) else {"attributes": new.attributes}
+                vars(now[key]).update(given)
         elif isinstance(old, Constant) and isinstance(new, Constant) and old.value is not new.value:
             now[key] = _with_tensors(operation, {"value": new.value})
     return now

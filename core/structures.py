@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
@@ -13,6 +14,19 @@ def leaves(structure: Any) -> list[Any]:
     if not isinstance(structure, (list, tuple)):
         return [structure]
     return [leaf for item in structure for leaf in leaves(item)]
+
+
+def plain(structure: Any) -> Any:
+    """What a model returns in lists, tuples and dicts: of dicts and dataclasses (the outputs of
+    transformers) what is not None, by name."""
+    if is_dataclass(structure) and not isinstance(structure, (type, Mapping)):
+        structure = {each.name: getattr(structure, each.name) for each in fields(structure)}
+    if isinstance(structure, Mapping):
+        return {key: plain(item) for key, item in structure.items() if item is not None}
+    if isinstance(structure, (list, tuple)):
+        items = [plain(item) for item in structure]
+        return items if isinstance(structure, list) else tuple(items)
+    return structure
 
 
 def each_leaf(structure: Any, function: Callable[[Any], Any]) -> Any:

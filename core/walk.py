@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from ..neurons.average import Average
 from ..neurons.base import Function, Neuron, Node, Timed
 from ..neurons.coding import Encoder
-from .network import Constant, Input, Linear, SpikingNetwork
+from .network import Constant, Input, Linear, SpikingNetwork, Static
 
 Value = TypeVar("Value")
 
@@ -24,6 +24,10 @@ class Semantics(Generic[Value]):
 
     def input(self, node: Input) -> Value:
         raise NotImplementedError
+
+    def exact(self, node: Static, inputs: list[Value]) -> Value:
+        """What is computed of whole numbers alone: to all that reads it an input."""
+        return self.input(node)
 
     def constant(self, node: Constant) -> Value:
         raise NotImplementedError

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.network import SpikingNetwork
+from ..core.inputs import Batch, Inputs
+from ..core.module import given_to
+from ..core.network import Input, SpikingNetwork
 from ..errors import FormatError, InputError
 from .files import write_whole
 from .formats import find_format
@@ -102,7 +104,7 @@ class Certificate:
 
 def verify(
     path: str | os.PathLike[str],
-    x: Tensor | None = None,
+    x: Any = None,
     *,
     network: SpikingNetwork | None = None,
     format: str | None = None,
@@ -114,6 +116,8 @@ def verify(
     embed: bool = False,
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
+
+    Of several inputs x is a dict by their names.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
     netx file codes. With ``network``, from which the file was written, its whole content is
@@ -164,13 +168,30 @@ class Request:
     """What a format's ``verify`` is asked; ``x`` and ``time_steps`` are None where left to it."""
 
     path: Path
-    x: Tensor | None
+    x: Any  # a tensor, a dict of tensors by input, or None
     network: SpikingNetwork | None
     time_steps: int | None
     samples: int
     seed: int
     functions: Mapping[str, Any]
     python: str | os.PathLike[str] | None
+
+    def inputs_of(self, network: SpikingNetwork) -> tuple[Batch, str]:
+        """``inputs`` for each input of the network; ids within their vocabulary, other whole
+        numbers and truth values 0 or 1."""
+        if network.plain:
+            return self.inputs(network.input.shape[1:])  # type: ignore[arg-type]
+        if self.x is not None:
+            x = Inputs(given_to(network, self.x))
+            found = {n.name: replace(self, x=x.tensors[n.name]) for n in network.inputs}
+            digest = hashlib.sha256()
+            for name, request in found.items():
+                request.inputs(network[name].shape[1:])  # type: ignore[arg-type]
+                digest.update(x.tensors[name].detach().cpu().contiguous().numpy().tobytes())
+            return x.to(torch.float64), f"given, sha256 {digest.hexdigest()[:16]}"
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = {n.name: _drawn(network, n, self.samples, generator) for n in network.inputs}
+        return Inputs(drawn), f"uniform, whole numbers within their vocabulary, seed {self.seed}"
 
     def inputs(
         self, shape: Sequence[int], low: float = 0.0, high: float = 1.0
@@ -223,6 +244,18 @@ class Request:
             known | dict(versions or {}),
             complete,
         )
+
+
+def _drawn(
+    network: SpikingNetwork, node: Input, samples: int, generator: torch.Generator
+) -> Tensor:
+    shape = (samples, *node.shape[1:])
+    if node.coded:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)  # type: ignore[arg-type]
+    read = [n for n in network.statics if n.op == "embedding" and node.name in n.inputs]
+    rows = min((len(n.tensors["weight"]) for n in read), default=2)
+    drawn = torch.randint(rows, shape, generator=generator)  # type: ignore[arg-type]
+    return drawn.bool() if node.dtype == "boolean" else drawn
 
 
 def compare(

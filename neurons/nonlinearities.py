@@ -263,6 +263,28 @@ def attention(
     return torch.matmul(softmax(logits if bias is None else logits + bias, -1, keep), z)
 
 
+def masked_softmax(x: Tensor, bias: Tensor, dim: int, keep: Tensor | None = None) -> Tensor:
+    """Of x + ``bias``, which depends on the input, -inf where it masks: ``softmax`` else."""
+    masked = bias == float("-inf")
+    masked = masked if keep is None else masked | (keep == 0)
+    return softmax(x + bias, dim, (~masked).to(x.dtype))
+
+
+def masked_attention(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    mask: Tensor,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale x y + bias + mask) z, see ``attention``; ``mask`` as in ``masked_softmax``."""
+    logits = torch.matmul(x, y).mul_(scale)
+    logits = logits if bias is None else logits + bias
+    return torch.matmul(masked_softmax(logits, mask, -1, keep), z)
+
+
 def qcfs(x: Tensor, v_threshold: float, levels: int) -> Tensor:
     """The quantised clip-floor-shift activation of a network trained for group neurons."""
     out: Tensor = qcfs_operator(x, torch.as_tensor(v_threshold, dtype=x.dtype), levels)
@@ -404,6 +426,17 @@ _ROWS = [
     Nonlinearity("matmul", matmul, arity=2, elementwise=False, any_leading=True),
     Nonlinearity(  # scale, bias, keep
         "attention", attention, arity=3, elementwise=False, any_leading=True
+    ),
+    Nonlinearity(  # dim, keep
+        "masked_softmax",
+        masked_softmax,
+        arity=2,
+        fires_at_tie=False,
+        elementwise=False,
+        any_leading=True,
+    ),
+    Nonlinearity(  # scale, bias, keep
+        "masked_attention", masked_attention, arity=4, elementwise=False, any_leading=True
     ),
 ]
 NONLINEARITIES: dict[str, Nonlinearity] = {row.name: row for row in _ROWS}

@@ -125,8 +125,8 @@ def questions(tree: ast.AST) -> Iterator[str]:
                 yield "match"
 
 
-KINDS = {"input", "constant", "linear", "function", "signgd", "group", "growth", "subgradient",
-         "encoder", "average"}  # fmt: skip
+KINDS = {"input", "static", "constant", "linear", "function", "signgd", "group", "growth",
+         "subgradient", "encoder", "average"}  # fmt: skip
 
 
 def words(node: ast.AST) -> set[str]:

@@ -376,3 +376,58 @@ def test_a_scale_for_each_place_fixes_the_size(network):
     one = replace(first, scale=torch.ones(1, 14, 10))
     with pytest.raises(sg.InputError, match=f"'{first.name}' .*its scale .* for each place"):
         network.with_nodes({first.name: one}).at_size(3, 19, 23)
+
+
+# -- token ids and masks --------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """Token ids and a padding mask to the vector of a sentence."""
+
+    def __init__(self, longest):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(longest, 8)
+        self.qkv, self.norm = nn.Linear(8, 24), nn.LayerNorm(8)
+
+    def forward(self, input_ids, attention_mask):
+        length = input_ids.shape[1]
+        x = self.words(input_ids) + self.places(torch.arange(length))
+        q, k, v = self.qkv(x).view(-1, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = attention_mask[:, None, None, :].bool()
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = self.norm(x + F.gelu(a.transpose(1, 2).reshape(-1, length, 8)))
+        return (x * attention_mask.unsqueeze(-1)).sum(1)
+
+
+def sentences(length, count=16):
+    ids = torch.randint(20, (count, length), generator=GENERATOR)
+    ends = torch.randint(2, length + 1, (count, 1), generator=GENERATOR)
+    return {"input_ids": ids, "attention_mask": (torch.arange(length) < ends).long()}
+
+
+def both(length):
+    return {"input_ids": (length,), "attention_mask": (length,)}
+
+
+def test_token_ids_of_several_lengths(tmp_path):
+    model = Tokens(12).eval()
+    network = quick(model, sentences(12), sizes=[both(7), both(5)])
+    sg.save(network, tmp_path / "n.h5")
+    loaded, runner = sg.load(tmp_path / "n.h5"), Runner(tmp_path / "n.h5")
+    for simulator in ("spikingjelly", "norse"):
+        snn = sg.build(loaded, simulator)
+        for length in (12, 7, 5, 12):
+            x, other = sentences(length), quick(model, sentences(length))
+            planned = {n.name: replace(n, shape=other[n.name].shape) for n in network.neurons}
+            y = sg.run(snn, x)[1]
+            assert torch.equal(y, sg.run(sg.build(other.with_nodes(planned), simulator), x)[1])
+            torch.testing.assert_close(snn.ann(x), model(**x).detach(), rtol=1e-4, atol=1e-5)
+            at = sg.build(loaded.at_size(both(length)), simulator)
+            assert torch.equal(y, sg.run(at, x)[1])
+            arrays = {name: value.numpy() for name, value in x.items()}
+            np.testing.assert_allclose(runner.run(arrays).outputs[1], y, atol=1e-4)
+        with pytest.raises(sg.InputError, match=r"does not run on samples .*\[6\]"):
+            sg.run(snn, sentences(6))
+    with pytest.raises(sg.InputError, match="for the inputs input_ids, attention_mask"):
+        loaded.at_size(7)

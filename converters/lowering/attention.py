@@ -16,6 +16,7 @@ from ..rules import NotConvertible, aten
 from .arithmetic import add, is_number, mul, sum_of, without_infinity
 from .graph import Lowering
 from .products import head_channel, matmul
+from .statics import choose, logits_and_mask
 from .tables import handles, packets
 from .values import Value, compressed, fixed_size
 
@@ -24,6 +25,8 @@ from .values import Value, compressed, fixed_size
 def _where(low: Lowering, condition: Value, x: Value, y: Value) -> Value:
     """x where a constant condition is True, y elsewhere: linear; -inf in one of them masks."""
     if isinstance(condition, str):
+        if condition in low.exact:
+            return choose(low, condition, x, y)
         if condition.startswith("unsupported"):  # already reported
             return low.placeholder()
         raise NotConvertible(
@@ -129,7 +132,9 @@ def _softmax_of(low: Lowering, x: Value, dim: int, mask: Tensor | None, empty_ro
     channel = low.channel_of(x) if low.channel_of(x) is not None else head_channel(shape)
     if low.options.whole("softmax"):
         masked = {} if keep is None else {"keep": keep}
-        out = low.function("softmax", [x], shape, channel, dim=dim, **masked)
+        inputs = logits_and_mask(low, x)
+        row = "softmax" if len(inputs) == 1 else "masked_softmax"
+        out = low.function(row, inputs, shape, channel, dim=dim, **masked)
         return out if keep is None else low.affine(out, keep)
     one, taken = _exponentials(low, x, dim, keep, empty)
     total = low.reduce("sum", taken, [dim], True)

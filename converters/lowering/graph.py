@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ...core.network import Constant, Function, Input, Linear, Node
+from ...core.inputs import kind_of
+from ...core.network import Constant, Function, Input, Linear, Node, Static
 from ...core.operations import Size, follows_batch, resolve
+from ...core.operations.statics import MOVING
 from ...errors import CaptureError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
-from ..constants import BatchConstant, Masked, batch_constant, for_batch
+from ..constants import BatchConstant, Masked, Uneven, batch_constant, for_batch, of_the_batch
 from ..rules import Entry, NotConvertible, Operation, Rule, find_rule
 from ..uses import used
 from .options import Coverage, Options
+from .statics import INDEXES, as_float, check_even, exactly
 from .tables import (
     ASSERTIONS,
     BROADCASTING,
@@ -59,6 +62,7 @@ class Lowering:
         self._by_name: dict[str, Node] = {}
         self._channel: dict[str, int | None] = {}
         self._made: dict[int, list[Function]] = {}  # a row of the report to its functions
+        self.exact: dict[str, str] = {}  # values that depend on whole numbers alone: their dtype
         self.absorbed: set[str] = set()  # functions that attention computes in their place
         self._env: dict[fx.Node, Value] = {}
         self.here: fx.Node
@@ -71,9 +75,9 @@ class Lowering:
     def _visit(self, node: fx.Node) -> None:
         self.here = node
         if node.op == "placeholder":
-            if node.name == self._captured.input_name:
+            if node.name in self._captured.inputs:
                 self._batch = node.meta["val"].shape[0].node.expr
-                self._env[node] = self._emit(Input(name="input", shape=self.shape(node)))
+                self._env[node] = self._input(node, self._captured.inputs[node.name])
             else:
                 self._env[node] = self._captured.constants.get(node.name)
         elif node.op == "call_function":
@@ -82,10 +86,16 @@ class Lowering:
             elif isinstance(node.target, OpOverload) and "sym_" not in node.target.name():
                 self._lower(node, node.target)
 
+    def _input(self, node: fx.Node, name: str) -> str:
+        dtype = kind_of(node.meta["val"].dtype)
+        if dtype != "float":
+            self.exact[name] = dtype
+        return self._emit(Input(name=name, shape=self.shape(node), dtype=dtype))
+
     def _output(self, node: fx.Node) -> str:
         self.here = node
         try:
-            return self.name_of(self._env[node])
+            return self.name_of(as_float(self, self._env[node]))
         except NotConvertible as problem:
             why, _, fix = str(problem).partition("; ")
             self._report("unsupported", why, fix)
@@ -124,6 +134,11 @@ class Lowering:
             return None
         if not has_node((args, kwargs)):
             return self._fold(target, args, kwargs)
+        if packet not in INDEXES:
+            fx.node.map_aggregate((args, kwargs), check_even)  # type: ignore[arg-type]
+        args, kwargs, value = exactly(self, packet, args, kwargs)
+        if value is not None:
+            return value
         if packet in BROADCASTING:
             args, kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
                 (args, kwargs), one_for_all_samples
@@ -180,6 +195,8 @@ class Lowering:
             self._report("neuron", listed(functions))
         elif value is None or isinstance(value, (Tensor, BatchConstant)):
             self._report("constant")
+        elif isinstance(value, str) and (value in self.exact or _exact(made)):
+            self._report("exact", ", ".join(n.op for n in made if isinstance(n, Static)))
         else:
             ops = [n.op for n in made if isinstance(n, Linear)]
             self._report("linear", ", ".join(ops) or "identity")
@@ -216,7 +233,7 @@ class Lowering:
 
     def _for_batches(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
         """Of constants a constant, computed for one sample and for two where that matters."""
-        if not holds((BatchConstant, Masked, fx.Node), (args, kwargs)):
+        if not holds((BatchConstant, Uneven, Masked, fx.Node), (args, kwargs)):
             value = target(*args, **kwargs)
             return list(value) if isinstance(value, (list, tuple)) else value
 
@@ -231,8 +248,8 @@ class Lowering:
 
         one, two = compute(1), compute(2)
         if isinstance(one, (list, tuple)):
-            return [batch_constant(a, b, target) for a, b in zip(one, two, strict=True)]
-        return batch_constant(one, two, target)
+            return [of_the_batch(a, b, target) for a, b in zip(one, two, strict=True)]
+        return of_the_batch(one, two, target)
 
     def _identity(self, value: Value) -> Value:
         result = self.here.meta["val"]
@@ -319,6 +336,7 @@ class Lowering:
                 f"values of -inf reach {self.here.target}; mask the logits right before their "
                 "softmax, or fill with a finite number"
             )
+        check_even(value)
         if isinstance(value, fx.Node):
             raise NotConvertible(
                 "a size that follows the batch is used as a number; compute it outside the model"
@@ -334,6 +352,11 @@ class Lowering:
                 f"a constant of {self.here.target} holds NaN or infinity; fill with a finite "
                 "number, -inf is understood in the mask of a softmax alone"
             )
+        name = self._unique("constant")
+        return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
+
+    def fixed(self, value: Tensor) -> str:
+        """A constant of the type that it has, for what is computed exactly."""
         name = self._unique("constant")
         return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
 
@@ -357,6 +380,8 @@ class Lowering:
     ) -> str:
         """A linear node made of the operation being lowered."""
         names = tuple(self.name_of(value) for value in inputs)
+        if op in MOVING and all(name in self.exact for name in names):
+            return self.static(op, names, shape, self.exact[names[0]], tensors, **attributes)
         node = Linear(
             name=self._unique(self._path(op)),
             inputs=names,
@@ -366,6 +391,30 @@ class Lowering:
             tensors={k: v.detach() for k, v in (tensors or {}).items() if v is not None},
         )
         return self._emit(node, channel)
+
+    def static(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        shape: Sequence[Size],
+        dtype: str,
+        tensors: Mapping[str, Tensor | None] | None = None,
+        /,
+        **attributes: Any,
+    ) -> str:
+        """What is computed exactly, of whole numbers alone; ``dtype`` says what it makes."""
+        node = Static(
+            name=self._unique(self._path(op)),
+            inputs=tuple(str(self.name_of(value)) for value in inputs),
+            shape=tuple(shape),
+            dtype=dtype,
+            op=op,
+            attributes=attributes,
+            tensors={k: v.detach() for k, v in (tensors or {}).items() if v is not None},
+        )
+        if op != "embedding" or dtype != "float":  # which the network sees as its signals
+            self.exact[node.name] = dtype
+        return self._emit(node)
 
     def function(
         self,
@@ -548,3 +597,7 @@ def _is_floating(value: Any) -> bool:
 
 def listed(functions: Sequence[Function]) -> str:
     return ", ".join(node.function.name for node in functions)
+
+
+def _exact(made: Sequence[Node]) -> bool:
+    return any(isinstance(node, Static) for node in made)

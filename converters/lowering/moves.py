@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ...core.operations import Size, follows_batch
-from ..constants import BatchConstant, Masked
+from ..constants import BatchConstant, Masked, Uneven
 from ..rules import NotConvertible
 from .graph import Lowering
 from .tables import OTHERWISE, no_neuron
@@ -63,8 +63,11 @@ OTHERWISE.append(moved)
 
 
 def _real_values(low: Lowering) -> bool:
-    """Whether the operation makes floating-point values of such values."""
-    metas = [n.meta["val"] for n in (*_signals(low).values(), low.here)]
+    """Whether the operation makes floating-point values of such values, or exact ones of exact."""
+    signals = _signals(low)
+    if signals and all(name in low.exact for name in signals):
+        return True
+    metas = [n.meta["val"] for n in (*signals.values(), low.here)]
     flat = [v for m in metas for v in (m if isinstance(m, (list, tuple)) else [m])]
     return all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in flat)
 
@@ -100,7 +103,7 @@ class Trial:
         self.shapes = [low.shape_of(name) for name in self.signals]
         self.results = _results(low)
         self.sizes = [math.prod(_inner(shape)) for shape in self.shapes]
-        fixed = holds(BatchConstant, [low.value(n) for n in low.here.all_input_nodes])
+        fixed = holds((BatchConstant, Uneven), [low.value(n) for n in low.here.all_input_nodes])
         self.samples = (2, 1) if fixed else SAMPLES
         self.generator = torch.Generator().manual_seed(0)
 

@@ -16,7 +16,7 @@ class Coverage:
     path: str  # module path
     operation: str  # aten.gelu.default
     module: str  # torch.nn.GELU
-    becomes: str  # "linear" | "neuron" | "constant" | "unsupported"
+    becomes: str  # "linear" | "neuron" | "exact" | "constant" | "unsupported"
     detail: str = ""  # the neuron functions, or why not
     fix: str = ""
 

@@ -12,6 +12,7 @@ from ...core.operations import Size, follows_batch
 from ..rules import NotConvertible, aten
 from .graph import Lowering
 from .moves import moved
+from .statics import picked
 from .tables import handles, packets
 from .values import Value, per_sample
 
@@ -170,6 +171,12 @@ def _index_select(low: Lowering, x: Value, dim: int, index: Value) -> Value:
 @handles(aten.index.Tensor)
 def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
     used = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if (
+        isinstance(x, str)
+        and x not in low.exact
+        and any(i in low.exact for _, i in used if isinstance(i, str))
+    ):
+        return picked(low, x, indices)
     if len(used) != 1 or not isinstance(used[0][1], Tensor) or used[0][1].dtype == torch.bool:
         return moved(
             low,

@@ -82,7 +82,7 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
         if not torch.equal(softmax.tensors["weight"], keep) or masked.shape != softmax.shape:
             return None
         softmax = masked
-    if not _is(softmax, "softmax") or softmax.arguments["dim"] != -1:
+    if not _is(softmax, "softmax", "masked_softmax") or softmax.arguments["dim"] != -1:
         return None
     scale, bias = 1.0, None
     logits = low.node_of(softmax.inputs[0])
@@ -103,11 +103,16 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
     arguments = {"bias": bias, "keep": softmax.arguments.get("keep")}
     given = {name: value for name, value in arguments.items() if value is not None}
     inputs = [*map(Name, logits.inputs), v]
-    return low.function("attention", inputs, shape, head_channel(shape), scale=scale, **given)
+    for mask in map(Name, softmax.inputs[1:]):
+        ones = (1,) * (rank - len(low.shape_of(mask)))
+        inputs.append(low.reshape(mask, ones + low.shape_of(mask)))
+    row = "attention" if _is(softmax, "softmax") else "masked_attention"
+    return low.function(row, inputs, shape, head_channel(shape), scale=scale, **given)
 
 
-def _is(node: Node, row: str) -> TypeGuard[Function]:
-    return isinstance(node, Function) and node.function is NONLINEARITIES[row]
+def _is(node: Node, *rows: str) -> TypeGuard[Function]:
+    known = [NONLINEARITIES[row] for row in rows]
+    return isinstance(node, Function) and any(node.function is row for row in known)
 
 
 @handles(aten.addmm)

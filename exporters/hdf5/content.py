@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...core.checks import is_array, names, natural, optional
-from ...core.operations.rows import LINEAR
 from ...core.registry import look_up
 from ...core.structures import leaves
 from ...errors import FormatError
@@ -23,7 +22,7 @@ from .kinds import FIRST, KINDS, Record, finite
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = (1, 3)  # that this release reads
+VERSION = (1, 4)  # that this release reads
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,12 @@ class Content:
         """The nodes of a kind, in order."""
         return tuple(node for node in self.nodes if node.kind == kind)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the network takes one floating-point tensor."""
+        inputs = self.of("input")
+        return len(inputs) == 1 and inputs[0]["dtype"] == "float"
+
 
 _SPATIAL = ("kernel_size", "stride", "padding", "dilation", "output_padding")  # one for each
 
@@ -54,8 +59,8 @@ def check(content: Content) -> None:
     for node in content.nodes:
         _check_node(node, seen)
         seen.add(node.name)
-    if len(content.of("input")) != 1:
-        raise FormatError("a network has one input node; this one has none, or several.")
+    if not content.of("input"):
+        raise FormatError("a network has an input node; this one has none.")
     missing = [name for name in leaves(content.outputs) if name not in seen]
     if missing:
         raise FormatError(f"the outputs name {missing[0]!r}, but no node is called so.")
@@ -106,7 +111,8 @@ def needs(node: Record) -> tuple[int, int]:
 
 def version_of(content: Content) -> tuple[int, int]:
     """The format version that the description is written in: no newer one than it needs."""
-    return max((1, 2), *map(needs, content.nodes))
+    several = (1, 4) if len(content.of("input")) > 1 else (1, 2)
+    return max(several, *map(needs, content.nodes))
 
 
 def _check_finite(where: str, name: str, value: Any) -> None:
@@ -127,11 +133,10 @@ def _check_finite(where: str, name: str, value: Any) -> None:
 
 def _check_operation(node: Record, where: str) -> None:
     op, attributes, tensors = node["op"], node["attributes"], node["tensors"]
-    row = look_up(LINEAR, op)
+    rows, what = KINDS[node.kind].operations()
+    row = look_up(rows, op)
     if row is None:
-        raise FormatError(
-            f"{where}: no linear operation is called {op!r}; known: {', '.join(LINEAR)}."
-        )
+        raise FormatError(f"{where}: no {what} is called {op!r}; known: {', '.join(rows)}.")
     for name, fits in row.attributes.items():
         if name not in attributes or not fits(attributes[name]):
             shown = _shown(attributes[name]) if name in attributes else "missing"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.inputs import batch_of
 from ...core.module import NetworkModule, NetworkState, Walk
 from ...core.network import Node, SpikingNetwork, Timed, each_leaf
-from ...neurons.protocol import like
 from ...neurons.spikes import Events, hear, joined
 
 
@@ -43,7 +43,7 @@ class DefinitionNetwork(NetworkModule):
         super().__init__(network, held, spikes)
         self.fired: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
+    def forward(self, x: Any, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
         return self.step(x, state)
 
     def _node(self, name: str) -> Any:
@@ -89,18 +89,19 @@ class DefinitionRun:
 @torch.no_grad()
 def run_definition(
     network: SpikingNetwork,
-    x: Tensor,
+    x: Any,
     time_steps: int,
     *,
     spikes: str = "decoded",
     dtype: torch.dtype = torch.float64,
 ) -> DefinitionRun:
-    """``time_steps`` steps of x [B, ...] in ``dtype``, by the definitions."""
+    """``time_steps`` steps of x [B, ...], or a dict of such, in ``dtype``, by the definitions."""
     module = DefinitionNetwork(network, spikes).to(dtype)
     state, kept = None, {name: [] for name in network.names()}  # type: ignore[var-annotated]
+    x = module.check_input(batch_of(x).to(dtype))
     outputs: Any = None
     for _ in range(time_steps):
-        outputs, state = module(like(x, torch.empty(0, dtype=dtype)), state)
+        outputs, state = module(x, state)
         for name, seen in kept.items():
             seen.append(module.fired[name])
     found = {name: torch.stack(seen) for name, seen in kept.items()}

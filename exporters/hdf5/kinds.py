@@ -26,6 +26,8 @@ from ...core.checks import (
     sizes,
     text,
 )
+from ...core.operations.rows import LINEAR, Operation
+from ...core.operations.statics import STATIC
 from ...errors import FormatError
 
 LARGEST_MEMBERS = 2**16
@@ -49,6 +51,14 @@ class Record:
 
     def __getitem__(self, key: str) -> Any:
         return self.fields[key]
+
+
+def _linear() -> tuple[Mapping[str, Operation], str]:
+    return LINEAR, "linear operation"
+
+
+def _exact() -> tuple[Mapping[str, Operation], str]:
+    return STATIC, "exact operation"
 
 
 def _never(record: Record) -> bool:
@@ -80,6 +90,8 @@ class Kind:
     since: Mapping[str, Since] = field(default_factory=dict)  # fields that came after 1.0
     numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
     numpy: Callable[..., tuple[Any, Any, Any]] | None = None
+    # the rows that the field "op" is of, and what one is called
+    operations: Callable[[], tuple[Mapping[str, Operation], str]] = _linear
 
     def arity(self, record: Record) -> int | None:
         return record["function"]["arity"] if self.computes else self.inputs  # type: ignore[no-any-return]
@@ -262,9 +274,18 @@ _ENCODER: dict[str, Check] = {
     "seed": integer,
     "per_step": flag,
 }
+DTYPE: dict[str, Check] = {"dtype": either("float", "integer", "boolean")}
 _LINEAR: dict[str, Check] = {**NODE, "op": text, "attributes": mapping, "tensors": mapping}
 KINDS: dict[str, Kind] = {
-    "input": Kind(NODE, 0, spike_view=_always),
+    "input": Kind(
+        {**NODE, **DTYPE}, 0, spike_view=_always, since={"dtype": Since((1, 4), "float")}
+    ),
+    "static": Kind(
+        {**_LINEAR, **DTYPE},
+        spike_view=_always,
+        since={"dtype": Since((1, 4), None)},
+        operations=_exact,
+    ),
     "constant": Kind({**NODE, "value": finite}, 0, spike_view=_always),
     "linear": Kind(_LINEAR, spike_view=_always),
     "function": Kind(FUNCTION, computes=True),

@@ -39,7 +39,7 @@ SEAL = Seal(
     b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n", SEAL_BYTES
 )
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-READ = ("1.2", "1.3")  # what may stand behind the kind of a node
+READ = ("1.2", "1.3", "1.4")  # what may stand behind the kind of a node
 UNCHECKED = ("checksum", "certificate")  # attributes of the root that say something of the rest
 
 SPIKES = (

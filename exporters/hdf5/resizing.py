@@ -18,6 +18,7 @@ from .content import Content, Record
 from .kinds import KINDS
 from .runner_functions import Array, Function
 from .runner_operations import apply, resolve
+from .runner_statics import compute
 
 
 def at_size(
@@ -58,7 +59,10 @@ def _value(
 ) -> Array:
     """The source network's value for one sample of zeros."""
     if node.kind == "input":
-        return np.zeros((1, *wanted[node.name]), dtype)
+        kinds = {"integer": np.int64, "boolean": bool}
+        return np.zeros((1, *wanted[node.name]), kinds.get(node["dtype"], dtype))
+    if node.kind == "static":
+        return compute(node, inputs, 1, dtype)
     if node.kind == "constant":
         return np.asarray(node["value"])
     if node.kind == "linear":

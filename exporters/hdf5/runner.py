@@ -35,6 +35,7 @@ from .resizing import at_size
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 from .runner_signs import dense_step, levels, mixed_step, sparse_step
+from .runner_statics import compute
 
 __all__ = ["Result", "Runner"]
 
@@ -129,11 +130,13 @@ class Runner:
 
         ``time_steps`` are the T in the file unless given, of a sequence all its steps.
 
-        x is [B, ...], one static input, or [T, B, ...] with ``sequence``. ``record`` and ``values``
-        say what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
+        x is [B, ...], one static input, or [T, B, ...] with ``sequence``; of several inputs a dict
+        of such arrays by name, whole numbers the same at every step. ``record`` and ``values`` say
+        what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
         in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
         """
-        sized = self._at_size_of(x, sequence)
+        given = self._given(x)
+        sized = self._at_size_of(given, sequence)
         if sized is not self:
             return sized.run(
                 x,
@@ -146,14 +149,20 @@ class Runner:
                 input_spikes=input_spikes,
             )
         if time_steps is None:
-            time_steps = len(x) if sequence else self.content.time_steps
+            time_steps = len(next(iter(given.values()))) if sequence else self.content.time_steps
         steps = _checked_steps(time_steps)
         view = self._checked_view(view)
-        x = self._checked_input(x, sequence, max(steps))
-        coded = self._checked_spikes(input_spikes, x[0] if sequence else x, max(steps))
+        inputs = {
+            node.name: self._checked_input(node, given[node.name], sequence, max(steps))
+            for node in self.content.of("input")
+        }
+        if len({x.shape[: 1 + sequence] for x in inputs.values()}) > 1:
+            shapes = {name: list(x.shape) for name, x in inputs.items()}
+            raise InputError(f"the inputs differ in their number of samples: {shapes}.")
+        coded = self._checked_spikes(input_spikes, inputs, sequence, max(steps))
         # an overflow of exp, or a root that is no number, is the function's value and no event
         with np.errstate(all="ignore"):
-            run = _Run(self, x, sequence, view, coded, delay, max(steps))
+            run = _Run(self, inputs, sequence, view, coded, delay, max(steps))
             outputs = run.all_steps(steps, record, values)
         lags = self.lags if delay else dict.fromkeys(self.lags, 0)
         return Result(
@@ -165,15 +174,16 @@ class Runner:
             run.duration,
         )
 
-    def _at_size_of(self, x: Any, sequence: bool) -> Runner:
-        """A runner of samples of the shape of x, where other sizes were checked."""
-        (node,) = self.content.of("input")
-        shape, expected = tuple(np.shape(x)[1 + sequence :]), tuple(node["shape"][1:])
+    def _at_size_of(self, given: Mapping[str, Array], sequence: bool) -> Runner:
+        """A runner of samples of these shapes, where other sizes were checked."""
         sizes = self.content.provenance.get("sizes")
-        if sizes is None or shape == expected or len(shape) != len(expected):
+        shapes = {name: x.shape[1 + sequence :] for name, x in given.items()}
+        own = {node.name: tuple(node["shape"][1:]) for node in self.content.of("input")}
+        ranks = all(len(shapes[name]) == len(shape) for name, shape in own.items())
+        if sizes is None or shapes == own or not ranks:
             return self
         with np.errstate(all="ignore"):
-            content = at_size(self.content, {node.name: shape}, self.functions, self.dtype)
+            content = at_size(self.content, shapes, self.functions, self.dtype)
         return Runner(content, self.dtype, self._own)
 
     def _typed(self, node: Record) -> Record:
@@ -200,25 +210,42 @@ class Runner:
             )
         return view
 
-    def _checked_input(self, x: Any, sequence: bool, last: int) -> Array:
-        (node,) = self.content.of("input")
-        expected, leading = list(node["shape"][1:]), int(sequence)
-        x = np.asarray(x)
-        if x.dtype.kind != "f":
-            raise InputError(f"the input is floating-point, but it is {x.dtype}; use x / 255.0.")
+    def _given(self, x: Any) -> dict[str, Array]:
+        """What is handed in, by the names of the inputs."""
+        names = [node.name for node in self.content.of("input")]
+        if not isinstance(x, Mapping):
+            x = {names[0]: x}
+        if set(x) != set(names):
+            raise InputError(
+                f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
+                "these."
+            )
+        return {name: np.asarray(x[name]) for name in names}
+
+    def _checked_input(self, node: Record, x: Array, sequence: bool, last: int) -> Array:
+        expected, leading, dtype = list(node["shape"][1:]), int(sequence), node["dtype"]
+        what = "the input" if self.content.plain else f"the input {node.name!r}"
+        if dtype == "float" and x.dtype.kind != "f":
+            raise InputError(f"{what} is floating-point, but it is {x.dtype}; use x / 255.0.")
+        if dtype != "float" and x.dtype.kind not in ("b" if dtype == "boolean" else "biu"):
+            raise InputError(f"{what} holds {dtype} values, but it is {x.dtype}.")
         if x.ndim < 1 + leading or list(x.shape[1 + leading :]) != expected:
             time = "T, " * leading
             raise InputError(
-                f"the input is [{time}B, {', '.join(map(str, expected))}], but x is "
-                f"{list(x.shape)}."
+                f"{what} is [{time}B, {', '.join(map(str, expected))}], but x is {list(x.shape)}."
             )
         if not np.isfinite(x).all():
-            raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
+            raise InputError(f"{what} holds NaN or infinity; remove or fix those samples first.")
         if sequence and len(x) < last:
             raise InputError(f"the sequence has {len(x)} steps, but time_steps asks for {last}.")
-        return x.astype(self.dtype)
+        if sequence and dtype != "float" and (x != x[:1]).any():
+            raise InputError(f"{what} holds {dtype} values, which are the same at every step.")
+        kinds = {"float": self.dtype, "integer": np.dtype(np.int64), "boolean": np.dtype(bool)}
+        return x.astype(kinds[dtype])
 
-    def _checked_spikes(self, spikes: Any, x: Array, last: int) -> Array | None:
+    def _checked_spikes(
+        self, spikes: Any, inputs: Mapping[str, Array], sequence: bool, last: int
+    ) -> Array | None:
         poisson = [n for n in self.content.of("encoder") if n["coding"] == "poisson"]
         if not poisson:
             if spikes is not None:
@@ -230,6 +257,8 @@ class Runner:
                 "numbers, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
                 "made by neurons.poisson_spikes or by you."
             )
+        x = inputs[poisson[0]["inputs"][0]]
+        x = x[0] if sequence else x
         spikes = np.asarray(spikes, self.dtype)
         if spikes.shape[1:] != x.shape or len(spikes) < last:
             raise InputError(
@@ -263,7 +292,7 @@ class _Run:
     def __init__(
         self,
         runner: Runner,
-        x: Array,
+        x: Mapping[str, Array],
         sequence: bool,
         view: str,
         coded: Array | None,
@@ -272,7 +301,9 @@ class _Run:
     ) -> None:
         self.runner, self.last, self.spike_view, self.coded = runner, last, view == "spike", coded
         self.x, self.sequence = x, sequence
-        self.batch = x.shape[1] if sequence else x.shape[0]
+        self.batch = next(iter(x.values())).shape[int(sequence)]
+        self.records = {node.name: node for node in runner.nodes}
+        self.exact: dict[str, Array] = {}  # what static nodes make
         self.lags = runner.lags if delay else dict.fromkeys(runner.lags, 0)
         self.output_lag = runner.output_lag if delay else 0
         self.duration = last + self.output_lag
@@ -368,14 +399,30 @@ class _Run:
         self.states[node.name] = _State(state)
         return value, fires
 
-    def _input(self, step: int) -> Array:
-        return self.x[step - 1] if self.sequence else self.x
+    def _input(self, name: str, step: int) -> Array:
+        return self.x[name][step - 1] if self.sequence else self.x[name]
 
     def _input_or_increment(self, node: Record, inputs: list[Array], step: int) -> Array:
-        now = self._input(step)
-        if not self.spike_view:
+        now = self._input(node.name, step)
+        if not self.spike_view or node["dtype"] != "float":
             return now
-        return now - self._input(step - 1) if step > 1 else now
+        return now - self._input(node.name, step - 1) if step > 1 else now
+
+    def _static(self, node: Record, inputs: list[Array], step: int) -> Array:
+        """The same at every step, in the spike view sent with the first."""
+        value = self._exact(node.name)
+        later = self.spike_view and step > 1 and node["dtype"] == "float"
+        return np.zeros_like(value) if later else value
+
+    def _exact(self, name: str) -> Array:
+        """Of whole numbers alone, of their values and not of increments."""
+        node = self.records[name]
+        if "op" not in node.fields:
+            return self._input(name, 1) if name in self.x else node["value"]
+        if name not in self.exact:
+            inputs = [self._exact(each) for each in node["inputs"]]
+            self.exact[name] = compute(node, inputs, self.batch, self.runner.dtype)
+        return self.exact[name]
 
     def _constant(self, node: Record, inputs: list[Array], step: int) -> Array:
         value: Array = node["value"]
@@ -482,7 +529,7 @@ class _Run:
         return state.v, fires
 
     def _encoder(self, node: Record, inputs: list[Array], step: int) -> Array:
-        x = self._input(step)
+        x = self._input(node["inputs"][0], step)
         state = self.states.setdefault(node.name, _State(np.zeros_like(x)))
         state.t += 1
         before = state.v
@@ -515,6 +562,7 @@ class _Run:
 # what a node sends, of its inputs at its step; a step of 0 is before the first
 _OTHERS: dict[str, Callable[[_Run, Record, list[Array], int], Array]] = {
     "input": _Run._input_or_increment,
+    "static": _Run._static,
     "constant": _Run._constant,
     "linear": _Run._linear,
     "function": _Run._function,
@@ -529,7 +577,8 @@ _NEURONS: dict[str, Callable[[_Run, Record, list[Array]], tuple[Array, Array]]] 
 }
 # the same before the first step of the spike view
 _AT_START: dict[str, Callable[[_Run, Record, list[Array]], Array]] = {
-    "input": lambda run, node, inputs: np.zeros_like(run._input(1)),
+    "input": lambda run, node, inputs: np.zeros_like(run._input(node.name, 1)),
+    "static": lambda run, node, inputs: np.zeros_like(run._exact(node.name)),
     "constant": lambda run, node, inputs: run._constant(node, inputs, 0),
     "linear": lambda run, node, inputs: run._linear(node, inputs, 0),
     "encoder": lambda run, node, inputs: inputs[0],

@@ -225,6 +225,26 @@ def attention(
     return np.matmul(softmax(logits if bias is None else logits + bias, -1, keep), z)
 
 
+def masked_softmax(x: Array, bias: Array, dim: int, keep: Array | None = None) -> Array:
+    """-inf in ``bias`` masks."""
+    taken = (bias != -np.inf).astype(x.dtype)
+    return softmax(x + bias, dim, taken if keep is None else taken * (keep != 0))
+
+
+def masked_attention(
+    x: Array,
+    y: Array,
+    z: Array,
+    mask: Array,
+    scale: float = 1.0,
+    bias: Array | None = None,
+    keep: Array | None = None,
+) -> Array:
+    logits = np.matmul(x, y) * x.dtype.type(scale)
+    logits = logits if bias is None else logits + bias
+    return np.matmul(masked_softmax(logits, mask, -1, keep), z)
+
+
 FUNCTIONS: dict[str, Function] = {
     "identity": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -268,6 +288,8 @@ FUNCTIONS: dict[str, Function] = {
     "rms_norm": rms_norm,
     "matmul": np.matmul,
     "attention": attention,
+    "masked_softmax": masked_softmax,
+    "masked_attention": masked_attention,
 }
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ...core.inputs import Batch, Inputs, value_of
 from ...core.network import Encoder, SpikingNetwork
 from ...neurons.coding import PoissonCodingParameters, poisson_spikes
 from ..verification import (
@@ -33,7 +33,7 @@ def verify(request: Request) -> Certificate:
     content = read(request.path)
     network = load(request.path, functions=request.functions)
     steps = request.time_steps or network.time_steps
-    x, inputs = request.inputs(network.input.shape[1:])  # type: ignore[arg-type]
+    x, inputs = request.inputs_of(network)
     codes = {node.name for node in content.of("signgd") if sparse(node)}
     own = {name: _of_arrays(function) for name, function in request.functions.items()}
     checks = []
@@ -50,9 +50,14 @@ def verify(request: Request) -> Certificate:
     for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
         runner = Runner(content, kind, own)
         view = "signed" if runner.view == "spike" else "decoded"
-        coded = _poisson_spikes(network, x.to(dtype), steps)
+        batch = x.to(dtype)
+        coded = _poisson_spikes(network, batch, steps)
         options: dict[str, Any] = {} if coded is None else {"input_spikes": coded}
-        given = x.to(dtype).numpy()
+        given: Any = (
+            {name: value.numpy() for name, value in batch.tensors.items()}
+            if isinstance(batch, Inputs)
+            else batch.numpy()
+        )
         found = runner.run(given, steps, **options)
         exactly = kind == "float64"
         wanted = run_definition(network, x, steps, spikes=view, dtype=dtype)
@@ -108,9 +113,10 @@ def _of_arrays(function: Any) -> Any:
     return run
 
 
-def _poisson_spikes(network: SpikingNetwork, x: Tensor, steps: int) -> Any:
+def _poisson_spikes(network: SpikingNetwork, batch: Batch, steps: int) -> Any:
     for node in network.of(Encoder):
         if node.coding == "poisson":
+            x = value_of(batch, node.inputs[0])
             p = PoissonCodingParameters(node.scale, node.seed)
             return torch.stack([poisson_spikes(x, t, p) for t in range(1, steps + 1)]).numpy()
     return None

@@ -159,7 +159,11 @@ class _Chain(Semantics[None], Generic[AnyNeuron]):
         self.averaged = False
 
     def input(self, node: Input) -> None:
-        pass
+        if not node.coded:
+            raise FormatError(
+                f"'{node.name}' is of token ids or a mask, which no Lava file holds; save the "
+                "network as HDF5."
+            )
 
     def constant(self, node: Constant) -> None:
         raise FormatError(

@@ -261,6 +261,11 @@ class GraphWriter:
             ) from error
 
     def input(self, node: Input) -> _Value:
+        if not self.network.plain:
+            raise _Refused(
+                "NIR graphs written here take one floating-point tensor, not several, token ids or "
+                "masks. Save the network as HDF5."
+            )
         shape = plain_shape(node)
         self.nodes["input"] = self.nir.Input(np.array(shape))
         return _Value(("input",), shape)

@@ -6,7 +6,7 @@ they share.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -127,10 +127,13 @@ class NorseNetwork(NetworkModule):
     output is the source network's, x is [B, ...], and the state is handed back.
     """
 
-    def forward(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, Any]:
+    def forward(self, x: Any, state: NetworkState | None = None) -> tuple[Any, Any]:
         if self.mode == "ann":
             return self.ann(x), state
-        if isinstance(x, Tensor) and x.dim() == len(self.network.input.shape):
+        first = next(iter(x.values()), None) if isinstance(x, Mapping) else x
+        name = next(iter(x), "") if isinstance(x, Mapping) else self.network.input.name
+        shapes = {node.name: node.shape for node in self.network.inputs}
+        if isinstance(first, Tensor) and first.dim() == len(shapes.get(name, ())):
             return self.step(x, self._checked(state))
         return self.advance(x, state=self._checked(state))
 

@@ -73,7 +73,7 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
 
     _state: NetworkState | None = None  # of the spike view
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         if self.mode == "ann":
             return self.ann(x)
         run = self.step if self.step_mode == "s" else self.advance
