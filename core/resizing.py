@@ -26,10 +26,11 @@ def at_size(network: SpikingNetwork, given: tuple[Any, ...]) -> SpikingNetwork:
         return network
     sizes = network.provenance.get("sizes")
     changes = allowed(sizes, wanted)
-    sized = resized(network, wanted, changes or {}, (sizes or {}).get("scaled", ()))
-    if changes is None:  # said last: a node that fixes the size is a better reason
+    if sizes is None:
+        resized(network, wanted, {})  # a node that fixes the size is a better reason
+    if changes is None or sizes is None:
         raise refused(sizes, wanted)
-    return sized
+    return resized(network, wanted, changes, sizes["scaled"])
 
 
 def resized(
@@ -160,6 +161,6 @@ def _fixed(node: Any, wanted: Shapes, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return (
         f"the network does not run on samples {shown(wanted)}: {node.name!r} ({what}) fixes the "
-        f"size ({first}). Convert the model at that size, or pool to one size before this layer, "
-        "as nn.AdaptiveAvgPool2d does."
+        f"size ({first}). Convert the model at that size, with convert(..., sizes=[...]) if it "
+        "takes both, or pool to one size before this layer, as nn.AdaptiveAvgPool2d does."
     )

@@ -222,8 +222,8 @@ class Evaluation:
     def __str__(self) -> str:
         if not self.outputs:
             return self._table()
-        classes = self.agreement[0] is not None or self.accuracy[0] is not None
-        return "\n".join([*([self._table(), ""] if classes else []), self._table_by_output()])
+        labelled = any(value is not None for value in self.accuracy)
+        return "\n".join([*([self._table(), ""] if labelled else []), self._table_by_output()])
 
     def _table_by_output(self) -> str:
         names = list(dict.fromkeys(name for own in self.outputs.values() for name in own))
