@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import Batch, Inputs
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, values_of
 from ..core.running import Evaluation, check_run, check_steps, evaluate
@@ -231,18 +232,22 @@ def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Reco
     return found
 
 
-def _facts(report: _Report, x: Tensor, command: str | None) -> dict[str, Any]:
+def _facts(report: _Report, x: Batch, command: str | None) -> dict[str, Any]:
     from .. import __version__
 
     simulator = type(report.snn).__module__.rpartition(".")[2]
-    inputs = x.detach().cpu().contiguous()  # read as they lie: NumPy knows no bfloat16
-    digest = hashlib.sha256(string_at(inputs.data_ptr(), inputs.nbytes)).hexdigest()
+    given = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+    # read as they lie: NumPy knows no bfloat16
+    inputs = [value.detach().cpu().contiguous() for value in given]
+    read = b"".join(string_at(value.data_ptr(), value.nbytes) for value in inputs)
+    digest = hashlib.sha256(read).hexdigest()
+    shapes = " and ".join(str(list(value.shape[1:])) for value in given)
     ran = sorted({RAN[choice.backend] for choice in report.snn.choices(x[:1]).values()})
     packages = [name for name in (simulator, "numpy", "matplotlib") if name]
     return {
         "command": command,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "inputs": f"{len(x)} samples of {list(x.shape[1:])}, sha256 {digest[:16]}",
+        "inputs": f"{len(x)} samples of {shapes}, sha256 {digest[:16]}",
         "simulator": simulator,
         "neurons run by": ", ".join(ran) or "the simulator",
         "device": str(x.device),

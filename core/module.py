@@ -419,10 +419,12 @@ class NetworkModule(nn.Module):
         """The simulator's module of a neuron, by its name in the network."""
         return self.neurons[key(name)]
 
-    def choices(self, x: Tensor) -> dict[str, Choice]:
+    def choices(self, x: Batch) -> dict[str, Choice]:
         """For each signGD and group neuron what runs it for inputs like x, and why if it is the
         definition."""
         neurons = {name: self.neuron(name) for name in self.network.count()}
+        if isinstance(x, Inputs) or not x.is_floating_point():  # what neurons see is
+            x = torch.zeros((), dtype=self.floating, device=x.device)
         return {
             name: neuron.choice(x)  # type: ignore[operator]
             for name, neuron in neurons.items()

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import count_operations, diagnose, record
+from spikingjelly_signgd.analysis import count_operations, diagnose, record, write_report
+from spikingjelly_signgd.converters import compare_functions
+from spikingjelly_signgd.core.structures import leaves
 from spikingjelly_signgd.exporters.hdf5 import Runner
 
 VOCABULARY, LENGTH = 20, 6
@@ -197,6 +199,17 @@ def test_it_is_recorded_and_diagnosed(one_step):
     assert seen.decoded["before"].shape == (1, 5, LENGTH, 8)
     diagnosis = diagnose(snn, CALIBRATION, reference=encoder())
     assert "before" in str(diagnosis)
+
+
+def test_other_searches_and_measures(tmp_path):
+    model, ids = nn.Sequential(*Class().layers), CALIBRATION["input_ids"]
+    model[3] = nn.ReLU()
+    network = sg.convert(model, ids, method="group", time_steps=2)
+    assert relative(sg.run(sg.build(network), ids)[2], model(ids)) < 0.2
+    path = write_report(tmp_path / "r.html", sg.build(network), ids[:8], reference=model)
+    assert "samples of [6]" in path.read_text()
+    rows = compare_functions(encoder(), CALIBRATION, time_steps=2).rows
+    assert [row.functions for row in rows] == ["whole", "local"]
 
 
 def test_it_is_tuned():
@@ -425,6 +438,13 @@ def test_the_runner_refuses_the_same(one_step, tmp_path):
         runner.run(x["input_ids"])
 
 
+def test_coding():
+    with pytest.raises(sg.InputError, match="input_ids, attention_mask hold whole numbers"):
+        converted(input_coding="spike", time_steps=8)
+    with pytest.raises(sg.InputError, match="Poisson coding is of one input, but the model has 2"):
+        sg.convert(Two(), two(), input_coding="poisson", time_steps=8)
+
+
 def test_calibration():
     with pytest.raises(sg.CalibrationError, match="'tokens', a vocabulary of 20 .*largest id is 3"):
         sg.convert(encoder(), dict(CALIBRATION, input_ids=CALIBRATION["input_ids"] + 15))
@@ -458,3 +478,68 @@ def test_check_says_what_is_exact():
     report = sg.check(encoder(), CALIBRATION)
     rows = {row.path: (row.becomes, row.detail) for row in report.rows}
     assert report.ok and rows["tokens"] == ("exact", "embedding")
+
+
+class Padded(nn.Module):
+    """torch's own encoder, of ids of which 0 is padding; the mean of what is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(VOCABULARY, 8), nn.Linear(8, 3)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, ids):
+        padding = ids == 0
+        x = self.encoder(self.tokens(ids), src_key_padding_mask=padding)
+        x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        return self.head(x.sum(1) / (~padding).sum(1, keepdim=True))
+
+
+class LastToken(nn.Module):
+    """Positions counted from the mask, a causal mask beside it, and the last token picked."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(VOCABULARY, 8), nn.Embedding(LENGTH + 2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+        self.register_buffer("kinds", torch.arange(LENGTH).view(1, -1) % 2)
+        self.kind = nn.Embedding(2, 8)
+
+    def forward(self, input_ids, attention_mask):
+        batch, length = input_ids.shape
+        places = attention_mask.cumsum(1) * attention_mask + 1
+        kinds = self.kinds.expand(batch, -1).gather(1, (places - 2).clamp(min=0))
+        x = self.tokens(input_ids) + self.places(places) + self.kind(kinds)
+        causal = torch.ones(length, length, dtype=torch.bool).triu(1)
+        a, weights = self.attention(x, x, x, key_padding_mask=attention_mask == 0, attn_mask=causal)
+        return self.head((x + a)[torch.arange(batch), attention_mask.sum(1) - 1]), weights
+
+
+@pytest.mark.parametrize("name", ["padded", "last token"])
+def test_masks_as_models_write_them(name, tmp_path):
+    torch.manual_seed(0)
+    model, data, x = LastToken().eval(), CALIBRATION, X
+    if name == "padded":
+        model = Padded().eval()
+        data, x = ({"ids": d["input_ids"] * d["attention_mask"]} for d in (CALIBRATION, X))
+    network = sg.convert(model, data, tune=False)
+    wanted, found = leaves(model(**x)), sg.run(sg.build(network), x)[1]
+    for have, want in zip(leaves(found), wanted, strict=True):
+        assert relative(have, want) < 0.05
+    signed = sg.run(sg.build(network, spikes="signed"), x)[1]
+    for a, b in zip(leaves(found), leaves(signed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    sg.save(network, tmp_path / "n.h5")
+    assert sg.verify(tmp_path / "n.h5", x, network=network).ok
+
+
+def test_one_place_of_each_sample_only():
+    class Reordered(Class):
+        def forward(self, ids):
+            x = self.layers[0](ids)
+            return x[torch.arange(ids.shape[0]).flip(0), ids.sum(1).clamp(max=LENGTH - 1)]
+
+    with pytest.raises(sg.UnsupportedOperation, match="x.torch.arange.len.x.., index. picks one"):
+        sg.convert(Reordered(), CALIBRATION["input_ids"])

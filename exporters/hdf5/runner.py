@@ -257,6 +257,8 @@ class Runner:
                 "numbers, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
                 "made by neurons.poisson_spikes or by you."
             )
+        if len(poisson) > 1:
+            raise FormatError("several Poisson-coded inputs are not replayed; code one of them.")
         x = inputs[poisson[0]["inputs"][0]]
         x = x[0] if sequence else x
         spikes = np.asarray(spikes, self.dtype)
