@@ -34,7 +34,7 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 # options that are arguments of sg.convert as they are
 CONVERSION = (
     "time_steps signed preset tune objective keep scale resting momentum forms "
-    "input_coding input_scale sizes"
+    "input_coding input_scale"
 ).split()
 # and of a format's writer, where it takes them
 EXPORTING = (
@@ -91,6 +91,8 @@ def convert(options: argparse.Namespace) -> Result:
         given["method"] = _by_path("--method", options.method, str)
     if options.members is not None:
         given["members"] = _by_path("--members", options.members, int)
+    if options.sizes is not None:
+        given["sizes"] = options.sizes
     if options.dead_zone is not None:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)

@@ -255,6 +255,10 @@ def _data(
 
 def _conversion(command: Parser) -> None:
     command.add_argument(
+        "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
+        help="another shape of samples to run at, checked against the model; repeatable",
+    )  # fmt: skip
+    command.add_argument(
         "--method", action=Collect, metavar="[PATH=]NAME",
         help="signgd, group or subgradient; also by module path, repeatable",
     )  # fmt: skip
@@ -284,10 +288,6 @@ def _conversion(command: Parser) -> None:
     command.add_argument("--forms", "--functions", choices=("whole", "local"))
     command.add_argument("--input-coding", choices=("exact", "real", "spike", "poisson"))
     command.add_argument("--input-scale", type=positive, metavar="A")
-    command.add_argument(
-        "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
-        help="another shape of samples to run at, checked against the model; repeatable",
-    )  # fmt: skip
 
 
 def _exporting(command: Parser) -> None:
@@ -311,11 +311,6 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
     return value
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """``3x96x80``."""
-    return tuple(count(size) for size in text.split("x"))
 
 
 def objective(text: str) -> str | float:
@@ -349,6 +344,11 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"a fraction from 0 to 1 belongs here, not {text}")
     return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``3x96x80``."""
+    return tuple(count(size) for size in text.split("x"))
 
 
 def _of(kind: Callable[[str], Any], text: str) -> Any:
