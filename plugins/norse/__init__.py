@@ -121,8 +121,9 @@ class NorseNetwork(NetworkModule):
 
     x is a sequence [T, B, ...] or one step [B, ...], told apart by the number of dimensions, which
     the network knows, or a dict of such; outputs are decoded, in the structure that the source
-    network returns. The state is a ``NetworkState``, whose ``neurons`` are the states of the layers by name; None starts
-    anew. At home in ``SequentialState`` and ``Lift``; the layers are ``module.neuron(name)``.
+    network returns. The state is a ``NetworkState``, whose ``neurons`` are the states of the layers
+    by name; None starts anew. At home in ``SequentialState`` and ``Lift``; the layers are
+    ``module.neuron(name)``.
     ``spikingjelly_signgd.run`` runs it for many time steps at once. With ``mode = "ann"`` the
     output is the source network's, x is [B, ...], and the state is handed back.
     """
