@@ -506,6 +506,12 @@ class NetworkModule(nn.Module):
         source = Source(self, inputs_in(network, values))
         return walk(network, source, leaves(network.outputs), {**known, **changed})
 
+    def is_step(self, x: Any) -> bool:
+        """Whether x is one step, [B, ...] or a dict of such, by its number of dimensions."""
+        x, node = batch_of(x), self.network.input
+        value = x.tensors.get(node.name) if isinstance(x, Inputs) else x
+        return isinstance(value, Tensor) and value.dim() == len(node.shape)
+
     def check_input(self, x: Any, leading: int = 0) -> Any:
         """x as the network takes it, or an InputError that says what to change.
 

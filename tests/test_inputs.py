@@ -123,6 +123,21 @@ def test_padding_changes_nothing(attention):
     assert torch.equal(a["pooled"], b["pooled"])
 
 
+def test_padded_and_unpadded_runs_agree():
+    """The same sentences of four tokens, alone and beside padding."""
+    model, padded, alone = encoder(), [], []
+    for data in (CALIBRATION, X):
+        ids = data["input_ids"]
+        mask = (torch.arange(LENGTH) < 4).long().expand(ids.shape)
+        padded.append({"input_ids": ids, "attention_mask": mask})
+        alone.append({name: value[:, :4] for name, value in padded[-1].items()})
+    long, short = (
+        sg.run(sg.build(sg.convert(model, data, tune=False)), x)[1] for data, x in (padded, alone)
+    )
+    assert relative(long["hidden"][:, :4], short["hidden"]) < 0.03
+    assert relative(long["pooled"], short["pooled"]) < 0.03
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_sentence_without_a_token(attention):
     """A row that is masked whole is 0 by torch's fused attention, and its mean by softmax."""
