@@ -20,6 +20,7 @@ from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
 from .sizing import at_its_size
+from .structures import plain
 
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -307,7 +308,7 @@ def evaluate(
         target: Any = None
         if reference is not None:
             with eval_mode(reference):
-                target = call(reference, x.clone())  # which may work in place on its input
+                target = plain(call(reference, x.clone()))  # which may work in place on its input
             paired(outputs[steps[0]], target)
             norm += squared_norm(target)
         if y is not None:
