@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import Batch, Inputs
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, values_of
 from ..core.running import Evaluation, check_run, check_steps, evaluate
@@ -231,18 +232,22 @@ def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Reco
     return found
 
 
-def _facts(report: _Report, x: Tensor, command: str | None) -> dict[str, Any]:
+def _facts(report: _Report, x: Batch, command: str | None) -> dict[str, Any]:
     from .. import __version__
 
     simulator = type(report.snn).__module__.rpartition(".")[2]
-    inputs = x.detach().cpu().contiguous()  # read as they lie: NumPy knows no bfloat16
-    digest = hashlib.sha256(string_at(inputs.data_ptr(), inputs.nbytes)).hexdigest()
+    given = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+    # read as they lie: NumPy knows no bfloat16
+    inputs = [value.detach().cpu().contiguous() for value in given]
+    read = b"".join(string_at(value.data_ptr(), value.nbytes) for value in inputs)
+    digest = hashlib.sha256(read).hexdigest()
+    shapes = " and ".join(str(list(value.shape[1:])) for value in given)
     ran = sorted({RAN[choice.backend] for choice in report.snn.choices(x[:1]).values()})
     packages = [name for name in (simulator, "numpy", "matplotlib") if name]
     return {
         "command": command,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "inputs": f"{len(x)} samples of {list(x.shape[1:])}, sha256 {digest[:16]}",
+        "inputs": f"{len(x)} samples of {shapes}, sha256 {digest[:16]}",
         "simulator": simulator,
         "neurons run by": ", ".join(ran) or "the simulator",
         "device": str(x.device),
@@ -321,7 +326,8 @@ def _cards(report: _Report) -> Html:
             cards.append((_percent(found.accuracy[at]), f"accuracy at T = {report.last}"))
         if found.reference_accuracy is not None:
             cards.append((_percent(found.reference_accuracy), "accuracy of the source"))
-        cards.append((_percent(found.agreement[at]), f"agreement at T = {report.last}"))
+        if found.agreement[at] is not None or not found.outputs:
+            cards.append((_percent(found.agreement[at]), f"agreement at T = {report.last}"))
         cards.append((_figures(found.error[at]), "relative output error"))
     if not isinstance(report.energy, Missing):
         cards += _energy_cards(report)
@@ -350,6 +356,8 @@ def _accuracy(report: _Report) -> Html:
     ]
     if not report.labelled:
         notes.insert(0, "No labels were given: accuracy was not measured.")
+    if found.outputs:
+        return _outputs(found, notes)
     rows = [
         [t, _percent(a), _percent(g), _figures(e)]
         for t, a, g, e in zip(
@@ -366,6 +374,16 @@ def _accuracy(report: _Report) -> Html:
                   "the source network after T steps."),
         ]
     )  # fmt: skip
+
+
+def _outputs(found: Evaluation, notes: Sequence[str]) -> Html:
+    """Of a network that is no classifier: each output by the metrics of its shape."""
+    names = list(dict.fromkeys(name for own in found.outputs.values() for name in own))
+    rows = [
+        [row["T"], row["output"], *(_figures(row.get(name)) for name in names)]
+        for row in found.to_dict()["outputs"]
+    ]
+    return join([paragraphs(*notes), table(["T", "output", *names], rows, text=(1,))])
 
 
 def _coverage(report: _Report) -> Html:

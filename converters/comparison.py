@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import call
 from ..core.modes import eval_mode
 from ..core.network import leaves
+from ..core.structures import plain
 from .calibration import Calibration, batches_of
 from .conversion import convert
 from .lowering import FORMS
@@ -64,7 +66,7 @@ def compare_functions(
     batches = batches_of(calibration)
     x = torch.cat(batches)[:samples]
     with eval_mode(model):
-        expected = leaves(model(x.clone()))
+        expected = leaves(plain(call(model, x.clone())))
     steps = [t for t in (1, 2, 4, 8, 16, 32, 64, 128) if t < time_steps] + [time_steps]
     rows = []
     for form in FORMS:

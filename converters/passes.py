@@ -127,13 +127,14 @@ def _folded(source: Linear, affine: Any) -> dict[str, Tensor] | None:
 def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Raise InputError for a module path that nothing in the network has: a misspelt one."""
     settings, functions = context.settings, network.of(Function)
+    _check_coding(network, settings.chosen["input_coding"])
     names = ("method", "members", "dead_zone", "keep")
     given = {name: getattr(settings, name) for name in names}
     for argument, paths in given.items():
         # what is linear is kept as it is in any case
         known = network.nodes if argument == "keep" else functions
         if argument == "dead_zone" and settings.chosen["input_coding"] == "spike":
-            known = (*functions, network.input)  # which gets neurons
+            known = (*functions, *network.inputs)  # which get neurons
         for path in () if isinstance(paths, (str, int, float)) else paths or ():
             if path and not any(belongs(node, path) for node in known):
                 raise InputError(
@@ -141,6 +142,21 @@ def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
                     f"{', '.join(node.name for node in functions)}."
                 )
     return network
+
+
+def _check_coding(network: SpikingNetwork, coding: str) -> None:
+    """What codes no input, or several with the same random numbers, is a misunderstanding."""
+    coded = sum(node.coded for node in network.inputs)
+    if coding != "exact" and coded == 0:
+        raise InputError(
+            f"input_coding is {coding!r}, but {', '.join(n.name for n in network.inputs)} hold "
+            "whole numbers, which are computed with exactly; leave it out."
+        )
+    if coding == "poisson" and coded > 1:
+        raise InputError(
+            f"Poisson coding is of one input, but the model has {coded} of floating-point numbers; "
+            'choose input_coding="spike".'
+        )
 
 
 TOLERANCE = 1e-4  # of the largest output; float32 networks come out near 1e-6

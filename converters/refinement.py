@@ -72,9 +72,10 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
     simulation, groups = Simulation(network), {n.name: n for n in network.of(GroupNeuron)}
     x = simulation.check_input(x)
     generator = torch.Generator().manual_seed(seed)
+    like = torch.empty(0, dtype=simulation.floating, device=x.device)
     logs, charges = {}, {}
     for name in names:
-        theta, charge = _of(groups[name], x)
+        theta, charge = _of(groups[name], like)
         charge = charge.expand_as(theta)
         logs[name] = theta.log().requires_grad_()
         charges[name] = charge.clone().requires_grad_()
@@ -130,7 +131,7 @@ class _Means(Source):
         name, group = node.name, self.groups.get(node.name)
         if group is None:
             return super().neuron(node, inputs)
-        theta, charge = _of(group, self.x)
+        theta, charge = _of(group, inputs[0])
         theta = self.logs[name].exp() if name in self.logs else theta
         charge, mean = self.charges.get(name, charge), self.means[name]
         given = inputs[0], theta, charge, mean, group.members, self.steps
@@ -149,7 +150,7 @@ def _loss(
         simulation.listener = None
     wanted = simulation.activations(x)
     values = walk(network, source, leaves(network.outputs))
-    total = x.new_zeros(())
+    total = torch.zeros((), dtype=simulation.floating, device=x.device)
     for name in dict.fromkeys(leaves(network.outputs)):
         want = wanted[name].detach()
         total = total + (values[name] - want).square().sum() / want.square().sum().clamp(min=1e-12)

@@ -97,6 +97,16 @@ class Inputs:
     def detach(self) -> Inputs:
         return self
 
+    def requires_grad_(self) -> Inputs:
+        """With gradients of all that is floating-point, also of what ids look up."""
+
+        def watched(x: Tensor) -> Tensor:
+            return x.detach().clone().requires_grad_() if x.is_floating_point() else x
+
+        exact = None if self.exact is None else {k: watched(x) for k, x in self.exact.items()}
+        tensors = {name: watched(x) for name, x in self.tensors.items()}
+        return Inputs(tensors, exact, self.compute)
+
     def to(self, *where: Any) -> Inputs:
         """Moved; only floating-point tensors take another floating-point type."""
 
@@ -106,6 +116,9 @@ class Inputs:
 
         exact = None if self.exact is None else {k: moved(x) for k, x in self.exact.items()}
         return Inputs({name: moved(x) for name, x in self.tensors.items()}, exact, self.compute)
+
+    def cpu(self) -> Inputs:
+        return self.to("cpu")
 
     @classmethod
     def __torch_function__(

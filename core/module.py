@@ -38,6 +38,7 @@ from .network import (
 )
 from .operations import apply, apply_linear, apply_over_time, resolve
 from .operations.statics import compute
+from .sizing import at_its_size
 from .spikes import Sent
 from .walk import Semantics, following, walk
 
@@ -418,10 +419,12 @@ class NetworkModule(nn.Module):
         """The simulator's module of a neuron, by its name in the network."""
         return self.neurons[key(name)]
 
-    def choices(self, x: Tensor) -> dict[str, Choice]:
+    def choices(self, x: Batch) -> dict[str, Choice]:
         """For each signGD and group neuron what runs it for inputs like x, and why if it is the
         definition."""
         neurons = {name: self.neuron(name) for name in self.network.count()}
+        if isinstance(x, Inputs) or not x.is_floating_point():  # what neurons see is
+            x = torch.zeros((), dtype=self.floating, device=x.device)
         return {
             name: neuron.choice(x)  # type: ignore[operator]
             for name, neuron in neurons.items()
@@ -450,6 +453,7 @@ class NetworkModule(nn.Module):
 
     # -- running ------------------------------------------------------------------------------
 
+    @at_its_size(lambda steps=None, *_, **__: steps is None)
     def advance(
         self,
         x: Any,
@@ -468,6 +472,7 @@ class NetworkModule(nn.Module):
             return self._walk(x, samples_of(x), None, state)
         return self._walk(self.check_input(x), steps, {} if static is None else static, state)
 
+    @at_its_size(lambda *_, **__: False)
     def step(self, x: Any, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
         """One step, x [B, ...] or a dict of such: outputs [B, ...] and the state."""
         return self._walk(self.check_input(x), None, {}, state)
@@ -483,6 +488,7 @@ class NetworkModule(nn.Module):
         """The source network, as the description holds it, as a module of its own."""
         return _Ann(self)
 
+    @at_its_size(lambda *_, **__: False)
     def activations(self, x: Any, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The value of the nodes ``keep`` (the outputs, unless named) in the source network."""
         source = Source(self, self.check_input(x))
@@ -499,6 +505,12 @@ class NetworkModule(nn.Module):
         known = {name: value for name, value in values.items() if name not in after}
         source = Source(self, inputs_in(network, values))
         return walk(network, source, leaves(network.outputs), {**known, **changed})
+
+    def is_step(self, x: Any) -> bool:
+        """Whether x is one step, [B, ...] or a dict of such, by its number of dimensions."""
+        x, node = batch_of(x), self.network.input
+        value = x.tensors.get(node.name) if isinstance(x, Inputs) else x
+        return isinstance(value, Tensor) and value.dim() == len(node.shape)
 
     def check_input(self, x: Any, leading: int = 0) -> Any:
         """x as the network takes it, or an InputError that says what to change.

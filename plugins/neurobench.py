@@ -97,6 +97,11 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
                 f"{type(snn).__name__}."
             )
         self.snn = snn
+        if not snn.network.plain:
+            raise InputError(
+                "NeuroBench hands on one floating-point tensor a batch, and the network takes "
+                f"{', '.join(node.name for node in snn.network.inputs)}; use count_operations."
+            )
         steps = snn.network.time_steps if time_steps is None else time_steps
         (self.time_steps,) = check_steps(steps)
         self.net = Layers(snn.network)

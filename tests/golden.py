@@ -359,11 +359,11 @@ def plain(value: Any) -> Any:
 
 
 # Fields that came later, and what they are where nobody asked for them
-OFF = {"dead_zone": 0.0}
+OFF = {"dead_zone": 0.0, "dtype": "float"}
 
 
 def new_and_off(name: str, value: Any) -> bool:
-    return name in OFF and isinstance(value, float) and value == OFF[name]
+    return name in OFF and type(value) is type(OFF[name]) and value == OFF[name]
 
 
 # what is told beside the counts and energies of earlier revisions, and what is told no more

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import count_operations, diagnose, record
+from spikingjelly_signgd.analysis import count_operations, diagnose, record, write_report
+from spikingjelly_signgd.converters import compare_functions
 from spikingjelly_signgd.core.structures import leaves
 from spikingjelly_signgd.exporters.hdf5 import Runner
 
@@ -122,6 +123,21 @@ def test_padding_changes_nothing(attention):
     assert torch.equal(a["pooled"], b["pooled"])
 
 
+def test_padded_and_unpadded_runs_agree():
+    """The same sentences of four tokens, alone and beside padding."""
+    model, padded, alone = encoder(), [], []
+    for data in (CALIBRATION, X):
+        ids = data["input_ids"]
+        mask = (torch.arange(LENGTH) < 4).long().expand(ids.shape)
+        padded.append({"input_ids": ids, "attention_mask": mask})
+        alone.append({name: value[:, :4] for name, value in padded[-1].items()})
+    long, short = (
+        sg.run(sg.build(sg.convert(model, data, tune=False)), x)[1] for data, x in (padded, alone)
+    )
+    assert relative(long["hidden"][:, :4], short["hidden"]) < 0.03
+    assert relative(long["pooled"], short["pooled"]) < 0.03
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_sentence_without_a_token(attention):
     """A row that is masked whole is 0 by torch's fused attention, and its mean by softmax."""
@@ -198,6 +214,17 @@ def test_it_is_recorded_and_diagnosed(one_step):
     assert seen.decoded["before"].shape == (1, 5, LENGTH, 8)
     diagnosis = diagnose(snn, CALIBRATION, reference=encoder())
     assert "before" in str(diagnosis)
+
+
+def test_other_searches_and_measures(tmp_path):
+    model, ids = nn.Sequential(*Class().layers), CALIBRATION["input_ids"]
+    model[3] = nn.ReLU()
+    network = sg.convert(model, ids, method="group", time_steps=2)
+    assert relative(sg.run(sg.build(network), ids)[2], model(ids)) < 0.2
+    path = write_report(tmp_path / "r.html", sg.build(network), ids[:8], reference=model)
+    assert "samples of [6]" in path.read_text()
+    rows = compare_functions(encoder(), CALIBRATION, time_steps=2).rows
+    assert [row.functions for row in rows] == ["whole", "local"]
 
 
 def test_it_is_tuned():
@@ -424,6 +451,13 @@ def test_the_runner_refuses_the_same(one_step, tmp_path):
         runner.run(dict(x, attention_mask=x["attention_mask"][:, :4]))
     with pytest.raises(sg.InputError, match="takes input_ids, attention_mask"):
         runner.run(x["input_ids"])
+
+
+def test_coding():
+    with pytest.raises(sg.InputError, match="input_ids, attention_mask hold whole numbers"):
+        converted(input_coding="spike", time_steps=8)
+    with pytest.raises(sg.InputError, match="Poisson coding is of one input, but the model has 2"):
+        sg.convert(Two(), two(), input_coding="poisson", time_steps=8)
 
 
 def test_calibration():

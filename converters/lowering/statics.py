@@ -18,9 +18,9 @@ from ...core.inputs import kind_of
 from ...core.network import Linear
 from ...core.operations import follows_batch
 from ...core.operations.statics import ARITHMETIC, COMPARISONS, LOGIC
-from ..constants import Uneven
+from ..constants import Masked, Uneven
 from ..rules import NotConvertible, aten
-from .tables import HANDLERS, IDENTITY, MOVES, OTHERWISE, Handler, packets
+from .tables import HANDLERS, IDENTITY, OTHERWISE, Handler, packets
 from .values import Name, Value, fixed_size, one_for_all_samples
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ STATICS: dict[Any, Handler] = {}
 BELOW_LOGITS = -1e3  # what is filled with such a number takes no part in a softmax
 # operations of a signal that take a mask, or indices, for what it is
 TAKES_EXACT = set(packets("where", "masked_fill", "index", "index_select", "gather", "embedding"))
-
-
 INDEXES = set(packets("index", "gather", "index_select"))
 
 
@@ -47,10 +45,14 @@ def exactly(low: Lowering, packet: Any, args: Any, kwargs: Any) -> tuple[Any, An
     arguments as numbers, which signals can meet."""
     if not low.exact:
         return args, kwargs, None
-    names = [value for value in _leaves((args, kwargs)) if isinstance(value, Name)]
-    if all(name in low.exact for name in names):
+    leaves = _leaves((args, kwargs))
+    names = [value for value in leaves if isinstance(value, Name)]
+    masked = any(isinstance(value, Masked) for value in leaves)
+    if names and not masked and all(name in low.exact for name in names):
         args, kwargs = fx.node.map_aggregate((args, kwargs), one_for_all_samples)  # type: ignore[misc]
-        return args, kwargs, _exact(low, packet, args, kwargs)
+        value = _exact(low, packet, args, kwargs)
+        if value is not None or packet in _MOVED:  # by the usual handler
+            return args, kwargs, value
     if packet not in TAKES_EXACT:
         attention = packet in packets("scaled_dot_product_attention")
         number = _added if attention else as_float
@@ -61,16 +63,20 @@ def exactly(low: Lowering, packet: Any, args: Any, kwargs: Any) -> tuple[Any, An
 def _exact(low: Lowering, packet: Any, args: Any, kwargs: Any) -> Value:
     handler = STATICS.get(packet)
     if handler is not None:
-        return handler(low, *args, **kwargs)
-    if packet in MOVES and packet in _HANDLED:
-        return None  # by the usual handler, which moves it
+        try:
+            return handler(low, *args, **kwargs)
+        except TypeError as error:
+            raise NotConvertible(
+                f"{low.here.target} of token ids or masks has arguments that are not known here "
+                f"({error}); write it with comparisons, arithmetic and torch.where"
+            ) from error
     value = low.here.meta["val"]
-    if isinstance(value, Tensor) and not value.is_floating_point():
+    if packet not in _MOVED and isinstance(value, Tensor) and not value.is_floating_point():
         return OTHERWISE[0](low)
     return None
 
 
-_HANDLED = set(packets("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze")) | set(
+_MOVED = set(packets("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze")) | set(
     packets("unsqueeze", "expand", "expand_as", "permute", "transpose", "t", "slice", "select")
 )
 
@@ -104,6 +110,11 @@ def _handles(*targets: Any) -> Callable[[Handler], Handler]:
 
 
 def _result(low: Lowering, op: str, inputs: Sequence[Value], **attributes: Any) -> Value:
+    dtype = low.here.meta["val"].dtype
+    if op in ARITHMETIC and dtype in (torch.uint8, torch.int8, torch.int16):
+        raise NotConvertible(
+            f"{low.here.target} of {dtype} goes round at its largest value; compute with x.long()"
+        )
     return low.static(op, [_operand(low, x) for x in inputs], low.shape(), _kind(low), **attributes)
 
 
@@ -139,7 +150,8 @@ def _binary(op: str) -> Handler:
     def handler(low: Lowering, x: Value, y: Value, *, alpha: float = 1, **options: Any) -> Value:
         if options:
             raise NotConvertible(f"{low.here.target} of token ids or masks, with {options}")
-        if op in LOGIC and not _truths(low, x, y):
+        logical = "logical" in str(low.here.target) or _kind(low) == "boolean"
+        if op in LOGIC and not logical:
             raise NotConvertible(
                 f"{low.here.target} of the bits of whole numbers; compare them with numbers"
             )
@@ -148,11 +160,6 @@ def _binary(op: str) -> Handler:
         return _result(low, op, [x, y])
 
     return handler
-
-
-def _truths(low: Lowering, *values: Value) -> bool:
-    logical = "logical" in str(low.here.target)
-    return logical or _kind(low) == "boolean"
 
 
 for _name, _op in _BINARY.items():

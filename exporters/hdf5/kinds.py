@@ -88,6 +88,8 @@ class Kind:
     spike_view: Callable[[Record], bool] = _never  # whether weighted spikes can pass it
     check: Callable[[str, Record], None] | None = None  # what fields must be together
     since: Mapping[str, Since] = field(default_factory=dict)  # fields that came after 1.0
+    # fields that are this in a node whose kind has no version behind it, also where it is absent
+    implied: Mapping[str, Any] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
     numpy: Callable[..., tuple[Any, Any, Any]] | None = None
     # the rows that the field "op" is of, and what one is called
@@ -278,7 +280,11 @@ DTYPE: dict[str, Check] = {"dtype": either("float", "integer", "boolean")}
 _LINEAR: dict[str, Check] = {**NODE, "op": text, "attributes": mapping, "tensors": mapping}
 KINDS: dict[str, Kind] = {
     "input": Kind(
-        {**NODE, **DTYPE}, 0, spike_view=_always, since={"dtype": Since((1, 4), "float")}
+        {**NODE, **DTYPE},
+        0,
+        spike_view=_always,
+        since={"dtype": Since((1, 4), "float")},
+        implied={"dtype": "float"},
     ),
     "static": Kind(
         {**_LINEAR, **DTYPE},

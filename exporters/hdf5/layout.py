@@ -387,7 +387,7 @@ def _read_node(item: _Item, version: tuple[int, int]) -> Record:
     present = [name for name in row.fields if name in item.items or item.has(name)]
     fields = {name: _read_field(item, name) for name in present}
     written_in = max(version, _parts(since)) if since else version
-    return Record(kind, {**row.later(written_in), **fields})
+    return Record(kind, {**({} if since else row.implied), **row.later(written_in), **fields})
 
 
 def _read_field(item: _Item, name: str) -> Any:

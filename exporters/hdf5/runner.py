@@ -31,6 +31,7 @@ from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record
 from .kinds import KINDS, sparse
 from .layout import read
+from .resizing import at_size
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 from .runner_signs import dense_step, levels, mixed_step, sparse_step
@@ -99,6 +100,7 @@ class Runner:
             for node in self.nodes
             if KINDS[node.kind].computes
         }
+        self._own = functions
         self.neurons = tuple(node.name for node in self.nodes if KINDS[node.kind].neuron)
         self.output_names = leaves(self.content.outputs)
         self.lags, self.output_lag = _lags(self.nodes, self.output_names)
@@ -134,6 +136,18 @@ class Runner:
         in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
         """
         given = self._given(x)
+        sized = self._at_size_of(given, sequence)
+        if sized is not self:
+            return sized.run(
+                x,
+                time_steps,
+                delay=delay,
+                sequence=sequence,
+                view=view,
+                record=record,
+                values=values,
+                input_spikes=input_spikes,
+            )
         if time_steps is None:
             time_steps = len(next(iter(given.values()))) if sequence else self.content.time_steps
         steps = _checked_steps(time_steps)
@@ -159,6 +173,18 @@ class Runner:
             run.output_lag,
             run.duration,
         )
+
+    def _at_size_of(self, given: Mapping[str, Array], sequence: bool) -> Runner:
+        """A runner of samples of these shapes, where other sizes were checked."""
+        sizes = self.content.provenance.get("sizes")
+        shapes = {name: x.shape[1 + sequence :] for name, x in given.items()}
+        own = {node.name: tuple(node["shape"][1:]) for node in self.content.of("input")}
+        ranks = all(len(shapes[name]) == len(shape) for name, shape in own.items())
+        if sizes is None or shapes == own or not ranks:
+            return self
+        with np.errstate(all="ignore"):
+            content = at_size(self.content, shapes, self.functions, self.dtype)
+        return Runner(content, self.dtype, self._own)
 
     def _typed(self, node: Record) -> Record:
         """Floating-point tensors in the runner's precision."""
@@ -231,6 +257,8 @@ class Runner:
                 "numbers, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
                 "made by neurons.poisson_spikes or by you."
             )
+        if len(poisson) > 1:
+            raise FormatError("several Poisson-coded inputs are not replayed; code one of them.")
         x = inputs[poisson[0]["inputs"][0]]
         x = x[0] if sequence else x
         spikes = np.asarray(spikes, self.dtype)

@@ -6,7 +6,7 @@ they share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -120,9 +120,10 @@ class NorseNetwork(NetworkModule):
     """A converted network of Norse layers: ``forward(x, state=None) -> (output, state)``.
 
     x is a sequence [T, B, ...] or one step [B, ...], told apart by the number of dimensions, which
-    the network knows; outputs are decoded, in the structure that the source network returns. The
-    state is a ``NetworkState``, whose ``neurons`` are the states of the layers by name; None starts
-    anew. At home in ``SequentialState`` and ``Lift``; the layers are ``module.neuron(name)``.
+    the network knows, or a dict of such; outputs are decoded, in the structure that the source
+    network returns. The state is a ``NetworkState``, whose ``neurons`` are the states of the layers
+    by name; None starts anew. At home in ``SequentialState`` and ``Lift``; the layers are
+    ``module.neuron(name)``.
     ``spikingjelly_signgd.run`` runs it for many time steps at once. With ``mode = "ann"`` the
     output is the source network's, x is [B, ...], and the state is handed back.
     """
@@ -130,10 +131,7 @@ class NorseNetwork(NetworkModule):
     def forward(self, x: Any, state: NetworkState | None = None) -> tuple[Any, Any]:
         if self.mode == "ann":
             return self.ann(x), state
-        first = next(iter(x.values()), None) if isinstance(x, Mapping) else x
-        name = next(iter(x), "") if isinstance(x, Mapping) else self.network.input.name
-        shapes = {node.name: node.shape for node in self.network.inputs}
-        if isinstance(first, Tensor) and first.dim() == len(shapes.get(name, ())):
+        if self.is_step(x):
             return self.step(x, self._checked(state))
         return self.advance(x, state=self._checked(state))
 
