@@ -1,5 +1,6 @@
 """What was measured: errors layer by layer, what it costs, pictures, and one report of all."""
 
+from ..core.metrics import METRICS, Metric
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
@@ -19,6 +20,7 @@ from .recording import Recording, record
 from .report import write_report
 
 __all__ = [
+    "METRICS",
     "TABLES",
     "Diagnosis",
     "EnergyEstimate",
@@ -26,6 +28,7 @@ __all__ = [
     "Finding",
     "LayerErrors",
     "LayerOperations",
+    "Metric",
     "Operations",
     "Plot",
     "Recording",

@@ -321,7 +321,8 @@ def _cards(report: _Report) -> Html:
             cards.append((_percent(found.accuracy[at]), f"accuracy at T = {report.last}"))
         if found.reference_accuracy is not None:
             cards.append((_percent(found.reference_accuracy), "accuracy of the source"))
-        cards.append((_percent(found.agreement[at]), f"agreement at T = {report.last}"))
+        if found.agreement[at] is not None or not found.outputs:
+            cards.append((_percent(found.agreement[at]), f"agreement at T = {report.last}"))
         cards.append((_figures(found.error[at]), "relative output error"))
     if not isinstance(report.energy, Missing):
         cards += _energy_cards(report)
@@ -350,6 +351,8 @@ def _accuracy(report: _Report) -> Html:
     ]
     if not report.labelled:
         notes.insert(0, "No labels were given: accuracy was not measured.")
+    if found.outputs:
+        return _outputs(found, notes)
     rows = [
         [t, _percent(a), _percent(g), _figures(e)]
         for t, a, g, e in zip(
@@ -366,6 +369,16 @@ def _accuracy(report: _Report) -> Html:
                   "the source network after T steps."),
         ]
     )  # fmt: skip
+
+
+def _outputs(found: Evaluation, notes: Sequence[str]) -> Html:
+    """Of a network that is no classifier: each output by the metrics of its shape."""
+    names = list(dict.fromkeys(name for own in found.outputs.values() for name in own))
+    rows = [
+        [row["T"], row["output"], *(_figures(row.get(name)) for name in names)]
+        for row in found.to_dict()["outputs"]
+    ]
+    return join([paragraphs(*notes), table(["T", "output", *names], rows, text=(1,))])
 
 
 def _coverage(report: _Report) -> Html:

@@ -91,6 +91,8 @@ def convert(options: argparse.Namespace) -> Result:
         given["method"] = _by_path("--method", options.method, str)
     if options.members is not None:
         given["members"] = _by_path("--members", options.members, int)
+    if options.sizes is not None:
+        given["sizes"] = options.sizes
     if options.dead_zone is not None:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)
@@ -127,14 +129,25 @@ def evaluate_(options: argparse.Namespace) -> Result:
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
-    table = evaluate(snn, data.batches(options.batch_size), steps, reference=reference)
+    table = evaluate(
+        snn,
+        data.batches(options.batch_size),
+        steps,
+        reference=reference,
+        metric=_metrics(options.metric),
+    )
     last = table.time_steps.index(max(table.time_steps))
     failed = []
     for name, values in (("agreement", table.agreement), ("accuracy", table.accuracy)):
         least, found = getattr(options, f"min_{name}"), values[last]
         if least is None:
             continue
+        if found is None and name == "agreement":
+            each = [own["agreement"][last] for own in table.outputs.values() if "agreement" in own]
+            found = min((value for value in each if value is not None), default=None)
         if found is None:
+            if table.outputs and not isinstance(network.outputs, str):
+                raise InputError(f"--min-{name}: no output was measured so; see --metric.")
             if table.error[last] is not None and (name == "agreement" or data.y is not None):
                 raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
             raise InputError(
@@ -424,12 +437,18 @@ def _format(path: Path, name: str | None) -> tuple[str, Any]:
 
 
 def _network_and_data(options: argparse.Namespace) -> tuple[SpikingNetwork, Data]:
-    network = _network(options.network)
-    return network, _fitting(options, network)
+    """The network at the size of the data, if it was converted for several."""
+    network, data = _network(options.network), _data(options)
+    if "sizes" in network.provenance:
+        network = network.at_size(*data.x.shape[1:])
+    return network, _checked(data, network)
 
 
 def _fitting(options: argparse.Namespace, network: SpikingNetwork) -> Data:
-    data = _data(options)
+    return _checked(_data(options), network)
+
+
+def _checked(data: Data, network: SpikingNetwork) -> Data:
     data.check_shape(network.input.shape[1:])
     if isinstance(network.outputs, str):
         shape = network[network.outputs].shape
@@ -501,6 +520,19 @@ def _by_path(option: str, values: Sequence[str], kind: Callable[[str], Any]) -> 
         except (ValueError, ZeroDivisionError):
             raise InputError(f"{option} {text}: {value!r} is not a number.") from None
     return found[""] if list(found) == [""] else found
+
+
+def _metrics(values: Sequence[str] | None) -> Any:
+    """``NAME`` for every output, ``OUTPUT=NAME`` for one: a list, or a dict of lists."""
+    if values is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for text in values:
+        output, _, name = text.rpartition("=")
+        found.setdefault(output, []).append(name)
+    if "" in found and len(found) > 1:
+        raise InputError("--metric: name metrics for every output, or as OUTPUT=NAME, not both.")
+    return found.get("", found)
 
 
 def _part(text: str) -> float:

@@ -118,6 +118,10 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _steps(evaluate)
     _simulator(evaluate)
     evaluate.add_argument("--batch-size", type=count, default=64, metavar="N")
+    evaluate.add_argument(
+        "--metric", action=Collect, metavar="[OUTPUT=]NAME",
+        help="of tasks other than classification, for each output; repeatable",
+    )  # fmt: skip
     for what in ("agreement", "accuracy"):
         evaluate.add_argument(
             f"--min-{what}", type=fraction, metavar="FRACTION",
@@ -258,6 +262,10 @@ def _data(
 
 def _conversion(command: Parser) -> None:
     command.add_argument(
+        "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
+        help="another shape of samples to run at, checked against the model; repeatable",
+    )  # fmt: skip
+    command.add_argument(
         "--method", action=Collect, metavar="[PATH=]NAME",
         help="signgd, group or subgradient; also by module path, repeatable",
     )  # fmt: skip
@@ -343,6 +351,11 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"a fraction from 0 to 1 belongs here, not {text}")
     return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``3x96x80``."""
+    return tuple(count(size) for size in text.split("x"))
 
 
 def _of(kind: Callable[[str], Any], text: str) -> Any:

@@ -19,6 +19,7 @@ from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
 from .settings import Context, Settings
+from .sizes import check_sizes
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def convert(
     tune: bool | None = None,
     objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
+    sizes: Sequence[Sequence[int]] = (),
     max_batches: int | None = 32,
     seed: int = 0,
     passes: Sequence[Pass] | None = None,
@@ -135,6 +137,7 @@ def convert(
         tune          whether steps, scales, resting values and dead zones are learned
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
+        sizes         other shapes of samples that it is to run at, checked against the model
         max_batches   of the calibration, at most; seed: of what is drawn
         passes        in place of converters.PASSES
         functions     the older name of forms
@@ -164,12 +167,15 @@ def convert(
         tune=tune,
         objective=objective,
         neurons=neurons,
+        sizes=sizes,
         max_batches=max_batches,
         seed=seed,
     )
     with torch.inference_mode(False):  # what is learned has gradients
         context = Context(model, settings, batches_of(calibration, max_batches))
         network = lower(model, context.batches[0], settings)
+        if settings.sizes:
+            network = _at_sizes(network, context)
         for one in PASSES if passes is None else passes:
             network = one(network, context)
     return network
@@ -207,6 +213,20 @@ def lower(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwor
 def _lowered(model: nn.Module, sample: Tensor, settings: Settings) -> tuple[Lowering, CheckReport]:
     lowering = Lowering(capture(model, sample), settings.rows, settings.options)
     return lowering, CheckReport(type(model).__name__, tuple(lowering.coverage))
+
+
+def _at_sizes(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """With what other sizes of the input change, in its provenance."""
+    model, settings = context.model, context.settings
+    source = fuse_batch_norm(remove_unused(network))
+    found = check_sizes(
+        source,
+        model,
+        context.batches[0],
+        settings.sizes,
+        lambda x: source_network(model, x, settings),
+    )
+    return network.replace(provenance={**network.provenance, "sizes": found})
 
 
 def source_network(model: nn.Module, sample: Tensor, settings: Settings) -> SpikingNetwork:

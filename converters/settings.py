@@ -119,6 +119,10 @@ class Settings:
         ``provenance["tuning"]`` says what was done, or why nothing.
     neurons
         Which operation is which neuron; the caller's entries win (``NEURONS | {...}``).
+    sizes
+        Other shapes of samples, such as (3, 96, 80), that the network is to run at. At each the
+        model is captured again and compared (``converters/sizes.py``); ``network.at_size`` says
+        more.
     max_batches
         Of the calibration, at most; None: all.
     seed
@@ -144,6 +148,7 @@ class Settings:
     tune: bool | None = None
     objective: str | float = "error"
     neurons: Mapping[Operation, Entry] | None = None
+    sizes: Sequence[Sequence[int]] = ()
     max_batches: int | None = 32
     seed: int = 0
 

@@ -35,6 +35,7 @@ from .network import (
     leaves,
 )
 from .operations import apply, apply_linear, apply_over_time, resolve
+from .sizing import at_its_size
 from .spikes import Sent
 from .walk import Semantics, following, walk
 
@@ -369,6 +370,7 @@ class NetworkModule(nn.Module):
 
     # -- running ------------------------------------------------------------------------------
 
+    @at_its_size(lambda steps=None, *_, **__: steps is None)
     def advance(
         self,
         x: Tensor,
@@ -386,6 +388,7 @@ class NetworkModule(nn.Module):
             return self._walk(x, x.shape[0], None, state)
         return self._walk(self.check_input(x), steps, {} if static is None else static, state)
 
+    @at_its_size(lambda *_, **__: False)
     def step(self, x: Tensor, state: NetworkState | None = None) -> tuple[Any, NetworkState]:
         """One step, x [B, ...]: outputs [B, ...] and the state."""
         return self._walk(self.check_input(x), None, {}, state)
@@ -400,6 +403,7 @@ class NetworkModule(nn.Module):
         """The source network, as the description holds it, as a module of its own."""
         return _Ann(self)
 
+    @at_its_size(lambda *_, **__: False)
     def activations(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """The value of the nodes ``keep`` (the outputs, unless named) in the source network."""
         source = Source(self, self.check_input(x))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -222,6 +223,17 @@ class SpikingNetwork:
             return node.values * depth
         keys = values_of(inputs[1].shape[-1:])
         return inputs[0].values * keys + node.values * keys
+
+    def at_size(self, *sample: Any) -> SpikingNetwork:
+        """The network for samples of another shape, ``at_size(3, 96, 80)``: the same nodes, all
+        shapes computed anew. Several inputs are a dict of shapes by the name of the input.
+
+        Numbers in a graph may come from the size it was captured at. Raises InputError, naming the
+        node, where one fixes the size, and where ``convert(sizes=)`` did not check this one
+        against the model.
+        """
+        resizing = import_module(".resizing", __package__)  # which walks networks
+        return resizing.at_size(self, sample)  # type: ignore[no-any-return]
 
     def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
         """The network with other nodes in the places of those of their names."""

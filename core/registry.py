@@ -10,9 +10,9 @@ A *simulator* is a module, or any object, with ``build(network, **options) -> Ne
 *format* has ``suffixes`` and ``write(network, path, **options)`` and may have ``read(path,
 **options)``, ``verify(request)`` and ``embed(data, certificate)`` (``exporters/formats.py``).
 
-Kinds of neurons (``NODES``), nonlinearities (``NONLINEARITIES``), linear operations (``LINEAR``)
-and energy tables (``TABLES``) are dicts, which an import extends. A file or a command names such a
-row before anybody has imported its package, so modules named under
+Kinds of neurons (``NODES``), nonlinearities (``NONLINEARITIES``), linear operations (``LINEAR``),
+energy tables (``TABLES``) and metrics (``METRICS``) are dicts, which an import extends. A file or a
+command names such a row before anybody has imported its package, so modules named under
 ``spikingjelly_signgd.extensions`` are imported when a row is missing.
 """
 

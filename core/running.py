@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .metrics import METRICS, Choices, Comparison, paired, squared_distance, squared_norm
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState
 from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
+from .sizing import at_its_size
 
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
 BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
@@ -61,6 +63,7 @@ def planned_steps(snn: Any) -> int:
 
 
 @torch.no_grad()
+@at_its_size(lambda *_, sequence=False, **__: bool(sequence))
 def run(
     snn: NetworkModule,
     x: Tensor,
@@ -144,9 +147,10 @@ class Evaluation:
     """One row for each T: what ``evaluate`` measured on ``samples`` samples.
 
     ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a
-    reference are absent, or the outputs have one column, of which there is nothing to choose;
+    reference are absent, or the output is no classifier's: one tensor [B, classes] of two or more;
     ``error`` is the relative output error, the norm of the difference over the norm of the
-    reference's outputs.
+    reference's outputs. ``outputs`` holds, for each output, each metric's values: where metrics
+    were asked for, or the output is no classifier's.
     """
 
     time_steps: tuple[int, ...]
@@ -155,6 +159,7 @@ class Evaluation:
     error: tuple[float | None, ...]
     reference_accuracy: float | None
     samples: int
+    outputs: Mapping[str, Mapping[str, tuple[float | None, ...]]] = field(default_factory=dict)
 
     def __add__(self, other: Evaluation) -> Evaluation:
         """The rows of both, for networks planned for different T on the same samples."""
@@ -165,9 +170,27 @@ class Evaluation:
             self.error + other.error,
             self.reference_accuracy,
             self.samples,
+            {
+                output: {name: values + other.outputs[output][name] for name, values in own.items()}
+                for output, own in self.outputs.items()
+            },
         )
 
     def to_dict(self) -> dict[str, Any]:
+        found = self._totals()
+        if self.outputs:
+            found["outputs"] = self._by_output()
+        return found
+
+    def _by_output(self) -> list[dict[str, Any]]:
+        """A row for each output at each T."""
+        return [
+            {"T": t, "output": output, **{name: values[i] for name, values in own.items()}}
+            for i, t in enumerate(self.time_steps)
+            for output, own in self.outputs.items()
+        ]
+
+    def _totals(self) -> dict[str, Any]:
         return {
             "samples": self.samples,
             "reference_accuracy": self.reference_accuracy,
@@ -180,6 +203,20 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
+        if not self.outputs:
+            return self._table()
+        labelled = any(value is not None for value in self.accuracy)
+        return "\n".join([*([self._table(), ""] if labelled else []), self._table_by_output()])
+
+    def _table_by_output(self) -> str:
+        names = list(dict.fromkeys(name for own in self.outputs.values() for name in own))
+        rows = [
+            [str(row["T"]), row["output"], *(_shown(name, row.get(name)) for name in names)]
+            for row in self._by_output()
+        ]
+        return _aligned([["T", "output", *names], *rows])
+
+    def _table(self) -> str:
         lines = ["     T  accuracy  agreement  output error"]
         for row in self.to_dict()["rows"]:
             lines.append(
@@ -195,6 +232,22 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+def _shown(metric: str, value: float | None) -> str:
+    if metric in METRICS and METRICS[metric].percent:
+        return _percent(value)
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns to the right; what an output is called to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = max(widths[0], 6)
+    return "\n".join(
+        "  ".join(f"{text:{'<' if i == 1 else '>'}{widths[i]}}" for i, text in enumerate(row))
+        for row in rows
+    )
+
+
 @torch.no_grad()
 def evaluate(
     snn: NetworkModule,
@@ -202,62 +255,87 @@ def evaluate(
     time_steps: int | Sequence[int] | None = None,
     *,
     reference: nn.Module | None = None,
+    metric: Choices = None,
     chunk: int | None = None,
 ) -> Evaluation:
     """Accuracy, agreement with ``reference`` and relative output error at each T.
 
     ``time_steps`` are the T that the network was planned for unless given. ``loader`` yields
-    batches (x, y) or x: x [B, ...], y [B] class indices. The output is [B, classes]. The reference
-    is evaluated in eval mode, its mode comes back. Raises InputError for an empty loader.
+    batches (x, y) or x: x [B, ...], y [B] class indices, which count where the output is one tensor
+    [B, classes]. The reference is evaluated in eval mode, its mode comes back.
+
+    ``metric`` compares outputs of any task with the reference's, each output of tuples and dicts by
+    itself: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) -> float`` of all
+    samples, one or several, or a dict of these by output. Where the output is no classifier's the
+    usual ones of its shape are measured unless given. Raises InputError for an empty loader, and
+    for a metric that does not fit an output.
     """
+    if metric is not None and reference is None:
+        raise InputError(
+            "a metric compares with the source network; pass reference=model, or "
+            "reference=snn.source for the one that the description holds."
+        )
     steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
+    comparison = Comparison(steps, metric)
     correct = dict.fromkeys(steps, 0)
     same = dict.fromkeys(steps, 0)
     squared = dict.fromkeys(steps, 0.0)
     norm, samples, labelled, right, classes = 0.0, 0, 0, 0, 0
     for batch in progress(loader, "evaluating", _length(loader)):
         x, y = _pair(batch)
-        if y is not None and y.shape != x.shape[:1]:
-            raise InputError(
-                f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
-                f"y is {list(y.shape)}."
-            )
         outputs = run(snn, x, steps, chunk=chunk)
-        if not isinstance(outputs[steps[0]], Tensor) or outputs[steps[0]].dim() != 2:
-            raise InputError(
-                "evaluate measures classifiers, whose output is one tensor [B, classes]; compare "
-                "what run returns for other networks."
-            )
+        classes = _classes(outputs[steps[0]])
+        y = _labels(x, y, classes, metric)
         samples += len(x)
-        classes = outputs[steps[0]].shape[1]
-        target = None
+        target: Any = None
         if reference is not None:
             with eval_mode(reference):
                 target = reference(x.clone())  # which may work in place on its input
-            norm += float(target.double().square().sum())
+            paired(outputs[steps[0]], target)
+            norm += squared_norm(target)
         if y is not None:
             labelled += len(x)
             right += 0 if target is None else int((target.argmax(1) == y).sum())
         for t in steps:
-            prediction = outputs[t].argmax(1)
             if y is not None:
-                correct[t] += int((prediction == y).sum())
+                correct[t] += int((outputs[t].argmax(1) == y).sum())
             if target is not None:
-                same[t] += int((prediction == target.argmax(1)).sum())
-                squared[t] += float((outputs[t].double() - target.double()).square().sum())
+                squared[t] += squared_distance(outputs[t], target)
+            if target is not None and classes:
+                same[t] += int((outputs[t].argmax(1) == target.argmax(1)).sum())
+        if target is not None and not (classes and metric is None):
+            comparison.add(outputs, target)
     if samples == 0:
         raise InputError("the loader is empty; nothing can be evaluated.")
     has_reference = reference is not None
-    if classes < 2:
-        labelled = 0
     return Evaluation(
         steps,
         tuple(correct[t] / labelled if labelled else None for t in steps),
-        tuple(same[t] / samples if has_reference and classes > 1 else None for t in steps),
+        tuple(same[t] / samples if has_reference and classes else None for t in steps),
         tuple((squared[t] / norm) ** 0.5 if has_reference and norm else None for t in steps),
         right / labelled if labelled and has_reference else None,
         samples,
+        comparison.result(),
     )
+
+
+def _classes(output: Any) -> int:
+    """How many classes a classifier's output [B, classes] has; 0 where it is none."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
+        return 0
+    return output.shape[1]
+
+
+def _labels(x: Tensor, y: Any, classes: int, metric: Choices) -> Tensor | None:
+    """y where it is labels: of a classifier, and not what a metric's output is trained for."""
+    if y is None or not classes or (metric is not None and y.is_floating_point()):
+        return None
+    if y.shape != x.shape[:1]:
+        raise InputError(
+            f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
+            f"y is {list(y.shape)}. Targets of other tasks are left aside where metric= is given."
+        )
+    return y  # type: ignore[no-any-return]
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:

@@ -47,7 +47,7 @@ class Sent:
 @contextmanager
 def listening(snn: Any, listener: Callable[[Sent], None]) -> Iterator[None]:
     """``listener`` is told what each neuron, encoder and average of a ``NetworkModule`` sent."""
-    pooling = Pooling(snn.network)
+    pooling = Pooling(snn)
     before, snn.listener = snn.listener, lambda sent: listener(pooling(sent))
     try:
         yield
@@ -130,24 +130,26 @@ def passed(value: Tensor, unit: Tensor) -> Events:
 class Pooling:
     """Completes what pooling sent by its events."""
 
-    def __init__(self, network: SpikingNetwork) -> None:
-        self.network = network
-        self.names = [node.name for node in network.neurons if node.code is None]
-        self.units: dict[tuple[int, torch.device], dict[str, Tensor]] = {}
+    def __init__(self, snn: Any) -> None:
+        self.snn = snn  # whose network is that of another size while it runs one
+        self.names = [node.name for node in snn.network.neurons if node.code is None]
+        self.units: dict[Any, dict[str, Tensor]] = {}
 
     def __call__(self, sent: Sent) -> Sent:
         if sent.node.name not in self.names:
             return sent
-        return replace(sent, told=lambda: passed(sent.value, self._unit(sent)))
+        network = self.snn.network
+        return replace(sent, told=lambda: passed(sent.value, self._unit(sent, network)))
 
-    def _unit(self, sent: Sent) -> Tensor:
+    def _unit(self, sent: Sent, network: SpikingNetwork) -> Tensor:
         shape, made = sent.node.shape, sent.value.shape[1:]
         sizes = zip(shape, made, resolve(shape, 1), strict=True)
         batch = next((n // one for size, n, one in sizes if follows_batch(size)), 1)
-        key = batch, sent.value.device
+        device = sent.value.device
+        key = batch, device, network.input.shape
         if key not in self.units:
-            found = walk(self.network, Units(batch), keep=self.names)
-            self.units = {key: {k: unit.size.to(key[1]) for k, unit in found.items()}}
+            found = walk(network, Units(batch), keep=self.names)
+            self.units = {key: {k: unit.size.to(device) for k, unit in found.items()}}
         return self.units[key][sent.node.name]
 
 

@@ -36,6 +36,12 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
 
 
+def dense() -> nn.Module:
+    """[B, 1, H, W] to a map of two classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
 def cosine() -> nn.Module:
     class Cosine(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -232,6 +232,28 @@ def test_evaluate_against_the_model_itself(option, simulator, capsys):
     assert document(capsys)["reference_accuracy"] < 1
 
 
+def test_a_network_for_several_sizes_follows_its_data(folder, capsys):
+    import numpy as np
+
+    command = [
+        "convert",
+        "cli_zoo:dense",
+        "--data",
+        "cli_zoo:images",
+        "--no-tune",
+        "-o",
+        "dense.h5",
+    ]
+    assert main([*command, "--size", "1x7x9", "--size", "1x6x6"]) == 0
+    np.save("large.npy", cli_zoo.images(2).repeat(1, 1, 2, 3).numpy())
+    assert main(["evaluate", "dense.h5", "--data", "large.npy", "--time-steps", "1"]) == 0
+    assert main(["energy", "dense.h5", "--data", "large.npy"]) == 0
+    assert main(["evaluate", "dense.h5", "--data", "cli_zoo:images", "--time-steps", "1"]) == 0
+    np.save("wide.npy", cli_zoo.images(2).repeat(1, 1, 1, 2000).numpy())
+    assert main(["evaluate", "dense.h5", "--data", "wide.npy"]) == 2
+    assert "does not run on samples [1, 4, 8000]" in capsys.readouterr().err
+
+
 def test_evaluate_reads_an_exact_nir_file(capsys):
     assert main(["evaluate", "group.nir", *DATA, "--time-steps", "4", "--json"]) == 0
     nir = document(capsys)["rows"]

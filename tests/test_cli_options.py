@@ -118,6 +118,7 @@ def test_no_such_file(capsys):
         (["check", "zoo:net", "--input", "8", "--scale-pixels"], "--scale-pixels is of --data"),
         (["verify", "net.h5", "--mean", "0.5"], "--mean is of --data"),
         (["evaluate", "net.h5", "--data", "a.npz", "--min-agreement", "99"], "from 0 to 1"),
+        (["convert", "m", "--data", "a.npz", "-o", "n.h5", "--size", "1x0x9"], "at least 1"),
         (["evaluate", "net.h5", "--data", "a.npz", "--weights", "w"], "is of --reference"),
         (["evaluate", "net.h5", "--data", "a.npz", "--backend", "brian"], "invalid choice"),
         (["doctor", "net.h5", "--data", "a.npz", "--apply"], "give both, or none"),

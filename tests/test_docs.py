@@ -183,6 +183,20 @@ def test_the_page_of_the_doctor():
     ]
 
 
+def test_metrics():
+    found = run("docs/metrics.md")["found"]
+    assert list(found.outputs) == ["classes", "depth"]
+    assert found.outputs["classes"]["mean_iou"][0] > 0.9
+    assert found.outputs["depth"]["error"][0] < 0.1
+
+
+def test_sizes():
+    scope = run("docs/sizes.md")
+    assert scope["network"].provenance["sizes"]["between"] and scope["large"].input.shape[2] == 120
+    found = sg.evaluate(scope["snn"], [scope["x"]], reference=scope["model"])
+    assert found.error[0] < 0.1
+
+
 def test_energy(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the page finds the examples there
     scope = run("docs/energy.md")

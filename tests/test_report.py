@@ -177,7 +177,7 @@ def test_outputs_that_are_no_classes(tmp_path):
     x = torch.rand(4, 1, 5, 5)
     snn = sg.build(sg.convert(Image().eval(), x, time_steps=4, tune=False))
     tree = read(write_report(tmp_path / "r.html", snn, x))
-    assert "Accuracy and agreement: not measured. Evaluate measures classifiers" in tree.text
+    assert "mean_iou" in tree.text and "agreement at T" not in tree.text
     assert "Layers at T = 4" in tree.text and "Energy of one inference" in tree.text
 
 

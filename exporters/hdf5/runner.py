@@ -31,6 +31,7 @@ from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record
 from .kinds import KINDS, sparse
 from .layout import read
+from .resizing import at_size
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 from .runner_signs import dense_step, levels, mixed_step, sparse_step
@@ -98,6 +99,7 @@ class Runner:
             for node in self.nodes
             if KINDS[node.kind].computes
         }
+        self._own = functions
         self.neurons = tuple(node.name for node in self.nodes if KINDS[node.kind].neuron)
         self.output_names = leaves(self.content.outputs)
         self.lags, self.output_lag = _lags(self.nodes, self.output_names)
@@ -131,6 +133,18 @@ class Runner:
         say what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
         in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
         """
+        sized = self._at_size_of(x, sequence)
+        if sized is not self:
+            return sized.run(
+                x,
+                time_steps,
+                delay=delay,
+                sequence=sequence,
+                view=view,
+                record=record,
+                values=values,
+                input_spikes=input_spikes,
+            )
         if time_steps is None:
             time_steps = len(x) if sequence else self.content.time_steps
         steps = _checked_steps(time_steps)
@@ -150,6 +164,17 @@ class Runner:
             run.output_lag,
             run.duration,
         )
+
+    def _at_size_of(self, x: Any, sequence: bool) -> Runner:
+        """A runner of samples of the shape of x, where other sizes were checked."""
+        (node,) = self.content.of("input")
+        shape, expected = tuple(np.shape(x)[1 + sequence :]), tuple(node["shape"][1:])
+        sizes = self.content.provenance.get("sizes")
+        if sizes is None or shape == expected or len(shape) != len(expected):
+            return self
+        with np.errstate(all="ignore"):
+            content = at_size(self.content, {node.name: shape}, self.functions, self.dtype)
+        return Runner(content, self.dtype, self._own)
 
     def _typed(self, node: Record) -> Record:
         """Floating-point tensors in the runner's precision."""
