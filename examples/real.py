@@ -118,12 +118,12 @@ def outputs(snn: Any, x: Tensor, batch: int = BATCH) -> Any:
 
 
 def converted(
-    model: torch.nn.Module, calibration: Tensor, plan: str, tune: bool
+    model: torch.nn.Module, calibration: Tensor, plan: str, tune: bool, **others: Any
 ) -> tuple[sg.SpikingNetwork, float]:
-    """The network of a plan, and the CPU seconds that took."""
+    """The network of a plan, and the CPU seconds that took; ``others`` are of ``convert``, too."""
     begun = time.process_time()
     batches = list(calibration.split(BATCH))
-    network = sg.convert(model, batches, tune=tune, max_batches=None, **options(plan))
+    network = sg.convert(model, batches, tune=tune, max_batches=None, **options(plan), **others)
     return network, time.process_time() - begun
 
 
