@@ -108,8 +108,8 @@ def relative(have: Any, want: Any) -> float:
 
 
 @torch.no_grad()
-def outputs(snn: Any, x: Tensor, batch: int = BATCH) -> Any:
-    """Decoded after the steps that the network was planned for, [N, ...]."""
+def outputs(snn: Any, x: Any, batch: int = BATCH) -> Any:
+    """Decoded after the steps that the network was planned for, [N, ...], of a tensor or Inputs."""
     steps = snn.network.time_steps
     parts = [sg.run(snn, part, steps)[steps] for part in x.split(batch)]
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [
@@ -118,7 +118,7 @@ def outputs(snn: Any, x: Tensor, batch: int = BATCH) -> Any:
 
 
 def converted(
-    model: torch.nn.Module, calibration: Tensor, plan: str, tune: bool, **others: Any
+    model: torch.nn.Module, calibration: Any, plan: str, tune: bool, **others: Any
 ) -> tuple[sg.SpikingNetwork, float]:
     """The network of a plan, and the CPU seconds that took; ``others`` are of ``convert``, too."""
     begun = time.process_time()
@@ -127,7 +127,7 @@ def converted(
     return network, time.process_time() - begun
 
 
-def costs(snn: Any, x: Tensor) -> dict[str, float]:
+def costs(snn: Any, x: Any) -> dict[str, float]:
     """Spikes of a neuron for a sample, and additions for each MAC of the source."""
     counts = count_operations(snn, x[:COUNTED])
     return {"spikes": counts.spikes / counts.neurons, "additions": counts.additions_per_mac}
