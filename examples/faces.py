@@ -31,7 +31,8 @@ import spikingjelly_signgd as sg
 THRESHOLDS = {"pnet": 0.6, "rnet": 0.7}  # MTCNN's own
 FACTOR = 0.709  # from one image of the pyramid to the next
 TESTED = ("astronaut", "grace_hopper")
-WINDOW = 96  # side of the crops on which P-Net is measured; it sees windows of 12
+WINDOW = 96  # side of the crops that P-Net is measured on; it sees windows of 12
+SIZES = {"pnet": [(3, 40, 60)], "rnet": []}  # others, at which convert checks what it captured
 HEAD = (
     f"{'network':<8}{'plan':<18}{'same':>10}{'recall':>9}{'error':>8}{'spikes':>8}"
     f"{'additions':>11}{'convert s':>11}"
@@ -86,23 +87,14 @@ def scene(images: Sequence[Tensor], n: int, height: int, width: int, seed: int) 
 
 
 class Spiking(nn.Module):
-    """A network in place of P-Net or R-Net; for a new image size it is converted for that."""
+    """A spiking network in place of P-Net or R-Net, for images of any size."""
 
-    def __init__(self, source: nn.Module, calibration: Any, plan: str, tune: bool) -> None:
+    def __init__(self, source: nn.Module, network: sg.SpikingNetwork) -> None:
         super().__init__()
-        self.source, self.calibration = source, calibration
-        self.plan, self.tune = plan, tune
-        self.networks: dict[tuple[int, ...], Any] = {}
-
-    def network(self, height: int, width: int) -> Any:
-        if (height, width) not in self.networks:
-            x = self.calibration(height, width)
-            network, _ = real.converted(self.source, x, self.plan, self.tune)
-            self.networks[height, width] = sg.build(network)
-        return self.networks[height, width]
+        self.source, self.snn = source, sg.build(network)
 
     def forward(self, x: Tensor) -> Any:
-        boxes, probabilities = real.outputs(self.network(*x.shape[2:]), x)
+        boxes, probabilities = real.outputs(self.snn, x)
         return boxes, probabilities
 
 
@@ -145,12 +137,11 @@ def in_detector(
 
 
 def measured(
-    name: str, source: nn.Module, calibration: Tensor, test: Tensor, plan: str, tune: bool
+    name: str, source: nn.Module, network: sg.SpikingNetwork, test: Tensor
 ) -> dict[str, Any]:
     """Boxes and probabilities of all candidates: of P-Net these are all windows of its crops."""
     with torch.no_grad():
         want = source(test)
-    network, seconds = real.converted(source, calibration, plan, tune)
     snn = sg.build(network)
     have = real.outputs(snn, test, batch=64)
     mine, theirs = (out[1][:, 1] > THRESHOLDS[name] for out in (have, want))
@@ -159,7 +150,6 @@ def measured(
         "recall": float(mine[theirs].double().mean()),
         "error": real.relative(have, want),
         **real.costs(snn, test),
-        "seconds": seconds,
         "candidates": mine.numel(),
         "faces": int(theirs.sum()),
     }
@@ -224,17 +214,14 @@ def main() -> None:
         for tune in (False, True) if given.tune else (False,):
             cell = f"{plan}{' tuned' if tune else ''}"
             rows: dict[str, Any] = {}
+            networks = {}
             for name, (calibration, test) in sets.items():
-                arguments = name, getattr(mtcnn, name), calibration, test, plan, tune
-                rows[name] = measured(*arguments)
+                source = getattr(mtcnn, name)
+                made = real.converted(source, calibration, plan, tune, sizes=SIZES[name])
+                rows[name] = measured(name, source, made[0], test) | {"seconds": made[1]}
+                networks[name] = Spiking(source, made[0])
                 print(shown(name, cell, rows[name]), flush=True)
             if not given.no_detector:
-                networks = {
-                    "pnet": Spiking(
-                        mtcnn.pnet, lambda h, w: scene(others, 16, h, w, 0), plan, tune
-                    ),
-                    "rnet": Spiking(mtcnn.rnet, lambda h, w: shown_to_rnet, plan, tune),
-                }
                 for name, row in in_detector(mtcnn, networks, tested):
                     rows[name] = row
                     print(f"  {name}: {row['found']} of {row['faces']} faces, least overlap "

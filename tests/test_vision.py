@@ -324,8 +324,14 @@ def test_faces():
     others = [photographs[name] for name in ("coffee", "rocket", "chelsea", "grace_hopper")]
     calibration = example.candidates(mtcnn, others)[:256]
     test = example.candidates(mtcnn, [astronaut])
-    row = example.measured("rnet", mtcnn.rnet, calibration, test, "8x1", tune=False)
+    network, _ = real.converted(mtcnn.rnet, calibration, "8x1", False)
+    row = example.measured("rnet", mtcnn.rnet, network, test)
     assert row["same"] > 0.95 and row["recall"] > 0.9
-    networks = {"rnet": example.Spiking(mtcnn.rnet, lambda h, w: calibration, "8x1", False)}
+    scenes = example.scene(others, 32, 96, 96, 0)
+    wide, _ = real.converted(mtcnn.pnet, scenes, "8x1", False, sizes=example.SIZES["pnet"])
+    networks = {
+        "rnet": example.Spiking(mtcnn.rnet, network),
+        "pnet": example.Spiking(mtcnn.pnet, wide),
+    }
     ((_, found),) = example.in_detector(mtcnn, networks, {"astronaut": astronaut})
     assert found["faces"] == 1 and found["same"]
