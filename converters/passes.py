@@ -190,7 +190,7 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With thresholds and initial charges of group neurons for ReLUs chosen: ``thresholds``."""
-    if context.settings.chosen["scale"] not in ("channel", "tensor"):
+    if context.settings.chosen["scale"] not in ("fitted", "channel", "tensor"):
         return network
     return thresholds.fit(network, network.statistics, context.batches, context.settings.seed)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..core.network import (
@@ -27,6 +28,7 @@ from ..neurons.group import group_ceiling
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
+from .fitting import fitted_range
 from .rules import NotConvertible
 
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
@@ -149,12 +151,16 @@ class Layer:
         """The schedule asked for, or the default one."""
         if self.schedule is not None:
             return self.schedule
+        if self.scale == "fitted" and self.time_steps == 1 and members > 1:
+            return ExponentialSchedule(1 / (2 - 2.0 ** (1 - members)), 0.5)  # the scale is the reach
         return default_schedule(self.time_steps, self.depth, members, self.dead_zone)
 
-    def unit(self) -> float | Tensor:
+    def unit(self, members: int = 1) -> float | Tensor:
         """The scale of a neuron that decodes: a number, or by channel or element."""
         if self.scale == "unit":
             return 1.0
+        if self.scale == "fitted":
+            return self.fitted(members)
         if self.scale == "published":
             if self.node.function.name != "relu":
                 return 1.0
@@ -166,12 +172,23 @@ class Layer:
         # a channel that calibration hardly saw may still wake up
         return self._by_channel(whole) if self.scale == "channel" else whole
 
+    def fitted(self, members: int) -> float | Tensor:
+        """The range of the least expected error: ``fitting``."""
+        seen = self.seen
+        largest = torch.maximum(seen["maximum"].abs(), seen["minimum"].abs())
+        finest = self.steps(members)(self.time_steps) * 2.0 ** (1 - members)
+        if members > 1:  # of all its signs; the steps after the first are made for what is left
+            finest = 1.0 / (2.0 ** min(24, members * self.time_steps) - 1)
+        samples = int(seen["samples"])
+        found = fitted_range(self.node, seen["counts"], largest, finest, self.dead_zone, samples)
+        return found.to(largest.dtype).reshape(largest.shape)
+
     def threshold(self) -> float | Tensor:
         """Of a group neuron: where the search of ``thresholds.fit`` begins."""
         whole = float(self.seen["tensor_quantile"]) or 1.0
         if self.scale == "unit":
             return 1.0
-        by_channel = self.scale == "channel" and self.node.channel is not None
+        by_channel = self.scale in ("fitted", "channel") and self.node.channel is not None
         return self._by_channel(whole) if by_channel else whole
 
     def _by_channel(self, whole: float) -> Tensor:
@@ -204,7 +221,7 @@ def signgd(layer: Layer) -> SignGDNeuron:
         .make(
             SignGDNeuron,
             schedule=layer.steps(members),
-            scale=layer.unit(),
+            scale=layer.unit(members),
             resting=layer.start(),
             momentum=layer.momentum,
             members=members,
