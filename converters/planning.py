@@ -42,6 +42,10 @@ class SaturationWarning(UserWarning):
     """Neurons whose values lie beyond what the schedule can reach."""
 
 
+class PlanWarning(UserWarning):
+    """A network that is planned with too few signs to follow its source."""
+
+
 class LevelsWarning(UserWarning):
     """Group neurons whose m T is not the L that the network was trained with."""
 
@@ -152,7 +156,9 @@ class Layer:
         if self.schedule is not None:
             return self.schedule
         if self.scale == "fitted" and self.time_steps == 1 and members > 1:
-            return ExponentialSchedule(1 / (2 - 2.0 ** (1 - members)), 0.5)  # the scale is the reach
+            return ExponentialSchedule(
+                1 / (2 - 2.0 ** (1 - members)), 0.5
+            )  # the scale is the reach
         return default_schedule(self.time_steps, self.depth, members, self.dead_zone)
 
     def unit(self, members: int = 1) -> float | Tensor:
@@ -166,17 +172,16 @@ class Layer:
                 return 1.0
             maximum = self.seen["element_maximum"]
             return maximum.where(maximum > 1e-5, 1.0)
-        whole = float(self.seen["tensor_quantile"])
-        if whole == 0.0:
-            return 1.0
         # a channel that calibration hardly saw may still wake up
-        return self._by_channel(whole) if self.scale == "channel" else whole
+        if self.scale == "channel":
+            return by_quantile(self.seen)
+        return float(self.seen["tensor_quantile"]) or 1.0
 
     def fitted(self, members: int) -> float | Tensor:
         """The range of the least expected error: ``fitting``."""
         seen = self.seen
         largest = torch.maximum(seen["maximum"].abs(), seen["minimum"].abs())
-        finest = self.steps(members)(self.time_steps) * 2.0 ** (1 - members)
+        finest = 1.0 / self.time_steps
         if members > 1:  # of all its signs; the steps after the first are made for what is left
             finest = 1.0 / (2.0 ** min(24, members * self.time_steps) - 1)
         samples = int(seen["samples"])
@@ -189,14 +194,19 @@ class Layer:
         if self.scale == "unit":
             return 1.0
         by_channel = self.scale in ("fitted", "channel") and self.node.channel is not None
-        return self._by_channel(whole) if by_channel else whole
-
-    def _by_channel(self, whole: float) -> Tensor:
+        if not by_channel:
+            return whole
         return self.seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole)
 
     def start(self) -> float | Tensor:
         """The resting value."""
         return self.seen["mean"] if self.resting == "mean" else 0.0
+
+
+def by_quantile(seen: Mapping[str, Tensor]) -> float | Tensor:
+    """By channel the 99.95 % quantile, no less than a fiftieth of the tensor's."""
+    whole = float(seen["tensor_quantile"])
+    return seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole) if whole else 1.0
 
 
 def signgd(layer: Layer) -> SignGDNeuron:
