@@ -7,6 +7,7 @@ sees travels in ``network.statistics``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
