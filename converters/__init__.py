@@ -4,7 +4,15 @@ from .comparison import FunctionsReport, FunctionsRow, compare_functions
 from .conversion import CheckReport, check, convert
 from .lowering import Coverage
 from .passes import PASSES, Pass
-from .planning import METHODS, Layer, LevelsWarning, Method, SaturationWarning, default_schedule
+from .planning import (
+    METHODS,
+    Layer,
+    LevelsWarning,
+    Method,
+    PlanWarning,
+    SaturationWarning,
+    default_schedule,
+)
 from .rules import NEURONS, NotConvertible, Rule
 from .searching import allocate, search
 from .settings import Context, Settings
@@ -27,6 +35,7 @@ __all__ = [
     "Pass",
     "Preprocessing",
     "Rule",
+    "PlanWarning",
     "SaturationWarning",
     "Settings",
     "Source",

@@ -15,9 +15,12 @@ from ..core.network import Function, SpikingNetwork
 from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..errors import CalibrationError
+from . import sketch
 
 Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any]
-SAMPLES = 4096  # values kept for each channel and batch, for the quantile
+PLACES = 256  # of each channel and sample that are counted
+FEW_CHANNELS = 4096  # of all channels together, where they are few
+QUANTILE = 0.9995
 BATCH = 64
 
 
@@ -92,31 +95,34 @@ def _check_batch(x: Any, number: int) -> bool:
 
 @torch.no_grad()
 def statistics(
-    network: SpikingNetwork, batches: list[Tensor], seed: int, quantile: float = 0.9995
+    network: SpikingNetwork, batches: Iterable[Tensor], seed: int = 0
 ) -> dict[str, dict[str, Tensor]]:
-    """For each function: by channel "maximum", "minimum", "mean", "quantile" (of the absolute
-    value), for the whole tensor "tensor_quantile", and "element_maximum" (batch sizes are 1)."""
+    """For each function: by channel "maximum", "minimum", "mean", "quantile" (99.95 %, of the
+    absolute value) and "counts" (``sketch``), for the whole tensor "tensor_quantile", the number of
+    "samples", and "element_maximum" (batch sizes are 1).
+
+    One pass, in memory that does not depend on how many batches there are. What is counted are
+    integers: the same samples give the same counts in any order and in batches of any size.
+    """
     module = NetworkModule(network, {})
     functions = network.of(Function)
-    collected: dict[str, dict[str, Any]] = {
-        node.name: {"parts": [], "count": 0, "sum": 0.0} for node in functions
-    }
+    seen = {node.name: _Seen(node, seed) for node in functions}
     divisors = {node.name: node.inputs[-1] for node in functions if _has_floor(node)}
     floors: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(seed)
-    for x in progress(batches, "calibrating", len(batches)):
-        values = module.activations(x, keep=[*collected, *divisors.values()])
+    parts = list(batches) if not isinstance(batches, list) else batches
+    for x in progress(parts, "calibrating", len(parts)):
+        values = module.activations(x, keep=[*seen, *divisors.values()])
         for node in functions:
             if node.name in divisors:
                 lowest = values[divisors[node.name]].min()
                 floors[node.name] = torch.minimum(floors.get(node.name, lowest), lowest)
-            _collect(collected[node.name], node, values[node.name], generator)
-    seen = {node.name: _summary(collected[node.name], quantile) for node in functions}
+            seen[node.name].add(values[node.name], len(x))
+    found = {name: one.summary() for name, one in seen.items()}
     for node in functions:
         least = floors.get(node.name)
         if least is not None and (least > 0 or (least == 0 and _at_zero(node))):
-            seen[node.name]["floor"] = least / 2
-    return seen
+            found[node.name]["floor"] = least / 2
+    return found
 
 
 def _has_floor(node: Function) -> bool:
@@ -132,31 +138,66 @@ def _at_zero(node: Function) -> bool:
     return node.function.name == "sqrt" or node.arguments.get("exponent", -1) > 0
 
 
-def _collect(
-    sums: dict[str, Any], node: Function, value: Tensor, generator: torch.Generator
-) -> None:
-    if not bool(value.isfinite().all()):
-        raise CalibrationError(
-            f"{node.function.name} at '{node.name}' is NaN or infinite on the calibration data; "
-            "the source network itself is not finite there."
-        )
-    batch_dims = [d for d, size in enumerate(node.shape) if follows_batch(size)]
-    element = value.amax(batch_dims, keepdim=True) if batch_dims else value
-    by_channel = value.movedim(node.channel, 0).flatten(1) if node.channel else value.reshape(1, -1)
-    most, least = by_channel.amax(1), by_channel.amin(1)
-    if "maximum" in sums:
-        sums["maximum"] = torch.maximum(sums["maximum"], most)
-        sums["minimum"] = torch.minimum(sums["minimum"], least)
-        sums["element"] = torch.maximum(sums["element"], element)
-    else:
-        sums.update(maximum=most, minimum=least, element=element)
-    sums["sum"] = sums["sum"] + by_channel.double().sum(1)
-    sums["count"] += by_channel.shape[1]
-    if by_channel.shape[1] > SAMPLES:
-        pick = torch.randint(by_channel.shape[1], (SAMPLES,), generator=generator)
-        by_channel = by_channel[:, pick.to(by_channel.device)]
-    sums["parts"].append(by_channel.abs())
-    sums["shape"] = channel_shape(node)
+class _Seen:
+    """What calibration keeps of one function's values."""
+
+    def __init__(self, node: Function, seed: int) -> None:
+        self.node, self.seed = node, seed
+        self.samples, self.count = 0, 0
+
+    def add(self, value: Tensor, samples: int) -> None:
+        node = self.node
+        if not bool(value.isfinite().all()):
+            raise CalibrationError(
+                f"{node.function.name} at '{node.name}' is NaN or infinite on the calibration "
+                "data; the source network itself is not finite there."
+            )
+        batch_dims = [d for d, size in enumerate(node.shape) if follows_batch(size)]
+        element = value.amax(batch_dims, keepdim=True) if batch_dims else value
+        channels = value.movedim(node.channel, 0) if node.channel else value.unsqueeze(0)
+        by_channel = channels.flatten(1)
+        most, least = by_channel.amax(1), by_channel.amin(1)
+        total = by_channel.sum(1, dtype=torch.float64)
+        counts = sketch.counts(self._some(channels, samples))
+        if not self.samples:
+            self.most, self.least, self.element = most, least, element
+            self.total, self.counts = total, counts
+        else:
+            self.most, self.least = torch.maximum(self.most, most), torch.minimum(self.least, least)
+            self.element = torch.maximum(self.element, element)
+            self.total, self.counts = self.total + total, self.counts + counts
+        self.samples += samples
+        self.count += by_channel.shape[1]
+
+    def _some(self, channels: Tensor, samples: int) -> Tensor:
+        """Values [C, n] of some places of every sample, the same for all samples."""
+        shape = self.node.shape
+        # where the batch comes first, what a sample has lies together
+        by_sample = bool(shape) and follows_batch(shape[0]) and self.node.channel != -len(shape)
+        each = channels.reshape(len(channels), samples if by_sample else 1, -1)
+        most = max(PLACES, FEW_CHANNELS // len(channels))
+        if each.shape[2] > most:
+            generator = torch.Generator().manual_seed(self.seed)
+            pick = torch.randperm(each.shape[2], generator=generator)[:most].sort().values
+            each = each[..., pick.to(each.device)]
+        return each.flatten(1)
+
+    def summary(self) -> dict[str, Tensor]:
+        shape, dtype = channel_shape(self.node), self.most.dtype
+        largest = torch.maximum(self.most.abs(), self.least.abs())
+        together = self.counts.sum(0, keepdim=True)
+        by_channel = sketch.quantile(self.counts, QUANTILE, largest).to(dtype)
+        whole = sketch.quantile(together, QUANTILE, largest.max()).to(dtype)
+        return {
+            "maximum": self.most.reshape(shape),
+            "minimum": self.least.reshape(shape),
+            "mean": (self.total / self.count).to(dtype).reshape(shape),
+            "quantile": by_channel.reshape(shape),
+            "tensor_quantile": whole[0],
+            "element_maximum": self.element,
+            "counts": self.counts,
+            "samples": torch.tensor(self.samples),
+        }
 
 
 def channel_shape(node: Function) -> tuple[int, ...]:
@@ -164,19 +205,3 @@ def channel_shape(node: Function) -> tuple[int, ...]:
     if node.channel is None:
         return ()
     return (-1, *[1] * (-node.channel - 1))
-
-
-def _summary(sums: Mapping[str, Any], q: float) -> dict[str, Tensor]:
-    values = torch.cat(sums["parts"], 1)
-    shape, dtype = sums["shape"], values.dtype
-    ordered = values.sort(1).values
-    rank = min(ordered.shape[1] - 1, round(q * (ordered.shape[1] - 1)))
-    flat = values.flatten().sort().values
-    return {
-        "maximum": sums["maximum"].reshape(shape),
-        "minimum": sums["minimum"].reshape(shape),
-        "mean": (sums["sum"] / sums["count"]).to(dtype).reshape(shape),
-        "quantile": ordered[:, rank].reshape(shape),
-        "tensor_quantile": flat[min(len(flat) - 1, round(q * (len(flat) - 1)))],
-        "element_maximum": sums["element"],
-    }

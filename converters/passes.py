@@ -7,6 +7,7 @@ sees travels in ``network.statistics``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.inputs import call
+from ..core.inputs import Inputs, call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import (
@@ -28,10 +29,11 @@ from ..core.network import (
 )
 from ..core.structures import plain
 from ..errors import CalibrationError, InputError, SignGDError
-from . import thresholds, tuning
+from . import residuals, thresholds, tuning
 from .calibration import statistics
 from .objectives import weight_of
 from .planner import plan
+from .planning import PlanWarning, by_quantile
 from .settings import Context, belongs
 from .uses import used, users
 
@@ -208,9 +210,57 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With thresholds and initial charges of group neurons for ReLUs chosen: ``thresholds``."""
-    if context.settings.chosen["scale"] not in ("channel", "tensor"):
+    if context.settings.chosen["scale"] not in ("fitted", "channel", "tensor"):
         return network
     return thresholds.fit(network, network.statistics, context.batches, context.settings.seed)
+
+
+def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """With step sizes of neurons of several members chosen for several steps: ``residuals``."""
+    chosen = context.settings.chosen
+    if chosen["schedule"] is not None or chosen["scale"] != "fitted":
+        return network
+    if context.settings.momentum or network.time_steps == 1 or not network.of(SignGDNeuron):
+        return network
+    usual = {
+        n.name: replace(n, scale=by_quantile(network.statistics[n.name]))
+        for n in network.of(SignGDNeuron)
+        if n.name in network.statistics
+    }
+    return residuals.fit(network, network.with_nodes(usual), _some(context))
+
+
+OFF = 0.2  # of the outputs, from where a plan is warned of
+
+
+def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    """Warns of a network whose outputs are far from the model's, with the neurons that are."""
+    if context.settings.preset == "paper" or not network.neurons:
+        return network
+    x = _some(context)[: residuals.samples_for(network)]
+    steps, error = residuals.run(network, x)
+    said = {"error": error, "samples": len(x)}
+    network = network.replace(provenance={**network.provenance, "planned": said})
+    if error <= OFF:
+        return network
+    off = {name: (a / b) ** 0.5 for name, (a, b) in steps.off.items() if b}
+    worst = sorted(off, key=lambda name: -off[name])[:3]
+    where = ", ".join(f"'{name}' ({100 * off[name]:.0f} % off its target)" for name in worst)
+    warnings.warn(
+        f"after {network.time_steps} step(s) the outputs are {100 * error:.0f} % off those of "
+        f"{type(context.model).__name__} on {len(x)} calibration samples. Farthest from what they "
+        f"follow: {where}. Choose more members or time_steps, tune=True, or see sg.diagnose.",
+        PlanWarning,
+        stacklevel=4,
+    )
+    return network
+
+
+def _some(context: Context) -> Tensor | Inputs:
+    """Calibration samples from all over the batches, as many as anything here runs."""
+    x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
+    wanted = min(len(x), 2 * residuals.MOST)
+    return x[torch.linspace(0, len(x) - 1, wanted).long().to(x.device)]
 
 
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -233,7 +283,7 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def _better_not(network: SpikingNetwork, context: Context) -> str:
     """Why a network that could be tuned is not, unless asked for."""
-    usual = {"schedule": None, "scale": "channel", "resting": "zero", "preset": "default"}
+    usual = {"schedule": None, "scale": "fitted", "resting": "zero", "preset": "default"}
     asked = {name: getattr(context.settings, name) for name in usual}
     given = [name for name, value in asked.items() if value not in (None, usual[name])]
     if given:
@@ -275,6 +325,8 @@ PASSES: tuple[Pass, ...] = (
     calibrate,
     plan,
     fit_thresholds,
+    fit_steps,
     tune,
+    check_plan,
     describe,
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..core.network import (
@@ -27,6 +28,7 @@ from ..neurons.group import group_ceiling
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
+from .fitting import fitted_range
 from .rules import NotConvertible
 
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
@@ -38,6 +40,10 @@ Kind = TypeVar("Kind", bound=Neuron)
 
 class SaturationWarning(UserWarning):
     """Neurons whose values lie beyond what the schedule can reach."""
+
+
+class PlanWarning(UserWarning):
+    """A network that is planned with too few signs to follow its source."""
 
 
 class LevelsWarning(UserWarning):
@@ -149,37 +155,58 @@ class Layer:
         """The schedule asked for, or the default one."""
         if self.schedule is not None:
             return self.schedule
+        if self.scale == "fitted" and self.time_steps == 1 and members > 1:
+            return ExponentialSchedule(
+                1 / (2 - 2.0 ** (1 - members)), 0.5
+            )  # the scale is the reach
         return default_schedule(self.time_steps, self.depth, members, self.dead_zone)
 
-    def unit(self) -> float | Tensor:
+    def unit(self, members: int = 1) -> float | Tensor:
         """The scale of a neuron that decodes: a number, or by channel or element."""
         if self.scale == "unit":
             return 1.0
+        if self.scale == "fitted":
+            return self.fitted(members)
         if self.scale == "published":
             if self.node.function.name != "relu":
                 return 1.0
             maximum = self.seen["element_maximum"]
             return maximum.where(maximum > 1e-5, 1.0)
-        whole = float(self.seen["tensor_quantile"])
-        if whole == 0.0:
-            return 1.0
         # a channel that calibration hardly saw may still wake up
-        return self._by_channel(whole) if self.scale == "channel" else whole
+        if self.scale == "channel":
+            return by_quantile(self.seen)
+        return float(self.seen["tensor_quantile"]) or 1.0
+
+    def fitted(self, members: int) -> float | Tensor:
+        """The range of the least expected error: ``fitting``."""
+        seen = self.seen
+        largest = torch.maximum(seen["maximum"].abs(), seen["minimum"].abs())
+        finest = 1.0 / self.time_steps
+        if members > 1:  # of all its signs; the steps after the first are made for what is left
+            finest = 1.0 / (2.0 ** min(24, members * self.time_steps) - 1)
+        samples = int(seen["samples"])
+        found = fitted_range(self.node, seen["counts"], largest, finest, self.dead_zone, samples)
+        return found.to(largest.dtype).reshape(largest.shape)
 
     def threshold(self) -> float | Tensor:
         """Of a group neuron: where the search of ``thresholds.fit`` begins."""
         whole = float(self.seen["tensor_quantile"]) or 1.0
         if self.scale == "unit":
             return 1.0
-        by_channel = self.scale == "channel" and self.node.channel is not None
-        return self._by_channel(whole) if by_channel else whole
-
-    def _by_channel(self, whole: float) -> Tensor:
+        by_channel = self.scale in ("fitted", "channel") and self.node.channel is not None
+        if not by_channel:
+            return whole
         return self.seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole)
 
     def start(self) -> float | Tensor:
         """The resting value."""
         return self.seen["mean"] if self.resting == "mean" else 0.0
+
+
+def by_quantile(seen: Mapping[str, Tensor]) -> float | Tensor:
+    """By channel the 99.95 % quantile, no less than a fiftieth of the tensor's."""
+    whole = float(seen["tensor_quantile"])
+    return seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole) if whole else 1.0
 
 
 def signgd(layer: Layer) -> SignGDNeuron:
@@ -204,7 +231,7 @@ def signgd(layer: Layer) -> SignGDNeuron:
         .make(
             SignGDNeuron,
             schedule=layer.steps(members),
-            scale=layer.unit(),
+            scale=layer.unit(members),
             resting=layer.start(),
             momentum=layer.momentum,
             members=members,

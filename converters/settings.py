@@ -21,7 +21,7 @@ from .planning import AVERAGING, METHODS
 from .rules import NEURONS, Entry, Operation
 
 CODINGS = ("exact", "real", "spike", "poisson")
-SCALES = ("channel", "tensor", "published", "unit")
+SCALES = ("fitted", "channel", "tensor", "published", "unit")
 RESTING = ("zero", "mean")
 TIME_STEPS = 32  # of single signs, and of other neurons
 MEMBERS = 8  # of neurons with dead zones, in one step
@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "schedule": None,  # it depends on the depth of each neuron
         "input_coding": "exact",
-        "scale": "channel",
+        "scale": "fitted",
         "gelu": "source",
         "forms": forms("whole"),
         "guard": True,

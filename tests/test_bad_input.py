@@ -156,7 +156,7 @@ def test_another_simulator(network):
 CHOICES = {
     "method": ("rate", "signgd, group, subgradient"),
     "preset": ("icml", "paper, default"),
-    "scale": ("layer", "channel, tensor"),
+    "scale": ("layer", "fitted, channel, tensor"),
     "input_coding": ("latency", "exact, real, spike, poisson"),
     "resting": ("one", "zero, mean"),
 }
