@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.inputs import Inputs, batch_of
-from ..core.module import NetworkModule
+from ..core.module import NetworkModule, Source
 from ..core.network import Function, SpikingNetwork
 from ..core.operations import follows_batch
 from ..core.progress import progress
+from ..core.walk import walk
 from ..errors import CalibrationError
 from . import sketch
 
@@ -21,6 +22,7 @@ Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any]
 PLACES = 256  # of each channel and sample that are counted
 FEW_CHANNELS = 4096  # of all channels together, where they are few
 QUANTILE = 0.9995
+VALUES = 2**26  # of all nodes of the samples that are run at once
 BATCH = 64
 
 
@@ -105,24 +107,25 @@ def statistics(
     integers: the same samples give the same counts in any order and in batches of any size.
     """
     module = NetworkModule(network, {})
-    functions = network.of(Function)
-    seen = {node.name: _Seen(node, seed) for node in functions}
-    divisors = {node.name: node.inputs[-1] for node in functions if _has_floor(node)}
-    floors: dict[str, Tensor] = {}
-    parts = list(batches) if not isinstance(batches, list) else batches
-    for x in progress(parts, "calibrating", len(parts)):
-        values = module.activations(x, keep=[*seen, *divisors.values()])
-        for node in functions:
-            if node.name in divisors:
-                lowest = values[divisors[node.name]].min()
-                floors[node.name] = torch.minimum(floors.get(node.name, lowest), lowest)
-            seen[node.name].add(values[node.name], len(x))
-    found = {name: one.summary() for name, one in seen.items()}
-    for node in functions:
-        least = floors.get(node.name)
-        if least is not None and (least > 0 or (least == 0 and _at_zero(node))):
-            found[node.name]["floor"] = least / 2
-    return found
+    seen = {node.name: _Seen(node, seed) for node in network.of(Function)}
+    at_once = max(1, VALUES // max(1, sum(node.values for node in network.nodes)))
+    for batch in progress(batches, "calibrating"):
+        for x in batch.split(at_once):
+            walk(network, _Watched(module, module.check_input(x), seen), ())
+    return {name: one.summary() for name, one in seen.items()}
+
+
+class _Watched(Source):
+    """The source network, whose functions' values are counted."""
+
+    def __init__(self, module: NetworkModule, x: Tensor | Inputs, seen: Mapping[str, _Seen]):
+        super().__init__(module, x)
+        self.seen = seen
+
+    def function(self, node: Function, inputs: list[Tensor]) -> Tensor:
+        value = super().function(node, inputs)
+        self.seen[node.name].add(value, inputs, self.batch)
+        return value
 
 
 def _has_floor(node: Function) -> bool:
@@ -144,9 +147,15 @@ class _Seen:
     def __init__(self, node: Function, seed: int) -> None:
         self.node, self.seed = node, seed
         self.samples, self.count = 0, 0
+        self.most: Tensor  # and the least, by channel
+        self.least: Tensor
+        self.floor: float | None = None  # the least divisor
 
-    def add(self, value: Tensor, samples: int) -> None:
+    def add(self, value: Tensor, inputs: list[Tensor], samples: int) -> None:
         node = self.node
+        if _has_floor(node):
+            least = float(inputs[-1].min())
+            self.floor = least if self.floor is None else min(self.floor, least)
         if not bool(value.isfinite().all()):
             raise CalibrationError(
                 f"{node.function.name} at '{node.name}' is NaN or infinite on the calibration "
@@ -183,7 +192,10 @@ class _Seen:
         return each.flatten(1)
 
     def summary(self) -> dict[str, Tensor]:
-        shape, dtype = channel_shape(self.node), self.most.dtype
+        shape, dtype, least = channel_shape(self.node), self.most.dtype, self.floor
+        floor = {}
+        if least is not None and (least > 0 or (least == 0 and _at_zero(self.node))):
+            floor = {"floor": torch.tensor(least, dtype=dtype) / 2}
         largest = torch.maximum(self.most.abs(), self.least.abs())
         together = self.counts.sum(0, keepdim=True)
         by_channel = sketch.quantile(self.counts, QUANTILE, largest).to(dtype)
@@ -197,6 +209,7 @@ class _Seen:
             "element_maximum": self.element,
             "counts": self.counts,
             "samples": torch.tensor(self.samples),
+            **floor,
         }
 
 
