@@ -52,7 +52,7 @@ def sum_of(low: Lowering, x: Value, y: Value, alpha: float) -> Value:
 
 def _times(value: Value, factor: float) -> Value:
     if isinstance(value, BatchConstant):
-        return replace(value, one=value.one * factor, two=value.two * factor)
+        return value.map(lambda one: one * factor)
     return value * factor
 
 
@@ -61,11 +61,10 @@ def without_infinity(low: Lowering, value: Value) -> tuple[Value, Value]:
     if isinstance(value, Masked):
         return value.value, value.mask
     if isinstance(value, BatchConstant):
-        parts = [without_infinity(low, v) for v in (value.one, value.two)]
-        (one, mask), (two, other) = parts
-        if mask is None:
-            return value, None
-        return replace(value, one=one, two=two), replace(value, one=mask, two=other)
+        one, mask = without_infinity(low, value.one)
+        return (
+            (value, None) if mask is None else (replace(value, one=one), replace(value, one=mask))
+        )
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value, None
     mask = value == -math.inf

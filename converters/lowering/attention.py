@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def _taken(low: Lowering, value: Value, taken: Value, filled: bool) -> Value:
 
 def _not(mask: Value) -> Value:
     if isinstance(mask, BatchConstant):
-        return replace(mask, one=~mask.one.bool(), two=~mask.two.bool())
+        return mask.map(lambda one: ~one.bool())
     return ~mask.bool()
 
 

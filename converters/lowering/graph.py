@@ -16,7 +16,15 @@ from ...core.operations import Size, follows_batch, resolve
 from ...errors import CaptureError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
-from ..constants import BatchConstant, Masked, batch_constant, for_batch
+from ..constants import (
+    SAMPLES,
+    BatchConstant,
+    Masked,
+    Unsettled,
+    batch_constant,
+    for_batch,
+    of_batches,
+)
 from ..rules import Entry, NotConvertible, Operation, Rule, find_rule
 from ..uses import used
 from .options import Coverage, Options
@@ -30,6 +38,7 @@ from .tables import (
     MOVES,
     OTHERWISE,
     TAKES_MASKED,
+    VIEWS,
     no_neuron,
 )
 from .values import (
@@ -37,6 +46,7 @@ from .values import (
     Value,
     broadcast,
     compressed,
+    flat,
     has_node,
     holds,
     map_structure,
@@ -124,6 +134,9 @@ class Lowering:
             return None
         if not has_node((args, kwargs)):
             return self._fold(target, args, kwargs)
+        for value in flat((args, kwargs)):
+            if isinstance(value, Unsettled):
+                raise value.refusal()
         if packet in BROADCASTING:
             args, kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
                 (args, kwargs), one_for_all_samples
@@ -178,7 +191,7 @@ class Lowering:
         if functions:
             self._made[len(self.coverage)] = functions
             self._report("neuron", listed(functions))
-        elif value is None or isinstance(value, (Tensor, BatchConstant)):
+        elif value is None or isinstance(value, (Tensor, BatchConstant, Unsettled)):
             self._report("constant")
         else:
             ops = [n.op for n in made if isinstance(n, Linear)]
@@ -215,8 +228,10 @@ class Lowering:
         return self._for_batches(target, args, kwargs)
 
     def _for_batches(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
-        """Of constants a constant, computed for one sample and for two where that matters."""
-        if not holds((BatchConstant, Masked, fx.Node), (args, kwargs)):
+        """Of constants a constant, computed for one, two and three samples where that matters."""
+        if target in VIEWS:  # a constant need not lie in memory as it does in the model
+            target = torch.ops.aten.reshape.default
+        if not holds((BatchConstant, Unsettled, Masked, fx.Node), (args, kwargs)):
             value = target(*args, **kwargs)
             return list(value) if isinstance(value, (list, tuple)) else value
 
@@ -229,10 +244,10 @@ class Lowering:
             here_args, here_kwargs = fx.node.map_aggregate((args, kwargs), given)  # type: ignore[misc]
             return target(*here_args, **here_kwargs)
 
-        one, two = compute(1), compute(2)
-        if isinstance(one, (list, tuple)):
-            return [batch_constant(a, b, target) for a, b in zip(one, two, strict=True)]
-        return batch_constant(one, two, target)
+        values = [compute(samples) for samples in SAMPLES]
+        if isinstance(values[0], (list, tuple)):
+            return [of_batches(each, target) for each in zip(*values, strict=True)]
+        return of_batches(values, target)
 
     def _identity(self, value: Value) -> Value:
         result = self.here.meta["val"]
@@ -325,6 +340,8 @@ class Lowering:
             )
         if isinstance(value, (int, float)):
             value = torch.tensor(float(value), dtype=self.dtype)
+        if isinstance(value, Unsettled):
+            raise value.refusal()
         if isinstance(value, BatchConstant):
             return self._spread_over_batch(value)
         if not value.is_floating_point():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,12 +54,17 @@ def reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple((d % rank) - rank for d in (dims or range(rank)))
 
 
+def flat(tree: Any) -> Iterator[Any]:
+    """What lists, tuples and dicts hold."""
+    if isinstance(tree, (list, tuple, Mapping)):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from flat(value)
+    else:
+        yield tree
+
+
 def holds(kind: Any, tree: Any) -> bool:
-    if isinstance(tree, Mapping):
-        return any(holds(kind, v) for v in tree.values())
-    if isinstance(tree, (list, tuple)):
-        return any(holds(kind, v) for v in tree)
-    return isinstance(tree, kind)
+    return any(isinstance(value, kind) for value in flat(tree))
 
 
 def has_node(tree: Any) -> bool:
