@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..core.modes import eval_mode
 from ..core.operations import Size
 from ..errors import CalibrationError, CaptureError
+from .recurrent import DECOMPOSITIONS
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             warnings.simplefilter("ignore")
             sample = sample.clone()
             program = torch.export.export(model, (sample,), dynamic_shapes=dynamic, strict=False)
-            program = program.run_decompositions({})
+            program = program.run_decompositions(DECOMPOSITIONS)
     except Exception as error:
         raise CaptureError(_what_to_change(model, error)) from error
     constants = _constants(program)

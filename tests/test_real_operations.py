@@ -66,7 +66,7 @@ def positions(x):
 TABLE = torch.randn(9, 4, generator=torch.Generator().manual_seed(5))
 SIZES = {
     "attention": lambda x: F.scaled_dot_product_attention(
-        *[x.unflatten(2, (2, 2)).transpose(1, 2)] * 3, by_index(x)
+        x[:, None], x[:, None], x[:, None], by_index(x)
     ),
     "softmax": lambda x: (x @ x.mT).masked_fill(~by_index(x)[:, 0], float("-inf")).softmax(-1) @ x,
     "added": lambda x: ((x @ x.mT) + torch.where(by_index(x)[:, 0], 0.0, -1e4)).softmax(-1) @ x,
@@ -99,3 +99,140 @@ DIFFERENT = {
 def test_what_differs_from_sample_to_sample_is_refused(name):
     with pytest.raises(sg.UnsupportedOperation, match="batch.*outside the model"):
         source_network(Functional(DIFFERENT[name], 4), torch.randn(2, 5, 4), Settings())
+
+
+# -- norms -----------------------------------------------------------------------------------------
+
+
+def grn(x):
+    """Global response normalisation of ConvNeXt V2, of [B, H, W, C]."""
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    return x + 0.7 * x * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
+
+
+def cosine(x):
+    """Attention of Swin V2: the scores are cosines."""
+    q, k = (F.normalize(part, dim=-1) for part in x.chunk(2, -1))
+    return (14.3 * q @ k.mT).softmax(-1) @ x
+
+
+NORMS = {
+    "vector norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "vector norm of all": lambda x: torch.linalg.vector_norm(x, dim=(1, 2, 3)),
+    "norm": lambda x: torch.norm(x, dim=1, keepdim=True),
+    "order 1": lambda x: torch.linalg.vector_norm(x, 1, dim=-1),
+    "order inf": lambda x: torch.linalg.vector_norm(x, float("inf"), dim=(1, 2)),
+    "order 3": lambda x: torch.linalg.vector_norm(x, 3.0, dim=-1),
+    "normalize": lambda x: F.normalize(x),
+    "normalize, order 1": lambda x: F.normalize(x, p=1.0, dim=-1),
+    "over its norm": lambda x: x / x.norm(dim=-1, keepdim=True),
+    "over another's norm": lambda x: x / x.flip(-1).norm(dim=1, keepdim=True),
+    "half by norm": lambda x: x / (x.norm(dim=-1) + 1).unsqueeze(-1),
+    "GRN": grn,
+    "cosine attention": cosine,
+}
+WHOLE = {
+    "vector norm": ["vector_norm"],
+    "normalize": ["normalize"],
+    "over its norm": ["normalize"],
+    "over another's norm": ["vector_norm", "div"],
+    "cosine attention": ["normalize", "normalize", "attention"],
+    "GRN": ["vector_norm", "div", "mul"],
+}
+
+
+@pytest.mark.parametrize("forms", ["whole", "local"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms(name, forms):
+    torch.manual_seed(0)
+    network = network_of(Functional(NORMS[name], 4), torch.randn(3, 2, 3, 4), forms=forms)
+    if name in WHOLE:
+        parts = {"normalize", "vector_norm", "attention"} & set(functions(network))
+        assert functions(network)[1:] == WHOLE[name] if forms == "whole" else not parts
+
+
+@pytest.mark.spikingjelly
+def test_norms_run_and_are_saved(tmp_path):
+    class All(nn.Module):
+        def forward(self, x):
+            return {name: torch.tanh(NORMS[name](x)) for name in WHOLE}
+
+    torch.manual_seed(0)
+    x, path = torch.randn(24, 2, 3, 4), tmp_path / "network.h5"
+    network = sg.convert(All(), x, members=8, time_steps=2, tune=False, scale="channel")
+    outputs = sg.run(sg.build(network), x, 2)[2]
+    for name, out in outputs.items():
+        assert (out - torch.tanh(NORMS[name](x))).abs().mean() < 0.05, name
+    sg.save(network, path)
+    assert sg.verify(path, x[:4], network=network, time_steps=2).ok
+
+
+# -- capture ---------------------------------------------------------------------------------------
+
+
+class Hooked(nn.Module):
+    """As transformers collects hidden states: by hooks that the first forward pass registers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 4), []
+
+    def forward(self, x):
+        if not hasattr(self, "installed"):
+            self.layer.register_forward_hook(lambda module, args, out: self.seen.append(out))
+            self.installed = True
+        self.seen.clear()
+        self.layer(x)
+        return torch.cat(self.seen, -1)
+
+
+def test_hooks_that_a_forward_pass_registers_are_registered_once():
+    network_of(Hooked(), torch.randn(3, 4))
+
+
+# -- recurrent layers ------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """A layer's whole sequence and last state, or a cell called at every step."""
+
+    def __init__(self, layer, turned=False):
+        super().__init__()
+        self.layer, self.turned = layer, turned
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.RNNBase):
+            out, state = self.layer(x.transpose(0, 1) if self.turned else x)
+            state = state if isinstance(state, tuple) else (state,)
+            return out, *state
+        state = None
+        for step in x.unbind(1):
+            state = self.layer(step, state)
+        return state
+
+
+LAYERS = {
+    "LSTM": lambda: nn.LSTM(4, 3, batch_first=True),
+    "LSTM of two layers, both ways": lambda: nn.LSTM(
+        4, 3, num_layers=2, bidirectional=True, batch_first=True, dropout=0.5
+    ),
+    "LSTM, projected": lambda: nn.LSTM(4, 6, proj_size=3, batch_first=True),
+    "LSTM, sequence first": lambda: nn.LSTM(4, 3),
+    "GRU both ways": lambda: nn.GRU(4, 3, bidirectional=True, batch_first=True),
+    "GRU without bias": lambda: nn.GRU(4, 3, bias=False, batch_first=True),
+    "RNN": lambda: nn.RNN(4, 3, batch_first=True),
+    "RNN of ReLU": lambda: nn.RNN(4, 3, nonlinearity="relu", batch_first=True),
+    "LSTMCell": lambda: nn.LSTMCell(4, 3),
+    "GRUCell": lambda: nn.GRUCell(4, 3),
+    "RNNCell": lambda: nn.RNNCell(4, 3),
+    "RNNCell of ReLU, without bias": lambda: nn.RNNCell(4, 3, bias=False, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_are_unrolled(name):
+    torch.manual_seed(0)
+    model = Recurrent(LAYERS[name](), turned="first" in name)
+    network = network_of(model, torch.randn(3, 5, 4))
+    assert set(functions(network)) <= {"sigmoid", "tanh", "relu", "mul"}

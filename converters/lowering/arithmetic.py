@@ -13,6 +13,7 @@ from ...core.operations import resolve
 from ..constants import BatchConstant, Masked, batch_constant
 from ..rules import NotConvertible, aten, power
 from .graph import Lowering
+from .norms import over_its_norm
 from .tables import HANDLERS, handles, packets
 from .values import Value, as_channels, broadcast, fixed_size
 
@@ -136,6 +137,9 @@ def _div(low: Lowering, x: Value, y: Value) -> Value:
     if isinstance(x, (int, float)):
         inverse = low.function("reciprocal", [y], low.shape_of(y), low.channel_of(y))
         return inverse if x == 1 else low.affine(inverse, x)
+    normalized = over_its_norm(low, x, y) if isinstance(x, str) else None
+    if normalized is not None:
+        return normalized
     shape = broadcast(low.shape_of(x), low.shape_of(y))
     return low.function("div", [x, y], shape, _sum_channel(low, x, y))
 

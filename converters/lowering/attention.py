@@ -14,9 +14,9 @@ from ..constants import BatchConstant, Masked, batch_constant, for_batch
 from ..rules import NotConvertible, aten
 from .arithmetic import add, is_number, mul, sum_of, without_infinity
 from .graph import Lowering
-from .products import head_channel, matmul
+from .products import matmul
 from .tables import handles, packets
-from .values import Value, compressed, fixed_size
+from .values import Value, compressed, fixed_size, head_channel
 
 
 @handles(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -448,14 +448,17 @@ class Lowering:
         rank = len(old)
         dims = sorted(d % rank for d in (dims if dims else range(rank)))
         shape = [1 if d in dims else s for d, s in enumerate(old) if keepdim or d not in dims]
-        channel = self.channel_of(x)
-        if channel is not None and channel % rank in dims:
-            channel = None
-        if channel is not None and not keepdim:
-            channel = channel + sum(1 for d in dims if d > channel % rank)
+        channel = self.channel_without(x, dims, keepdim)
         return self.linear(
             op, [x], shape, channel, dim=[d - rank for d in dims], keepdim=bool(keepdim)
         )
+
+    def channel_without(self, x: Value, dims: Sequence[int], keepdim: bool) -> int | None:
+        """The channels of ``x`` once ``dims``, counted from the front, are reduced."""
+        channel, rank = self.channel_of(x), len(self.shape_of(x))
+        if channel is None or channel % rank in dims:
+            return None
+        return channel if keepdim else channel + sum(1 for d in dims if d > channel % rank)
 
     def slice(self, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
         old = self.shape_of(x)
@@ -539,6 +542,11 @@ class Lowering:
         if row.name == "amax":
             channel = None
         return self.result(self.function(row, inputs, self.shape(), channel, **arguments))
+
+
+def is_row(node: Node, row: str) -> TypeGuard[Function]:
+    """Whether it computes the function of that row."""
+    return isinstance(node, Function) and node.function is NONLINEARITIES[row]
 
 
 def module_of(node: fx.Node) -> tuple[str, str]:

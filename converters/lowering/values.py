@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...core.operations import Size
+from ...core.operations import Size, follows_batch
 from ..constants import BatchConstant, Masked
 from ..rules import NotConvertible
 
@@ -48,6 +48,11 @@ def broadcast(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
     a = (1,) * (rank - len(a)) + tuple(a)
     b = (1,) * (rank - len(b)) + tuple(b)
     return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+
+
+def head_channel(shape: Sequence[Size]) -> int:
+    """The channel of [B, heads, rows, columns]: the heads; of other products the columns."""
+    return -3 if len(shape) > 3 and not follows_batch(shape[-3]) and shape[-3] != 1 else -1
 
 
 def reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
