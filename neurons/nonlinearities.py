@@ -3,10 +3,10 @@
 A row is the function f, the number of its arguments and whether the neuron fires at a tie
 (v = f(x)). Where the published implementation has a mechanism for f, the tie is its own
 (snn_signgd: ReLU, square, exp and mul fire; LeakyReLU, GELU, abs, maximum, div and x / sqrt(y)
-do not). A function of many arguments takes the tie of the mechanism that ends its published decomposition:
-softmax and x over its norm that of div, a norm that of sqrt, LayerNorm and RMSNorm that of
-x / sqrt(y), a matrix product and attention that of mul. A user adds a function by writing a row, or
-by handing a callable to the neuron.
+do not). A function of many arguments takes the tie of the mechanism that ends its published
+decomposition: softmax and x over its norm that of div, a norm that of sqrt, LayerNorm and RMSNorm
+that of x / sqrt(y), a matrix product and attention that of mul. A user adds a function by writing a
+row, or by handing a callable to the neuron.
 
 With its C expression a row also runs inside the kernels. The expression is over the arguments x, y,
 z and the parameters of ``parameters`` by their names, in float32, and may use what the files
