@@ -167,6 +167,102 @@ def test_norms_run_and_are_saved(tmp_path):
     assert sg.verify(path, x[:4], network=network, time_steps=2).ok
 
 
+# -- resampling, windows, products -----------------------------------------------------------------
+
+
+def interpolated(mode, antialias=False, align_corners=None):
+    return lambda x: F.interpolate(
+        x, size=(5, 9), mode=mode, antialias=antialias, align_corners=align_corners
+    )
+
+
+def outlook(x):
+    """Outlook attention of VOLO: windows weighted, and added up where they overlap."""
+    windows = F.unfold(x, 3, padding=1, stride=2).unflatten(1, (x.shape[1], 9))
+    weighted = windows * windows.softmax(2)
+    return F.fold(weighted.flatten(1, 2), x.shape[2:], 3, padding=1, stride=2)
+
+
+def queries_of_windows(x):
+    """One query of an image to each of its windows, as GCViT has it."""
+    windows = x.unflatten(3, (2, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    query = x.mean(3, keepdim=True)
+    return windows * query.repeat_interleave(windows.shape[0] // query.shape[0], dim=0)
+
+
+class CondConv(nn.Module):
+    """Kernels mixed by each sample's own weights: samples are groups of one convolution."""
+
+    def __init__(self, groups, kernel, bias=True, **options):
+        super().__init__()
+        self.groups, self.options, self.out = groups, options, 8
+        self.weight = nn.Parameter(torch.randn(3, 8 * (4 // groups) * kernel**2))
+        self.bias = nn.Parameter(torch.randn(3, 8)) if bias else None
+        self.routing, self.kernel = nn.Linear(4, 3), kernel
+
+    def forward(self, x):
+        mix = self.routing(x.mean((2, 3))).sigmoid()
+        batch, channels, height, width = x.shape
+        weight = (mix @ self.weight).view(-1, channels // self.groups, self.kernel, self.kernel)
+        bias = None if self.bias is None else (mix @ self.bias).flatten()
+        x = x.reshape(1, batch * channels, height, width)
+        out = F.conv2d(x, weight, bias, groups=batch * self.groups, **self.options)
+        return out.view(batch, self.out, *out.shape[2:])
+
+
+RESAMPLED = {
+    "bicubic": interpolated("bicubic"),
+    "bicubic, corners aligned": interpolated("bicubic", align_corners=True),
+    "bicubic, antialiased": interpolated("bicubic", antialias=True),
+    "bilinear, antialiased": interpolated("bilinear", antialias=True),
+    "nearest-exact": interpolated("nearest-exact"),
+    "nearest-exact, 1d": lambda x: F.interpolate(x.flatten(2), size=35, mode="nearest-exact"),
+    "nearest-exact, 3d": lambda x: F.interpolate(x[:, None], size=(3, 9, 2), mode="nearest-exact"),
+    "by a factor": lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic"),
+    "cumsum": lambda x: x.cumsum(1) + x.cumsum(-1) + x.cumsum(2),
+    "fold": lambda x: F.fold(x.flatten(2)[:, :, :6], (3, 4), 2),
+    "fold, all options": lambda x: F.fold(
+        x.flatten(2)[:, :, :9], (8, 9), 2, dilation=2, padding=1, stride=3
+    ),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "roll": lambda x: x.roll((1, -1), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", RESAMPLED)
+def test_what_is_linear_along_each_dimension(name):
+    torch.manual_seed(0)
+    network = network_of(Functional(RESAMPLED[name], 6), torch.randn(3, 4, 4, 6))
+    assert functions(network) == ["tanh"]
+    assert ("matmul" in operations(network)) == (
+        "linear" in name or "cubic" in name or name in ("cumsum", "by a factor")
+    )
+
+
+COMPUTED = {
+    "outlook attention": Functional(outlook, 6),
+    "queries of windows": Functional(queries_of_windows, 6),
+    "CondConv": CondConv(1, 3, padding=1),
+    "CondConv, strided": CondConv(2, 3, padding=(1, 2), stride=2, dilation=(1, 2)),
+    "CondConv, depthwise": CondConv(4, 2, bias=False),
+    "CondConv of one pixel": CondConv(1, 1),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_windows_with_weights_of_their_own(name):
+    torch.manual_seed(0)
+    network_of(COMPUTED[name], torch.randn(3, 4, 4, 6))
+
+
+def test_a_convolution_by_one_computed_weight_is_refused_with_the_fix():
+    def mixed(x):
+        return F.conv2d(x, x.mean(0, keepdim=True)[:, :, :2, :2])
+
+    with pytest.raises(sg.UnsupportedOperation, match="CondConv, where each sample is a group"):
+        source_network(Functional(mixed, 6), torch.randn(2, 4, 4, 6), Settings())
+
+
 # -- capture ---------------------------------------------------------------------------------------
 
 

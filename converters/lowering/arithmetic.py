@@ -137,7 +137,7 @@ def _div(low: Lowering, x: Value, y: Value) -> Value:
     if isinstance(x, (int, float)):
         inverse = low.function("reciprocal", [y], low.shape_of(y), low.channel_of(y))
         return inverse if x == 1 else low.affine(inverse, x)
-    normalized = over_its_norm(low, x, y) if isinstance(x, str) else None
+    normalized = over_its_norm(low, x, y) if isinstance(x, str) and isinstance(y, str) else None
     if normalized is not None:
         return normalized
     shape = broadcast(low.shape_of(x), low.shape_of(y))

@@ -52,6 +52,23 @@ def _repeat(low: Lowering, x: Value, repeats: Sequence[Any]) -> Value:
     return out
 
 
+@handles(*packets("repeat_interleave"))
+def _repeat_interleave(
+    low: Lowering, x: Value, repeats: Any, dim: int | None = None, **_: Any
+) -> Value:
+    """Along the dimension of the samples each of them so many times; else by an index."""
+    old, shape = low.shape_of(x), low.shape()
+    if dim is None or not follows_batch(old[dim]):
+        return moved(low)
+    dim = dim % len(old)
+    times = per_sample(shape[dim]) // per_sample(old[dim])
+    split, spread = list(old), list(old)
+    split.insert(dim + 1, 1)
+    spread.insert(dim + 1, times)
+    value = low.linear("expand", [low.reshape(x, split)], spread, shape=spread)
+    return low.reshape(value, shape)
+
+
 @handles(aten.permute)
 def _permute(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
     return low.permute(low.name_of(x), dims)
@@ -144,7 +161,7 @@ def _select(low: Lowering, x: Value, dim: int, index: int) -> Value:
     return low.reshape(piece, shape[:dim] + shape[dim + 1 :])
 
 
-def _take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
+def take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
     shape = list(low.shape_of(x))
     if follows_batch(shape[dim]):
         raise NotConvertible("samples of the batch are reordered; do it outside the model")
@@ -164,7 +181,7 @@ def _take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
 def _index_select(low: Lowering, x: Value, dim: int, index: Value) -> Value:
     if not isinstance(index, Tensor):
         raise NotConvertible("indices that depend on the input; only fixed ones can be converted")
-    return _take(low, x, dim, index)
+    return take(low, x, dim, index)
 
 
 @handles(aten.index.Tensor)
@@ -177,14 +194,14 @@ def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
             "index_select with fixed indices, one dimension at a time",
         )
     dim, index = used[0]
-    return low.reshape(_take(low, x, dim, index), low.shape())
+    return low.reshape(take(low, x, dim, index), low.shape())
 
 
 @handles(aten.flip)
 def _flip(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
     for dim in dims:
         size = low.shape_of(x)[dim]
-        x = _take(low, x, dim, torch.arange(per_sample(size) - 1, -1, -1))
+        x = take(low, x, dim, torch.arange(per_sample(size) - 1, -1, -1))
     return x
 
 
@@ -193,7 +210,7 @@ def _roll(low: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = 
     if not dims:
         return moved(low, "roll over the flattened tensor; name its dimensions")
     for shift, dim in zip(shifts, dims, strict=True):
-        x = _take(low, x, dim, (torch.arange(per_sample(low.shape_of(x)[dim])) - shift))
+        x = take(low, x, dim, (torch.arange(per_sample(low.shape_of(x)[dim])) - shift))
     return x
 
 
