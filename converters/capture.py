@@ -71,6 +71,8 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             program = program.run_decompositions(DECOMPOSITIONS)
     except Exception as error:
         raise CaptureError(_what_to_change(model, error)) from error
+    if _fixed(program) and len(sample) != UNLIKELY:
+        return capture(model, torch.cat([sample[:1]] * UNLIKELY))
     constants = _constants(program)
     inputs = [
         s.arg.name for s in program.graph_signature.input_specs if s.kind.name == "USER_INPUT"
@@ -87,6 +89,17 @@ def capture(model: nn.Module, sample: Tensor) -> Captured:
             "network has no place for that. Compute it outside forward, or freeze it."
         )
     return Captured(program.graph, constants, inputs[0], _structure(spec, flat, model))
+
+
+UNLIKELY = 13  # samples; as many as nothing else in a model
+
+
+def _fixed(program: torch.export.ExportedProgram) -> bool:
+    """Whether torch took the batch for a number, unasked, because another size equals it."""
+    name = next(iter(program.graph_signature.user_inputs))
+    node = next(n for n in program.graph.nodes if n.name == name)
+    size = node.meta["val"].shape[0]
+    return isinstance(size, int) or not size.node.expr.free_symbols
 
 
 def _try_out(model: nn.Module, sample: Tensor) -> None:
@@ -160,7 +173,14 @@ def _what_to_change(model: nn.Module, error: Exception) -> str:
     text = str(error)
     name = type(model).__name__
     first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-    if "Constraints violated" in text or "pecializ" in text:
+    if "data-dependent" in text and hasattr(model, "backbone"):
+        head = "head" if hasattr(model, "head") or not hasattr(model, "rpn") else "rpn.head"
+        hint = (
+            "A detector's post-processing (boxes sorted and thrown away) depends on values in the "
+            "input. Convert its backbone and heads, a module whose forward returns model."
+            f"{head}(list(model.backbone(x).values())), and run the rest on the decoded outputs."
+        )
+    elif "Constraints violated" in text or "pecializ" in text:
         hint = (
             "The model fixes the batch size, so it cannot be captured for any batch. Write "
             "x.shape[0] (or -1) where it has a number or len(x)."

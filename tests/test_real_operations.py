@@ -263,6 +263,65 @@ def test_a_convolution_by_one_computed_weight_is_refused_with_the_fix():
         source_network(Functional(mixed, 6), torch.randn(2, 4, 4, 6), Settings())
 
 
+# -- attention -------------------------------------------------------------------------------------
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)
+PADDED = torch.tensor([[False, False, False, True, True]])
+
+
+class Attends(nn.Module):
+    """nn.MultiheadAttention of 5 tokens with themselves, or of a probe with them."""
+
+    def __init__(self, call, mask=None, padding=None, probe=False, **options):
+        super().__init__()
+        self.call, self.mask, self.padding = call, mask, padding
+        self.attention = nn.MultiheadAttention(8, 2, **options)
+        self.probe = nn.Parameter(torch.randn(1, 3, 8)) if probe else None
+
+    def forward(self, x):
+        given = dict(self.call)
+        if self.mask is not None:
+            given["attn_mask"] = self.mask
+        if self.padding is not None:
+            given["key_padding_mask"] = self.padding.expand(x.shape[0], -1)
+        q = x if self.probe is None else self.probe.repeat(x.shape[0], 1, 1)
+        if not self.attention.batch_first:
+            x, q = x.transpose(0, 1), q.transpose(0, 1)
+        k, v = x[..., : self.attention.kdim], x[..., : self.attention.vdim]
+        out, weights = self.attention(q, k, v, **given)
+        return out if weights is None else (out, weights)
+
+
+FORMS = {
+    "as it is": {},
+    "batch first": {"batch_first": True},
+    "bias of keys and values": {"add_bias_kv": True},
+    "a zero more": {"add_zero_attn": True},
+    "keys of another size": {"kdim": 4, "vdim": 6, "batch_first": True},
+    "without bias": {"bias": False},
+    "causal": {"mask": CAUSAL},
+    "causal, added": {"mask": torch.zeros(5, 5).masked_fill(CAUSAL, float("-inf"))},
+    "padded": {"padding": PADDED},
+    "padded and causal": {"padding": PADDED, "mask": CAUSAL, "batch_first": True},
+    "probe": {"probe": True, "batch_first": True},
+    "probe, padded": {"probe": True, "padding": PADDED},
+    "bias, padded": {"add_bias_kv": True, "padding": PADDED},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("name", FORMS)
+def test_multi_head_attention_in_every_form(name, weights):
+    torch.manual_seed(0)
+    model = Attends({"need_weights": weights}, **FORMS[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network = network_of(model, torch.randn(3, 5, 8))
+    assert ("softmax" in functions(network)) == weights
+
+
 # -- capture ---------------------------------------------------------------------------------------
 
 
@@ -332,3 +391,41 @@ def test_recurrent_layers_are_unrolled(name):
     model = Recurrent(LAYERS[name](), turned="first" in name)
     network = network_of(model, torch.randn(3, 5, 4))
     assert set(functions(network)) <= {"sigmoid", "tanh", "relu", "mul"}
+
+
+def test_a_size_that_equals_the_batch_of_the_sample_is_not_taken_for_it():
+    """torch.export's decompositions fix a batch of 2: 2 samples of 2 heads are as many as 4."""
+    model = Attends({"need_weights": False}, **FORMS["keys of another size"])
+    network = network_of(model, torch.randn(3, 5, 8))
+    assert str(network[network.outputs].shape[0]).endswith("batch")
+
+
+class Detector(nn.Module):
+    """As torchvision's: features in a dict, a head, and what depends on the scores."""
+
+    class Backbone(nn.Conv2d):
+        def forward(self, x):
+            return {"0": super().forward(x).relu()}
+
+    class Head(nn.Conv2d):
+        def forward(self, features):
+            return [super(Detector.Head, self).forward(x) for x in features]
+
+    def __init__(self, head="head"):
+        super().__init__()
+        self.backbone = self.Backbone(3, 8, 3)
+        self.rpn = nn.ModuleDict({"head": self.Head(8, 5, 1)})
+        if head == "head":
+            self.head = self.rpn["head"]
+
+    def forward(self, x):
+        (scores,) = self.rpn["head"](list(self.backbone(x).values()))
+        kept = scores[scores[:, :1].expand_as(scores) > 0]
+        return kept if len(kept) > 4 else kept[:0]
+
+
+@pytest.mark.parametrize("head", ["head", "rpn.head"])
+def test_a_detector_says_what_of_it_to_convert(head):
+    with pytest.raises(sg.CaptureError, match="post-processing") as error:
+        sg.check(Detector(head), torch.randn(2, 3, 8, 8))
+    assert f"model.{head}(list(model.backbone(x).values()))" in str(error.value)
