@@ -190,6 +190,13 @@ def queries_of_windows(x):
     return windows * query.repeat_interleave(windows.shape[0] // query.shape[0], dim=0)
 
 
+def relative(x):
+    """Scores by relative position as DeBERTa gathers them: heads lie with the samples."""
+    scores = x.flatten(0, 1) @ torch.linspace(-1, 1, 54).view(6, 9)
+    places = torch.arange(4)[:, None] - torch.arange(4) + 4
+    return scores.gather(-1, places.expand(scores.shape[0], 4, 4)).view(-1, 4, 4, 4)
+
+
 class CondConv(nn.Module):
     """Kernels mixed by each sample's own weights: samples are groups of one convolution."""
 
@@ -242,6 +249,7 @@ def test_what_is_linear_along_each_dimension(name):
 COMPUTED = {
     "outlook attention": Functional(outlook, 6),
     "queries of windows": Functional(queries_of_windows, 6),
+    "relative positions": Functional(relative, 6),
     "CondConv": CondConv(1, 3, padding=1),
     "CondConv, strided": CondConv(2, 3, padding=(1, 2), stride=2, dilation=(1, 2)),
     "CondConv, depthwise": CondConv(4, 2, bias=False),

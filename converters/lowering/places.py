@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.operations import Size, follows_batch
+from ..constants import BatchConstant
 from ..rules import NotConvertible, aten
 from .graph import Lowering
 from .moves import moved
@@ -195,6 +197,20 @@ def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
         )
     dim, index = used[0]
     return low.reshape(take(low, x, dim, index), low.shape())
+
+
+@handles(aten.gather)
+def _gather(low: Lowering, x: Value, dim: int, index: Value, **_: Any) -> Value:
+    """By indices that are the same for each sample, in whose dimension heads may lie too."""
+    index = index.tensor if isinstance(index, BatchConstant) else index
+    size, *inner = low.shape_of(x) or (1,)
+    own = size == "1*batch" or not follows_batch(size) or any(map(follows_batch, inner))
+    if own or not isinstance(index, Tensor) or len(index) != 1:
+        return moved(low)
+    places = torch.arange(math.prod(map(per_sample, inner))).view(1, *inner)  # type: ignore[arg-type]
+    flat = low.reshape(x, (size, places.numel()))
+    taken = take(low, flat, 1, places.gather(dim, index).flatten())
+    return low.reshape(taken, low.shape())
 
 
 @handles(aten.flip)
