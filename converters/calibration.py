@@ -154,8 +154,8 @@ class _Seen:
     def add(self, value: Tensor, inputs: list[Tensor], samples: int) -> None:
         node = self.node
         if _has_floor(node):
-            least = float(inputs[-1].min())
-            self.floor = least if self.floor is None else min(self.floor, least)
+            divisor = float(inputs[-1].min())
+            self.floor = divisor if self.floor is None else min(self.floor, divisor)
         if not bool(value.isfinite().all()):
             raise CalibrationError(
                 f"{node.function.name} at '{node.name}' is NaN or infinite on the calibration "

@@ -19,6 +19,7 @@ from ..core.modes import eval_mode
 from ..core.operations import Size
 from ..core.structures import plain
 from ..errors import CalibrationError, CaptureError
+from .recurrent import DECOMPOSITIONS
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def capture(model: nn.Module, sample: Any) -> Captured:
             as_plain,
         ):
             warnings.simplefilter("ignore")
-            program = _exported(model, sample.clone()).run_decompositions({})
+            program = _exported(model, sample.clone()).run_decompositions(DECOMPOSITIONS)
     except Exception as error:
         raise CaptureError(_what_to_change(model, error)) from error
+    if _fixed(program) and len(sample) != UNLIKELY:
+        return capture(model, torch.cat([sample[:1]] * UNLIKELY))
     constants = _constants(program)
     placeholders = list(program.graph_signature.user_inputs)
     args, kwargs = pytree.tree_unflatten(placeholders, program.call_spec.in_spec)
@@ -151,6 +154,16 @@ def _check_weights(model: nn.Module) -> None:
 
 def _is_floating(weight: Tensor) -> bool:
     return weight.is_floating_point() and not weight.is_quantized
+
+
+UNLIKELY = 13  # samples; as many as nothing else in a model
+
+
+def _fixed(program: torch.export.ExportedProgram) -> bool:
+    """Whether torch took the batch for a number, unasked, because another size equals it."""
+    names = set(program.graph_signature.user_inputs)
+    sizes = [n.meta["val"].shape[0] for n in program.graph.nodes if n.name in names]
+    return any(isinstance(size, int) or not size.node.expr.free_symbols for size in sizes)
 
 
 def _try_out(model: nn.Module, sample: Batch) -> Any:
@@ -268,7 +281,14 @@ def _what_to_change(model: nn.Module, error: Exception) -> str:
     text = str(error)
     name = type(model).__name__
     first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-    if "Constraints violated" in text or "pecializ" in text:
+    if "data-dependent" in text and hasattr(model, "backbone"):
+        head = "head" if hasattr(model, "head") or not hasattr(model, "rpn") else "rpn.head"
+        hint = (
+            "A detector's post-processing (boxes sorted and thrown away) depends on values in the "
+            "input. Convert its backbone and heads, a module whose forward returns model."
+            f"{head}(list(model.backbone(x).values())), and run the rest on the decoded outputs."
+        )
+    elif "Constraints violated" in text or "pecializ" in text:
         hint = (
             "The model fixes the batch size, so it cannot be captured for any batch. Write "
             "x.shape[0] (or -1) where it has a number or len(x)."

@@ -1,12 +1,14 @@
 """Constants whose shape follows the batch: what a model makes of its weights and the batch size.
 
-A class token expanded to every sample and a padding mask are such. They are computed for one sample
-and for two, which shows where the samples lie in them and that all have the same.
+A class token expanded to every sample and a causal mask are such. They are computed for one sample,
+for two and for three, which shows where the samples lie in them and that all have the same. On the
+way there a constant may differ from sample to sample, as their numbers 0, 1, 2, ... do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,16 +17,17 @@ from torch import Tensor
 from ..core.operations import Size
 from .rules import NotConvertible
 
+SAMPLES = (1, 2, 3)  # what is made of the size of the batch is computed for
+
 
 @dataclass(frozen=True, eq=False)
 class BatchConstant:
-    """``one`` is the value in a batch of one sample, ``two`` in a batch of two; ``dim`` follows it.
+    """``one`` is the value in a batch of one sample; its dimension ``dim`` follows the batch.
 
     ``inner`` says how ``dim`` counts: the sample changes fastest (k, batch), or slowest (batch, k).
     """
 
     one: Tensor
-    two: Tensor
     dim: int
     inner: bool
 
@@ -50,46 +53,75 @@ class BatchConstant:
         return (*sizes[: self.dim], *pair, *sizes[self.dim + 1 :])
 
     def batch_of(self, samples: int) -> Tensor:
-        return self.one if samples == 1 else self.two
+        axis = self.dim + self.inner
+        repeated = self.split.expand(
+            *self.split.shape[:axis], samples, *self.split.shape[axis + 1 :]
+        )
+        return repeated.flatten(self.dim, self.dim + 1)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> BatchConstant:
+        """``function``, which acts on each element, of it."""
+        return replace(self, one=function(self.one))
+
+
+@dataclass(frozen=True, eq=False)
+class Unsettled:
+    """A constant that differs from sample to sample: its values in batches of ``SAMPLES``.
+
+    Operations on constants take it, and it picks places of each sample as an index; a network holds
+    none, so what is left of it is refused.
+    """
+
+    values: tuple[Tensor, ...]
+    what: str
+
+    def refusal(self) -> NotConvertible:
+        return NotConvertible(
+            f"{self.what} makes values out of the size of the batch that are not the same for "
+            "every sample; compute them outside the model"
+        )
+
+
+def of_batches(values: Sequence[Any], what: Any) -> Any:
+    """From the values for ``SAMPLES``: a tensor, a BatchConstant or what is Unsettled."""
+    one, two, three = values
+    if not isinstance(one, Tensor):
+        if one == two == three:
+            return one
+        raise Unsettled((), str(what)).refusal()
+    found = _settled(one, two)
+    if found is None or not _same(for_batch(found, SAMPLES[-1]), three):
+        return Unsettled(tuple(values), str(what))
+    return found
 
 
 def batch_constant(one: Tensor, two: Tensor, what: Any) -> Tensor | BatchConstant:
     """From the values for one and for two samples. Raises NotConvertible where samples differ."""
-    if one.shape == two.shape and torch.equal(one, two):
+    found = _settled(one, two)
+    if found is None:
+        raise Unsettled((one, two), str(what)).refusal()
+    return found
+
+
+def _settled(one: Tensor, two: Tensor) -> Tensor | BatchConstant | None:
+    if _same(one, two):
         return one
     dims = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=False)) if a != b]
     if one.dim() == two.dim() and len(dims) == 1:
-        (dim,) = dims
-        k = one.shape[dim]
-        if two.shape[dim] == 2 * k:
-            for inner in (False, True):
-                pairs = two.unflatten(dim, (k, 2) if inner else (2, k))
-                if torch.equal(pairs, one.unsqueeze(dim + inner).expand_as(pairs)):
-                    return BatchConstant(one, two, dim, inner)
-    raise NotConvertible(
-        f"{what} makes values out of the size of the batch that are not the same for every sample; "
-        "compute them outside the model"
-    )
+        for inner in (False, True):
+            constant = BatchConstant(one, dims[0], inner)
+            if _same(constant.batch_of(2), two):
+                return constant
+    return None
 
 
-@dataclass(frozen=True, eq=False)
-class Uneven:
-    """A constant that numbers the samples, as arange(batch) does: for indices alone, ``why``."""
-
-    one: Tensor
-    two: Tensor
-    why: str
-
-    def batch_of(self, samples: int) -> Tensor:
-        return self.one if samples == 1 else self.two
-
-
-def of_the_batch(one: Tensor, two: Tensor, what: Any) -> Tensor | BatchConstant | Uneven:
-    """``batch_constant``, or what numbers the samples."""
-    try:
-        return batch_constant(one, two, what)
-    except NotConvertible as problem:
-        return Uneven(one, two, str(problem))
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Floating-point values up to rounding: a product of matrices rounds by their size."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = a[a.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6 * size, equal_nan=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +136,9 @@ class Masked:
 
 
 def for_batch(value: Any, samples: int) -> Any:
-    """The value in a batch of one or of two samples; of a masked one the mask."""
+    """The value in a batch of so many samples; of a masked one the mask."""
     if isinstance(value, Masked):
         value = value.mask
-    return value.batch_of(samples) if isinstance(value, (BatchConstant, Uneven)) else value
+    if isinstance(value, Unsettled):
+        return value.values[SAMPLES.index(samples)]
+    return value.batch_of(samples) if isinstance(value, BatchConstant) else value

@@ -34,10 +34,12 @@ def _has(module: nn.Module, name: str) -> bool:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards every submodule has its own mode and attributes back.
 
-    A forward pass may set attributes, also to what torch.export puts in the place of a tensor.
+    A forward pass may set attributes, also to what torch.export puts in the place of a tensor, and
+    may register hooks.
     The fused attention that torch takes in eval mode, one opaque operation, is off meanwhile.
     """
     before = [(module, _attributes(module)) for module in model.modules()]
+    hooks = [(kept, kept.copy()) for module in model.modules() for kept in _hooks(module)]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -48,6 +50,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+        for kept, content in hooks:  # in place: their handles hold on to the dict
+            if kept != content:
+                kept.clear()
+                kept.update(content)
+
+
+def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
+    return [v for name, v in vars(module).items() if "_hooks" in name and isinstance(v, dict)]
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -4,9 +4,9 @@ A row is the function f, the number of its arguments and whether the neuron fire
 (v = f(x)). Where the published implementation has a mechanism for f, the tie is its own
 (snn_signgd: ReLU, square, exp and mul fire; LeakyReLU, GELU, abs, maximum, div and x / sqrt(y)
 do not). A function of many arguments takes the tie of the mechanism that ends its published
-decomposition: softmax that of div, LayerNorm and RMSNorm that of x / sqrt(y), a matrix product and
-attention that of mul. A user adds a function by writing a row, or by handing a callable to the
-neuron.
+decomposition: softmax and x over its norm that of div, a norm that of sqrt, LayerNorm and RMSNorm
+that of x / sqrt(y), a matrix product and attention that of mul. A user adds a function by writing a
+row, or by handing a callable to the neuron.
 
 With its C expression a row also runs inside the kernels. The expression is over the arguments x, y,
 z and the parameters of ``parameters`` by their names, in float32, and may use what the files
@@ -241,6 +241,16 @@ def rms_norm(x: Tensor, dims: int, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(list(range(-dims, 0)), True) + eps)
 
 
+def vector_norm(x: Tensor, dim: tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """The root of the sum of squares over dimensions, counted from the end: one neuron a norm."""
+    return torch.linalg.vector_norm(x, 2, dim, keepdim)
+
+
+def normalize(x: Tensor, dim: tuple[int, ...], eps: float) -> Tensor:
+    """x over its norm, which counts as ``eps`` at least: one neuron for an output."""
+    return x / vector_norm(x, dim, True).clamp(min=eps)
+
+
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """[..., n, k] times [..., k, m] of as many dimensions: one neuron for a scalar of [n, m]."""
     return torch.matmul(x, y)
@@ -422,6 +432,10 @@ _ROWS = [
     ),
     Nonlinearity(  # dims, eps
         "rms_norm", rms_norm, fires_at_tie=False, elementwise=False, any_leading=True
+    ),
+    Nonlinearity("vector_norm", vector_norm, elementwise=False, any_leading=True),  # dim, keepdim
+    Nonlinearity(  # dim, eps
+        "normalize", normalize, fires_at_tie=False, elementwise=False, any_leading=True
     ),
     Nonlinearity("matmul", matmul, arity=2, elementwise=False, any_leading=True),
     Nonlinearity(  # scale, bias, keep

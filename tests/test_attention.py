@@ -39,6 +39,8 @@ ROWS = {
     "log_softmax": ("log_softmax", [(3, 5, 7)], {"dim": -1}),
     "layer_norm": ("layer_norm", [(3, 5, 7)], {"dims": 2, "eps": 1e-5}),
     "rms_norm": ("rms_norm", [(3, 5, 7)], {"dims": 1, "eps": 1e-6}),
+    "vector_norm": ("vector_norm", [(3, 5, 7)], {"dim": (-2, -1), "keepdim": True}),
+    "normalize": ("normalize", [(3, 5, 7)], {"dim": (-2,), "eps": 1e-12}),
     "matmul": ("matmul", [(3, 5, 4), (3, 4, 7)], {}),
     "matmul, broadcast": ("matmul", [(1, 2, 5, 4), (3, 1, 4, 7)], {}),
     "attention": ("attention", [(3, 5, 4), (3, 4, 7), (3, 7, 6)], {"scale": 0.5}),

@@ -127,6 +127,8 @@ ARGUMENTS = {
     "softmax": [{"dim": -1}, {"dim": -2}],
     "log_softmax": [{"dim": -1}, {"dim": -2}],
     "layer_norm": [{"dims": 1, "eps": 1e-5}, {"dims": 2, "eps": 0.1}],
+    "vector_norm": [{"dim": (-1,), "keepdim": True}, {"dim": (-2, -1)}],
+    "normalize": [{"dim": (-1,), "eps": 1e-12}, {"dim": (-2,), "eps": 3.0}],
     "rms_norm": [{"dims": 1, "eps": 1e-5}, {"dims": 2, "eps": 0.1}],
 }  # fmt: skip
 PLACES = torch.cat([torch.linspace(-9, 9, 901), torch.tensor([0.0, 1e-30, -1e-8, 40.0, -60.0])])

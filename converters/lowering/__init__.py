@@ -10,7 +10,17 @@ Minus infinity, with which masks are written, never becomes a value: ``Masked`` 
 the softmax that it is meant for.
 """
 
-from . import arithmetic, attention, linear, moves, norms, places, pooling, products  # noqa: F401
+from . import (  # noqa: F401
+    arithmetic,
+    attention,
+    linear,
+    moves,
+    norms,
+    places,
+    pooling,
+    products,
+    separable,
+)
 from .graph import Lowering
 from .options import FORMS, Coverage, Forms, Options, forms
 from .tables import HANDLERS

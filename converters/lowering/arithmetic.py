@@ -13,6 +13,7 @@ from ...core.operations import resolve
 from ..constants import BatchConstant, Masked, batch_constant
 from ..rules import NotConvertible, aten, power
 from .graph import Lowering
+from .norms import over_its_norm
 from .tables import HANDLERS, handles, packets
 from .values import Value, as_channels, broadcast, fixed_size
 
@@ -52,7 +53,7 @@ def sum_of(low: Lowering, x: Value, y: Value, alpha: float) -> Value:
 
 def _times(value: Value, factor: float) -> Value:
     if isinstance(value, BatchConstant):
-        return replace(value, one=value.one * factor, two=value.two * factor)
+        return value.map(lambda one: one * factor)
     return value * factor
 
 
@@ -61,11 +62,10 @@ def without_infinity(low: Lowering, value: Value) -> tuple[Value, Value]:
     if isinstance(value, Masked):
         return value.value, value.mask
     if isinstance(value, BatchConstant):
-        parts = [without_infinity(low, v) for v in (value.one, value.two)]
-        (one, mask), (two, other) = parts
-        if mask is None:
-            return value, None
-        return replace(value, one=one, two=two), replace(value, one=mask, two=other)
+        one, mask = without_infinity(low, value.one)
+        return (
+            (value, None) if mask is None else (replace(value, one=one), replace(value, one=mask))
+        )
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value, None
     mask = value == -math.inf
@@ -137,6 +137,9 @@ def _div(low: Lowering, x: Value, y: Value) -> Value:
     if isinstance(x, (int, float)):
         inverse = low.function("reciprocal", [y], low.shape_of(y), low.channel_of(y))
         return inverse if x == 1 else low.affine(inverse, x)
+    normalized = over_its_norm(low, x, y) if isinstance(x, str) and isinstance(y, str) else None
+    if normalized is not None:
+        return normalized
     shape = broadcast(low.shape_of(x), low.shape_of(y))
     return low.function("div", [x, y], shape, _sum_channel(low, x, y))
 

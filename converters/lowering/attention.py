@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from ..constants import BatchConstant, Masked, batch_constant, for_batch
 from ..rules import NotConvertible, aten
 from .arithmetic import add, is_number, mul, sum_of, without_infinity
 from .graph import Lowering
-from .products import head_channel, matmul
+from .products import matmul
 from .statics import choose, logits_and_mask
 from .tables import handles, packets
-from .values import Value, compressed, fixed_size
+from .values import Value, compressed, fixed_size, head_channel
 
 
 @handles(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
@@ -71,7 +70,7 @@ def _taken(low: Lowering, value: Value, taken: Value, filled: bool) -> Value:
 
 def _not(mask: Value) -> Value:
     if isinstance(mask, BatchConstant):
-        return replace(mask, one=~mask.one.bool(), two=~mask.two.bool())
+        return mask.map(lambda one: ~one.bool())
     return ~mask.bool()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
@@ -18,7 +18,15 @@ from ...core.operations.statics import MOVING
 from ...errors import CaptureError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ..capture import Captured, size_of
-from ..constants import BatchConstant, Masked, Uneven, batch_constant, for_batch, of_the_batch
+from ..constants import (
+    SAMPLES,
+    BatchConstant,
+    Masked,
+    Unsettled,
+    batch_constant,
+    for_batch,
+    of_batches,
+)
 from ..rules import Entry, NotConvertible, Operation, Rule, find_rule
 from ..uses import used
 from .options import Coverage, Options
@@ -33,6 +41,7 @@ from .tables import (
     MOVES,
     OTHERWISE,
     TAKES_MASKED,
+    VIEWS,
     no_neuron,
 )
 from .values import (
@@ -40,6 +49,7 @@ from .values import (
     Value,
     broadcast,
     compressed,
+    flat,
     has_node,
     holds,
     map_structure,
@@ -135,7 +145,8 @@ class Lowering:
         if not has_node((args, kwargs)):
             return self._fold(target, args, kwargs)
         if packet not in INDEXES:
-            fx.node.map_aggregate((args, kwargs), check_even)  # type: ignore[arg-type]
+            for value in flat((args, kwargs)):
+                check_even(value)
         args, kwargs, value = exactly(self, packet, args, kwargs)
         if value is not None:
             return value
@@ -193,7 +204,7 @@ class Lowering:
         if functions:
             self._made[len(self.coverage)] = functions
             self._report("neuron", listed(functions))
-        elif value is None or isinstance(value, (Tensor, BatchConstant)):
+        elif value is None or isinstance(value, (Tensor, BatchConstant, Unsettled)):
             self._report("constant")
         elif isinstance(value, str) and (value in self.exact or _exact(made)):
             self._report("exact", ", ".join(n.op for n in made if isinstance(n, Static)))
@@ -232,8 +243,10 @@ class Lowering:
         return self._for_batches(target, args, kwargs)
 
     def _for_batches(self, target: OpOverload, args: Any, kwargs: Any) -> Value:
-        """Of constants a constant, computed for one sample and for two where that matters."""
-        if not holds((BatchConstant, Uneven, Masked, fx.Node), (args, kwargs)):
+        """Of constants a constant, computed for one, two and three samples where that matters."""
+        if target in VIEWS:  # a constant need not lie in memory as it does in the model
+            target = torch.ops.aten.reshape.default
+        if not holds((BatchConstant, Unsettled, Masked, fx.Node), (args, kwargs)):
             value = target(*args, **kwargs)
             return list(value) if isinstance(value, (list, tuple)) else value
 
@@ -246,10 +259,10 @@ class Lowering:
             here_args, here_kwargs = fx.node.map_aggregate((args, kwargs), given)  # type: ignore[misc]
             return target(*here_args, **here_kwargs)
 
-        one, two = compute(1), compute(2)
-        if isinstance(one, (list, tuple)):
-            return [of_the_batch(a, b, target) for a, b in zip(one, two, strict=True)]
-        return of_the_batch(one, two, target)
+        values = [compute(samples) for samples in SAMPLES]
+        if isinstance(values[0], (list, tuple)):
+            return [of_batches(each, target) for each in zip(*values, strict=True)]
+        return of_batches(values, target)
 
     def _identity(self, value: Value) -> Value:
         result = self.here.meta["val"]
@@ -480,14 +493,17 @@ class Lowering:
         rank = len(old)
         dims = sorted(d % rank for d in (dims if dims else range(rank)))
         shape = [1 if d in dims else s for d, s in enumerate(old) if keepdim or d not in dims]
-        channel = self.channel_of(x)
-        if channel is not None and channel % rank in dims:
-            channel = None
-        if channel is not None and not keepdim:
-            channel = channel + sum(1 for d in dims if d > channel % rank)
+        channel = self.channel_without(x, dims, keepdim)
         return self.linear(
             op, [x], shape, channel, dim=[d - rank for d in dims], keepdim=bool(keepdim)
         )
+
+    def channel_without(self, x: Value, dims: Sequence[int], keepdim: bool) -> int | None:
+        """The channels of ``x`` once ``dims``, counted from the front, are reduced."""
+        channel, rank = self.channel_of(x), len(self.shape_of(x))
+        if channel is None or channel % rank in dims:
+            return None
+        return channel if keepdim else channel + sum(1 for d in dims if d > channel % rank)
 
     def slice(self, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
         old = self.shape_of(x)
@@ -571,6 +587,12 @@ class Lowering:
         if row.name == "amax":
             channel = None
         return self.result(self.function(row, inputs, self.shape(), channel, **arguments))
+
+
+def is_row(node: Node, *rows: str) -> TypeGuard[Function]:
+    """Whether it computes the function of one of these rows."""
+    known = [NONLINEARITIES[row] for row in rows]
+    return isinstance(node, Function) and any(node.function is row for row in known)
 
 
 def module_of(node: fx.Node) -> tuple[str, str]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.network import Linear
 from ...core.operations import follows_batch
 from ..rules import NotConvertible, aten
-from .graph import Lowering
+from .graph import Lowering, is_row
 from .tables import handles, packets
-from .values import Value, as_channels, fixed_size, per_sample
+from .values import Value, as_channels, fixed_size, head_channel, per_sample
 
 
 def _by_channel(tensor: Tensor | None, rank: int) -> Tensor | None:
@@ -239,5 +240,71 @@ def _std_unbiased(low: Lowering, x: Value, *args: Any, **options: Any) -> Value:
     return _root(low, _var_unbiased(low, x, *args, **options))
 
 
-def _root(low: Lowering, variance: Value) -> Value:
-    return low.function("sqrt", [variance], low.shape_of(variance), low.channel_of(variance))
+def _root(low: Lowering, variance: Value, **guard: float) -> Value:
+    shape, channel = low.shape_of(variance), low.channel_of(variance)
+    return low.function("sqrt", [variance], shape, channel, **guard)
+
+
+@handles(*packets("linalg_vector_norm"))
+def _vector_norm(
+    low: Lowering,
+    x: Value,
+    order: float = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Value:
+    """A norm over dimensions: of order 2 one neuron, of order 1 and of others what torch makes."""
+    rank = len(low.shape_of(x))
+    dims = sorted(d % rank for d in ([dim] if isinstance(dim, int) else dim or range(rank)))
+    if any(follows_batch(low.shape_of(x)[d]) for d in dims):
+        raise NotConvertible("a norm over the batch mixes samples; give its dimensions, dim=")
+    if order == 2 and low.options.whole("norm"):
+        channel = low.channel_without(x, dims, keepdim)
+        last = tuple(d - rank for d in dims)
+        return low.function("vector_norm", [x], low.shape(), channel, dim=last, keepdim=keepdim)
+    return _norm_in_parts(low, x, float(order), dims, keepdim)
+
+
+def _norm_in_parts(low: Lowering, x: Value, order: float, dims: list[int], keepdim: bool) -> Value:
+    shape, channel = low.shape_of(x), low.channel_of(x)
+    guard = {"floor": 0.0} if low.options.guard else {}
+    if order == 2:
+        total = low.reduce("sum", low.function("square", [x], shape, channel), dims, keepdim)
+        return _root(low, total, **guard)
+    size = low.function("abs", [x], shape, channel)
+    if order == 1:
+        return low.reduce("sum", size, dims, keepdim)
+    after = low.channel_without(x, dims, keepdim)
+    if order == math.inf:
+        last = tuple(d - len(shape) for d in dims)
+        return low.function("amax", [size], low.shape(), after, dim=last, keepdim=keepdim)
+    if not 0 < order < math.inf:
+        raise NotConvertible(f"a norm of order {order} has no spiking form; use 1, 2 or inf")
+    power = low.function("pow", [size], shape, channel, exponent=order, **guard)
+    total = low.reduce("sum", power, dims, keepdim)
+    return low.function("pow", [total], low.shape(), after, exponent=1 / order, **guard)
+
+
+@handles(aten.norm)
+def _norm(
+    low: Lowering, x: Value, order: float | None = 2, dim: Any = None, *rest: Any, **options: Any
+) -> Value:
+    return _vector_norm(low, x, 2 if order is None else order, dim, *rest[:1], **options)
+
+
+def over_its_norm(low: Lowering, x: Value, y: Value) -> Value:
+    """x over its own norm, as F.normalize writes it, as one function; None for other divisions."""
+    node, eps = low.node_of(y), 0.0
+    while isinstance(node, Linear) and node.op == "expand":
+        node = low.node_of(node.inputs[0])
+    clamp = node if is_row(node, "clamp") and node.arguments["max"] is None else None
+    if clamp is not None:
+        node, eps = low.node_of(clamp.inputs[0]), float(clamp.arguments["min"])
+    if not is_row(node, "vector_norm") or node.inputs != (x,) or not node.arguments["keepdim"]:
+        return None
+    low.absorbed |= {node.name} if clamp is None else {node.name, clamp.name}
+    shape, dim = low.shape_of(x), node.arguments["dim"]
+    channel = low.channel_of(x) if low.channel_of(x) is not None else head_channel(shape)
+    return low.function("normalize", [x], shape, channel, dim=dim, eps=eps)

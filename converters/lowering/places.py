@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.operations import Size, follows_batch
+from ..constants import BatchConstant
 from ..rules import NotConvertible, aten
 from .graph import Lowering
 from .moves import moved
@@ -51,6 +53,23 @@ def _repeat(low: Lowering, x: Value, repeats: Sequence[Any]) -> Value:
     value = low.linear("expand", [low.reshape(x, split)], spread, shape=list(spread))
     out = low.reshape(value, shape)
     return out
+
+
+@handles(*packets("repeat_interleave"))
+def _repeat_interleave(
+    low: Lowering, x: Value, repeats: Any, dim: int | None = None, **_: Any
+) -> Value:
+    """Along the dimension of the samples each of them so many times; else by an index."""
+    old, shape = low.shape_of(x), low.shape()
+    if dim is None or not follows_batch(old[dim]):
+        return moved(low)
+    dim = dim % len(old)
+    times = per_sample(shape[dim]) // per_sample(old[dim])
+    split, spread = list(old), list(old)
+    split.insert(dim + 1, 1)
+    spread.insert(dim + 1, times)
+    value = low.linear("expand", [low.reshape(x, split)], spread, shape=spread)
+    return low.reshape(value, shape)
 
 
 @handles(aten.permute)
@@ -145,7 +164,7 @@ def _select(low: Lowering, x: Value, dim: int, index: int) -> Value:
     return low.reshape(piece, shape[:dim] + shape[dim + 1 :])
 
 
-def _take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
+def take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
     shape = list(low.shape_of(x))
     if follows_batch(shape[dim]):
         raise NotConvertible("samples of the batch are reordered; do it outside the model")
@@ -165,7 +184,7 @@ def _take(low: Lowering, x: Value, dim: int, index: Tensor) -> Value:
 def _index_select(low: Lowering, x: Value, dim: int, index: Value) -> Value:
     if not isinstance(index, Tensor):
         raise NotConvertible("indices that depend on the input; only fixed ones can be converted")
-    return _take(low, x, dim, index)
+    return take(low, x, dim, index)
 
 
 @handles(aten.index.Tensor)
@@ -184,14 +203,28 @@ def _index(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
             "index_select with fixed indices, one dimension at a time",
         )
     dim, index = used[0]
-    return low.reshape(_take(low, x, dim, index), low.shape())
+    return low.reshape(take(low, x, dim, index), low.shape())
+
+
+@handles(aten.gather)
+def _gather(low: Lowering, x: Value, dim: int, index: Value, **_: Any) -> Value:
+    """By indices that are the same for each sample, in whose dimension heads may lie too."""
+    index = index.tensor if isinstance(index, BatchConstant) else index
+    size, *inner = low.shape_of(x) or (1,)
+    own = size == "1*batch" or not follows_batch(size) or any(map(follows_batch, inner))
+    if own or not isinstance(index, Tensor) or len(index) != 1:
+        return moved(low)
+    places = torch.arange(math.prod(map(per_sample, inner))).view(1, *inner)  # type: ignore[arg-type]
+    flat = low.reshape(x, (size, places.numel()))
+    taken = take(low, flat, 1, places.gather(dim, index).flatten())
+    return low.reshape(taken, low.shape())
 
 
 @handles(aten.flip)
 def _flip(low: Lowering, x: Value, dims: Sequence[int]) -> Value:
     for dim in dims:
         size = low.shape_of(x)[dim]
-        x = _take(low, x, dim, torch.arange(per_sample(size) - 1, -1, -1))
+        x = take(low, x, dim, torch.arange(per_sample(size) - 1, -1, -1))
     return x
 
 
@@ -200,7 +233,7 @@ def _roll(low: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = 
     if not dims:
         return moved(low, "roll over the flattened tensor; name its dimensions")
     for shift, dim in zip(shifts, dims, strict=True):
-        x = _take(low, x, dim, (torch.arange(per_sample(low.shape_of(x)[dim])) - shift))
+        x = take(low, x, dim, (torch.arange(per_sample(low.shape_of(x)[dim])) - shift))
     return x
 
 

@@ -91,18 +91,18 @@ LOCAL["max_pool"] = _max_chain
 
 @handles(*packets("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"))
 def _upsample_nearest(low: Lowering, x: Value, size: Any = None, *scales: Any) -> Value:
-    _check_whole_factors(low, x, scales)
+    check_whole_factors(low, x, scales)
     return _upsample(low, x, "nearest", None)
 
 
 @handles(aten.upsample_bilinear2d, aten.upsample_linear1d, aten.upsample_trilinear3d)
 def _upsample_linear(low: Lowering, x: Value, size: Any, align: bool, *scales: Any) -> Value:
-    _check_whole_factors(low, x, scales)
+    check_whole_factors(low, x, scales)
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(low.shape())]
     return _upsample(low, x, mode, bool(align))
 
 
-def _check_whole_factors(low: Lowering, x: Value, scales: Sequence[Any]) -> None:
+def check_whole_factors(low: Lowering, x: Value, scales: Sequence[Any]) -> None:
     """A factor that gives no whole size places its samples by the factor, not by the size."""
     flat = [
         f for s in scales for f in (s if isinstance(s, (list, tuple)) else [s]) if f is not None

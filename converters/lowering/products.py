@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.network import Function, Node, is_affine
+from ...core.network import is_affine
 from ...core.operations import Size, follows_batch
-from ...neurons.nonlinearities import NONLINEARITIES
 from ..rules import NotConvertible, aten
 from .arithmetic import add
-from .graph import Lowering
+from .graph import Lowering, is_row
 from .tables import handles, packets
-from .values import Name, Value, broadcast, one_for_all_samples, per_sample
+from .values import Name, Value, broadcast, head_channel, one_for_all_samples, per_sample
 
 
 @handles(aten.matmul, aten.mm, aten.bmm)
@@ -54,11 +53,6 @@ def matmul(low: Lowering, x: Value, y: Value) -> Value:
     return low.reduce("sum", low.function("mul", [left, right], shape), [-2], False)
 
 
-def head_channel(shape: Sequence[Size]) -> int:
-    """The channel of [B, heads, rows, columns]: the heads; of other products the columns."""
-    return -3 if len(shape) > 3 and not follows_batch(shape[-3]) and shape[-3] != 1 else -1
-
-
 def _matmul_shape(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
     rows = a[-2:-1] if len(a) > 1 else ()
     columns = b[-1:] if len(b) > 1 else ()
@@ -82,7 +76,7 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
         if not torch.equal(softmax.tensors["weight"], keep) or masked.shape != softmax.shape:
             return None
         softmax = masked
-    if not _is(softmax, "softmax", "masked_softmax") or softmax.arguments["dim"] != -1:
+    if not is_row(softmax, "softmax", "masked_softmax") or softmax.arguments["dim"] != -1:
         return None
     scale, bias = 1.0, None
     logits = low.node_of(softmax.inputs[0])
@@ -95,7 +89,7 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
             bias = scale * shift if bias is None else bias + scale * shift
         scale, logits = scale * (1.0 if factor is None else float(factor)), before
     v_shape, rank = low.shape_of(v), len(logits.shape)
-    if not _is(logits, "matmul") or len(v_shape) > rank:
+    if not is_row(logits, "matmul") or len(v_shape) > rank:
         return None
     low.absorbed |= {logits.name, softmax.name}
     v = low.reshape(v, (1,) * (rank - len(v_shape)) + v_shape)
@@ -106,13 +100,8 @@ def _whole_attention(low: Lowering, weights: Value, v: Value) -> Value:
     for mask in map(Name, softmax.inputs[1:]):
         ones = (1,) * (rank - len(low.shape_of(mask)))
         inputs.append(low.reshape(mask, ones + low.shape_of(mask)))
-    row = "attention" if _is(softmax, "softmax") else "masked_attention"
+    row = "attention" if is_row(softmax, "softmax") else "masked_attention"
     return low.function(row, inputs, shape, head_channel(shape), scale=scale, **given)
-
-
-def _is(node: Node, *rows: str) -> TypeGuard[Function]:
-    known = [NONLINEARITIES[row] for row in rows]
-    return isinstance(node, Function) and any(node.function is row for row in known)
 
 
 @handles(aten.addmm)

@@ -18,7 +18,7 @@ from ...core.inputs import kind_of
 from ...core.network import Linear
 from ...core.operations import follows_batch
 from ...core.operations.statics import ARITHMETIC, COMPARISONS, LOGIC
-from ..constants import Masked, Uneven
+from ..constants import Masked, Unsettled
 from ..rules import NotConvertible, aten
 from .tables import HANDLERS, IDENTITY, OTHERWISE, Handler, packets
 from .values import Name, Value, fixed_size, one_for_all_samples
@@ -35,8 +35,8 @@ INDEXES = set(packets("index", "gather", "index_select"))
 
 def check_even(value: Value) -> Value:
     """Raises NotConvertible for what numbers the samples, which serves as an index alone."""
-    if isinstance(value, Uneven):
-        raise NotConvertible(value.why)
+    if isinstance(value, Unsettled):
+        raise value.refusal()
     return value
 
 
@@ -322,7 +322,7 @@ def choose(low: Lowering, mask: Value, x: Value, y: Value) -> Value:
 def picked(low: Lowering, x: Value, indices: Sequence[Value]) -> Value:
     """x[arange(batch), index]: of each sample one place, which depends on whole numbers alone."""
     samples, index = (list(indices) + [None, None])[:2]
-    one = samples.batch_of(2) if isinstance(samples, Uneven) else torch.empty(0)
+    one = samples.values[1] if isinstance(samples, Unsettled) else torch.empty(0)
     by_sample = len(indices) == 2 and isinstance(index, Name) and index in low.exact
     if not by_sample or one.tolist() != [0, 1] or low.shape_of(index) != ("1*batch",):
         raise NotConvertible(

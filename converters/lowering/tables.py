@@ -55,6 +55,9 @@ IDENTITY = set(
 )
 
 
+VIEWS = {aten.view.default, aten._unsafe_view.default}
+
+
 MOVES = IDENTITY | set(  # change places, not values
     packets("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
     + packets("expand", "expand_as", "permute", "transpose", "t", "slice", "select", "repeat")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...core.operations import Size
+from ...core.operations import Size, follows_batch
 from ..constants import BatchConstant, Masked
 from ..rules import NotConvertible
 
@@ -50,16 +50,26 @@ def broadcast(a: Sequence[Size], b: Sequence[Size]) -> tuple[Size, ...]:
     return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
 
 
+def head_channel(shape: Sequence[Size]) -> int:
+    """The channel of [B, heads, rows, columns]: the heads; of other products the columns."""
+    return -3 if len(shape) > 3 and not follows_batch(shape[-3]) and shape[-3] != 1 else -1
+
+
 def reduced(dims: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple((d % rank) - rank for d in (dims or range(rank)))
 
 
+def flat(tree: Any) -> Iterator[Any]:
+    """What lists, tuples and dicts hold."""
+    if isinstance(tree, (list, tuple, Mapping)):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from flat(value)
+    else:
+        yield tree
+
+
 def holds(kind: Any, tree: Any) -> bool:
-    if isinstance(tree, Mapping):
-        return any(holds(kind, v) for v in tree.values())
-    if isinstance(tree, (list, tuple)):
-        return any(holds(kind, v) for v in tree)
-    return isinstance(tree, kind)
+    return any(isinstance(value, kind) for value in flat(tree))
 
 
 def has_node(tree: Any) -> bool:

@@ -213,6 +213,14 @@ def rms_norm(x: Array, dims: int, eps: float) -> Array:
     return np.asarray(x / np.sqrt(square + x.dtype.type(eps)))
 
 
+def vector_norm(x: Array, dim: Sequence[int], keepdim: bool = False) -> Array:
+    return np.asarray(np.sqrt(np.square(x).sum(tuple(dim), keepdims=keepdim)))
+
+
+def normalize(x: Array, dim: Sequence[int], eps: float) -> Array:
+    return np.asarray(x / np.maximum(vector_norm(x, dim, True), x.dtype.type(eps)))
+
+
 def attention(
     x: Array,
     y: Array,
@@ -286,6 +294,8 @@ FUNCTIONS: dict[str, Function] = {
     "log_softmax": log_softmax,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
+    "vector_norm": vector_norm,
+    "normalize": normalize,
     "matmul": np.matmul,
     "attention": attention,
     "masked_softmax": masked_softmax,
