@@ -22,7 +22,8 @@ from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import default_schedule, relative_depths
 from .thrift import MEMBERS, Path, thrifty
-from .tuning import BATCH, FEWEST, Measure, Tunable, default_choices, samples_of, tune
+from .tunable import BATCH, Measure, Tunable, default_choices, samples_of
+from .tuning import FEWEST, tune
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
 QUICK = 30  # iterations that tell the splits of a budget apart
