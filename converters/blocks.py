@@ -23,19 +23,20 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..core.module import NetworkModule, Signal, Source
-from ..core.network import Input, SignGDNeuron, SpikingNetwork, leaves, values_of
+from ..core.network import Function, Input, Linear, SignGDNeuron, SpikingNetwork, leaves, values_of
 from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..core.walk import following, walk
 from .budget import Budget, TimeUp, now
 from .descent import START, Descent
-from .tunable import Choice, Choices, Samples, Tunable
+from .tunable import Choices, Samples, Tunable
 from .uses import used
 
 LAYERS = 8  # of neurons in a block
@@ -179,47 +180,131 @@ def joined(flows: Sequence[Flow]) -> Flow:
     return Flow(torch.cat([flow.x for flow in flows]), spiking, source)
 
 
+class Cost(NamedTuple):
+    """g squared: of each value [...], and of the mean of each channel over its positions."""
+
+    each: Tensor
+    mean: Tensor
+    positions: tuple[int, ...]  # dimensions, of values [B, ...]
+
+    def of(self, error: Tensor) -> Tensor:
+        """E_b [...] of errors [..., B, values of a sample], summed over samples."""
+        lead = error.dim() - self.each.dim()
+        if not self.positions:
+            return (error.square() * self.each).flatten(lead - 1).sum(-1)
+        mean = error.mean([lead - 1 + d for d in self.positions], keepdim=True)
+        apart = ((error - mean).square() * self.each).flatten(lead - 1).sum(-1)
+        return apart + (mean.square() * self.mean).flatten(lead - 1).sum(-1)
+
+
 def costs(
     module: NetworkModule, x: Tensor, names: Collection[str], norms: Mapping[str, float], seed: int
-) -> dict[str, Tensor]:
-    """g squared [...] of the values ``names``; ``norms`` are the mean squares |y|^2 of outputs."""
+) -> dict[str, Cost]:
+    """Of the values ``names``; ``norms`` are the mean squares |y|^2 of outputs."""
     generator = torch.Generator().manual_seed(seed)
-    values = sum(values_of(node.shape) for node in module.network.nodes)
-    found: dict[str, Tensor] = {}
+    network = module.network
+    values = sum(values_of(node.shape) for node in network.nodes)
+    positions = {name: _positions(network, name) for name in names}
+    found: dict[str, Cost] = {}
     for part in x.split(max(1, MEMORY // (8 * values))):
         with torch.enable_grad():
-            for name, square in _squares(module, part, names, norms, generator).items():
-                found[name] = found[name] + square if name in found else square
-    return {k: v / (len(x) * PROJECTIONS) for k, v in found.items()}
+            for name, gradients in _gradients(module, part, positions, norms, generator):
+                each = gradients.square().sum(0)
+                mean = each
+                if positions[name]:
+                    mean = gradients.sum(positions[name], keepdim=True).square().sum(0)
+                before = found.get(name, Cost(torch.zeros_like(each), torch.zeros_like(mean), ()))
+                found[name] = Cost(before.each + each, before.mean + mean, positions[name])
+    amount = len(x) * PROJECTIONS
+    return {k: Cost(each / amount, mean / amount, at) for k, (each, mean, at) in found.items()}
 
 
-def _squares(
+def _positions(network: SpikingNetwork, name: str) -> tuple[int, ...]:
+    """The dimensions of a value that are neither samples nor channels."""
+    node, dims = network[name], len(network[name].shape)
+    seen = node
+    while seen.inputs and not (isinstance(seen, Function) and seen.channel is not None):
+        if isinstance(seen, Linear) and seen.op in ("conv", "linear"):
+            break
+        before = network[seen.inputs[0]]
+        if len(before.shape) != dims:
+            return ()
+        seen = before
+    channel = -1
+    if isinstance(seen, Function) and seen.channel is not None:
+        channel = seen.channel
+    elif isinstance(seen, Linear) and seen.op == "conv":
+        channel = -1 - len(seen.attributes["stride"])
+    return tuple(d for d in range(1, dims) if d != dims + channel)
+
+
+def _gradients(
     module: NetworkModule,
     x: Tensor,
     names: Collection[str],
     norms: Mapping[str, float],
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Squared gradients of outputs times random signs, summed over projections and samples."""
+) -> Iterator[tuple[str, Tensor]]:
+    """[B, ...] of outputs times random signs, by the values ``names``, PROJECTIONS times."""
     values = module.activations(x.detach().clone().requires_grad_(), keep=[*names, *norms])
-    found = {name: torch.zeros_like(values[name][0]) for name in names}
     for _ in range(PROJECTIONS):
         ends = [(_signs(values[k], generator) * values[k]).sum() / n**0.5 for k, n in norms.items()]
         total = torch.stack(ends).sum()
         reached = [name for name in names if values[name].requires_grad]
-        if not reached or not total.requires_grad:
-            break  # functions of the user's that have no gradient
-        gradients = torch.autograd.grad(
-            total, [values[name] for name in reached], retain_graph=True, allow_unused=True
-        )
-        for name, gradient in zip(reached, gradients, strict=True):
-            if gradient is not None:
-                found[name] += gradient.square().sum(0)
-    return found
+        gradients: Sequence[Tensor | None] = [None] * len(reached)
+        if reached and total.requires_grad:  # functions of the user's may have no gradient
+            gradients = torch.autograd.grad(
+                total, [values[name] for name in reached], retain_graph=True, allow_unused=True
+            )
+        found = dict(zip(reached, gradients, strict=True))
+        for name in names:
+            gradient = found.get(name)
+            yield name, torch.zeros_like(values[name]) if gradient is None else gradient
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+def outputs_of(
+    tunable: Tunable, blocks: Sequence[Block], x: Tensor, choices: Choices, counted: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """``Tunable.run``, whose graph holds the values between blocks; those within are made again
+    where a gradient needs them."""
+    known: dict[str, Signal] = {}
+    sent = []
+    for block in blocks:
+        led = {name: known[name][1] for name in block.inputs}
+        run = _Checkpointed(tunable.part(block.network), block, led, x, choices, counted)
+        given = [known[name][0] for name in block.inputs]
+        *values, made = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+        known |= {
+            name: (value, run.led[name]) for name, value in zip(block.outputs, values, strict=True)
+        }
+        sent.append(made)
+    total = torch.stack(sent).sum() if counted else None
+    ends = [known[name] for name in leaves(tunable.network.outputs)]
+    return [value[-1] if led else value for value, led in ends], tunable.per_mac(total)
+
+
+@dataclass(eq=False)
+class _Checkpointed:
+    """A block of tensors: what it makes, and what is sent. ``led`` is of inputs, and outputs."""
+
+    part: Tunable
+    block: Block
+    led: dict[str, bool]
+    x: Tensor
+    choices: Choices
+    counted: bool
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(self.block.inputs, values, strict=True)
+        known = {name: (value, self.led[name]) for name, value in pairs}
+        signals, sent = self.part.signals(self.x, self.choices, known, self.counted)
+        ends = [self.part.trimmed(*end) for end in zip(self.block.outputs, signals, strict=True)]
+        self.led |= {n: led for n, (_, led) in zip(self.block.outputs, ends, strict=True)}
+        return *(value for value, _ in ends), self.x.new_zeros(()) if sent is None else sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,39 +361,50 @@ class BlockTuner:
             found = costs(self.module, x, sorted(names), self.norms, seed)
         for i, block in enumerate(self.blocks):
             left = sum(each.values for each in self.blocks[i:])
-            budget = self.task.budget.share(block.values / left)
-            part = _Part(self, block, found, budget)
+            part = _Part(self, block, found, self.task.budget.share(block.values / left))
             self.seen, self.held_out = part.aimed(self.seen), part.aimed(self.held_out)
-            yield from self._descend(part, budget)
+            with suppress(TimeUp):
+                yield from self._descend(part)
             if block is not self.blocks[-1]:
                 flows = part.advanced(self.seen), part.advanced(self.held_out)
                 self.seen, self.held_out = flows
 
-    def _descend(self, part: _Part, budget: Budget) -> Iterator[None]:
+    def _descend(self, part: _Part) -> Iterator[None]:
         """The choices of a block, the best on held-out samples; time is left for its values."""
-        begun, held_out, task = now(), self.held_out, self.task
-        best = {node.name: self.choices[node.name] for node in part.block.neurons}
-        least = before = part.begun(held_out, best)
+        task, held_out, name = self.task, self.held_out, part.block.neurons[-1].name
+        plan = {node.name: self.choices[node.name] for node in part.block.neurons}
+        begun = now()
+        least = before = part.begun(held_out, plan)
         look = now() - begun
-        budget = budget.less(1.2 * look * (2 + len(self.seen) / len(held_out)))
-        given = task.learn, RATE, task.iterations, task.sparse
-        best, least = part.resized(held_out, best, least)
-        descent = Descent(best, *given)
+        self.errors[name] = [before, before]
+        part.share = part.share.less(look * (1 + len(self.seen) / len(held_out)))
+
+        def consider(choices: Choices) -> None:
+            nonlocal least
+            found = part.look(held_out, choices)
+            if found < least:
+                least = self.errors[name][1] = found
+                self.choices.update({k: c.copy() for k, c in choices.items()})
+
+        # leading zeros cost nothing, and fine digits do
+        for factor in START if task.weight and "steps" in task.learn else ():
+            consider({k: choice.resized(factor) for k, choice in plan.items()})
+        start = {k: self.choices[k] for k in plan}
+        descent = Descent(start, task.learn, RATE, task.iterations, task.sparse)
         looks = {math.ceil(task.iterations * k / LOOKS) for k in range(1, LOOKS + 1)}
+        part.share = part.share.less(look)
         for i in range(1, task.iterations + 1):
-            if not budget.fits("descent"):
+            try:
+                descent.step(part.losses(self._drawn(), descent.choices), part.share)
+            except TimeUp:
                 break
-            begun = now()
-            descent.step(part.losses(self._drawn(), descent.choices))
-            budget.longest["descent"] = now() - begun
             if i in looks:
-                found = part.look(held_out, descent.choices)
-                if found < least:
-                    best = {k: c.copy() for k, c in descent.choices.items()}
-                    least = found
+                consider(descent.choices)
             yield
-        self.choices.update(best)
-        self.errors[part.block.neurons[-1].name] = [before, least]
+        else:
+            return
+        part.share = part.share.less(-look)
+        consider(descent.choices)
 
     def _drawn(self) -> Flow:
         pick = torch.randperm(len(self.seen), generator=self.generator)[:BATCH]
@@ -316,15 +412,19 @@ class BlockTuner:
 
 
 class _Part:
-    """A block while it is tuned. ``units`` [T] are its errors as it was found."""
+    """A block while it is tuned, in its ``share`` of the time. ``units`` [T] are its errors as it
+    was found."""
 
     def __init__(
-        self, tuner: BlockTuner, block: Block, costs: Mapping[str, Tensor], budget: Budget
+        self, tuner: BlockTuner, block: Block, costs: Mapping[str, Cost], share: Budget
     ) -> None:
-        self.module, self.task, self.block, self.budget = tuner.module, tuner.task, block, budget
+        self.module, self.task, self.block, self.share = tuner.module, tuner.task, block, share
         self.simulation, self.steps = tuner.tunable.part(block.network), tuner.tunable.steps
         self.choices = tuner.choices
-        self.costs = {name: costs[name] for name in block.outputs}
+        self.costs = {
+            name: Cost(each + EVEN * each.mean(), mean + EVEN * mean.mean(), at)
+            for name, (each, mean, at) in ((name, costs[name]) for name in block.outputs)
+        }
         self.units = torch.ones(self.steps)
         values = 4 * block.values * self.steps
         self.many, self.few = (max(1, min(32, MEMORY // (n * values))) for n in (2, 6))
@@ -334,7 +434,7 @@ class _Part:
         """With what the source network has at the end in place of at the beginning."""
         parts = []
         for part in flow.split(self.many):
-            with self.budget.piece("source"):
+            with self.task.budget.piece("source"):
                 source = Source(self.module, part.x)
                 parts.append(walk(self.block.network, source, self.block.outputs, part.source))
         whole = {name: torch.cat([part[name] for part in parts]) for name in self.block.outputs}
@@ -343,38 +443,27 @@ class _Part:
     @torch.no_grad()
     def advanced(self, flow: Flow) -> Flow:
         """At the end of the block."""
-        parts, every_step = [], self.simulation.every_step
+        parts = []
         for part in flow.split(self.many):
-            values, _ = self.simulation.signals(part.x, self.choices, part.spiking, counted=False)
-            kept = {
-                name: (value, led) if not led or name in every_step else (value[-1], False)
-                for name, (value, led) in zip(self.block.outputs, values, strict=True)
-            }
+            with self.task.budget.piece("advance"):
+                given = part.x, self.choices, part.spiking
+                values, _ = self.simulation.signals(*given, counted=False)
+            pairs = zip(self.block.outputs, values, strict=True)
+            kept = {name: self.simulation.trimmed(name, signal) for name, signal in pairs}
             parts.append(Flow(part.x, kept, part.source))
         return joined(parts)
 
     @torch.no_grad()
     def begun(self, flow: Flow, choices: Choices) -> float:
         """The loss of the block as it is found, whose errors are the units."""
-        if not any(bool(cost.any()) for cost in self.costs.values()):  # there is no gradient
-            squares = {k: v.square().mean().clamp(min=1e-30) for k, v in flow.source.items()}
-            self.costs = {
-                k: (1 / squares[k]).expand_as(v) / v.numel() for k, v in self.costs.items()
-            }
-        self.costs = {k: cost + EVEN * cost.mean() for k, cost in self.costs.items()}
+        if not any(bool(cost.each.any()) for cost in self.costs.values()):  # without a gradient
+            squares = {k: v.square().sum() / len(flow) for k, v in flow.source.items()}
+            for name, cost in self.costs.items():
+                each = (1 / squares[name].clamp(min=1e-30)).expand_as(cost.each)
+                self.costs[name] = Cost(each, each, ())
         parts = [self._errors(part, choices, False)[0] * len(part) for part in self._pieces(flow)]
         self.units = (torch.stack(parts).sum(0) / len(flow)).clamp(min=1e-30)
         return self.look(flow, choices)
-
-    def resized(self, flow: Flow, choices: Choices, loss: float) -> tuple[dict[str, Choice], float]:
-        """With all steps larger or smaller, where fewer additions are asked for."""
-        best, least = dict(choices), loss
-        for factor in START if self.task.weight and "steps" in self.task.learn else ():
-            tried = {name: choice.resized(factor) for name, choice in choices.items()}
-            found = self.look(flow, tried)
-            if found < least:
-                best, least = tried, found
-        return best, least
 
     @torch.no_grad()
     def look(self, flow: Flow, choices: Choices) -> float:
@@ -383,7 +472,7 @@ class _Part:
 
     def _pieces(self, flow: Flow) -> Iterator[Flow]:
         for part in flow.split(self.many):
-            with self.budget.piece("look at a block"):
+            with self.share.piece("look at a block"):
                 yield part
 
     def losses(self, flow: Flow, choices: Choices) -> Iterator[Callable[[], Tensor]]:
@@ -398,11 +487,10 @@ class _Part:
 
     def _errors(self, flow: Flow, choices: Choices, counted: bool) -> tuple[Tensor, Tensor | None]:
         """E_b at each step [T], or in the end [1] where no neuron needs more, and additions."""
-        values, additions = self.simulation.signals(flow.x, choices, flow.spiking, counted)
+        values, sent = self.simulation.signals(flow.x, choices, flow.spiking, counted)
         errors = flow.x.new_zeros(1)
         for name, (value, led) in zip(self.block.outputs, values, strict=True):
             y = value if led and name in self.simulation.every_step else value[-1:]
             y = y if led else value.unsqueeze(0)
-            square = (y - flow.source[name]).square() * self.costs[name]
-            errors = errors + square.flatten(1).sum(1) / len(flow)
-        return errors, additions
+            errors = errors + self.costs[name].of(y - flow.source[name]) / len(flow)
+        return errors, self.simulation.per_mac(sent)

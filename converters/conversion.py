@@ -106,6 +106,7 @@ def convert(
     forms: Forms | None = None,
     dead_zone: float | Mapping[str, float] | None = None,
     tune: bool | None = None,
+    tune_seconds: float | None = None,
     objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
     max_batches: int | None = 32,
@@ -133,6 +134,7 @@ def convert(
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms and attention in one neuron or many
         tune          whether steps, scales, resting values and dead zones are learned
+        tune_seconds  a limit for that, in seconds
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
         max_batches   of the calibration, at most; seed: of what is drawn
@@ -162,6 +164,7 @@ def convert(
         keep=keep,
         forms=_forms(forms, functions),
         tune=tune,
+        tune_seconds=tune_seconds,
         objective=objective,
         neurons=neurons,
         max_batches=max_batches,

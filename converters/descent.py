@@ -9,6 +9,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from .budget import Budget
 from .dithered import MOST
 from .tunable import Choices
 
@@ -44,11 +45,14 @@ class Descent:
         self.adam = torch.optim.Adam(settings, betas=(0.8, 0.95))
         self.course = torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, iterations, rate / 50)
 
-    def step(self, losses: Iterable[Callable[[], Tensor]]) -> None:
-        """Along the gradient of the sum of the losses, each computed and forgotten in turn."""
+    def step(self, losses: Iterable[Callable[[], Tensor]], budget: Budget) -> None:
+        """Along the gradient of the sum of the losses, each computed and forgotten in turn.
+
+        Raises TimeUp, and is not made, where there is no time for one of them.
+        """
         self.adam.zero_grad()
-        with torch.enable_grad():
-            for loss in losses:
+        for loss in losses:
+            with budget.piece("descent"), torch.enable_grad():
                 loss().backward()  # type: ignore[no-untyped-call]
         if bool(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0).isfinite()):
             self.adam.step()

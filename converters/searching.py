@@ -17,6 +17,7 @@ from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
+from .budget import Budget
 from .calibration import Calibration, batches_of
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
@@ -351,7 +352,9 @@ class _Mixer:
         if not names:
             return network
         images, _, more = thresholds.images_of(network, [self.seen], self.seed)
-        fitted = thresholds.choose(network, network.statistics, images, more, names, self.seed)
+        fitted = thresholds.choose(
+            network, network.statistics, images, more, names, self.seed, Budget()
+        )
         pair = network, fitted
         errors = [measured(one, self.held)[0] for one in pair]
         return pair[errors[1] <= errors[0]]

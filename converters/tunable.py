@@ -114,12 +114,16 @@ class Choice:
     unit: Tensor
 
     @staticmethod
-    def of(node: SignGDNeuron, steps: int, like: Tensor) -> Choice:
+    def of(node: SignGDNeuron, steps: int, like: Tensor, by_channel: bool = False) -> Choice:
+        """Those of a node; ``by_channel``: with a resting value for each of them."""
         eta = like.new_tensor([node.schedule(t) for t in range(1, steps + 1)])
         scale = torch.as_tensor(node.scale).to(like).clone()
         # the finest step is what a silent neuron's resting value is seen by
         unit = scale * (float(eta[-1]) * node.finest if node.parameters.sparse else 1.0)
         resting = torch.as_tensor(node.resting).to(like) / unit
+        if by_channel and node.channel is not None and resting.numel() == 1:
+            sizes = [node.shape[node.channel], *[1] * (-node.channel - 1)]
+            resting = resting.reshape(()).expand([s for s in sizes if isinstance(s, int)]).clone()
         theta = torch.as_tensor(node.dead_zone).to(like)
         return Choice(eta.log(), scale.log(), resting, theta.logit(), unit)
 
@@ -185,8 +189,12 @@ class Tunable:
         self, x: Tensor, choices: Choices, counted: bool = True
     ) -> tuple[list[Tensor], Tensor | None]:
         """``outputs`` and the additions of a sample for each MAC, where these are counted."""
-        values, additions = self.signals(x, choices, counted=counted)
-        return [value[-1] if led else value for value, led in values], additions
+        values, sent = self.signals(x, choices, counted=counted)
+        return [value[-1] if led else value for value, led in values], self.per_mac(sent)
+
+    def per_mac(self, sent: Tensor | None) -> Tensor | None:
+        """The additions of a sample, of what is ``sent``, spikes times connections."""
+        return None if sent is None or self.prices is None else self.prices.per_mac(sent)
 
     def signals(
         self,
@@ -195,7 +203,7 @@ class Tunable:
         known: Mapping[str, Signal] | None = None,
         counted: bool = True,
     ) -> tuple[list[Signal], Tensor | None]:
-        """The outputs, at every step where neurons need them so, for values that are ``known``."""
+        """The outputs for values that are ``known``, and what each sample sends."""
         names = leaves(self.network.outputs)
         prices = self.prices if counted else None
         semantics = _Differentiable(self, x, choices, prices)
@@ -204,7 +212,12 @@ class Tunable:
         if prices is None:
             return values, None
         sent = semantics.sent or [torch.zeros((), device=x.device)]
-        return values, prices.per_mac(torch.stack(sent).sum() / len(x))
+        return values, torch.stack(sent).sum() / len(x)
+
+    def trimmed(self, name: str, signal: Signal) -> Signal:
+        """The last step alone, where no neuron needs the others."""
+        value, led = signal
+        return (value[-1], False) if led and name not in self.every_step else signal
 
 
 class _Differentiable(Semantics[Signal]):
@@ -298,12 +311,15 @@ class Samples:
 
 
 @torch.no_grad()
-def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
-    """x [N, ...] with the outputs of the source network."""
+def samples_of(network: SpikingNetwork, x: Tensor, budget: Budget | None = None) -> Samples:
+    """x [N, ...] with the outputs of the source network. Raises TimeUp."""
     module = NetworkModule(network, {})
     x = module.check_input(x)
     names = leaves(network.outputs)
-    parts = [module.activations(part) for part in x.split(BATCH)]
+    parts = []
+    for part in x.split(BATCH):
+        with (budget or Budget()).piece("source"):
+            parts.append(module.activations(part))
     targets = [torch.cat([part[name] for part in parts]) for name in names]
     squares = [float(target.square().mean()) for target in targets]
     # an output that is nearly silent, or silent in some samples, does not outweigh the others
@@ -311,11 +327,10 @@ def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
     return Samples(x, targets, least)
 
 
-def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
+def default_choices(network: SpikingNetwork, samples: Samples, by_channel: bool = False) -> Choices:
     """The network as it is."""
-    like = samples.targets[0]
-    nodes = network.of(SignGDNeuron)
-    return {node.name: Choice.of(node, network.time_steps, like) for node in nodes}
+    given = network.time_steps, samples.targets[0], by_channel
+    return {node.name: Choice.of(node, *given) for node in network.of(SignGDNeuron)}
 
 
 def loss_of(outputs: Sequence[Tensor], samples: Samples) -> Tensor:

@@ -43,7 +43,8 @@ from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
-from .blocks import ITERATIONS, BlockTuner, Task
+from .blocks import ITERATIONS, Block, BlockTuner, Task, outputs_of
+from .blocks import SEEN as MOST_SEEN
 from .budget import Budget, TimeUp
 from .calibration import Calibration, batches_of
 from .descent import LEARNED, START, Descent
@@ -74,6 +75,10 @@ LOOKING = 2e8  # of one look at the held-out samples
 LEAST = 8  # samples of a sweep
 LARGE = 2e7  # updates for one sample from which a network is tuned block by block
 BLOCKS_HELD_OUT = 64  # samples at most, then
+TOGETHER = 0.5  # of the seconds, for all blocks together after each by itself
+TOGETHER_RATE = 0.03
+TOGETHER_BATCH = 16
+PIECE = 4  # of these, whose graph is held at once
 REPORTING = 1.6e10  # of the errors if undone
 REPORT = 0.1  # of the seconds, at most, for these
 RATE = 0.2  # of log step sizes
@@ -284,9 +289,11 @@ class _Tuner:
         held_out = min(most, len(x) // 4, max(16, int(LOOKING / amount)))
         if self.blocks:
             held_out = min(BLOCKS_HELD_OUT, len(x) // 4)
-        self.held_out = samples_of(network, x[:held_out])
-        self.seen = samples_of(network, x[held_out : held_out + SEEN])
-        self.batch = min(batch_of(network), len(self.seen))
+        self.x = x[:held_out], x[held_out : held_out + (MOST_SEEN if self.blocks else SEEN)]
+        seen = len(self.x[1])
+        self.piece = self.batch = min(batch_of(network), seen)
+        if self.blocks:
+            self.piece, self.batch = PIECE, TOGETHER_BATCH
         # samples that neurons are resized on
         tries = len(RESIZE) * len(self._neurons())
         self.few = min(held_out, int(RESIZING / (amount * tries)))
@@ -294,15 +301,20 @@ class _Tuner:
         self.iterations = iterations or min(250, max(20, planned))
         self.given = iterations
         self.done, self.block_errors = 0, dict[str, list[float]]()
-        self.measure = Measure(self.simulation, self.held_out, self.budget)
+        self.parts: list[Block] = []
 
     def _neurons(self) -> tuple[SignGDNeuron, ...]:
         return self.simulation.neurons
 
     def run(self) -> SpikingNetwork:
-        self.default = self.best = default_choices(self.network, self.held_out)
         try:
+            held_out, seen = self.x
+            self.held_out = samples_of(self.network, held_out, self.budget)
+            self.measure = Measure(self.simulation, self.held_out, self.budget)
+            self.default = default_choices(self.network, self.held_out, self.blocks)
+            self.best = self.default
             self.before = self.found = self.measure(self.default)
+            self.seen = samples_of(self.network, seen, self.budget)
         except TimeUp:
             reason = f"{self.seconds:g} seconds are over before the outputs were looked at once."
             return self.network.replace(
@@ -340,20 +352,23 @@ class _Tuner:
             self.best, self.found = {k: c.copy() for k, c in choices.items()}, found
 
     def _by_blocks(self) -> None:
-        """Time for a look at the whole is left."""
+        """Each block by itself, then all together from there; time for looks is left."""
+        budget = self.budget.share(1 - TOGETHER).less(self._look())
         task = Task(
             self.learn,
             self.weight,
             self.sparse,
             self.given or ITERATIONS,
-            self.budget.less(self._look()),
+            budget,
             self.seed,
         )
         tuner = BlockTuner(self.simulation, self.default, self.seen, self.held_out, task)
+        self.parts = tuner.blocks
         choices = tuner.run()
-        self.done = task.iterations * len(tuner.errors)
-        self.block_errors = tuner.errors
+        self.done, self.block_errors = task.iterations * len(tuner.errors), tuner.errors
         self._consider(choices)
+        for choices in self._descend(self.best, TOGETHER_RATE, task.iterations):
+            self._consider(choices)
 
     def _look(self) -> float:
         """Seconds of a look at the held-out samples."""
@@ -413,7 +428,7 @@ class _Tuner:
 
     def _late(self) -> bool:
         """Whether a step of descent and a look would end too late."""
-        return not self.budget.less(self._look()).fits("descent")
+        return not self.budget.less(self._look()).fits("descent", -(-self.batch // self.piece))
 
     def _descend(self, start: Choices, rate: float, iterations: int) -> Iterator[Choices]:
         """Yields choices now and then, and at the end."""
@@ -424,14 +439,24 @@ class _Tuner:
                 return
             pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
             samples = self.seen.pick(pick.to(self.seen.x.device))
-            with self.budget.piece("descent"):
-                descent.step([lambda s=samples: self._loss(s, descent.choices)])  # type: ignore[misc]
+            descent.step(self._losses(samples, descent.choices), self.budget)
             self.done += 1
             if i in looks or self._late():
                 yield descent.choices
 
+    def _losses(self, samples: Samples, choices: Choices) -> Iterator[Callable[[], Tensor]]:
+        """In parts whose graph fits in memory."""
+        for begin in range(0, len(samples), self.piece):
+            part = samples.pick(slice(begin, begin + self.piece))
+            share = len(part) / len(samples)
+            yield lambda part=part, share=share: share * self._loss(part, choices)  # type: ignore[misc]
+
     def _loss(self, samples: Samples, choices: Choices) -> Tensor:
-        outputs, additions = self.simulation.run(samples.x, choices, counted=bool(self.weight))
+        given = samples.x, choices, bool(self.weight)
+        if self.parts:
+            outputs, additions = outputs_of(self.simulation, self.parts, *given)
+        else:
+            outputs, additions = self.simulation.run(*given)
         loss = loss_of(outputs, samples)
         return loss if additions is None else loss + self.weight * additions
 
