@@ -210,7 +210,7 @@ def test_a_block_sees_what_the_blocks_before_it_send(residual, images, monkeypat
             torch.testing.assert_close(flow.source[name], source[name])
         for name in set(block.inputs) & names:
             torch.testing.assert_close(
-                flow.spiking[name][0].reshape(-1), values[name].decoded[-1].reshape(-1)
+                flow.spiking[name][0].reshape(-1), values.decoded[name][-1].reshape(-1)
             )
             compared += 1
     assert len(seen) == len(tuner.blocks) and compared > 0
