@@ -45,7 +45,8 @@ FEW = 4  # values alive at a cut, at most
 SEEN = 128  # samples
 LEAST_SEEN = 16
 BATCH = 8  # samples in one step of descent
-ITERATIONS = 60  # of each block
+ITERATIONS = (10, 60)  # of each block: as many as make, of all blocks,
+DESCENDING = 27.0  # seconds about, for one sample of each step
 LOOKS = 3  # at the held-out samples, in each block
 RATE = 0.05
 KEPT = 2**30  # bytes of values at a cut
@@ -74,6 +75,13 @@ class Block:
     def values(self) -> int:
         """Of all nodes, for one sample."""
         return sum(values_of(node.shape) for node in self.network.nodes)
+
+
+def iterations_of(network: SpikingNetwork, macs: float) -> int:
+    """Steps of descent, by the size of a network whose source makes so many ``macs``."""
+    seconds = 2e-10 * macs + 6e-8 * sum(node.values for node in network.of(SignGDNeuron))
+    least, most = ITERATIONS
+    return min(most, max(least, int(DESCENDING / max(seconds * network.time_steps, 1e-9))))
 
 
 def alive(network: SpikingNetwork) -> list[tuple[str, ...]]:

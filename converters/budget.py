@@ -41,7 +41,8 @@ class Budget:
         return self.less((1 - part) * self.left()) if self.end < math.inf else self.less(0.0)
 
     def fits(self, work: str, pieces: float = 1) -> bool:
-        return self.left() > pieces * self.longest.get(work, 0.0)
+        left = self.left()
+        return left > 0 and left >= pieces * self.longest.get(work, 0.0)
 
     @contextmanager
     def piece(self, work: str) -> Iterator[None]:

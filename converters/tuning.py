@@ -43,8 +43,9 @@ from ..core.operations import follows_batch
 from ..core.progress import progress
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
-from .blocks import ITERATIONS, Block, BlockTuner, Task, outputs_of
+from .additions import Prices
 from .blocks import SEEN as MOST_SEEN
+from .blocks import Block, BlockTuner, Task, iterations_of, outputs_of
 from .budget import Budget, TimeUp
 from .calibration import Calibration, batches_of
 from .descent import LEARNED, START, Descent
@@ -75,8 +76,9 @@ LOOKING = 2e8  # of one look at the held-out samples
 LEAST = 8  # samples of a sweep
 LARGE = 2e7  # updates for one sample from which a network is tuned block by block
 BLOCKS_HELD_OUT = 64  # samples at most, then
-TOGETHER = 0.5  # of the seconds, for all blocks together after each by itself
-TOGETHER_RATE = 0.03
+TOGETHER = 0.4  # of the seconds, for all blocks together after each by itself
+TOGETHER_RATE = 0.01
+TOGETHER_ITERATIONS = 0.5  # of those of a block
 TOGETHER_BATCH = 16
 PIECE = 4  # of these, whose graph is held at once
 REPORTING = 1.6e10  # of the errors if undone
@@ -216,7 +218,7 @@ def tune(
     iterations
         Steps of descent; by default as many as take up to a minute on two cores for the networks of
         ``examples/`` on 28 x 28 pixels, 20 to 250. The same number, seed, machine and threads give
-        the same result. Of each block, where it is tuned block by block, by default 60.
+        the same result. Of each block, where it is tuned block by block, by default 10 to 60.
     seconds
         A limit, of everything that is done here, kept but for one batch of each kind of work; the
         result then depends on the speed of the machine.
@@ -353,12 +355,13 @@ class _Tuner:
 
     def _by_blocks(self) -> None:
         """Each block by itself, then all together from there; time for looks is left."""
+        prices = self.simulation.prices or Prices.of(self.network, self.steps)
         budget = self.budget.share(1 - TOGETHER).less(self._look())
         task = Task(
             self.learn,
             self.weight,
             self.sparse,
-            self.given or ITERATIONS,
+            self.given or iterations_of(self.network, prices.source),
             budget,
             self.seed,
         )
@@ -367,7 +370,8 @@ class _Tuner:
         choices = tuner.run()
         self.done, self.block_errors = task.iterations * len(tuner.errors), tuner.errors
         self._consider(choices)
-        for choices in self._descend(self.best, TOGETHER_RATE, task.iterations):
+        together = max(1, round(TOGETHER_ITERATIONS * task.iterations))
+        for choices in self._descend(self.best, TOGETHER_RATE, together):
             self._consider(choices)
 
     def _look(self) -> float:
