@@ -10,11 +10,14 @@ network has at its end,
 
 :math:`A_b` are the block's additions; :math:`g_i^2` is the mean squared gradient of the outputs of
 the source network at value i of the cut, by random signs as in ``thresholds.py``: to second order
-:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. With T > 1
+:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. Those of
+one channel are not: what they have in common at all positions is taken apart, and weighed by the
+square of the sum of the gradients. With T > 1
 the error at each step is in units of the planned network's at that step: a block that is right
 in the end alone leaves those behind it no time.
 
-Memory holds the values at one cut for all samples, and the graph of one block for a few.
+Memory holds the values at one cut for all samples, and the graph of one block for a few. With
+``outputs_of`` all blocks are descended on together, from there: the error of the outputs itself.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ SEEN = 128  # samples
 LEAST_SEEN = 16
 BATCH = 8  # samples in one step of descent
 ITERATIONS = (10, 60)  # of each block: as many as make, of all blocks,
-DESCENDING = 27.0  # seconds about, for one sample of each step
+DESCENDING = 18.0  # seconds about, for one sample of each step
 LOOKS = 3  # at the held-out samples, in each block
 RATE = 0.05
 KEPT = 2**30  # bytes of values at a cut

@@ -255,7 +255,8 @@ class _Differentiable(Semantics[Signal]):
 
     def neuron(self, node: SignGDNeuron, inputs: list[Signal]) -> Signal:  # type: ignore[override]
         choice = self.choices[node.name]
-        fan_out = None if self.prices is None else self.prices.fan_out[node.name]
+        prices = self.prices
+        fan_out = None if prices is None else prices.fan_out[node.name].to(self.x.device)
         if torch.is_grad_enabled():
             return self._with_gradient(node, inputs, choice, fan_out)
         tried, x_seq = choice.applied(node), self._series(*zip(*inputs, strict=True))

@@ -21,6 +21,8 @@ the gradient stays with v(t-1). The derivative in the step itself is exact in bo
     \frac{\partial v_k}{\partial v_{k-1}} = 1 - \frac{\partial v_k}{\partial f}, \qquad
     \frac{\partial v_k}{\partial (\eta s)} = -2^{1-k} \sigma_k
 
+Large networks are tuned block by block first (``blocks.py``).
+
 With a dead zone the gradient is that of ``dithered.py``. Without, each neuron's steps are also
 made larger and smaller as a whole between phases of the descent. What is kept is the state with the
 least L on calibration samples that the descent never saw, the
@@ -174,6 +176,8 @@ class Tuning:
                 f" {row['last before']:.3f} > {row['last']:.3f}"
                 f"  x {row['scale']:5.2f}  {row['resting']:+7.3f}  {_shown(row.get('without'))}"
             )
+        if self.blocks:
+            lines.append(f"tuned in {len(self.blocks)} blocks")
         before, after = self.error
         lines.append(
             f"output error on {self.held_out} held-out samples: {before:.4f} > {after:.4f}"
