@@ -31,7 +31,7 @@ from .budget import Budget
 from .calibration import statistics
 from .objectives import weight_of
 from .planner import plan
-from .settings import MEMBERS, Context, belongs
+from .settings import MEMBERS, PRESETS, Context, belongs
 from .uses import used, users
 
 Pass = Callable[[SpikingNetwork, Context], SpikingNetwork]
@@ -218,7 +218,9 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def _better_not(network: SpikingNetwork, context: Context) -> str:
     """Why a network that could be tuned is not, unless asked for."""
-    usual = {"schedule": None, "scale": "channel", "resting": "zero", "preset": "default"}
+    default = PRESETS["default"]
+    usual = {name: default[name] for name in ("schedule", "scale", "resting")}
+    usual["preset"] = "default"
     asked = {name: getattr(context.settings, name) for name in usual}
     given = [name for name, value in asked.items() if value not in (None, usual[name])]
     if given:
