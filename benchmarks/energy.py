@@ -60,9 +60,10 @@ class Way(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"time_steps": self.time_steps, "tune": self.tuned}
+        options: dict[str, Any] = {"time_steps": self.time_steps}
         if self.method == "signgd":
-            return options | {"members": self.members, "dead_zone": self.dead_zone}
+            chosen = {"members": self.members, "dead_zone": self.dead_zone}
+            return options | chosen | {"tune": self.tuned}
         if self.method == "group":
             return options | {"method": "group", "members": self.members, "signed": True}
         return options | {"method": "group"}

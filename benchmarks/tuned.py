@@ -118,7 +118,7 @@ def converted(way: Way, iterations: int | None, epochs: int) -> sg.SpikingNetwor
     elif way.kind == "qcfs":
         options["method"] = "group"
     elif way.kind == "group":
-        options |= {"method": "group", "members": way.members, "signed": way.signed}
+        options |= {"method": "group", "members": way.members, "signed": way.signed, "tune": None}
     else:
         options |= {"members": way.members, "forms": way.functions, "scale": way.scale}
         options["dead_zone"] = 0  # every sign is sent: energy.py measures the others

@@ -34,7 +34,7 @@ OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 # options that are arguments of sg.convert as they are
 CONVERSION = (
-    "time_steps signed preset tune objective keep scale resting momentum forms "
+    "time_steps signed preset tune tune_seconds objective keep scale resting momentum forms "
     "input_coding input_scale"
 ).split()
 # and of a format's writer, where it takes them

@@ -286,6 +286,7 @@ def _conversion(command: Parser) -> None:
     command.add_argument(
         "--tune", action=argparse.BooleanOptionalAction, help="by default where nothing is against"
     )
+    command.add_argument("--tune-seconds", type=positive, metavar="S", help="a limit for that")
     command.add_argument(
         "--objective", type=objective, metavar="OBJECTIVE",
         help="of tuning: error, additions, or a weight of these",

@@ -108,6 +108,7 @@ def convert(
     forms: Forms | None = None,
     dead_zone: float | Mapping[str, float] | None = None,
     tune: bool | None = None,
+    tune_seconds: float | None = None,
     objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
     sizes: Sequence[Sequence[int]] = (),
@@ -139,6 +140,7 @@ def convert(
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms and attention in one neuron or many
         tune          whether steps, scales, resting values and dead zones are learned
+        tune_seconds  a limit for that, in seconds
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
         sizes         other shapes of samples that it is to run at, checked against the model
@@ -169,6 +171,7 @@ def convert(
         keep=keep,
         forms=_forms(forms, functions),
         tune=tune,
+        tune_seconds=tune_seconds,
         objective=objective,
         neurons=neurons,
         sizes=sizes,

@@ -46,9 +46,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.signgd import sparse
+from ..neurons.nonlinearities import NONLINEARITIES
+from ..neurons.schedules import ListSchedule
+from ..neurons.signgd import SignGDParameters, SignGDState, signgd_multi_step, sparse
 
-MOST = 0.95  # of theta, where it is learned
+# of theta, where it is learned: kernels know the code of a step in closed form as far as that
+MOST = 2 / 3
+_IDENTITY = NONLINEARITIES["identity"]
 _SMALLEST = 1e-3  # of theta, in x
 
 
@@ -69,18 +73,15 @@ class SparseTrack(torch.autograd.Function):
         static: bool,
     ) -> tuple[Tensor, Tensor]:
         steps, shape = len(eta), target.shape if static else target.shape[1:]
-        v = resting.expand(shape)
-        y, before = target.new_empty(2, steps, *shape)
-        quiet = torch.empty(steps, *shape, dtype=torch.bool, device=target.device)
-        still, sent = torch.ones_like(quiet[0]), target.new_zeros(())
-        for t in range(steps):
-            f = target if static else target[t]
-            before[t] = v - f
-            code, v = _step(f, eta[t] * scale, theta, v, members, fires_at_tie)
-            y[t] = v
-            still = still & (code == 0)
-            quiet[t] = still
-            if fan_out is not None:
+        f_seq = target.expand(steps, *shape) if static else target
+        start = resting.expand(shape)
+        codes, y = _sequence(f_seq, eta, scale, theta, start, members, fires_at_tie)
+        before = torch.cat([start.unsqueeze(0), y[:-1]]) - f_seq
+        silent = codes == 0
+        quiet = silent if steps == 1 else silent.cumprod(0).bool()
+        sent = target.new_zeros(())
+        if fan_out is not None:
+            for code in codes:
                 sent = sent + (sparse.count(code) * fan_out).sum()
         ctx.save_for_backward(target, y, before, quiet, eta, scale, theta, fan_out)
         ctx.resting, ctx.members, ctx.static = resting.shape, members, static
@@ -122,6 +123,33 @@ class SparseTrack(torch.autograd.Function):
             d_scale += (d_step / scale).sum_to_size(scale.shape)
         d_resting = (d_resting + carried).sum_to_size(ctx.resting)
         return d_target, d_eta, d_scale, d_resting, d_theta, None, None, None, None
+
+
+def _sequence(
+    f_seq: Tensor,
+    eta: Tensor,
+    scale: Tensor,
+    theta: Tensor,
+    v: Tensor,
+    members: int,
+    fires_at_tie: bool,
+) -> tuple[Tensor, Tensor]:
+    """Codes and v after each step [T, ...]: by the kernels, thirty times as fast, in float32 and
+    where every element has a zone."""
+    if f_seq.dtype == torch.float32 and bool((theta > 0).all()):
+        sizes = ListSchedule(tuple(map(float, eta)), 1.0)
+        zone = theta if theta.dim() else float(theta)
+        given = SignGDParameters(_IDENTITY, sizes, scale, members=members, dead_zone=zone)
+        state = SignGDState(v.contiguous())
+        done = signgd_multi_step((f_seq,), state, given, keep_spikes=True)
+        assert done.spike_seq is not None
+        return done.spike_seq, done.y
+    codes, values = [], []
+    for f, size in zip(f_seq, eta, strict=True):
+        code, v = _step(f, size * scale, theta, v, members, fires_at_tie)
+        codes.append(code)
+        values.append(v)
+    return torch.stack(codes), torch.stack(values)
 
 
 def _step(

@@ -54,7 +54,7 @@ from ..neurons.spikes import hear
 from . import thresholds
 from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs, sequence
-from .tuning import Samples, loss_of, samples_of
+from .tunable import Samples, loss_of, samples_of
 
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)  # m tried; files hold a byte
 FIRST = (0.26, 0.3, 0.4, 0.52, 0.65)  # steps tried for signGD neurons, in scales
@@ -420,7 +420,7 @@ def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
 
 @torch.no_grad()
 def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | None]:
-    """Error and agreement of a network of any neurons, as ``tuning.Measure`` has them."""
+    """Error and agreement of a network of any neurons, as ``tunable.Measure`` has them."""
     simulation = Simulation(network)
     parts = [leaves(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)]
     outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]

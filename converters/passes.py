@@ -30,11 +30,12 @@ from ..core.network import (
 from ..core.structures import plain
 from ..errors import CalibrationError, InputError, SignGDError
 from . import residuals, thresholds, tuning
+from .budget import Budget
 from .calibration import statistics
 from .objectives import weight_of
 from .planner import plan
 from .planning import PlanWarning, by_quantile
-from .settings import Context, belongs
+from .settings import MEMBERS, PRESETS, Context, belongs
 from .uses import used, users
 
 Pass = Callable[[SpikingNetwork, Context], SpikingNetwork]
@@ -213,7 +214,9 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With thresholds and initial charges of group neurons for ReLUs chosen: ``thresholds``."""
     if context.settings.chosen["scale"] not in ("fitted", "channel", "tensor"):
         return network
-    return thresholds.fit(network, network.statistics, context.batches, context.settings.seed)
+    settings = context.settings
+    budget = None if settings.tune is False else Budget(settings.tune_seconds)
+    return thresholds.fit(network, network.statistics, context.batches, settings.seed, budget)
 
 
 def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -271,12 +274,12 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         return network
     asked = "tune=True" if wanted else f"objective={objective!r}" if weight_of(objective) else ""
     reason = tuning.against(network, context.samples)
-    if not reason and not asked:
+    if not reason and not asked and context.settings.tune_seconds is None:
         reason = _better_not(network, context)
     if not reason:
-        seed = context.settings.seed
-        batches = list(context.batches)
-        return tuning.tune(network, batches, objective=objective, max_batches=None, seed=seed)
+        options: dict[str, Any] = {"objective": objective, "seconds": context.settings.tune_seconds}
+        batches, seed = list(context.batches), context.settings.seed
+        return tuning.tune(network, batches, max_batches=None, seed=seed, **options)
     if asked:
         raise InputError(f"{asked}: {reason}")
     return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})
@@ -284,7 +287,9 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 def _better_not(network: SpikingNetwork, context: Context) -> str:
     """Why a network that could be tuned is not, unless asked for."""
-    usual = {"schedule": None, "scale": "fitted", "resting": "zero", "preset": "default"}
+    default = PRESETS["default"]
+    usual = {name: default[name] for name in ("schedule", "scale", "resting")}
+    usual["preset"] = "default"
     asked = {name: getattr(context.settings, name) for name in usual}
     given = [name for name, value in asked.items() if value not in (None, usual[name])]
     if given:
@@ -292,6 +297,17 @@ def _better_not(network: SpikingNetwork, context: Context) -> str:
     most = max(node.members for node in network.of(SignGDNeuron))
     if most * network.time_steps >= tuning.LONGEST:
         return f"m T is {tuning.LONGEST} or more, where the default is close; tune=True tunes."
+    fine = all(n.parameters.sparse and n.members >= MEMBERS for n in network.of(SignGDNeuron))
+    if fine and network.time_steps == 1:
+        return (
+            f"one step of {MEMBERS} members with dead zones is close, and less error takes more "
+            "additions; tune=True makes it less, objective='additions' saves additions."
+        )
+    if tuning.updates(network) >= tuning.LARGE:
+        return (
+            "a network of this size takes minutes; tune=True tunes it, tune_seconds=300 in so many "
+            "seconds."
+        )
     return ""
 
 

@@ -36,12 +36,14 @@ from ..core.network import (
 )
 from ..core.progress import progress
 from ..core.walk import walk
+from .budget import Budget, now
 from .simulation import Simulation
 
 STEPS = 300  # of Adam, times T; but
 FEWEST, MOST = 30, 150
 RATE = 0.01  # of log theta and of c
 BATCH = 64
+EFFORT = 4e9  # updates of neurons, at most
 
 
 class _MeanOutput(torch.autograd.Function):
@@ -64,8 +66,15 @@ class _MeanOutput(torch.autograd.Function):
         return inside, of_theta.sum_to_size(theta.shape), of_c.sum_to_size(c.shape), *[None] * 3
 
 
-def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) -> SpikingNetwork:
+def refine(
+    network: SpikingNetwork,
+    x: Tensor,
+    names: Sequence[str],
+    seed: int,
+    budget: Budget | None = None,
+) -> SpikingNetwork:
     """The group neurons ``names`` of a network of such neurons alone, on images x [B, ...]."""
+    budget = budget or Budget()
     plain = (Input, Constant, Linear, GroupNeuron, Growth, Average)
     if not all(isinstance(node, plain) for node in network.nodes):
         return network
@@ -80,7 +89,10 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
         logs[name] = theta.log().requires_grad_()
         charges[name] = charge.clone().requires_grad_()
     adam = torch.optim.Adam([*logs.values(), *charges.values()], RATE, betas=(0.9, 0.99))
-    steps = min(MOST, max(FEWEST, STEPS // network.time_steps))
+    updates = sum(network.count().values()) * network.time_steps * min(BATCH, len(x))
+    steps = min(MOST, max(FEWEST, STEPS // network.time_steps), int(EFFORT / updates))
+    if steps == 0:
+        return network
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
     def put() -> None:
@@ -95,9 +107,12 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
 
     order: list[Tensor] = []
     for _ in progress(range(steps), "refining", steps):
+        if not budget.fits("refining"):
+            break
         if not order:
             order = list(torch.randperm(len(x), generator=generator).split(BATCH))
         part = x[order.pop().to(x.device)]
+        begun = now()
         with torch.enable_grad():
             loss = _loss(simulation, part, logs, charges)
             if not loss.requires_grad:
@@ -107,6 +122,7 @@ def refine(network: SpikingNetwork, x: Tensor, names: Sequence[str], seed: int) 
         adam.step()
         decay.step()
         put()
+        budget.longest["refining"] = now() - begun
     return network.with_nodes(groups)
 
 

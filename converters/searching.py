@@ -17,12 +17,14 @@ from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
+from .budget import Budget
 from .calibration import Calibration, batches_of
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import default_schedule, relative_depths
 from .thrift import MEMBERS, Path, thrifty
-from .tuning import BATCH, FEWEST, Measure, Tunable, default_choices, samples_of, tune
+from .tunable import BATCH, Measure, Tunable, default_choices, samples_of
+from .tuning import FEWEST, tune
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
 QUICK = 30  # iterations that tell the splits of a budget apart
@@ -350,7 +352,9 @@ class _Mixer:
         if not names:
             return network
         images, _, more = thresholds.images_of(network, [self.seen], self.seed)
-        fitted = thresholds.choose(network, network.statistics, images, more, names, self.seed)
+        fitted = thresholds.choose(
+            network, network.statistics, images, more, names, self.seed, Budget()
+        )
         pair = network, fitted
         errors = [measured(one, self.held)[0] for one in pair]
         return pair[errors[1] <= errors[0]]

@@ -115,9 +115,15 @@ class Settings:
     tune
         Whether step sizes, scales, resting values and dead zones of signGD neurons are learned on
         the calibration data (``converters.tune``), up to a minute for the example networks. By
-        default they are where nothing speaks against it: at least 64 samples, m T below 128, and
-        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given.
+        default they are where nothing speaks against it: at least 64 samples, m T below 128,
+        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given, no network that takes
+        minutes, and none of one step of 8 members with dead zones, the default plan, whose error
+        is small and falls for more additions alone. False also leaves the thresholds of group
+        neurons as they are chosen layer by layer (``converters/refinement.py``).
         ``provenance["tuning"]`` says what was done, or why nothing.
+    tune_seconds
+        A limit for that, with which what can be tuned is; None: as many steps of descent as the
+        size of the network says.
     neurons
         Which operation is which neuron; the caller's entries win (``NEURONS | {...}``).
     sizes
@@ -147,6 +153,7 @@ class Settings:
     keep: Sequence[str] = ()
     forms: Forms | None = None
     tune: bool | None = None
+    tune_seconds: float | None = None
     objective: str | float = "error"
     neurons: Mapping[Operation, Entry] | None = None
     sizes: Sequence[Sequence[int]] = ()
@@ -166,6 +173,7 @@ class Settings:
         self._check_numbers()
         _check("tune", self.tune, self.tune in (None, True, False), "True, False or None")
         self._check_objective()
+        self._check_seconds()
         _check("signed", self.signed, self.signed in (None, True, False), "True, False or None")
         paths = not isinstance(self.keep, str) and all(isinstance(p, str) and p for p in self.keep)
         _check("keep", self.keep, paths, "a list of module paths, such as ['head']")
@@ -307,6 +315,17 @@ class Settings:
         for why, holds in reason.items():
             if holds:
                 raise InputError(f"objective is {self.objective!r}, but {why}.")
+
+    def _check_seconds(self) -> None:
+        seconds = self.tune_seconds
+        fits = isinstance(seconds, (int, float)) and 0 < seconds < math.inf
+        fits = seconds is None or (fits and not isinstance(seconds, bool))
+        _check("tune_seconds", seconds, fits, "positive and finite, or None for no limit")
+        if seconds is not None and self.tune is False:
+            raise InputError(
+                f"tune_seconds is {seconds!r}, but tune is False, so nothing is learned. Leave one "
+                "of them out."
+            )
 
     def _check_read(self) -> None:
         """An argument that no neuron of the chosen methods reads is a misunderstanding."""

@@ -20,9 +20,9 @@ error costs: to second order E is the squared error of the outputs, if errors ar
 gradients of all outputs enter through random signs r, as :math:`g_i = \partial (r \cdot
 \text{out}) / \partial f_i`, whose squares are on average the sum over the outputs.
 
-Then all are refined together (``refinement``). It is done on three quarters of the images and
-measured on the rest. The quantiles of the calibration as thresholds, with c = 1/2, stay if they
-leave a smaller error of the outputs there.
+Then all are refined together (``refinement``), unless nothing is to be tuned. It is done on three
+quarters of the images and measured on the rest. The quantiles of the calibration as thresholds,
+with c = 1/2, stay if they leave a smaller error of the outputs there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ..core.network import GroupNeuron, SpikingNetwork, leaves, values_of
 from ..core.progress import progress
+from .budget import Budget
 from .calibration import channel_shape
 from .refinement import refine
 from .simulation import Simulation, Visit, count
@@ -61,9 +62,15 @@ class Samples(NamedTuple):
 
 
 def fit(
-    network: SpikingNetwork, seen: Statistics, batches: Sequence[Tensor], seed: int
+    network: SpikingNetwork,
+    seen: Statistics,
+    batches: Sequence[Tensor],
+    seed: int,
+    refining: Budget | None = None,
 ) -> SpikingNetwork:
     """``network`` with the thresholds and initial charges of group neurons for ReLUs chosen.
+
+    They are refined together within ``refining``, not at all without.
 
     ``seen`` is what ``calibration.statistics`` saw. Deterministic for a seed.
     ``provenance["thresholds"]`` is the choice, and the relative error of the outputs on held-out
@@ -81,7 +88,7 @@ def fit(
     part = images[: len(images) - held]
     rest = images[len(part) :] if held else images  # too few to hold any out
     errors = output_errors(network, rest)
-    fitted_network = choose(network, seen, part, more, fitted, seed)
+    fitted_network = choose(network, seen, part, more, fitted, seed, refining)
     change = output_errors(fitted_network, rest) - errors
     mean = float(change.mean())
     accepted = mean <= 0
@@ -168,9 +175,10 @@ def choose(
     more: Tensor,
     names: Sequence[str],
     seed: int,
+    refining: Budget | None = None,
 ) -> SpikingNetwork:
     """The neurons ``names`` chosen one after the other, each on what those before it send, then all
-    together, on ``more`` images too."""
+    together, on ``more`` images too, within ``refining``."""
     generator = torch.Generator().manual_seed(seed)
     costs = weights(Simulation(network), x, names, generator)
     simulation = Simulation(network)
@@ -188,7 +196,9 @@ def choose(
             per_channel(theta * node.members, shape), per_channel(charge, shape)
         )
     chosen = network.with_nodes(simulation.changes)
-    return refine(chosen, torch.cat([x, more]), names, seed)
+    if refining is None:
+        return chosen
+    return refine(chosen, torch.cat([x, more]), names, seed, refining)
 
 
 def per_channel(value: Tensor, shape: tuple[int, ...]) -> float | Tensor:

@@ -18,7 +18,8 @@ from ..core.network import SpikingNetwork
 from ..errors import InputError
 from .mixing import spikes_sent
 from .settings import MEMBERS
-from .tuning import Measure, Tunable, default_choices, samples_of, tune
+from .tunable import Measure, Tunable, default_choices, samples_of
+from .tuning import tune
 
 WEIGHTS = tuple(0.002 * 2.0**i for i in range(9))
 HALVINGS = 2  # of the last interval of w

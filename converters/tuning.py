@@ -21,6 +21,8 @@ the gradient stays with v(t-1). The derivative in the step itself is exact in bo
     \frac{\partial v_k}{\partial v_{k-1}} = 1 - \frac{\partial v_k}{\partial f}, \qquad
     \frac{\partial v_k}{\partial (\eta s)} = -2^{1-k} \sigma_k
 
+Large networks are tuned block by block first (``blocks.py``).
+
 With a dead zone the gradient is that of ``dithered.py``. Without, each neuron's steps are also
 made larger and smaller as a whole between phases of the descent. What is kept is the state with the
 least L on calibration samples that the descent never saw, the
@@ -30,61 +32,64 @@ untuned network among them, so tuning does not make a network worse than noise d
 from __future__ import annotations
 
 import math
-import time
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.inputs import value_of
-from ..core.module import NetworkModule, Signal
-from ..core.network import (
-    Constant,
-    Encoder,
-    Function,
-    Input,
-    Linear,
-    Node,
-    SignGDNeuron,
-    SpikingNetwork,
-    leaves,
-)
-from ..core.operations import apply, apply_over_time, follows_batch, resolve
+from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
+from ..core.operations import follows_batch
 from ..core.progress import progress
-from ..core.walk import Semantics, walk
 from ..errors import InputError
-from ..neurons.schedules import ExponentialSchedule, ListSchedule, Schedule
-from ..neurons.spikes import hear
+from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices
+from .blocks import SEEN as MOST_SEEN
+from .blocks import Block, BlockTuner, Task, iterations_of, outputs_of
+from .budget import Budget, TimeUp
 from .calibration import Calibration, batches_of
-from .dithered import MOST, SparseTrack
+from .descent import LEARNED, START, Descent
 from .objectives import weight_of
 from .planning import default_schedule, relative_depths
+from .tunable import (
+    Choice,
+    Choices,
+    Found,
+    Measure,
+    Samples,
+    Tunable,
+    batch_of,
+    default_choices,
+    loss_of,
+    samples_of,
+    updates,
+)
 
 FEWEST = 64  # samples, a quarter of which are held out
 LONGEST = 128  # steps times members from which the default is close enough
 HELD_OUT = 96  # samples at most
 SPARSE_HELD_OUT = 256  # with dead zones, as additions are counted there too
 SEEN = 1024
-BATCH = 32  # samples in one step of descent
 EFFORT = 2e9  # neuron updates of a whole descent: up to a minute on two cores
 RESIZING = 8e9  # of one sweep over the neurons that makes their steps larger or smaller
 LOOKING = 2e8  # of one look at the held-out samples
 LEAST = 8  # samples of a sweep
-MEMORY = 2**31  # bytes that one step of descent may keep
+LARGE = 2e7  # updates for one sample from which a network is tuned block by block
+BLOCKS_HELD_OUT = 64  # samples at most, then
+TOGETHER = 0.4  # of the seconds, for all blocks together after each by itself
+TOGETHER_RATE = 0.01
+TOGETHER_ITERATIONS = 0.5  # of those of a block
+TOGETHER_BATCH = 16
+PIECE = 4  # of these, whose graph is held at once
+REPORTING = 1.6e10  # of the errors if undone
+REPORT = 0.1  # of the seconds, at most, for these
 RATE = 0.2  # of log step sizes
 SPARSE_RATE = 0.1  # where neurons have dead zones
-TAIL = 0.9  # ratio of the steps after the last tuned one
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
 RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
-START = (0.5, 2.0, 4.0, 8.0)  # of all steps of all neurons with dead zones
 LOOKS = 4  # at the held-out samples in each
-LEARNED = ("steps", "scales", "resting", "dead_zones")  # of each neuron
-RATES = (1.0, 0.5, 0.1, 0.5)  # of these, over the rate of the descent
-SPARSE_RATES = (1.0, 0.5, 0.4, 0.5)  # with dead zones, resting values in finest steps
 
 
 def against(network: SpikingNetwork, samples: int) -> str:
@@ -108,17 +113,6 @@ def against(network: SpikingNetwork, samples: int) -> str:
     return ""
 
 
-def updates(network: SpikingNetwork) -> int:
-    """Of neurons, in all steps, for one sample."""
-    members = sum(node.values * node.members for node in network.of(SignGDNeuron))
-    return max(1, members * network.time_steps)
-
-
-def _batch(network: SpikingNetwork) -> int:
-    """Samples at once: about four values of four bytes are kept for each update."""
-    return max(1, min(BATCH, MEMORY // (16 * updates(network))))
-
-
 @dataclass(frozen=True)
 class Tuning:
     """What tuning did, JSON-able; ``print(tuning)`` shows it as a table.
@@ -128,7 +122,10 @@ class Tuning:
     values are means over the channels, in units of the scales as they were.
     ``agreement`` is None for outputs that are not [B, classes]. ``additions``, for each
     multiply-accumulate of the source, are counted where neurons have dead zones; ``weight`` is
-    what the objective made of them.
+    what the objective made of them. "without", the error with a neuron put back, is left out in
+    large networks, and where there was no time. Of a network tuned block by block ``blocks`` has
+    the loss of each on the held-out samples (``converters/blocks.py``), as it was found and as it
+    was left, by the block's last neuron.
     """
 
     time_steps: int
@@ -141,6 +138,7 @@ class Tuning:
     layers: Mapping[str, Mapping[str, float]]
     weight: float = 0.0
     additions: tuple[float, float] | None = None
+    blocks: Mapping[str, list[float]] = field(default_factory=dict)
 
     @staticmethod
     def of(network: SpikingNetwork) -> Tuning | None:
@@ -164,6 +162,7 @@ class Tuning:
             "error": list(self.error),
             "agreement": None if self.agreement is None else list(self.agreement),
             "layers": {name: dict(values) for name, values in self.layers.items()},
+            **({"blocks": dict(self.blocks)} if self.blocks else {}),
         }
 
     def __str__(self) -> str:
@@ -175,8 +174,10 @@ class Tuning:
             lines.append(
                 f"{name:<{width}}  {row['first before']:.3f} > {row['first']:.3f}"
                 f" {row['last before']:.3f} > {row['last']:.3f}"
-                f"  x {row['scale']:5.2f}  {row['resting']:+7.3f}  {row['without']:15.4f}"
+                f"  x {row['scale']:5.2f}  {row['resting']:+7.3f}  {_shown(row.get('without'))}"
             )
+        if self.blocks:
+            lines.append(f"tuned in {len(self.blocks)} blocks")
         before, after = self.error
         lines.append(
             f"output error on {self.held_out} held-out samples: {before:.4f} > {after:.4f}"
@@ -194,299 +195,6 @@ class Tuning:
         return "\n".join(lines)
 
 
-class _Track(torch.autograd.Function):
-    """T steps of m signs toward targets, with the gradient of the module's docstring."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        target: Tensor,  # [T, ...], or [...] where it does not change
-        eta: Tensor,  # [T]
-        scale: Tensor,
-        resting: Tensor,
-        node: SignGDNeuron,
-        static: bool,
-    ) -> Tensor:
-        steps, shape = len(eta), target.shape if static else target.shape[1:]
-        v = resting.expand(shape).clone()
-        y = target.new_empty(steps, *shape)
-        fires, near = (
-            torch.empty(steps * node.members, *shape, dtype=torch.bool, device=v.device)
-            for _ in range(2)
-        )
-        for t in range(steps):
-            f = target if static else target[t]
-            for k in range(node.members):
-                size = eta[t] * 2.0**-k * scale
-                i = t * node.members + k
-                u = v - f
-                fires[i] = u >= 0 if node.function.fires_at_tie else u > 0
-                near[i] = u.abs_() < size
-                v += torch.where(fires[i], -size, size)
-            y[t] = v
-        ctx.save_for_backward(fires, near, eta, scale)
-        ctx.resting = resting.shape
-        ctx.members, ctx.static = node.members, static
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        fires, near, eta, scale = ctx.saved_tensors
-        v = torch.zeros_like(gradient[0])
-        target = torch.zeros_like(gradient[0] if ctx.static else gradient)
-        d_eta, d_scale = torch.zeros_like(eta), torch.zeros_like(scale)
-        for t in reversed(range(len(eta))):
-            v = v + gradient[t]
-            for k in reversed(range(ctx.members)):
-                i = t * ctx.members + k
-                moved = torch.where(fires[i], -v, v).sum_to_size(scale.shape) * 2.0**-k
-                d_eta[t] += (moved * scale).sum()
-                d_scale += moved * eta[t]
-                followed = v * near[i]
-                v = v - followed
-                (target if ctx.static else target[t]).add_(followed)
-        return target, d_eta, d_scale, v.sum_to_size(ctx.resting), None, None
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """What is tuned of one neuron: log step sizes [T], log scale, resting in units of ``unit``, the
-    scale or, with a dead zone, the finest step, and the zone's logit, -inf where there is none."""
-
-    eta: Tensor
-    scale: Tensor
-    resting: Tensor
-    dead_zone: Tensor
-    unit: Tensor
-
-    @staticmethod
-    def of(node: SignGDNeuron, steps: int, like: Tensor) -> Choice:
-        eta = like.new_tensor([node.schedule(t) for t in range(1, steps + 1)])
-        scale = torch.as_tensor(node.scale).to(like).clone()
-        # the finest step is what a silent neuron's resting value is seen by
-        unit = scale * (float(eta[-1]) * node.finest if node.parameters.sparse else 1.0)
-        resting = torch.as_tensor(node.resting).to(like) / unit
-        theta = torch.as_tensor(node.dead_zone).to(like)
-        return Choice(eta.log(), scale.log(), resting, theta.logit(), unit)
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.eta, self.scale, self.resting, self.dead_zone
-
-    def copy(self) -> Choice:
-        eta, scale, resting, dead_zone = (a.detach().clone() for a in self.tensors())
-        return Choice(eta, scale, resting, dead_zone, self.unit)
-
-    def resized(self, factor: float) -> Choice:
-        """With all steps so much larger."""
-        choice = self.copy()
-        choice.eta.add_(math.log(factor))
-        return choice
-
-    def applied(self, node: SignGDNeuron) -> SignGDNeuron:
-        sizes = tuple(float(size) for size in self.eta.detach().exp())
-        return replace(
-            node,
-            schedule=ListSchedule(sizes, TAIL),
-            scale=self.scale.detach().exp(),
-            resting=(self.resting * self.unit).detach(),
-            dead_zone=self._theta(),
-        )
-
-    def _theta(self) -> float | Tensor:
-        theta = self.dead_zone.detach().sigmoid()
-        return float(theta) if theta.dim() == 0 else theta
-
-
-Choices = Mapping[str, Choice]
-
-
-class Tunable:
-    """A network of signGD neurons in the decoded view, run with choices in place of its own."""
-
-    def __init__(self, network: SpikingNetwork, steps: int) -> None:
-        self.network, self.steps = network, steps
-        self.neurons = network.of(SignGDNeuron)
-        self.prices: Prices | None = None  # where additions are counted
-        self.every_step = {node.name for node in self.neurons}  # needed at, not at the last alone
-        for node in reversed(network.nodes):
-            if node.name in self.every_step:
-                self.every_step.update(node.inputs)
-
-    def count_additions(self) -> None:
-        self.prices = Prices.of(self.network, self.steps)
-
-    def outputs(self, x: Tensor, choices: Choices) -> list[Tensor]:
-        """Each output after the last step [B, ...]; by the kernels where no gradient is wanted."""
-        return self.run(x, choices)[0]
-
-    def run(self, x: Tensor, choices: Choices) -> tuple[list[Tensor], Tensor | None]:
-        """``outputs`` and the additions of a sample for each MAC, where these are counted."""
-        names = leaves(self.network.outputs)
-        semantics = _Differentiable(self, x, choices)
-        values = walk(self.network, semantics, names)
-        outputs = [value[-1] if led else value for value, led in map(values.__getitem__, names)]
-        if self.prices is None:
-            return outputs, None
-        return outputs, self.prices.per_mac(torch.stack(semantics.sent).sum() / len(x))
-
-
-class _Differentiable(Semantics[Signal]):
-    """All steps of x [B, ...] at once, with a gradient in the choices."""
-
-    def __init__(self, tunable: Tunable, x: Tensor, choices: Choices) -> None:
-        self.steps, self.every_step = tunable.steps, tunable.every_step
-        self.x, self.choices, self.prices = x, choices, tunable.prices
-        self.sent: list[Tensor] = []  # by each neuron: spikes times connections
-
-    def input(self, node: Input) -> Signal:
-        return value_of(self.x, node.name), False
-
-    def constant(self, node: Constant) -> Signal:
-        return node.value, False
-
-    def encoder(self, node: Encoder, inputs: list[Signal]) -> Signal:
-        x = value_of(self.x, node.inputs[0])
-        x_seq = x.expand(self.steps, *x.shape)
-        return node.sequence((x_seq,), node.start((x,)))[0], True
-
-    def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
-        values, led = self._needed(node, inputs)
-        given, batch = (node.attributes, node.tensors), len(self.x)
-        if any(led):
-            return apply_over_time(node.op, values, led, *given, batch), True
-        return apply(node.op, values, *given, batch), False
-
-    def function(self, node: Function, inputs: list[Signal]) -> Signal:
-        values, led = self._needed(node, inputs)
-        if not any(led):
-            return node.function(*values, **node.arguments), False
-        return node.function.over_time(*self._series(values, led), **node.arguments), True
-
-    def neuron(self, node: SignGDNeuron, inputs: list[Signal]) -> Signal:  # type: ignore[override]
-        choice = self.choices[node.name]
-        fan_out = None if self.prices is None else self.prices.fan_out[node.name]
-        if torch.is_grad_enabled():
-            return self._with_gradient(node, inputs, choice, fan_out)
-        tried, x_seq = choice.applied(node), self._series(*zip(*inputs, strict=True))
-        start = tried.start(tuple(x[0] for x in x_seq))
-        if fan_out is None:
-            return tried.sequence(x_seq, start)[0], True
-        with hear() as told:
-            v = tried.sequence(x_seq, start)[0]
-        events = told[0]()
-        assert events is not None
-        self.sent.append((events.spikes * fan_out).sum())
-        return v, True
-
-    def _with_gradient(
-        self, node: SignGDNeuron, inputs: list[Signal], choice: Choice, fan_out: Tensor | None
-    ) -> Signal:
-        target, led = self.function(node, inputs)
-        tuned = choice.eta.exp(), choice.scale.exp(), choice.resting * choice.unit
-        if node.parameters.sparse:
-            rest = fan_out, node.members, node.function.fires_at_tie, not led
-            v, sent = SparseTrack.apply(target, *tuned, choice.dead_zone.sigmoid(), *rest)  # type: ignore[no-untyped-call]
-            self.sent.append(sent)
-            return v, True
-        if fan_out is not None:  # every sign is a spike
-            each = fan_out.expand(resolve(node.shape, len(self.x)))
-            self.sent.append(each.sum() * (node.members * self.steps))
-        return _Track.apply(target, *tuned, node, not led), True  # type: ignore[no-untyped-call]
-
-    def _needed(self, node: Node, inputs: list[Signal]) -> tuple[list[Tensor], list[bool]]:
-        """What the node needs of its inputs: every step, or what they are in the end."""
-        if node.name not in self.every_step:
-            inputs = [(value[-1] if led else value, False) for value, led in inputs]
-        return [value for value, _ in inputs], [led for _, led in inputs]
-
-    def _series(self, values: Sequence[Tensor], led: Sequence[bool]) -> tuple[Tensor, ...]:
-        pairs = zip(values, led, strict=True)
-        return tuple(v if in_time else v.expand(self.steps, *v.shape) for v, in_time in pairs)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Inputs [N, ...] and what the source network makes of them, one tensor for each output."""
-
-    x: Tensor
-    targets: list[Tensor]
-    least: tuple[float, ...]  # of the mean squares of the targets, whatever samples are picked
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def pick(self, index: Any) -> Samples:
-        return Samples(self.x[index], [target[index] for target in self.targets], self.least)
-
-
-@torch.no_grad()
-def samples_of(network: SpikingNetwork, x: Tensor) -> Samples:
-    """x [N, ...] with the outputs of the source network."""
-    module = NetworkModule(network, {})
-    x = module.check_input(x)
-    names = leaves(network.outputs)
-    parts = [module.activations(part) for part in x.split(BATCH)]
-    targets = [torch.cat([part[name] for part in parts]) for name in names]
-    squares = [float(target.square().mean()) for target in targets]
-    # an output that is nearly silent, or silent in some samples, does not outweigh the others
-    least = tuple(max(0.1 * square, 1e-4 * max(squares), 1e-30) for square in squares)
-    return Samples(x, targets, least)
-
-
-def default_choices(network: SpikingNetwork, samples: Samples) -> Choices:
-    """The network as it is."""
-    like = samples.targets[0]
-    nodes = network.of(SignGDNeuron)
-    return {node.name: Choice.of(node, network.time_steps, like) for node in nodes}
-
-
-def loss_of(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
-    """E of the module's docstring."""
-    parts = [
-        (y - target).square().mean() / target.square().mean().clamp(min=least)
-        for y, target, least in zip(outputs, samples.targets, samples.least, strict=True)
-    ]
-    return torch.stack(parts).sum()
-
-
-class Found(NamedTuple):
-    error: float
-    agreement: float | None
-    additions: float | None = None
-
-    def loss(self, weight: float) -> float:
-        """In the order of L; without a weight the error itself."""
-        if not weight or self.additions is None:
-            return self.error
-        return self.error**2 + weight * self.additions
-
-
-class Measure:
-    """Error, agreement and additions of choices on samples, without a gradient."""
-
-    def __init__(self, simulation: Tunable, samples: Samples) -> None:
-        self.simulation, self.samples = simulation, samples
-        self.batch = _batch(simulation.network)
-        first = samples.targets[0]
-        self.classifies = len(samples.targets) == 1 and first.dim() == 2 and first.shape[1] > 1
-
-    @torch.no_grad()
-    def __call__(self, choices: Choices) -> Found:
-        parts = self.samples.x.split(self.batch)
-        ran, made = zip(*(self.simulation.run(part, choices) for part in parts), strict=True)
-        outputs = [torch.cat(part) for part in zip(*ran, strict=True)]
-        error = float(loss_of(outputs, self.samples)) ** 0.5
-        additions = self._mean(parts, made)
-        if not self.classifies:
-            return Found(error, None, additions)
-        same = outputs[0].argmax(1) == self.samples.targets[0].argmax(1)
-        return Found(error, float(same.double().mean()), additions)
-
-    def _mean(self, parts: Sequence[Tensor], made: Sequence[Tensor | None]) -> float | None:
-        counted = [float(a) * len(x) for x, a in zip(parts, made, strict=True) if a is not None]
-        return sum(counted) / len(self.samples) if counted else None
-
-
 @torch.inference_mode(False)
 def tune(
     network: SpikingNetwork,
@@ -498,6 +206,7 @@ def tune(
     objective: str | float = "error",
     max_batches: int | None = 32,
     seed: int = 0,
+    blocks: bool | None = None,
 ) -> SpikingNetwork:
     """``network`` with the step sizes, scales, resting values and dead zones that fit T steps best.
 
@@ -513,15 +222,21 @@ def tune(
     iterations
         Steps of descent; by default as many as take up to a minute on two cores for the networks of
         ``examples/`` on 28 x 28 pixels, 20 to 250. The same number, seed, machine and threads give
-        the same result.
+        the same result. Of each block, where it is tuned block by block, by default 10 to 60.
     seconds
-        Stop after about that long; the result then depends on the speed of the machine.
+        A limit, of everything that is done here, kept but for one batch of each kind of work; the
+        result then depends on the speed of the machine.
     learn
         Which of "steps", "scales", "resting" and "dead_zones" are; the others stay as planned.
     objective
         "error", of the outputs; "additions", which weighs them against that, for neurons with dead
         zones, as 99 % of agreement takes; or a weight of one's own: what an addition for each
         multiply-accumulate of the source may cost of the squared relative error.
+    blocks
+        Whether parts of the network are tuned one after the other, each toward the source network's
+        own values at its end (``converters/blocks.py``), in memory that does not grow with the
+        depth; by default where neurons make 20 million updates for one input, such as 2.5 million
+        neurons of eight members in one step.
 
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
@@ -542,7 +257,7 @@ def tune(
             f"objective={objective!r} weighs additions, but neurons without a dead zone make the "
             "same whatever is learned; convert with dead_zone=2 / 3, or tune the error."
         )
-    return _Tuner(network, x, iterations, seconds, seed, learn, weight).run()
+    return _Tuner(network, x, iterations, seconds, seed, learn, weight, blocks).run()
 
 
 def _sparse(network: SpikingNetwork) -> bool:
@@ -559,10 +274,12 @@ class _Tuner:
         seed: int,
         learn: Collection[str] = LEARNED,
         weight: float = 0.0,
+        blocks: bool | None = None,
     ) -> None:
-        self.weight = weight
-        self.network, self.seconds, self.seed, self.learn = network, seconds, seed, learn
-        self.begun = time.monotonic()
+        self.whole_budget = Budget(seconds)
+        self.budget = self.whole_budget.share(1 - REPORT)
+        self.weight, self.seconds = weight, seconds
+        self.network, self.seed, self.learn = network, seed, learn
         self.steps = network.time_steps
         self.simulation = Tunable(network, self.steps)
         self.sparse = _sparse(network)
@@ -573,149 +290,192 @@ class _Tuner:
         # on samples in any order, which may come sorted by class
         x = x[torch.randperm(len(x), generator=self.generator).to(x.device)]
         amount = updates(network)
+        self.blocks = amount >= LARGE if blocks is None else blocks
         most = SPARSE_HELD_OUT if self.sparse else HELD_OUT
         held_out = min(most, len(x) // 4, max(16, int(LOOKING / amount)))
-        self.held_out = samples_of(network, x[:held_out])
-        self.seen = samples_of(network, x[held_out : held_out + SEEN])
-        self.batch = min(_batch(network), len(self.seen))
+        if self.blocks:
+            held_out = min(BLOCKS_HELD_OUT, len(x) // 4)
+        self.x = x[:held_out], x[held_out : held_out + (MOST_SEEN if self.blocks else SEEN)]
+        seen = len(self.x[1])
+        self.piece = self.batch = min(batch_of(network), seen)
+        if self.blocks:
+            self.piece, self.batch = PIECE, TOGETHER_BATCH
         # samples that neurons are resized on
         tries = len(RESIZE) * len(self._neurons())
         self.few = min(held_out, int(RESIZING / (amount * tries)))
         planned = int(EFFORT / (amount * self.batch))
         self.iterations = iterations or min(250, max(20, planned))
+        self.given = iterations
+        self.done, self.block_errors = 0, dict[str, list[float]]()
+        self.parts: list[Block] = []
 
     def _neurons(self) -> tuple[SignGDNeuron, ...]:
         return self.simulation.neurons
 
     def run(self) -> SpikingNetwork:
-        measure = Measure(self.simulation, self.held_out)
-        default = default_choices(self.network, self.held_out)
-        before = measure(default)
-        best, best_found = default, before
-        start, begun = self._begin(default)
-        if self._better(begun, best_found, before):
-            best, best_found = start, begun
-        done = 0
-        for relative, share in PHASES:
-            iterations, part = 0, max(1, round(share * self.iterations))
-            for i, choices in self._descend(best, self.rate * relative, part):
-                iterations = i
-                found = measure(choices)
-                if self._better(found, best_found, before):
-                    best, best_found = {k: c.copy() for k, c in choices.items()}, found
-            done += iterations
-            if self._late():
-                break
-            if "steps" in self.learn and self.few >= LEAST and not self.sparse:
-                resized = self._resize(best)
-                found = measure(resized)
-                if self._better(found, best_found, before):
-                    best, best_found = resized, found
-        tuned = self.network if best is default else self._applied(best)
-        report = Tuning(
+        try:
+            held_out, seen = self.x
+            self.held_out = samples_of(self.network, held_out, self.budget)
+            self.measure = Measure(self.simulation, self.held_out, self.budget)
+            self.default = default_choices(self.network, self.held_out, self.blocks)
+            self.best = self.default
+            self.before = self.found = self.measure(self.default)
+            self.seen = samples_of(self.network, seen, self.budget)
+        except TimeUp:
+            reason = f"{self.seconds:g} seconds are over before the outputs were looked at once."
+            return self.network.replace(
+                provenance={**self.network.provenance, "tuning": {"none": reason}}
+            )
+        with suppress(TimeUp):
+            if self.blocks:
+                self._by_blocks()
+            else:
+                self._as_a_whole()
+        tuned = self.network if self.best is self.default else self._applied(self.best)
+        report = self._report()
+        return tuned.replace(provenance={**tuned.provenance, "tuning": report.to_dict()})
+
+    def _report(self) -> Tuning:
+        before, found = self.before, self.found
+        return Tuning(
             self.steps,
-            done,
+            self.done,
             len(self.seen),
             len(self.held_out),
             self.seed,
-            (before.error, best_found.error),
-            _pair(before.agreement, best_found.agreement),
-            self._layers(default, best, measure),
+            (before.error, found.error),
+            _pair(before.agreement, found.agreement),
+            self._layers(),
             self.weight,
-            _pair(before.additions, best_found.additions),
+            _pair(before.additions, found.additions),
+            self.block_errors,
         )
-        return tuned.replace(provenance={**tuned.provenance, "tuning": report.to_dict()})
+
+    def _consider(self, choices: Choices) -> None:
+        """Kept where they are better on the held-out samples."""
+        found = self.measure(choices)
+        if self._better(found, self.found, self.before):
+            self.best, self.found = {k: c.copy() for k, c in choices.items()}, found
+
+    def _by_blocks(self) -> None:
+        """Each block by itself, then all together from there; time for looks is left."""
+        prices = self.simulation.prices or Prices.of(self.network, self.steps)
+        budget = self.budget.share(1 - TOGETHER).less(self._look())
+        task = Task(
+            self.learn,
+            self.weight,
+            self.sparse,
+            self.given or iterations_of(self.network, prices.source),
+            budget,
+            self.seed,
+        )
+        tuner = BlockTuner(self.simulation, self.default, self.seen, self.held_out, task)
+        self.parts = tuner.blocks
+        choices = tuner.run()
+        self.done, self.block_errors = task.iterations * len(tuner.errors), tuner.errors
+        self._consider(choices)
+        together = max(1, round(TOGETHER_ITERATIONS * task.iterations))
+        for choices in self._descend(self.best, TOGETHER_RATE, together):
+            self._consider(choices)
+
+    def _look(self) -> float:
+        """Seconds of a look at the held-out samples."""
+        return 1.1 * self.measure.pieces * self.budget.longest.get("look", 0.0)
+
+    def _as_a_whole(self) -> None:
+        self._begin()
+        for relative, share in PHASES:
+            part = max(1, round(share * self.iterations))
+            for choices in self._descend(self.best, self.rate * relative, part):
+                self._consider(choices)
+            if self._late():
+                break
+            if "steps" in self.learn and self.few >= LEAST and not self.sparse:
+                self._resize(self.best)
 
     def _better(self, found: Found, best: Found, before: Found) -> bool:
         if self.weight:
             return found.loss(self.weight) < best.loss(self.weight)
         return found.error < best.error and not _worse(found, before, len(self.held_out))
 
-    def _resize(self, start: Choices) -> Choices:
+    def _resize(self, start: Choices) -> None:
         """All steps of a neuron larger or smaller, one neuron after the other, where it helps.
 
         The descent does not see that smaller steps round less: within reach the rounding of a value
         is as often up as down, so the derivative of the error in the step is zero on average.
         """
-        measure = Measure(self.simulation, self.seen.pick(slice(0, self.few)))
-        best, least = start, measure(start).loss(self.weight)
-        for name in progress(list(start), "resizing", len(start)):
-            for factor in RESIZE if not self._late() else ():
-                tried = {**best, name: best[name].resized(factor)}
-                found = measure(tried).loss(self.weight)
-                if found < least:
-                    best, least = tried, found
-        return best
+        budget = self.budget.less(self._look())
+        measure = Measure(self.simulation, self.seen.pick(slice(0, self.few)), budget)
+        best = start
+        with suppress(TimeUp):
+            least = measure(start).loss(self.weight)
+            for name in progress(list(start), "resizing", len(start)):
+                for factor in RESIZE:
+                    tried = {**best, name: best[name].resized(factor)}
+                    found = measure(tried).loss(self.weight)
+                    if found < least:
+                        best, least = tried, found
+        self._consider(best)
 
-    def _begin(self, default: Choices) -> tuple[Choices, Found]:
-        """The best of a few plain schedules, as far as held-out samples tell."""
-        measure = Measure(self.simulation, self.seen.pick(slice(0, len(self.held_out))))
-        candidates = [default]
+    def _begin(self) -> None:
+        """From the best of a few plain schedules, as far as held-out samples tell."""
+        apart = self.seen.pick(slice(0, len(self.held_out)))
+        measure = Measure(self.simulation, apart, self.budget)
+        default, candidates = self.default, [self.default]
         if self.sparse:
             # leading zeros cost nothing, and fine digits do
             factors = START if self.weight and "steps" in self.learn else ()
             candidates += [{k: c.resized(f) for k, c in default.items()} for f in factors]
-            best = min(candidates, key=lambda choices: measure(choices).loss(self.weight))
-            return best, Measure(self.simulation, self.held_out)(best)
-        for schedule_of in _starts(self.network) if "steps" in self.learn else []:
-            like = self.held_out.targets[0]
-            nodes = [replace(n, schedule=schedule_of(n)) for n in self._neurons()]
-            candidates.append({n.name: Choice.of(n, self.steps, like) for n in nodes})
-        best = min(candidates, key=lambda choices: measure(choices).loss(self.weight))
-        return best, Measure(self.simulation, self.held_out)(best)
+        else:
+            for schedule_of in _starts(self.network) if "steps" in self.learn else []:
+                like = self.held_out.targets[0]
+                nodes = [replace(n, schedule=schedule_of(n)) for n in self._neurons()]
+                candidates.append({n.name: Choice.of(n, self.steps, like) for n in nodes})
+        if len(candidates) > 1:
+            self._consider(min(candidates, key=lambda choices: measure(choices).loss(self.weight)))
 
     def _late(self) -> bool:
-        return self.seconds is not None and time.monotonic() - self.begun > self.seconds
+        """Whether a step of descent and a look would end too late."""
+        return not self.budget.less(self._look()).fits("descent", -(-self.batch // self.piece))
 
-    def _descend(
-        self, start: Choices, rate: float, iterations: int
-    ) -> Iterator[tuple[int, Choices]]:
-        """Yields (iterations done, choices) now and then, and at the end."""
-        choices = {name: choice.copy() for name, choice in start.items()}
-        groups: list[list[Tensor]] = [[] for _ in LEARNED]
-        for choice in choices.values():
-            for kind, group, tensor in zip(LEARNED, groups, choice.tensors(), strict=True):
-                if kind in self.learn and bool(tensor.isfinite().any()):
-                    group.append(tensor.requires_grad_())
-        relative = SPARSE_RATES if self.sparse else RATES
-        rates = [rate * one for one in relative]
-        settings = [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True) if g]
-        optimizer = torch.optim.Adam(settings, betas=(0.8, 0.95))
-        course = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, rate / 50)
-        parameters = [tensor for group in groups for tensor in group]
+    def _descend(self, start: Choices, rate: float, iterations: int) -> Iterator[Choices]:
+        """Yields choices now and then, and at the end."""
+        descent = Descent(start, self.learn, rate, iterations, self.sparse)
         looks = {math.ceil(iterations * k / LOOKS) for k in range(1, LOOKS + 1)}
         for i in progress(range(1, iterations + 1), "tuning", iterations):
-            pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
-            samples = self.seen.pick(pick.to(self.seen.x.device))
-            with torch.enable_grad():
-                outputs, additions = self.simulation.run(samples.x, choices)
-                loss = loss_of(outputs, samples)
-                if additions is not None and self.weight:
-                    loss = loss + self.weight * additions
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            if bool(norm.isfinite()):
-                optimizer.step()
-                for logit in groups[-1]:
-                    logit.data.clamp_(max=math.log(MOST / (1 - MOST)))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a step that was left out is no mistake
-                course.step()
-            if i in looks or self._late():
-                yield i, choices
             if self._late():
                 return
+            pick = torch.randperm(len(self.seen), generator=self.generator)[: self.batch]
+            samples = self.seen.pick(pick.to(self.seen.x.device))
+            descent.step(self._losses(samples, descent.choices), self.budget)
+            self.done += 1
+            if i in looks or self._late():
+                yield descent.choices
+
+    def _losses(self, samples: Samples, choices: Choices) -> Iterator[Callable[[], Tensor]]:
+        """In parts whose graph fits in memory."""
+        for begin in range(0, len(samples), self.piece):
+            part = samples.pick(slice(begin, begin + self.piece))
+            share = len(part) / len(samples)
+            yield lambda part=part, share=share: share * self._loss(part, choices)  # type: ignore[misc]
+
+    def _loss(self, samples: Samples, choices: Choices) -> Tensor:
+        given = samples.x, choices, bool(self.weight)
+        if self.parts:
+            outputs, additions = outputs_of(self.simulation, self.parts, *given)
+        else:
+            outputs, additions = self.simulation.run(*given)
+        loss = loss_of(outputs, samples)
+        return loss if additions is None else loss + self.weight * additions
 
     def _applied(self, choices: Choices) -> SpikingNetwork:
         changed = {node.name: choices[node.name].applied(node) for node in self._neurons()}
         return self.network.with_nodes(changed)
 
-    def _layers(self, default: Choices, best: Choices, measure: Measure) -> dict[str, Any]:
-        layers = {}
+    def _layers(self) -> dict[str, Any]:
+        layers, without = {}, self._without()
         for node in self._neurons():
-            old, new = default[node.name], best[node.name]
-            changed = new is not old
+            old, new = self.default[node.name], self.best[node.name]
             layers[node.name] = {
                 "first before": float(old.eta[0].exp()),
                 "first": float(new.eta[0].detach().exp()),
@@ -723,12 +483,36 @@ class _Tuner:
                 "last": float(new.eta[-1].detach().exp()),
                 "scale": float((new.scale - old.scale).detach().mean().exp()),
                 "resting": float((new.resting.detach() * new.unit / old.scale.exp()).mean()),
-                "without": measure({**best, node.name: old} if changed else best).error,
             }
+            if node.name in without:
+                layers[node.name]["without"] = without[node.name]
             if node.parameters.sparse:
                 zones = old.dead_zone.sigmoid().mean(), new.dead_zone.detach().sigmoid().mean()
                 layers[node.name] |= {"zone before": float(zones[0]), "zone": float(zones[1])}
         return layers
+
+    def _without(self) -> dict[str, float]:
+        """The error with each neuron alone put back, of all neurons or, in large networks and
+        where there is no time, of none."""
+        if self.best is self.default:
+            return {node.name: self.found.error for node in self._neurons()}
+        looks = len(self._neurons()) * len(self.held_out)
+        if looks * updates(self.network) > REPORTING:
+            return {}
+        measure = Measure(self.simulation, self.held_out, self.whole_budget)
+        measure.budget.longest = self.budget.longest
+        if not measure.budget.fits("look", len(self._neurons()) * measure.pieces):
+            return {}
+        found = {}
+        with suppress(TimeUp):
+            for node in progress(self._neurons(), "reporting", len(self._neurons())):
+                undone = {**self.best, node.name: self.default[node.name]}
+                found[node.name] = measure(undone).error
+        return found
+
+
+def _shown(error: float | None) -> str:
+    return f"{'-':>15}" if error is None else f"{error:15.4f}"
 
 
 def _pair(before: float | None, after: float | None) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ data = digits()
 model = load_network("vgg", "digits")  # any trained torch.nn.Module
 
 print(sg.check(model, data.train.images[:2]))  # what each operation becomes
-network = sg.convert(model, data.train.images[:256])  # tuned on these images
+network = sg.convert(model, data.train.images[:256])  # calibrated on these images
 print(network)
 
 snn = sg.build(network, "spikingjelly")  # an nn.Module of SpikingJelly nodes

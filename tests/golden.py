@@ -149,7 +149,8 @@ def _signgd(members: Any, time_steps: int, *also: str, **options: Any) -> Settin
 
 
 def _group(members: int, time_steps: int, signed: bool, *also: str, **options: Any) -> Setting:
-    options = {"method": "group", "members": members, "signed": signed} | options
+    # tune=False leaves thresholds unrefined, which they always were before
+    options = {"method": "group", "members": members, "signed": signed, "tune": None} | options
     return Setting(EXPLICIT | options, time_steps, also)
 
 

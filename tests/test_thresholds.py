@@ -226,3 +226,36 @@ def test_refining_lowers_the_error_of_the_outputs_and_moves_nothing_trained():
     assert float(after) < 0.97 * float(before)
     for a, b in zip(groups(plain), groups(refined), strict=True):
         assert torch.equal(a.v_threshold, b.v_threshold) == (a.name not in some)
+
+
+def test_refinement_keeps_to_its_seconds_and_to_what_was_asked(monkeypatch):
+    """A second for every step: so many steps, none with tune=False, and none where all of them
+    would take too long."""
+    from spikingjelly_signgd.converters import budget, refinement
+
+    steps, loss = [], refinement._loss
+
+    def counted(*given):
+        steps.append(None)
+        return loss(*given)
+
+    monkeypatch.setattr(refinement, "_loss", counted)
+    monkeypatch.setattr(budget, "now", lambda: float(len(steps)))
+    monkeypatch.setattr(refinement, "now", lambda: float(len(steps)))
+
+    def converted(**options):
+        steps.clear()
+        given = {"method": "group", "members": 4, "time_steps": 2, **options}
+        return sg.convert(relu_model().eval(), X, **given)
+
+    plain = converted(tune=False)
+    assert not steps
+    limited = converted(tune_seconds=7.0)
+    assert len(steps) == 7
+    whole = converted()
+    assert len(steps) == min(refinement.MOST, refinement.STEPS // 2)
+    thetas = [n.neurons[0].v_threshold for n in (plain, limited, whole)]
+    assert not torch.equal(thetas[0], thetas[1]) and not torch.equal(thetas[1], thetas[2])
+    monkeypatch.setattr(refinement, "EFFORT", 100)
+    untouched = converted()
+    assert not steps and torch.equal(untouched.neurons[0].v_threshold, thetas[0])
