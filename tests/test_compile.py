@@ -1,13 +1,14 @@
 """torch.compile of built networks: all in one graph, equal spikes, any T and batch."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import fresh_cache
 
 import spikingjelly_signgd as sg
 
@@ -62,7 +63,15 @@ def test_group_network() -> None:
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")
 
 
+@pytest.fixture(scope="module")
+def own_cache() -> Iterator[None]:
+    """In the common one lies what another process was stopped in the middle of writing."""
+    with fresh_cache():
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("name", ["vgg", "resnet", "convnext", "mixer", "resmlp"])
 def test_inductor(name: str) -> None:
     network = sg.convert(load_network(name, "digits"), X, time_steps=8)
