@@ -16,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from networks import load_network  # noqa: E402
 
-pytestmark = pytest.mark.spikingjelly
-
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 # more than 15 images in flight: torch's convolutions choose another kernel below, another graph
 SIZES = ((8, 6), (5, 4), (12, 3), (4, 5))
@@ -46,17 +44,20 @@ def assert_compiles(snn: nn.Module, backend: str) -> None:
     assert counter.frame_count <= 2, "one graph for the first sizes, one for all others"
 
 
-@pytest.mark.parametrize("name", ["vgg", "convnext"])
+# its functions of one and of many arguments are no matter of SpikingJelly's version
+@pytest.mark.parametrize("name", [pytest.param("vgg", marks=pytest.mark.spikingjelly), "convnext"])
 def test_signgd_network(name: str) -> None:
     network = sg.convert(load_network(name, "digits"), X, time_steps=8)
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")
 
 
+@pytest.mark.spikingjelly
 def test_spike_view() -> None:
     network = sg.convert(load_network("vgg", "digits"), X, time_steps=8)
     assert_compiles(sg.build(network, spikes="signed", step_mode="m"), "aot_eager")
 
 
+@pytest.mark.spikingjelly
 def test_group_network() -> None:
     model = load_network("vgg", "digits", qcfs=4)
     network = sg.convert(model, X, method="group", time_steps=4)
