@@ -16,6 +16,7 @@ import torch
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.cli import commands, main
+from spikingjelly_signgd.converters.objectives import OBJECTIVES
 
 HERE = Path(__file__).parent
 
@@ -207,6 +208,20 @@ def test_an_output_that_was_there_is_replaced_whole_or_not_at_all(capsys):
     assert main(["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "i.h5"]) == 0
     written = sg.load("i.h5")
     assert (written.time_steps, [n.members for n in written.neurons]) == (1, [8])
+
+
+def test_convert_takes_an_objective(capsys):
+    arguments = ["convert", "cli_zoo:tiny", *DATA, "-o", "q.h5", "--objective"]
+    assert main([*arguments, "additions", "--json"]) == 0
+    assert document(capsys)["tuning"]["weight"] == OBJECTIVES["additions"]
+    assert main([*arguments, "0.02"]) == 0
+    assert sg.Tuning.of(sg.load("q.h5")).weight == 0.02
+    for wrong in ("spikes", "-1", "nan?"):
+        try:
+            code = main([*arguments, wrong])
+        except SystemExit as exit:
+            code = exit.code
+        assert code == 2 and "objective" in capsys.readouterr().err
 
 
 def sends(text):
