@@ -26,7 +26,8 @@ report: $(VENV)/.stamp
 
 test: $(VENV)/.stamp
 	@echo "== on spikingjelly 0.0.0.0.14, the tests that touch the simulator"
-	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PARALLEL) -m "spikingjelly and not slow"
+	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PARALLEL) \
+		-m "spikingjelly and not slow" $$(grep -l "mark.spikingjelly" tests/test_*.py)
 	@echo "== on spikingjelly 2.0.0, all"
 	@SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) -m "not slow"
 
