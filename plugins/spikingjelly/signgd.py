@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...errors import FormatError, InputError
+from ...errors import InputError
 from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import (
@@ -177,14 +177,13 @@ class SignGDNode(Made):
             check_protocol(self._get_name(), self.spikes, 0.0, offset, dead_zone=theta)
             self.dead_zone = theta
         elif saved is None and self.dead_zone:
-            says = (
+            warnings.warn(
                 f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has dead_zone="
                 f"{self.dead_zone:.4g}. Neurons without one, as all of earlier versions, are saved "
-                "so, and send a sign at every step: make them with dead_zone=0."
+                "so, and send a sign at every step: make them with dead_zone=0. Weights of a "
+                "source network need nothing.",
+                stacklevel=2,
             )
-            if any(prefix + name in state_dict for name in self._buffers):
-                raise FormatError(says)
-            warnings.warn(f"{says} Weights of a source network need nothing.", stacklevel=2)
 
     @property
     def arguments(self) -> dict[str, Any]:
