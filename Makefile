@@ -9,8 +9,10 @@ NORSE := $(VENV)/norse-alone
 DOCS := $(VENV)/docs
 VISION := $(VENV)/vision
 
-# modules are compiled once, not by each process of a test
+# modules are compiled once, where they are imported: not by each process of a test, and not all that
+# pip installs (it reads "no" as its --no-compile)
 unexport PYTHONDONTWRITEBYTECODE
+export PIP_NO_COMPILE := no
 
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
@@ -25,7 +27,8 @@ report: $(VENV)/.stamp
 
 test: $(VENV)/.stamp
 	@echo "== on spikingjelly 0.0.0.0.14, the tests that touch the simulator"
-	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PARALLEL) -m "spikingjelly and not slow"
+	@PYTHONPATH="$(LEGACY)" SPIKINGJELLY_VERSION=0.0.0.0.14 $(PARALLEL) \
+		-m "spikingjelly and not slow" $$(grep -l "mark.spikingjelly" tests/test_*.py)
 	@echo "== on spikingjelly 2.0.0, all"
 	@SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) -m "not slow"
 
@@ -134,8 +137,9 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by its pin. The simulators come without their dependencies, of which torchvision
-# would replace torch; the third line is what their core, ann2snn and monitor import. NVRTC compiles
-# the GPU kernels in the tests, without a GPU.
+# would replace torch; the third line is what their core, ann2snn and monitor import. SpikingJelly is
+# compiled here, since its modules warn of what Python will no longer read, which is an error in the
+# tests. NVRTC compiles the GPU kernels in the tests, without a GPU.
 KERNELS := $(wildcard neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h) \
 	neurons/kernels/build.py neurons/nonlinearities.py
 $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
@@ -144,9 +148,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
 	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis import-linter mypy pillow pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
-	$(PIP) install --no-deps spikingjelly==2.0.0
+	$(PIP) install --no-deps --compile spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
 	rm -rf "$(LEGACY)"
-	$(PIP) install --no-deps --target "$(LEGACY)" spikingjelly==0.0.0.0.14
+	$(PIP) install --no-deps --compile --target "$(LEGACY)" spikingjelly==0.0.0.0.14
 	mkdir -p "$(VENV)/mypy" && ln -sfn ../.. "$(VENV)/mypy/spikingjelly_signgd"
 	touch $@

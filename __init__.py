@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         InverseSchedule,
         ListSchedule,
     )
-    from .neurons.signgd import SignGDParameters
+    from .neurons.signgd import DEAD_ZONE, SignGDParameters, digits, levels
     from .neurons.surrogate import Surrogate
     from .plugins.spikingjelly import (
         Encode,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEAD_ZONE",
     "NEURONS",
     "NONLINEARITIES",
     "QCFS",
@@ -99,10 +100,12 @@ __all__ = [
     "check",
     "convert",
     "converters",
+    "digits",
     "early_exit",
     "evaluate",
     "export",
     "exporters",
+    "levels",
     "load",
     "neurons",
     "plugins",
@@ -159,7 +162,10 @@ _HOME = {
     "ExponentialSchedule": "neurons.schedules",
     "InverseSchedule": "neurons.schedules",
     "ListSchedule": "neurons.schedules",
+    "DEAD_ZONE": "neurons.signgd",
     "SignGDParameters": "neurons.signgd",
+    "digits": "neurons.signgd",
+    "levels": "neurons.signgd",
     "Surrogate": "neurons.surrogate",
     "Encode": "plugins.spikingjelly",
     "GroupNode": "plugins.spikingjelly",

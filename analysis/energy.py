@@ -2,9 +2,9 @@
 
 A table prices operations. The spiking network's are those that ``count_operations`` counts, all of
 them: additions of weights, updates of neurons, and the multiplications that are left. Its source
-network is priced by the same table, once in floating point and once with activations of
-ceil(log2(m T + 1)) bits, as many values as m T spikes can tell apart (Yan et al.,
-arXiv:2409.08290, for m = 1); and once in integers of 8 bits, where the table knows their price.
+network is priced by the same table, once in floating point, once with activations of as many bits
+as tell apart what the spikes do (``activation_bits``), and once in integers of 8 bits, where the
+table knows their price.
 
 Spiking and source break even at so many additions for each multiply-accumulate of the source
 (``Operations.additions_per_mac``), whatever m and T they were sent in.
@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from ..core.module import NetworkModule
+from ..core.network import SpikingNetwork
 from ..core.running import check_steps
 from ..errors import InputError
-from .cost import DENSE, NUMBER, LayerOperations, Operations, additions_line, count, table
+from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class EnergyTable:
         moved = 8 * (2 * products + c.source_values)
         return self.int8 * products + self.function * c.source_values + self.memory * moved
 
-    def quantised(self, c: Operations | LayerOperations, bits: int) -> float:
+    def quantised(self, c: Operations | LayerOperations, bits: float) -> float:
         """The source network with weights as they are and activations of so many bits.
 
         What meets the input itself is priced as in the spiking network, which does it once in full.
@@ -209,7 +210,8 @@ class EnergyEstimate:
     ``source``
         Of the source network.
     ``quantised``
-        {table: {T: pJ}} of the source network with activations of ``bits[T]`` bits.
+        {table: {T: pJ}} of the source network with activations of ``bits[T]`` bits,
+        ``activation_bits`` of the spiking network.
     ``total``
         {table: {T: pJ}} of the spiking network, every spike an addition of a weight.
     ``whole``
@@ -230,7 +232,7 @@ class EnergyEstimate:
     time_steps: tuple[int, ...]
     operations: Mapping[int, Operations]
     tables: Mapping[str, EnergyTable]
-    bits: Mapping[int, int]
+    bits: Mapping[int, float]
     source: Mapping[str, float]
     quantised: Mapping[str, Mapping[int, float]]
     total: Mapping[str, Mapping[int, float]]
@@ -287,8 +289,8 @@ class EnergyEstimate:
         if last.members > 1:
             lines += ["", "the spikes of a step handed on whole, a small integer times the weight"]
             lines += self._table("source", self.source, self.whole)
-        bits = [f"{self.bits[t]} bit" for t in self.time_steps]
-        lines += ["", "the source with activations of ceil(log2(m T + 1)) bits"]
+        bits = [f"{self.bits[t]:.3g} bit" for t in self.time_steps]
+        lines += ["", "the source with activations of as many bits as tell apart what spikes do"]
         rows = [
             [name, "", *(_nano(found[t]) for t in self.time_steps)]
             for name, found in self.quantised.items()
@@ -336,6 +338,20 @@ def shown(break_even: float | None) -> str:
     return "none" if break_even is None else f"{break_even:.2f}"
 
 
+def activation_bits(network: SpikingNetwork, steps: int) -> float:
+    """The bits that tell apart what spikes of so many steps do, the mean of all neurons.
+
+    Of each neuron it is ceil(log2(N)), N its ``distinguishable(steps)``: m T + 1 values of group
+    neurons and rates, which is ceil(log2(T + 1)) bits for m = 1 (Yan et al., arXiv:2409.08290). Of
+    m signs, whose sizes are powers of two, one step has 2 ** m codes, m bits, with a dead zone
+    2 ** (m + 1) - 1, m + 1 bits; several steps: ``SignGDNeuron.distinguishable``. A float32's where
+    nothing sends spikes.
+    """
+    senders = [node for node in network.nodes if node.code is not None]
+    bits = sum(node.values * (node.distinguishable(steps) - 1).bit_length() for node in senders)
+    return bits / sum(node.values for node in senders) if senders else float(WORD)
+
+
 def _keys(found: Mapping[int, Any]) -> dict[str, Any]:
     return {str(t): value for t, value in found.items()}
 
@@ -365,7 +381,7 @@ def estimate_energy(
     steps = tuple(sorted(set(check_steps(time_steps))))
     counts = count("estimate_energy", snn, x, steps[-1])
     operations = {t: counts.at(t) for t in steps}
-    bits = {t: math.ceil(math.log2(c.members * t + 1)) for t, c in operations.items()}
+    bits = {t: activation_bits(snn.network, t) for t in steps}
     source = {name: each.network(operations[steps[-1]]) for name, each in tables.items()}
     single = {name: each.spiking for name, each in tables.items()}
     whole = {name: each.whole for name, each in tables.items()}

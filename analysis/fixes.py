@@ -48,6 +48,7 @@ FACTORS = 2.0**8  # at most, of a scale
 FINEST_ZONE = 0.5  # the dead zone of the smallest error: f(x) is held within half a step
 FEWEST_ZONE = 2 / 3  # that of the fewest spikes
 ALONE = 16  # samples for a layer by itself
+FAR = 1.5  # from the calibrated scale, of all scales of outputs that are close enough
 ALONE_GAIN = 0.4  # of its error by itself, for fixes of several layers at once
 
 
@@ -114,7 +115,7 @@ def joint_fixes(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
     """Several layers at once, for faults that hide each other: those which, alone and fed the
     source's values, come much closer by a change, if all these changes together help."""
     if adequate(trial.start):
-        return []
+        return _all_scales(trial, saturated)
     network, steps = trial.network, trial.steps
     x = trial.parts[0][:ALONE]
     values = NetworkModule(network, {}).all_activations(x)
@@ -141,6 +142,21 @@ def joint_fixes(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
         if outcome.error <= GAIN * trial.start.error:
             return [_told(fix, network, trial, saturated) for fix in together]
     return []
+
+
+def _all_scales(trial: Trial, saturated: Mapping[str, float]) -> list[Fix]:
+    """Where the outputs are close enough scales are named only if all are far from the calibrated
+    ones, and these come much closer; learned ones may be far, for fewer additions."""
+    together = _everywhere(trial, "scale")
+    off = [max(fix.factor, 1 / fix.factor) for fix in together]
+    if len(off) < len(_changeable(trial.network)) or "tuning" in trial.network.provenance:
+        return []
+    if not off or min(off) < FAR:
+        return []
+    outcome = trial.rerun({fix.node.name: fix.node for fix in together})
+    if outcome.error > ALONE_GAIN * trial.start.error:
+        return []
+    return [_told(fix, trial.network, trial, saturated) for fix in together]
 
 
 def _everywhere(trial: Trial, cause: str) -> list[Fix]:

@@ -523,7 +523,7 @@ def plot_frontier(
     if quantised is not None:
         axes.axvline(
             quantised / scale, color=COLORS[2], linestyle=":", linewidth=1.4,
-            label=f"source quantised to {energy.bits[steps[-1]]} bits, {_energy(quantised)}: "
+            label=f"source quantised to {energy.bits[steps[-1]]:.3g} bits, {_energy(quantised)}: "
             "accuracy not measured",
         )  # fmt: skip
     _energy_axis(axes)

@@ -547,9 +547,9 @@ def _energy(report: _Report) -> Html:
         table(["table", "covers", "source", *steps], rows, text=(0, 1),
               caption="Energy of one inference."),
         _break_even(found, t),
-        _by_step("The source network with activations of ⌈log2(m T + 1)⌉ bits, as many values as "
+        _by_step("The source network with activations of so many bits, as many values as "
                  "the spikes of T steps tell apart.", found, found.quantised,
-                 [f"T = {t}: {found.bits[t]} bit" for t in found.time_steps]),
+                 [f"T = {t}: {found.bits[t]:.3g} bit" for t in found.time_steps]),
     ]  # fmt: skip
     if last.members > 1:
         parts.append(

@@ -186,7 +186,7 @@ def energy_table(data: str) -> list[str]:
             f"{row['spikes'] / row['neurons']:.2f}", times(row["additions_per_mac"]),
             thousands(row["macs"]), f"{total[FIRST] / 1e3:,.0f}",
             times(total[FIRST] / source[FIRST]), times(total[FIRST] / int8[FIRST]),
-            f"{times(total[FIRST] / row['quantised'][FIRST])} ({row['bits']})",
+            f"{times(total[FIRST] / row['quantised'][FIRST])} ({row['bits']:.3g})",
             "" if way.members == 1 else times(row["whole"][FIRST] / source[FIRST]),
             times(total[MOVED] / source[MOVED]), times(total[MOVED] / int8[MOVED]),
             times(total[SHORT] / int8[SHORT]),

@@ -24,7 +24,7 @@ from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..core.registry import FORMATS, look_up
 from ..core.running import build, evaluate, run
-from ..errors import FormatError, InputError, SignGDError
+from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from .data import Data, Preparation, load_data, shape_of
 from .models import load_model
@@ -37,6 +37,12 @@ CONVERSION = (
     "time_steps signed preset tune tune_seconds objective keep scale resting momentum forms "
     "input_coding input_scale"
 ).split()
+# and of sg.search
+SEARCHING = (
+    "spikes additions agreement methods iterations "
+    "keep scale resting forms input_coding input_scale"
+).split()
+COUNTED = 32  # samples on which what a network sends is counted
 # and of a format's writer, where it takes them
 EXPORTING = (
     "time_steps mode dialect pooling strict "
@@ -86,8 +92,7 @@ def convert(options: argparse.Namespace) -> Result:
     from ..exporters import save
 
     output = _output(options, (".h5", ".hdf5"))
-    given = {name: getattr(options, name) for name in CONVERSION}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(options, CONVERSION)
     if options.method is not None:
         given["method"] = _by_path("--method", options.method, str)
     if options.members is not None:
@@ -99,11 +104,11 @@ def convert(options: argparse.Namespace) -> Result:
     model = load_model(options.model, options.weights)
     data = _data(options)
     network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
-    command = " ".join(["spikingjelly-signgd", *options.arguments])
-    network = network.replace(provenance={**network.provenance, "command": command})
+    network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
+    cost, sends = _cost(network, data.x)
     tuning = Tuning.of(network)
-    lines = [repr(network)]
+    lines = [repr(network), *sends]
     if tuning is not None:
         before, after = tuning.error
         lines.append(
@@ -118,9 +123,41 @@ def convert(options: argparse.Namespace) -> Result:
         "network": _described(network),
         "calibration_samples": len(data.x),
         "tuning": None if tuning is None else tuning.to_dict(),
+        "cost": cost,
         "provenance": dict(network.provenance),
     }
     return Result(document, "\n".join(lines))
+
+
+def search(options: argparse.Namespace) -> Result:
+    from ..converters import search as run_search
+    from ..exporters import save
+
+    output = _output(options, (".h5", ".hdf5"))
+    given = _given(options, SEARCHING)
+    if options.dead_zone is not None:
+        given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
+    model = load_model(options.model, options.weights)
+    data = _data(options)
+    network = run_search(model, data.x, seed=options.seed, max_batches=None, **given)
+    network = _with_command(network, options)
+    save(network, output, class_names=data.class_names)
+    cost, sends = _cost(network, data.x)
+    found = network.provenance["search"]
+    agrees = "none" if found["agreement"] is None else f"{100 * found['agreement']:.2f} %"
+    tried = (
+        f"{len(found['tried'])} networks tried; agreement {agrees} on {found['samples']} samples"
+    )
+    document = {
+        "ok": True,
+        "path": str(output),
+        "network": _described(network),
+        "calibration_samples": len(data.x),
+        "search": found,
+        "cost": cost,
+        "provenance": dict(network.provenance),
+    }
+    return Result(document, "\n".join([repr(network), tried, *sends, f"written to {output}"]))
 
 
 def evaluate_(options: argparse.Namespace) -> Result:
@@ -357,6 +394,7 @@ def report(options: argparse.Namespace) -> Result:
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "check": check,
     "convert": convert,
+    "search": search,
     "evaluate": evaluate_,
     "doctor": doctor,
     "export": export,
@@ -383,6 +421,39 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     return str(value)
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options of these names that were given."""
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _with_command(network: SpikingNetwork, options: argparse.Namespace) -> SpikingNetwork:
+    command = " ".join(["spikingjelly-signgd", *options.arguments])
+    return network.replace(provenance={**network.provenance, "command": command})
+
+
+def _cost(network: SpikingNetwork, x: Tensor) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the network sends for samples of x, as a document and as lines; a simulator counts."""
+    from ..analysis.cost import count_operations
+
+    x = x[:COUNTED]
+    try:
+        found = count_operations(build(network), x)
+    except BackendUnavailable as error:
+        return None, [f"spikes and additions are not counted: {error}"]
+    if not found.neurons:
+        return None, []
+    spikes, ratio = found.spikes / found.neurons, found.additions_per_mac
+    text = f"{spikes:.2f} spikes a neuron, {ratio:.2f} additions a MAC of the source"
+    document = {
+        "samples": len(x),
+        "spikes": spikes,
+        "additions_per_mac": ratio,
+        "parts_per_mac": found.parts_per_mac,
+    }
+    return document, [f"{text}, on {len(x)} samples"]
 
 
 def _of_report(report: Any) -> Any:

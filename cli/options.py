@@ -111,6 +111,14 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _output(convert, "the file, .h5")
     _conversion(convert)
 
+    search = command(
+        "search", "the best network for a budget, or the cheapest for a target, an .h5"
+    )
+    _model(search)
+    _data(search, samples=512, what="calibration data")
+    _output(search, "the file, .h5")
+    _search(search)
+
     evaluate = command("evaluate", "accuracy, and agreement with the source, at each T")
     _network(evaluate)
     _data(evaluate)
@@ -264,6 +272,27 @@ def _data(
     more.add_argument("--channels", type=int, choices=(1, 3), help="images to grey, or to three")
 
 
+def _search(command: Parser) -> None:
+    goals = command.add_argument_group("what is searched for, one of these")
+    goal = goals.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--spikes", type=budget, metavar="N", help="of a neuron, at most on average")
+    goal.add_argument(
+        "--additions", type=positive, metavar="A",
+        help="at most for each multiply-accumulate of the source",
+    )  # fmt: skip
+    goal.add_argument(
+        "--agreement", type=fraction, metavar="FRACTION",
+        help="with the source, at least; the cheapest network that has it",
+    )  # fmt: skip
+    command.add_argument(
+        "--methods", nargs="+", choices=("signgd", "group"), metavar="NAME",
+        help="signgd, or signgd group to choose for each layer; by default signgd",
+    )  # fmt: skip
+    command.add_argument("--iterations", type=count, metavar="N", help="of each tuning")
+    _dead_zone(command)
+    _planning(command)
+
+
 def _conversion(command: Parser) -> None:
     command.add_argument(
         "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
@@ -278,10 +307,7 @@ def _conversion(command: Parser) -> None:
         "--members", action=Collect, metavar="[PATH=]M", help="neurons of a group, or signs"
     )
     command.add_argument("--signed", action=argparse.BooleanOptionalAction, help="group neurons")
-    command.add_argument(
-        "--dead-zone", action=Collect, metavar="[PATH=]THETA",
-        help="of signGD neurons, a part of a step in [0, 1); 0 fires at every step",
-    )  # fmt: skip
+    _dead_zone(command)
     command.add_argument("--preset", choices=("default", "paper"))
     command.add_argument(
         "--tune", action=argparse.BooleanOptionalAction, help="by default where nothing is against"
@@ -291,12 +317,23 @@ def _conversion(command: Parser) -> None:
         "--objective", type=objective, metavar="OBJECTIVE",
         help="of tuning: error, additions, or a weight of these",
     )  # fmt: skip
+    command.add_argument("--momentum", type=number, metavar="BETA")
+    _planning(command)
+
+
+def _dead_zone(command: Parser) -> None:
+    command.add_argument(
+        "--dead-zone", action=Collect, metavar="[PATH=]THETA",
+        help="of signGD neurons, a part of a step in [0, 1); 0 fires at every step",
+    )  # fmt: skip
+
+
+def _planning(command: Parser) -> None:
     command.add_argument(
         "--keep", action=Collect, nargs="+", metavar="PATH", help="modules that stay real-valued"
     )
-    command.add_argument("--scale", choices=("channel", "tensor", "published", "unit"))
+    command.add_argument("--scale", choices=("fitted", "channel", "tensor", "published", "unit"))
     command.add_argument("--resting", choices=("zero", "mean"))
-    command.add_argument("--momentum", type=number, metavar="BETA")
     command.add_argument("--forms", "--functions", choices=("whole", "local"))
     command.add_argument("--input-coding", choices=("exact", "real", "spike", "poisson"))
     command.add_argument("--input-scale", type=positive, metavar="A")
@@ -323,6 +360,12 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
     return value
+
+
+def budget(text: str) -> float:
+    """A positive number, whole where it can be, as neurons without dead zones need it."""
+    value = positive(text)
+    return int(value) if value.is_integer() else value
 
 
 def objective(text: str) -> str | float:

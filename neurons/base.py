@@ -115,6 +115,10 @@ class Node:
         """The most spikes that one value sends in a step."""
         return 1
 
+    def distinguishable(self, steps: int) -> int:
+        """How many values the spikes of so many steps tell apart: their number, and silence."""
+        return self.most_spikes * steps + 1
+
     @property
     def unit(self) -> float | Tensor | None:
         """The size of one spike in what passes, where that is the same in every step."""

@@ -97,6 +97,9 @@ class Encoder(Timed):
     def code(self) -> Code | None:
         return Code("sign", 1, 1) if self.spikes else None
 
+    def distinguishable(self, steps: int) -> int:
+        return 2 * steps + 1  # of either sign
+
     @property
     def unit(self) -> float | None:
         return self.scale if self.spikes and self.per_step else None

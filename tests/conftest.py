@@ -1,16 +1,42 @@
 import gc
+import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+import torch._export.utils as export_utils
 
 ROOT = Path(__file__).parent.parent
 # import networks, gpu_checks, cuda_on_host
 sys.path[:0] = [str(ROOT / folder) for folder in ("examples", "benchmarks", "tests")]
 
 torch.use_deterministic_algorithms(True)  # also fills fresh buffers with NaN
+
+# pytest listens to every logger that does not propagate, and torch.export, once somebody listens to
+# this one, describes each of its steps: 5 % of a small conversion
+logging.getLogger("torch.__trace").propagate = True
+
+
+def once(look_up: Callable[[], None]) -> Callable[[], None]:
+    """torch.export looks up every composite operation by name, 27 times in a conversion, so that
+    all are there: 12 % of a small one. They are, until another is registered."""
+    known: list[str] = []
+
+    def look_up_new() -> None:
+        registered = torch._C._dispatch_get_registrations_for_dispatch_key(
+            "CompositeImplicitAutograd"
+        )
+        if registered != known:
+            look_up()
+            known[:] = registered
+
+    return look_up_new
+
+
+export_utils._materialize_cpp_cia_ops = once(export_utils._materialize_cpp_cia_ops)
 
 hypothesis.settings.register_profile("same everywhere", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same everywhere")

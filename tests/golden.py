@@ -382,10 +382,12 @@ def without(table: Any, names: Sequence[str]) -> Any:
 
 
 def counts_shown(text: str) -> str:
-    """Counts and energies as text, without additions for each MAC and points of break-even."""
+    """Counts and energies as text, without additions for each MAC, points of break-even and the
+    quantised source, whose bits were those of equal spikes."""
     text = text.replace("at every step, together", "in all steps together")
     text = re.sub(r"T=\d+: additions per MAC (.+\n)+\n", "", text)
     text = re.sub(r"additions per MAC .*\n|.*nothing here is sparse.*\n", "", text)
+    text = re.sub(r"the source with activations of .*\n(.+\n)+", "", text)
     kept, in_t = [], False
     for line in text.split("\n"):
         in_t = bool(line) and (in_t or line.endswith("break-even T"))
@@ -657,6 +659,7 @@ class _Case:
                 tables = sg.analysis.TABLES
                 energy = sg.analysis.estimate_energy(snn, self.x, steps, tables=tables)
                 table = without(energy.to_dict(), (*NEWER, *OLDER))
+                del table["bits"], table["quantised"]
                 self.record.add(f"{name}/energy/table", table)
                 self.record.add(f"{name}/energy/shown", counts_shown(str(energy)))
             with self.record.attempt(f"{name}/op_counter"):

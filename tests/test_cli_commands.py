@@ -3,16 +3,20 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import cli_zoo
+import numpy as np
 import pytest
 import torch
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.analysis import count_operations
+from spikingjelly_signgd.cli import commands, main
+from spikingjelly_signgd.converters.objectives import OBJECTIVES
 
 HERE = Path(__file__).parent
 
@@ -29,8 +33,6 @@ def folder(tmp_path_factory):
     sg.save(group, folder / "group.h5")
     sg.save(sg.convert(cli_zoo.pooled(), x, time_steps=4, method="group"), folder / "pooled.h5")
     sg.export(group, folder / "group.nir")
-    import numpy as np
-
     np.savez(folder / "test.npz", x=x.numpy(), y=y.numpy())
     return folder
 
@@ -55,10 +57,12 @@ def document(capsys):
 
 DATA = ["--data", "cli_zoo:data"]
 SOME = [*DATA, "--samples", "8"]
+QUICK = ["--iterations", "2"]
 
 GOOD = {
     "check": (["cli_zoo:tiny", "--input", "1", "4", "4"], "Sequential can be converted."),
     "convert": (["cli_zoo:tiny", *DATA, "--no-tune", "-o", "a.h5"], "written to a.h5"),
+    "search": (["cli_zoo:tiny", *DATA, *QUICK, "--additions", "9", "-o", "k.h5"], "networks tried"),
     "evaluate": (["net.h5", "--data", "test.npz"], "96 samples of test.npz"),
     "doctor": (["net.h5", *SOME], "agreement"),
     "export": (["group.h5", "-o", "b.nir"], "no loss"),
@@ -71,6 +75,11 @@ GOOD = {
 BAD = {
     "check": (["cli_zoo:cosine", "--input", "1", "4", "4"], 3, "aten.cos"),
     "convert": (["cli_zoo:cosine", *DATA, "-o", "c.h5"], 3, "cos"),
+    "search": (
+        ["cli_zoo:tiny", *DATA, *QUICK, "--additions", "1e-3", "-o", "c.h5"],
+        2,
+        "is beyond",
+    ),
     "evaluate": (["net.h5", *DATA, "--time-steps", "1", "--min-agreement", "1"], 5, "is below"),
     "doctor": (["absent.h5", *DATA], 2, "there is no file 'absent.h5'"),
     "export": (["pooled.h5", "-o", "c.nir"], 3, "max_pool"),
@@ -199,6 +208,123 @@ def test_an_output_that_was_there_is_replaced_whole_or_not_at_all(capsys):
     assert main(["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "i.h5"]) == 0
     written = sg.load("i.h5")
     assert (written.time_steps, [n.members for n in written.neurons]) == (1, [8])
+
+
+def test_convert_takes_an_objective(capsys):
+    arguments = ["convert", "cli_zoo:tiny", *DATA, "-o", "q.h5", "--objective"]
+    assert main([*arguments, "additions", "--json"]) == 0
+    assert document(capsys)["tuning"]["weight"] == OBJECTIVES["additions"]
+    assert main([*arguments, "0.02"]) == 0
+    assert sg.Tuning.of(sg.load("q.h5")).weight == 0.02
+    for wrong in ("spikes", "-1", "nan?"):
+        try:
+            code = main([*arguments, wrong])
+        except SystemExit as exit:
+            code = exit.code
+        assert code == 2 and "objective" in capsys.readouterr().err
+
+
+def sends(text):
+    """Spikes of a neuron and additions for each MAC, as they are printed."""
+    found = re.search(
+        r"^(\S+) spikes a neuron, (\S+) additions a MAC .* on (\d+) samples$", text, re.M
+    )
+    assert found, text
+    return float(found[1]), float(found[2]), int(found[3])
+
+
+def test_convert_says_what_the_network_sends(monkeypatch, capsys):
+    """Counted on calibration samples; without a simulator it is said that nothing was counted."""
+    arguments = ["convert", "cli_zoo:tiny", *DATA, "--no-tune", "-o", "l.h5"]
+    assert main(arguments) == 0
+    spikes, additions, samples = sends(capsys.readouterr().out)
+    snn = sg.build(sg.load("l.h5"))
+    want = count_operations(snn, cli_zoo.images()[:samples])
+    assert samples == 32 and want.neurons == 64
+    assert spikes == pytest.approx(want.spikes / 64, abs=0.005)
+    assert additions == pytest.approx(want.additions_per_mac, abs=0.005)
+    assert main([*arguments, "--json"]) == 0
+    cost = document(capsys)["cost"]
+    assert cost["samples"] == 32 and cost["spikes"] == want.spikes / 64
+    assert cost["additions_per_mac"] == want.additions_per_mac
+    assert cost["parts_per_mac"] == want.parts_per_mac
+    monkeypatch.setattr(commands, "build", lambda network: sg.build(network, "absent"))
+    assert main(arguments) == 0
+    assert "spikes and additions are not counted: " in capsys.readouterr().out
+    assert main(["convert", "cli_zoo:tiny", *DATA, "--keep", "1", "--no-tune", "-o", "l.h5"]) == 0
+    assert "spikes a neuron" not in capsys.readouterr().out
+
+
+# -- search ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("goal", "name", "value"),
+    [
+        (["--spikes", "6"], "spikes", 6),
+        (["--additions", "9"], "additions", 9.0),
+        (["--agreement", "0.5", "--dead-zone", "1/2"], "agreement", 0.5),
+    ],
+)
+def test_search_is_search(goal, name, value, capsys):
+    common = ["search", "cli_zoo:tiny", *DATA, *QUICK, "--seed", "3", "-o", "m.h5"]
+    assert main([*common, *goal, "--json"]) == 0
+    report, have = document(capsys), sg.load("m.h5")
+    zone = {"dead_zone": 0.5} if "--dead-zone" in goal else {}
+    want = sg.search(
+        cli_zoo.tiny(), cli_zoo.images(), iterations=2, seed=3, **{name: value}, **zone
+    )
+    found = have.provenance["search"]
+    assert found == want.provenance["search"] == report["search"]
+    assert have.provenance["command"].endswith(f"{goal[-1]} --json")
+    assert torch.equal(have.neurons[0].scale, want.neurons[0].scale)
+    assert report["path"] == "m.h5" and report["cost"]["samples"] == 32
+
+
+def test_search_takes_group_neurons_and_modules_kept(capsys):
+    np.save("many.npy", cli_zoo.images(110).numpy())
+    arguments = ["--spikes", "2", "--methods", "signgd", "group", "--dead-zone", "0", *QUICK]
+    given = ["search", "cli_zoo:tiny", "--data", "many.npy", *arguments, "-o", "n.h5", "--json"]
+    assert main(given) == 0
+    assert "changed" in document(capsys)["search"]
+    kept = ["--additions", "9", "--keep", "act", *QUICK, "-o", "n.h5"]
+    assert main(["search", "cli_zoo:tiny", *DATA, *kept]) == 2
+    assert "'act'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "one of the arguments --spikes --additions --agreement is required"),
+        (["--spikes", "2", "--additions", "1"], "not allowed with"),
+        (["--spikes", "0"], "a positive number"),
+        (["--agreement", "1.5"], "a fraction from 0 to 1"),
+        (["--agreement", "1"], "between 0 and 1"),
+        (["--spikes", "1.5", "--dead-zone", "0"], "whole number"),
+        (["--additions", "1", "--dead-zone", "0"], "neurons with dead zones"),
+        (["--spikes", "2", "--methods", "group"], "methods is"),
+        (["--spikes", "2", "--samples", "20"], "calibration samples or more"),
+        (["--spikes", "2", "--time-steps", "4"], "unrecognized arguments: --time-steps"),
+        (["--spikes", "2", "-o", "net.txt"], "ends in .h5"),
+    ],
+)
+def test_search_refuses(options, text, capsys):
+    before = set(Path().iterdir())
+    arguments = ["search", "cli_zoo:tiny", *DATA, *QUICK, "-o", "o.h5", *options]
+    try:
+        code = main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    out, err = capsys.readouterr()
+    assert code == 2 and text in err and not out
+    assert set(Path().iterdir()) == before
+
+
+def test_search_from_a_file_of_options(folder, capsys):
+    (folder / "search.toml").write_text("[search]\nadditions = 9\niterations = 2\n")
+    arguments = ["search", "cli_zoo:tiny", *DATA, "--config", "search.toml", "-o", "p.h5"]
+    assert main(arguments) == 0
+    assert "written to p.h5" in capsys.readouterr().out
 
 
 # -- evaluate -------------------------------------------------------------------------------------

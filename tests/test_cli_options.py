@@ -25,7 +25,7 @@ CONVERT = ["convert", "zoo:net", "--data", "a.npz", "-o", "net.h5"]
 
 def test_every_command_has_the_common_options():
     _, commands = build_parser()
-    names = "check convert evaluate doctor export verify energy bench report".split()
+    names = "check convert search evaluate doctor export verify energy bench report".split()
     assert list(commands) == names
     for command in commands.values():
         known = {option for action in command._actions for option in action.option_strings}

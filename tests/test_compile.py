@@ -1,21 +1,20 @@
 """torch.compile of built networks: all in one graph, equal spikes, any T and batch."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import fresh_cache
 
 import spikingjelly_signgd as sg
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from networks import load_network  # noqa: E402
-
-pytestmark = pytest.mark.spikingjelly
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 # more than 15 images in flight: torch's convolutions choose another kernel below, another graph
@@ -45,24 +44,35 @@ def assert_compiles(snn: nn.Module, backend: str) -> None:
     assert counter.frame_count <= 2, "one graph for the first sizes, one for all others"
 
 
-@pytest.mark.parametrize("name", ["vgg", "convnext"])
+# its functions of one and of many arguments are no matter of SpikingJelly's version
+@pytest.mark.parametrize("name", [pytest.param("vgg", marks=pytest.mark.spikingjelly), "convnext"])
 def test_signgd_network(name: str) -> None:
     network = sg.convert(load_network(name, "digits"), X, time_steps=8)
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")
 
 
+@pytest.mark.spikingjelly
 def test_spike_view() -> None:
     network = sg.convert(load_network("vgg", "digits"), X, time_steps=8)
     assert_compiles(sg.build(network, spikes="signed", step_mode="m"), "aot_eager")
 
 
+@pytest.mark.spikingjelly
 def test_group_network() -> None:
     model = load_network("vgg", "digits", qcfs=4)
     network = sg.convert(model, X, method="group", time_steps=4)
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")
 
 
+@pytest.fixture(scope="module")
+def own_cache() -> Iterator[None]:
+    """In the common one lies what another process was stopped in the middle of writing."""
+    with fresh_cache():
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("name", ["vgg", "resnet", "convnext", "mixer", "resmlp"])
 def test_inductor(name: str) -> None:
     network = sg.convert(load_network(name, "digits"), X, time_steps=8)

@@ -300,3 +300,19 @@ def test_an_objective_that_nothing_reads_is_refused(converted):
 def test_convert_refuses_dead_zones(converted, zone, text):
     with pytest.raises(sg.InputError, match=text):
         converted(dead_zone=zone)
+
+
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+@pytest.mark.parametrize("members", [1, 3, 8])
+def test_digits_read_every_code(dead_zone, members):
+    """sg.digits spells sg.levels, of signs at every step as of those that may be silent."""
+    p = sg.SignGDParameters(
+        nonlinearity("identity"), sg.ConstantSchedule(1.0), members=members, dead_zone=dead_zone
+    )
+    x = torch.linspace(-3, 3, 301)
+    code, _ = signgd_step((x,), SignGDState(torch.zeros_like(x)), p)
+    sigma = sg.digits(code, members)
+    assert sigma.dtype == torch.int8 and sigma.shape == (301, members)
+    assert set(sigma.unique().tolist()) == ({-1, 0, 1} if dead_zone else {-1, 1})
+    weights = 2 ** torch.arange(members - 1, -1, -1)
+    assert torch.equal((sigma * weights).sum(-1), sg.levels(code, members, torch.int64))

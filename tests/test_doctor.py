@@ -289,6 +289,22 @@ def test_scales_that_were_never_calibrated():
     assert lost > 0.1 and 1 - agreement(diagnosis.apply(), bad) <= 0.1 * lost
 
 
+@pytest.mark.parametrize("name", ["vgg", "convnext"])
+def test_scales_that_are_all_too_large(name):
+    """Eight signs hide a factor of 4: the agreement is whole, the error four times as large."""
+    healthy = sg.convert(model_of(name), digits().train.images[:128], tune=False)
+    assert not examined(healthy, healthy).findings
+    bad = healthy.with_nodes({n.name: n.resized(4.0) for n in healthy.neurons})
+    diagnosis = examined(bad, healthy)
+    assert diagnosis.agreement[1] >= 0.95
+    assert {(f.layer, f.cause) for f in diagnosis.findings} == {(n, "scale") for n in bad.names()}
+    assert all("lower it by 4" in f.text for f in diagnosis.findings)
+    for node, want in zip(diagnosis.apply().neurons, healthy.neurons, strict=True):
+        assert torch.allclose(torch.as_tensor(node.scale), torch.as_tensor(want.scale))
+    learned = bad.replace(provenance={**bad.provenance, "tuning": {}})
+    assert not examined(learned, healthy).findings, "they may be large for fewer additions"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_healthy(name):
     diagnosis = examined(converted(name), converted(name))

@@ -3,6 +3,8 @@
 import json
 from argparse import Namespace
 from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 
 import energy as bench
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import TABLES, EnergyTable, estimate_energy
-from spikingjelly_signgd.analysis.energy import shown
+from spikingjelly_signgd.analysis.energy import activation_bits, shown
+from spikingjelly_signgd.core.network import Encoder, GroupNeuron, SignGDNeuron
 
 FP32, MEMORY, STORED = "45 nm fp32", "45 nm fp32 + memory", "45 nm fp32 + stored sums"
 BIT = 20 / 64  # pJ
@@ -40,9 +43,9 @@ def test_signgd_by_hand():
     assert found.total[FP32][5] == pytest.approx(compute)
     assert found.source[FP32] == pytest.approx(4.6 * 350)
     assert found.ratio(FP32, 5) == pytest.approx(compute / (4.6 * 350))
-    # ten spikes tell eleven values apart: four bits of the 24 that a float multiplies
-    assert found.bits == {5: 4}
-    short = 0.9 + 3.7 * 4 / 24
+    # two signs of steps 1, 3/4, ... reach 4.58, the finest is 0.158: 29 values are twice that apart
+    assert found.bits == {5: 5}
+    short = 0.9 + 3.7 * 5 / 24
     assert found.quantised[FP32][5] == pytest.approx(4.6 * 200 + short * 150)
     # 750 events of two bits, each times a weight
     whole = 4.6 * macs + 0.9 * (750 + updates) + 3.7 * 2 / 24 * 750
@@ -58,9 +61,61 @@ def test_signgd_by_hand():
     # in integers of 8 bits: no word is longer
     assert found.int8[FP32] == pytest.approx(0.23 * 350)
     assert found.int8[MEMORY] == pytest.approx(0.23 * 350 + BIT * 8 * (2 * 350 + 44))
-    small = 4.6 * 200 + short * 150 + BIT * (64 * 200 + 36 * 150 + 4 * 44)
+    small = 4.6 * 200 + short * 150 + BIT * (64 * 200 + 37 * 150 + 5 * 44)
     assert found.quantised[MEMORY][5] == pytest.approx(small)
     assert found.total["45 nm int8"][5] == pytest.approx(0.23 * macs + 0.03 * (synaptic + updates))
+
+
+def signs(members, dead_zone, schedule):
+    f = sg.NONLINEARITIES["relu"]
+    node = dict(name="n", shape=("batch",), function=f, schedule=schedule, scale=0.3)
+    return SignGDNeuron(members=members, dead_zone=dead_zone, **node)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize("dead_zone", [0, 2 / 3])
+@pytest.mark.parametrize("decay", ["equal", "whole", "faster"])
+def test_values_that_spikes_tell_apart_by_exhaustion(members, dead_zone, steps, decay):
+    """All codes, added up: equal steps, steps of which the next goes on where one ends, and steps
+    that decay faster, where gaps stay."""
+    ratio = {"equal": 1.0, "whole": 2.0**-members, "faster": 2.0 ** (-members - 2)}[decay]
+    neuron = signs(members, dead_zone, sg.ExponentialSchedule(0.7, ratio))
+    digits = range(1 - 2**members, 2**members, 1 if dead_zone else 2)
+    assert len(digits) == (2 ** (members + 1) - 1 if dead_zone else 2**members)
+    sums = {
+        sum(Fraction(d) * Fraction(ratio) ** t for t, d in enumerate(code))
+        for code in product(digits, repeat=steps)
+    }
+    assert neuron.distinguishable(steps) == len(sums)
+
+
+def test_values_where_codes_overlap():
+    """2 ** 16 codes, but within reach only as many values as are two of the finest steps apart."""
+    steps = [0.8**t for t in range(16)]
+    values = signs(1, 0, sg.ListSchedule(tuple(steps))).distinguishable(16)
+    assert values == 1 + int(sum(steps) / steps[-1]) == 139
+    small = signs(1, 0, sg.ExponentialSchedule(1.0, 0.1)).distinguishable(2000)
+    assert small == 2**2000  # of which the last are nothing
+
+
+def test_bits_are_a_mean_over_neurons():
+    """One step of 8 signs has 256 values, 511 with silence; of 3 members by 2 steps seven."""
+    network = sg.convert(
+        strided().eval(), torch.rand(8, 1, 4, 4), members=8, time_steps=1, tune=False
+    )
+    assert activation_bits(network, 1) == 9
+    dense = sg.convert(
+        strided().eval(), torch.rand(8, 1, 4, 4), members=8, time_steps=1, tune=False, dead_zone=0
+    )
+    assert activation_bits(dense, 1) == 8
+    first, last = dense.neurons
+    assert (first.values, last.values) == (32, 12)
+    mixed = dense.with_nodes({last.name: replace(last, members=2)})
+    assert activation_bits(mixed, 1) == pytest.approx((32 * 8 + 12 * 2) / 44)
+    group = GroupNeuron(name="n", function=sg.NONLINEARITIES["relu"], members=3, v_threshold=1.0)
+    assert group.distinguishable(2) == 7
+    assert Encoder(name="n", coding="poisson").distinguishable(2) == 5
 
 
 class Attention(nn.Module):

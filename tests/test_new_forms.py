@@ -3,8 +3,10 @@
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -420,6 +422,68 @@ def test_a_dead_zone_that_does_not_broadcast_says_the_shapes():
                         assert part in str(error.value)
 
 
+LISTED = r"torch.tensor\(dead_zone\)"
+WRONG = [
+    *((wrong, LISTED) for wrong in ([0.5], (0.5, 0.5), np.array([0.5] * 5))),
+    *((wrong, "sg.DEAD_ZONE") for wrong in ("0.5", {"a": 0.5})),
+    *((wrong, "2 / 3") for wrong in (1.0, -0.1, float("nan"), True)),
+]
+
+
+@pytest.mark.parametrize(("wrong", "fix"), WRONG, ids=repr)
+def test_a_dead_zone_of_another_type_is_a_typed_error(wrong, fix):
+    from spikingjelly_signgd.plugins import norse
+
+    for make in (
+        lambda: sg.SignGDNode("relu", SCHEDULE, dead_zone=wrong),
+        lambda: norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, dead_zone=wrong)),
+        lambda: sg.SignGDParameters(sg.NONLINEARITIES["relu"], SCHEDULE, dead_zone=wrong),
+    ):
+        with pytest.raises(sg.InputError, match=fix) as error:
+            make()
+        assert "dead_zone is a" in str(error.value)
+
+
+def network_of(**options):
+    return nn.Sequential(nn.Linear(5, 5), sg.SignGDNode("relu", SCHEDULE, **options))
+
+
+def test_a_dead_zone_is_saved_and_loaded_with_a_node():
+    """As a layer of Norse does: what was saved counts, whatever a node is made with."""
+    for theta, options in ((0.5, {}), (2 / 3, {"dead_zone": 0.25}), (0.5, {"dead_zone": 0})):
+        saved = network_of(dead_zone=theta)
+        other = network_of(**options)
+        other.load_state_dict(torch.load(stored(saved), weights_only=True))
+        assert other[1].dead_zone == other[1].dynamics.dead_zone == theta
+        assert torch.equal(run(other, X, "m"), run(saved, X, "m"))
+    binary = network_of(spikes="binary", offset=0.0)
+    with pytest.raises(ValueError, match="spikes='ternary'"):
+        binary.load_state_dict(network_of().state_dict())
+
+
+def stored(network):
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    file.seek(0)
+    return file
+
+
+def test_saved_before_there_was_a_dead_zone():
+    """Such a node had none, and is saved without one today, too."""
+    dense = network_of(dead_zone=0)
+    assert set(dense.state_dict()) == {"0.weight", "0.bias"}
+    with pytest.warns(UserWarning, match="no '1.dead_zone'.*=0.6667.*dead_zone=0"):
+        network_of().load_state_dict(dense.state_dict())
+    scaled = network_of(dead_zone=0, scale=torch.ones(5))
+    with pytest.warns(UserWarning, match="no '1.dead_zone'.*dead_zone=0"):
+        network_of(scale=torch.ones(5)).load_state_dict(scaled.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = network_of(dead_zone=0, scale=2 * torch.ones(5))
+        again.load_state_dict(scaled.state_dict())
+    assert torch.equal(run(again, X, "m"), run(scaled, X, "m"))
+
+
 def test_a_dead_zone_is_a_buffer_that_counts_at_once():
     given = CHANNELS.clone()
     node = sg.SignGDNode("relu", SCHEDULE, dead_zone=given)
@@ -434,7 +498,7 @@ def test_a_dead_zone_is_a_buffer_that_counts_at_once():
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         node.load_state_dict({"dead_zone": 2 * CHANNELS})
     number = sg.SignGDNode("relu", SCHEDULE, dead_zone=0.5, spikes="ternary")
-    assert not number.state_dict() and "dead_zone=0.5" in repr(number)
+    assert number.state_dict() == {"dead_zone": 0.5} and "dead_zone=0.5" in repr(number)
     number.members = 2
     with pytest.raises(ValueError, match="members=1"):
         run(number, X, "m")

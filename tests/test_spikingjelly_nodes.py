@@ -44,6 +44,7 @@ pytestmark = pytest.mark.spikingjelly
 
 PUBLISHED = ExponentialSchedule(0.15, 0.95)
 FAST = ExponentialSchedule(1.0, 0.8)
+ZONE = torch.tensor(2 / 3, dtype=torch.float64)  # as a node saves its dead zone
 SPIKES = ("signed", "binary", "ternary", "decoded")
 
 
@@ -413,7 +414,7 @@ def test_new_tensors_count_from_the_next_step(half: bool) -> None:
     node = node.half() if half else node
     x = torch.zeros(2, 5)
     assert_same("y", node(x), torch.full((2, 5), -1.0))
-    node.load_state_dict({"scale": torch.full((5,), 0.5)})
+    node.load_state_dict({"scale": torch.full((5,), 0.5), "dead_zone": ZONE})
     assert_same("y after loading", node(x), torch.full((2, 5), -0.5))
     node.scale = torch.full((5,), 0.25)
     assert_same("y after assigning", node(x), torch.full((2, 5), -0.25))
@@ -435,17 +436,17 @@ def test_which_tensors_are_buffers() -> None:
     names = {"scale", "resting", "initial_input", "offset", "argument_weight"}
     assert set(node.state_dict()) == names
     assert set(Readout(torch.zeros(3)).state_dict()) == {"initial"}
-    assert set(SignGDNode(Probe(), FAST).state_dict()) == {"function_module.gain"}
-    assert set(SignGDNode("mul", FAST, initial_input=(torch.ones(2), 0.5)).state_dict()) == {
-        "initial_input_0"
-    }
-    assert not SignGDNode("relu", PUBLISHED, scale=2.0).state_dict()
+    assert set(SignGDNode(Probe(), FAST, dead_zone=0).state_dict()) == {"function_module.gain"}
+    two = SignGDNode("mul", FAST, initial_input=(torch.ones(2), 0.5), dead_zone=0)
+    assert set(two.state_dict()) == {"initial_input_0"}
+    assert not SignGDNode("relu", PUBLISHED, scale=2.0, dead_zone=0).state_dict()
+    assert set(SignGDNode("relu", PUBLISHED, scale=2.0).state_dict()) == {"dead_zone"}
 
 
 def test_buffers_are_copies_of_what_was_handed_in() -> None:
     bias = nn.Parameter(torch.ones(5))
     node = SignGDNode("relu", PUBLISHED, initial_input=bias)
-    node.load_state_dict({"initial_input": torch.zeros(5)})
+    node.load_state_dict({"initial_input": torch.zeros(5), "dead_zone": ZONE})
     assert_same("the model's bias", bias.detach(), torch.ones(5))
     assert not node.initial_input.requires_grad
 
@@ -931,7 +932,8 @@ def test_a_function_that_is_a_module_moves_with_the_node() -> None:
     assert [name for name, _ in node.named_parameters()] == ["function_module.gain"]
     sequence(node, torch.ones(2, 3, 5))
     other = copy.deepcopy(node).double()
-    other.load_state_dict({"function_module.gain": torch.tensor(-1.0, dtype=torch.float64)})
+    gain = torch.tensor(-1.0, dtype=torch.float64)
+    other.load_state_dict({"function_module.gain": gain, "dead_zone": ZONE})
     functional.reset_net(other)
     v = sequence(other, torch.full((60, 3, 5), 0.5, dtype=torch.float64))[-1]
     assert_near("v", v, torch.full_like(v, -0.4621171573), atol=0.15 * 0.95**59)

@@ -14,6 +14,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.converters import allocate, budget, default_schedule, tunable, tuning
 from spikingjelly_signgd.converters import blocks as block_tuning
+from spikingjelly_signgd.converters.additions import Prices
 from spikingjelly_signgd.converters.dithered import SparseTrack, expected_spikes
 from spikingjelly_signgd.converters.objectives import OBJECTIVES
 from spikingjelly_signgd.converters.simulation import Simulation
@@ -463,6 +464,50 @@ def test_additions_are_those_that_are_counted(model, images):
         with torch.enable_grad():
             trained = simulation.run(images[:20], choices)[1]
         assert float(trained) == pytest.approx(found.additions, rel=1e-4)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, n) for n in (4, 4, 4, 2))
+
+    def forward(self, x):
+        x = F.relu(x)
+        return self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+class Shortcut(nn.Module):
+    """The last 12 weights meet a sum of spikes and the input itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, n) for n in (4, 4, 3))
+
+    def forward(self, x):
+        return self.c(self.b(F.relu(self.a(x))) + x)
+
+
+def sums():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(("steps", "members"), [(1, 4), (3, 2)])
+@pytest.mark.parametrize(("make", "shape"), [(Attention, (3, 4)), (sums, (4,)), (Shortcut, (4,))])
+def test_what_is_still_multiplied_is_planned_as_if_all_changed(make, shape, steps, members):
+    """Of neurons that fire at every step exactly what is counted, but that over several steps what
+    is static and what moves are two where they meet one weight; of others never less."""
+    torch.manual_seed(0)
+    model, x, beyond = make().eval(), torch.randn(90, *shape), []
+    for theta in (0, 0.6):
+        options = {"time_steps": steps, "members": members, "dead_zone": theta, "tune": False}
+        network = sg.convert(model, x[:70], **options)
+        counted = count_operations(Simulation(network), x[70:], steps)
+        left = counted.sum_macs + counted.multiplies + counted.input_macs
+        beyond.append(Prices.of(network, steps).fixed - left)
+    dense, silent = beyond
+    assert dense == (12 if make is Shortcut and steps > 1 else 0)
+    assert silent >= dense
+    assert silent > dense or (make is Shortcut and steps == 1), "some sums did not change"
 
 
 def test_the_objective_trades_additions_for_error(model, images):

@@ -3,7 +3,6 @@
 from .node import SignGDNeuron
 from .sequence import OUTPUTS, SignGDSequence, function_choice, signgd_choice, signgd_multi_step
 from .sparse import MOST_MEMBERS as MOST_SPARSE
-from .sparse import digits
 from .step import (
     DEAD_ZONE,
     MOST_MEMBERS,
@@ -12,6 +11,8 @@ from .step import (
     SignGDState,
     check_dead_zone,
     check_dead_zone_fits,
+    check_dead_zone_type,
+    digits,
     from_binary,
     levels,
     signgd_decoded_step,

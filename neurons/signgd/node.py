@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -40,11 +41,38 @@ class SignGDNeuron(Neuron):
         return replace(self, scale=self.scale * factor)
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
+        total = self._travel(steps)
+        return self.resting - total * self.scale, self.resting + total * self.scale
+
+    def _travel(self, steps: int) -> float:
+        """How far v gets from its resting value, in units of the scale."""
         total, buffer = 0.0, 0.0
         for t in range(1, steps + 1):  # all signs alike, which momentum adds up
             buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
             total += self.schedule(t) * buffer
-        return self.resting - total * self.scale, self.resting + total * self.scale
+        return total
+
+    def distinguishable(self, steps: int) -> int:
+        r"""How many values the spikes of T steps tell apart, at the resolution of the finest one.
+
+        .. math::
+            N = \min\left(D^T, \; 1 + \lfloor g R / c \rfloor\right), \qquad
+            R = \textstyle\sum_t \eta(t) (2 - 2^{1-m}), \qquad c = 2^{1-m} \min_t \eta(t)
+
+        Without a dead zone a step has D = 2^m codes, and neighbours differ by 2 c (g = 1); with
+        one, D = 2^(m+1) - 1, and they differ by c (g = 2). So one step tells D values apart, equal
+        steps T (D - 1) + 1 (for single signs the T + 1 of rates), steps that halve 2^T or 2^(T+1) -
+        1. Where steps decay more slowly, codes overlap: there are D^T of them, but only as many
+        values within reach as lie c, or 2 c, apart. Where they decay faster, codes are what is
+        scarce.
+        """
+        sparse = self.parameters.sparse
+        codes = (2 ** (self.members + 1) - 1 if sparse else 2**self.members) ** steps
+        finest = self.finest * min(self.schedule(t) for t in range(1, steps + 1))
+        apart = self._travel(steps) * (2 if sparse else 1) / finest if finest else math.inf
+        if math.isinf(apart):
+            return codes
+        return min(codes, 1 + math.floor(apart * (1 + 1e-12)))  # whole but for roundings
 
     @property
     def widest_dead_zone(self) -> float:

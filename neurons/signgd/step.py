@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +94,7 @@ class SignGDParameters:
         object.__setattr__(self, "in_c", self.function.in_c(self.arguments))
         given = (*self.arguments.values(), self.scale, self.dead_zone)
         object.__setattr__(self, "tensors", tuple(a for a in given if isinstance(a, Tensor)))
+        check_dead_zone_type("SignGDParameters", self.dead_zone)
         # a graph that is being traced has no values
         check = check and not torch.compiler.is_compiling()
         if check and not bool((torch.as_tensor(self.scale) > 0).all()):
@@ -153,14 +155,27 @@ class SignGDParameters:
 
 
 def check_dead_zone(owner: str, theta: float | Tensor) -> None:
-    """Raises ValueError unless theta is in [0, 1) everywhere."""
+    """Raises InputError unless theta is in [0, 1) everywhere."""
+    check_dead_zone_type(owner, theta)
     value = torch.as_tensor(theta, dtype=torch.float32)  # whatever torch's default is
     if not bool(((value >= 0) & (value < 1)).all()):
         shown = theta if value.dim() == 0 else [float(value.min()), float(value.max())]
-        raise ValueError(
+        raise InputError(
             f"{owner}: dead_zone is a part of a step, in [0, 1), but it is {shown!r}. Choose 2 / 3 "
             "for the fewest spikes, 1 / 2 for the smallest error, 0 for a sign at every step."
         )
+
+
+def check_dead_zone_type(owner: str, theta: Any) -> None:
+    """Raises InputError where theta is neither a number nor a tensor."""
+    if isinstance(theta, (Real, Tensor)):
+        return
+    listed = isinstance(theta, (list, tuple)) or hasattr(theta, "__array__")
+    fix = "torch.tensor(dead_zone)" if listed else "sg.DEAD_ZONE, which is 2 / 3"
+    raise InputError(
+        f"{owner}: dead_zone is a number or a tensor, but it is {theta!r}, of type "
+        f"{type(theta).__name__}. Pass {fix}."
+    )
 
 
 def check_dead_zone_fits(p: SignGDParameters, v: Tensor) -> None:
@@ -300,13 +315,22 @@ def _above(v: Tensor, target: Tensor, p: SignGDParameters) -> Tensor:
 
 
 def levels(fires: Tensor, members: int, dtype: torch.dtype) -> Tensor:
-    """d = sum of 2 ** (m - k) sigma_k, at most 2 ** m - 1, of what ``signgd_step`` fired.
+    """d = sum of 2 ** (m - k) sigma_k, at most 2 ** m - 1, of what ``signgd_step`` fired [...].
 
     Odd without a dead zone. With one member sigma itself.
     """
     if fires.dtype == sparse.CODE:
         return sparse.levels(fires, dtype)
     return 2 * fires.to(dtype) - (2**members - 1)
+
+
+def digits(fires: Tensor, members: int) -> Tensor:
+    """sigma_1 ... sigma_m of each value [...] of what ``signgd_step`` fired, int8 [..., m]: -1, 1,
+    and 0 where a member with a dead zone was silent."""
+    if fires.dtype == sparse.CODE:
+        return sparse.digits(fires, members)
+    at = torch.arange(members - 1, -1, -1, device=fires.device, dtype=torch.uint8)
+    return 2 * (fires.to(torch.uint8).unsqueeze(-1) >> at & 1).to(torch.int8) - 1
 
 
 def signs(fires: Tensor, members: int) -> spikes.Events:

@@ -51,7 +51,7 @@ class SignGDParameters(NamedTuple):
             spikes
         dead_zone (float | Tensor): theta, a part of a step in [0, 1), broadcasts against v: a
             member is silent where v is within theta of its step of f(x); 0 is the paper's neuron,
-            a sign at every step. None is ``neurons.signgd.DEAD_ZONE``, but 0 with momentum and
+            a sign at every step. None is ``sg.DEAD_ZONE``, but 0 with momentum and
             with "binary" spikes, which have none
     """
 
@@ -107,7 +107,9 @@ class _SignGD(Dynamic):
     def _normal(cls, p: SignGDParameters) -> SignGDParameters:
         """p with the dead zone that is meant, so that it is also what is saved."""
         p = super()._normal(p)
-        return p._replace(dead_zone=chosen_dead_zone(p.dead_zone, p.spikes, p.momentum))
+        theta = chosen_dead_zone(p.dead_zone, p.spikes, p.momentum)
+        signgd.check_dead_zone_type(cls.__name__, theta)
+        return p._replace(dead_zone=theta)
 
     @classmethod
     def dynamics(cls, p: SignGDParameters, check: bool = False) -> signgd.SignGDParameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class SignGDNode(Made):
 
     ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
     silent. 0 is the paper's neuron, with a sign at every step; None is
-    ``neurons.signgd.DEAD_ZONE``, but 0 with momentum and with "binary" spikes, which have none.
+    ``sg.DEAD_ZONE``, but 0 with momentum and with "binary" spikes, which have none.
     ``spikes``: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary"
     scale {-1, 0, 1}, of single signs, or "decoded" v(t) (``neurons/protocol.py``).
 
@@ -153,6 +154,36 @@ class SignGDNode(Made):
                 f"values of {names[0].removesuffix('_0')}. Pass a tuple with one for each input."
             )
         return values
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """A dead zone that is a number is saved as a tensor is; without one all is as before."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not isinstance(self.dead_zone, Tensor) and self.dead_zone:
+            destination[prefix + "dead_zone"] = torch.tensor(self.dead_zone, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if not isinstance(self.dead_zone, Tensor):
+            self._load_number(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _load_number(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """The dead zone that was saved as a number; what was saved without one had none."""
+        key = prefix + "dead_zone"
+        saved = state_dict.get(key)
+        if isinstance(saved, Tensor) and saved.dim() == 0:
+            theta, offset = float(state_dict.pop(key)), 0.0 if self.spikes == "binary" else None
+            check_protocol(self._get_name(), self.spikes, 0.0, offset, dead_zone=theta)
+            self.dead_zone = theta
+        elif saved is None and self.dead_zone:
+            warnings.warn(
+                f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has dead_zone="
+                f"{self.dead_zone:.4g}. Neurons without one, as all of earlier versions, are saved "
+                "so, and send a sign at every step: make them with dead_zone=0. Weights of a "
+                "source network need nothing.",
+                stacklevel=2,
+            )
 
     @property
     def arguments(self) -> dict[str, Any]:
