@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
     from .converters import (
         NEURONS,
+        CalibrationWarning,
         CheckReport,
         LevelsWarning,
+        PlanWarning,
         SaturationWarning,
         Tuning,
         check,
@@ -83,6 +85,8 @@ __all__ = [
     "ListSchedule",
     "Nonlinearity",
     "Readout",
+    "CalibrationWarning",
+    "PlanWarning",
     "SaturationWarning",
     "SignGDError",
     "SignGDNode",
@@ -134,6 +138,8 @@ _HOME = {
     "NEURONS": "converters",
     "CheckReport": "converters",
     "LevelsWarning": "converters",
+    "CalibrationWarning": "converters",
+    "PlanWarning": "converters",
     "SaturationWarning": "converters",
     "Tuning": "converters",
     "search": "converters",

@@ -14,6 +14,7 @@ from ..converters.calibration import statistics
 from ..converters.planning import (
     DEFAULT_LEVELS,
     SMALLEST_CHANNEL,
+    covering,
     default_schedule,
     relative_depths,
 )
@@ -208,7 +209,7 @@ def _planned_signgd(
     scale = calibrated_scale(network, node, known)
     if _differ(node.scale, scale):
         factor = float((torch.as_tensor(scale) / torch.as_tensor(node.scale).to(scale)).median())
-        asked = network.provenance.get("scale", "channel") in ("channel", "tensor")
+        asked = network.provenance.get("scale", "channel") in ("fitted", "channel", "tensor")
         yield Fix(replace(node, scale=scale), "scale", asked, factor)
     if _differ(node.resting, 0.0):
         yield Fix(replace(node, resting=0.0), "resting", True)
@@ -255,6 +256,8 @@ def calibrated_scale(
     if float(whole) == 0.0:
         return torch.ones_like(whole)
     kind = network.provenance.get("scale", "channel")
+    if "range" in known:
+        return known["range"]
     if kind == "tensor" or (kind == "channel" and isinstance(node.scale, float)):
         return whole
     return known["quantile"].clamp(min=SMALLEST_CHANNEL * float(whole))
@@ -265,6 +268,8 @@ def planned_schedule(network: SpikingNetwork, node: SignGDNeuron, steps: int) ->
     told = network.provenance.get("schedule")
     if isinstance(told, Mapping):
         return schedule_from_dict(dict(told))
+    if network.provenance.get("scale") == "fitted" and steps == 1 and node.members > 1:
+        return covering(node.members)
     depth = relative_depths(network.nodes)[node.name]
     return default_schedule(steps, depth, node.members, node.widest_dead_zone)
 

@@ -6,6 +6,7 @@ from .lowering import Coverage
 from .passes import PASSES, Pass
 from .planning import (
     METHODS,
+    CalibrationWarning,
     Layer,
     LevelsWarning,
     Method,
@@ -35,6 +36,7 @@ __all__ = [
     "Pass",
     "Preprocessing",
     "Rule",
+    "CalibrationWarning",
     "PlanWarning",
     "SaturationWarning",
     "Settings",

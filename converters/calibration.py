@@ -97,7 +97,7 @@ def _check_batch(x: Any, number: int) -> bool:
 
 @torch.no_grad()
 def statistics(
-    network: SpikingNetwork, batches: Iterable[Tensor], seed: int = 0
+    network: SpikingNetwork, batches: Iterable[Tensor | Inputs], seed: int = 0
 ) -> dict[str, dict[str, Tensor]]:
     """For each function: by channel "maximum", "minimum", "mean", "quantile" (99.95 %, of the
     absolute value) and "counts" (``sketch``), for the whole tensor "tensor_quantile", the number of
@@ -196,21 +196,29 @@ class _Seen:
         floor = {}
         if least is not None and (least > 0 or (least == 0 and _at_zero(self.node))):
             floor = {"floor": torch.tensor(least, dtype=dtype) / 2}
-        largest = torch.maximum(self.most.abs(), self.least.abs())
-        together = self.counts.sum(0, keepdim=True)
-        by_channel = sketch.quantile(self.counts, QUANTILE, largest).to(dtype)
-        whole = sketch.quantile(together, QUANTILE, largest.max()).to(dtype)
-        return {
+        seen = {
             "maximum": self.most.reshape(shape),
             "minimum": self.least.reshape(shape),
             "mean": (self.total / self.count).to(dtype).reshape(shape),
-            "quantile": by_channel.reshape(shape),
-            "tensor_quantile": whole[0],
             "element_maximum": self.element,
             "counts": self.counts,
             "samples": torch.tensor(self.samples),
             **floor,
         }
+        return with_quantiles(seen, QUANTILE)
+
+
+def with_quantiles(seen: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """What was seen, with the quantiles of |values| below which this share lies."""
+    counts, most = seen["counts"], torch.maximum(seen["maximum"].abs(), seen["minimum"].abs())
+    together = counts.sum(0, keepdim=True)
+    by_channel = sketch.quantile(counts, share, most)
+    whole = sketch.quantile(together, share, most.max())
+    quantiles = {
+        "quantile": by_channel.to(most.dtype).reshape(most.shape),
+        "tensor_quantile": whole.to(most.dtype)[0],
+    }
+    return {**seen, **quantiles}
 
 
 def channel_shape(node: Function) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def convert(
     schedule: Schedule | None = None,
     input_coding: str | None = None,
     input_scale: float | None = None,
-    scale: str | None = None,
+    scale: str | float | Mapping[str, str | float] | None = None,
     resting: str | None = None,
     momentum: float = 0.0,
     members: int | Mapping[str, int] | None = None,
@@ -131,7 +131,7 @@ def convert(
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
         input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
-        scale         "channel", "tensor", "published" or "unit"
+        scale         "fitted", "channel", "tensor", "published", "unit" or a range
         resting       v(0): "zero" or the calibration's "mean"
         momentum      of the step rule, in [0, 1)
         members       m of signGD (signs a step) and group neurons; also by module path

@@ -12,9 +12,13 @@ with :math:`\kappa = 1/12 + (\theta - 1/2)^2 / 3`, that of a value anywhere betw
 two steps apart. R is where the expectation over the values seen, and over those not seen, is least.
 
 **What was not seen.** After N samples the next one shows something new with a probability of about
-1 / (N + 1) (Laplace's rule of succession). What is new in a channel is taken to be like the whole
-tensor: a channel that was silent in calibration has the range of its tensor, one that was seen well
-keeps its own. A function that has a range itself (ReLU6, clamp, sigmoid, softmax) ends there, and
+1 / (N + 1) (Laplace's rule of succession). What is new in a channel is taken to be distributed as
+in all channels, each in units of its own size, at the size of this one, which is shrunk toward that
+of the tensor: by k / (k + 1) of its logarithm it is its own, where values other than zero
+make up k of the N samples. So a channel that was silent in calibration has the range of its tensor,
+and one that was seen well keeps its own, with the tail that its neighbours have.
+
+A function that has a range itself (ReLU6, clamp, sigmoid, softmax) ends there, and
 where more than half of it is needed its end is a code: values that saturate in the source network
 do so in the neuron, without an error.
 """
@@ -63,12 +67,11 @@ def expected_error(
     """Of the sketch [C, 2, BINS]: candidates for R [BINS], and the expected squared error of a
     value at each of them [C, BINS]; ``resolution`` is delta / R."""
     edge = sketch.edges(counts)[:-1]
-    own = sketch.moments(counts)
-    whole = sketch.moments(counts.sum(0, keepdim=True))
-    new = 1.0 / (samples + 1)
+    own, new = sketch.moments(counts), 1.0 / (samples + 1)
+    prior = sketch.moments(neighbours(counts, samples).unsqueeze(1))
     mixed = [
-        (1 - new) * a / own[0][:, :1].clamp(min=1) + new * b / whole[0][:, :1].clamp(min=1)
-        for a, b in zip(own, whole, strict=True)
+        (1 - new) * a / own[0][:, :1].clamp(min=1) + new * b / prior[0][:, :1].clamp(min=1e-30)
+        for a, b in zip(own, prior, strict=True)
     ]
     number, total, square = mixed
     beyond = square - 2 * edge * total + edge * edge * number
@@ -77,6 +80,28 @@ def expected_error(
     small = square[:, :1] - square[:, place]
     inside = (number[:, place] - number).clamp(min=0)
     return edge, small + inside * floor.square() + beyond.clamp(min=0)
+
+
+def neighbours(counts: Tensor, samples: int) -> Tensor:
+    """For each channel what all channels are like at its size, shares [C, BINS] in float64."""
+    amount, moments = sketch.absolute(counts).double(), sketch.moments(counts)
+    active = amount[:, 1:].sum(1)
+    size = (moments[2][:, 0] / active.clamp(min=1)).sqrt()  # rms of what is not zero
+    whole = (moments[2][:, 0].sum() / active.sum().clamp(min=1)).sqrt().clamp(min=1e-30)
+    seen = samples * active / moments[0][:, 0].clamp(min=1)
+    own, common = torch.where(size > 0, size, whole).log2(), whole.log2()
+    shrunk = (own - common) * seen / (seen + 1)
+    shape = _shifted(amount, (common - own).round().long()).sum(0, keepdim=True)
+    shape = shape / shape.sum().clamp(min=1e-30)
+    return _shifted(shape.expand_as(amount), shrunk.round().long())
+
+
+def _shifted(amount: Tensor, octaves: Tensor) -> Tensor:
+    """Of values 2 ** octaves as large, by channel; zero stays."""
+    bins = torch.arange(sketch.BINS, device=amount.device)
+    place = (bins + sketch.OCTAVE * octaves.unsqueeze(1)).clamp(1, sketch.BINS - 1)
+    place[:, 0] = 0
+    return torch.zeros_like(amount).scatter_add_(1, place, amount)
 
 
 def fitted_range(

@@ -8,7 +8,7 @@ sees travels in ``network.statistics``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +34,13 @@ from .budget import Budget
 from .calibration import statistics
 from .objectives import weight_of
 from .planner import plan
-from .planning import PlanWarning, by_quantile
+from .planning import CalibrationWarning, PlanWarning, by_quantile
 from .settings import MEMBERS, PRESETS, Context, belongs
 from .uses import used, users
 
 Pass = Callable[[SpikingNetwork, Context], SpikingNetwork]
-KEPT = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor")  # in the network
+# of the statistics, in the network
+KEPT = ("maximum", "minimum", "mean", "quantile", "tensor_quantile", "floor", "range")
 
 
 def remove_unused(network: SpikingNetwork, _: Context | None = None) -> SpikingNetwork:
@@ -131,7 +132,7 @@ def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Raise InputError for a module path that nothing in the network has: a misspelt one."""
     settings, functions = context.settings, network.of(Function)
     _check_coding(network, settings.chosen["input_coding"])
-    names = ("method", "members", "dead_zone", "keep")
+    names = ("method", "members", "dead_zone", "scale", "keep")
     given = {name: getattr(settings, name) for name in names}
     for argument, paths in given.items():
         # what is linear is kept as it is in any case
@@ -204,15 +205,36 @@ def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network
 
 
+SILENT = 0.05  # of all channels, from where a calibration is warned of
+
+
 def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """With what each function's values are like on the calibration data, in ``statistics``."""
-    seen = statistics(network, list(context.batches), context.settings.seed)
+    """With what each function's values are like on the calibration data, in ``statistics``.
+
+    Warns where many channels were silent: nothing is known of what they are when they wake.
+    """
+    seen = statistics(network, _seen(context), context.settings.seed)
+    silent = {
+        name: (int(((one["maximum"] == 0) & (one["minimum"] == 0)).sum()), one["maximum"].numel())
+        for name, one in seen.items()
+    }
+    few, every = (sum(pair[i] for pair in silent.values()) for i in (0, 1))
+    if few > SILENT * every:
+        worst = sorted(silent, key=lambda name: -silent[name][0])[:3]
+        where = ", ".join(f"'{name}' ({silent[name][0]} of {silent[name][1]})" for name in worst)
+        warnings.warn(
+            f"{few} of {every} channels were silent on all {context.samples} calibration samples, "
+            f"most of them at {where}; their neurons get the range of all channels. If they are "
+            "not silent in use, calibrate with more samples, or with samples of every kind.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
     return network.replace(statistics=seen)
 
 
 def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With thresholds and initial charges of group neurons for ReLUs chosen: ``thresholds``."""
-    if context.settings.chosen["scale"] not in ("fitted", "channel", "tensor"):
+    if context.settings.chosen["scale"] in ("published", "unit"):
         return network
     settings = context.settings
     budget = None if settings.tune is False else Budget(settings.tune_seconds)
@@ -222,16 +244,16 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With step sizes of neurons of several members chosen for several steps: ``residuals``."""
     chosen = context.settings.chosen
-    if chosen["schedule"] is not None or chosen["scale"] != "fitted":
+    if chosen["scale"] != "fitted":
         return network
-    if context.settings.momentum or network.time_steps == 1 or not network.of(SignGDNeuron):
-        return network
-    usual = {
-        n.name: replace(n, scale=by_quantile(network.statistics[n.name]))
-        for n in network.of(SignGDNeuron)
-        if n.name in network.statistics
-    }
-    return residuals.fit(network, network.with_nodes(usual), _some(context))
+    measured = chosen["schedule"] is None and not context.settings.momentum
+    signs = [n for n in network.of(SignGDNeuron) if n.name in network.statistics]
+    if measured and signs and network.time_steps > 1:
+        usual = {n.name: replace(n, scale=by_quantile(network.statistics[n.name])) for n in signs}
+        network = residuals.fit(network, network.with_nodes(usual), _some(context))
+    ranges = {n.name: {"range": torch.as_tensor(network[n.name].scale)} for n in signs}  # type: ignore[attr-defined]
+    seen = {name: {**one, **ranges.get(name, {})} for name, one in network.statistics.items()}
+    return network.replace(statistics=seen)
 
 
 OFF = 0.2  # of the outputs, from where a plan is warned of
@@ -260,9 +282,30 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network
 
 
+def _held(x: Tensor | Inputs, context: Context) -> slice:
+    """Of a batch: the samples that no range is chosen by, where step sizes are measured on them."""
+    chosen = context.settings.chosen
+    if context.settings.steps == 1 or chosen["schedule"] is not None or chosen["scale"] != "fitted":
+        return slice(0, 0)
+    every = max(4, context.samples // (2 * residuals.MOST))
+    return slice(every - 1, None, every) if context.samples >= 16 else slice(0, 0)
+
+
+def _seen(context: Context) -> list[Tensor | Inputs]:
+    """The calibration data but for what is held out."""
+    parts = []
+    for x in context.batches:
+        keep = torch.ones(len(x), dtype=torch.bool)
+        keep[_held(x, context)] = False
+        parts.append(x if bool(keep.all()) else x[keep.to(x.device)])
+    return parts
+
+
 def _some(context: Context) -> Tensor | Inputs:
-    """Calibration samples from all over the batches, as many as anything here runs."""
-    x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
+    """Calibration samples from all over the batches, as many as anything here runs: those that are
+    held out, where there are any."""
+    held = torch.cat([x[_held(x, context)] for x in context.batches])
+    x = held if len(held) else torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
     wanted = min(len(x), 2 * residuals.MOST)
     return x[torch.linspace(0, len(x) - 1, wanted).long().to(x.device)]
 
@@ -324,7 +367,7 @@ def describe(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         "method": method if isinstance(method, str) else dict(method),
         "preset": settings.preset or "default",
         "input_coding": chosen["input_coding"],
-        "scale": chosen["scale"],
+        "scale": dict(scale) if isinstance(scale := chosen["scale"], Mapping) else scale,
         "functions": chosen["forms"],
         "schedule": schedule.to_dict() if schedule else "default",
         "seed": settings.seed,

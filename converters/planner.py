@@ -176,7 +176,7 @@ class _Planner(Semantics[str]):
 
     def _layer(self, node: Function) -> Layer:
         settings = self.settings
-        names = ("schedule", "scale", "resting", "gelu", "guard")
+        names = ("schedule", "resting", "gelu", "guard")
         return Layer(
             node=node,
             seen=self.seen[node.name],
@@ -185,6 +185,7 @@ class _Planner(Semantics[str]):
             time_steps=settings.steps,
             momentum=settings.momentum,
             members=settings.members_of(node),
+            scale=settings.scale_of(node),
             dead_zone=settings.dead_zone_of(node),
             signed=settings.signed,
             **{name: settings.chosen[name] for name in names},

@@ -28,6 +28,7 @@ from ..neurons.group import group_ceiling
 from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
+from .calibration import with_quantiles
 from .fitting import fitted_range
 from .rules import NotConvertible
 
@@ -40,6 +41,10 @@ Kind = TypeVar("Kind", bound=Neuron)
 
 class SaturationWarning(UserWarning):
     """Neurons whose values lie beyond what the schedule can reach."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data that leave much of a network unseen."""
 
 
 class PlanWarning(UserWarning):
@@ -74,6 +79,11 @@ def default_schedule(
         return ExponentialSchedule(0.5, 0.5)
     last = max(1.1 / time_steps, 0.895 ** (time_steps - 1))
     return _decaying(time_steps, depth, last, min(2.0, 1.0 + math.log2(time_steps / 4) / 3))
+
+
+def covering(members: int) -> ExponentialSchedule:
+    """One step of several members whose reach is the scale."""
+    return ExponentialSchedule(1 / (2 - 2.0 ** (1 - members)), 0.5)
 
 
 def _decaying(time_steps: int, depth: float, last: float, total: float) -> ExponentialSchedule:
@@ -126,7 +136,7 @@ class Layer:
     mixed: bool
     time_steps: int
     schedule: Schedule | None
-    scale: str
+    scale: str | float
     resting: str
     momentum: float
     members: int | None
@@ -156,13 +166,13 @@ class Layer:
         if self.schedule is not None:
             return self.schedule
         if self.scale == "fitted" and self.time_steps == 1 and members > 1:
-            return ExponentialSchedule(
-                1 / (2 - 2.0 ** (1 - members)), 0.5
-            )  # the scale is the reach
+            return covering(members)
         return default_schedule(self.time_steps, self.depth, members, self.dead_zone)
 
     def unit(self, members: int = 1) -> float | Tensor:
         """The scale of a neuron that decodes: a number, or by channel or element."""
+        if isinstance(self.scale, (int, float)):
+            return float(self.scale)
         if self.scale == "unit":
             return 1.0
         if self.scale == "fitted":
@@ -173,9 +183,15 @@ class Layer:
             maximum = self.seen["element_maximum"]
             return maximum.where(maximum > 1e-5, 1.0)
         # a channel that calibration hardly saw may still wake up
-        if self.scale == "channel":
-            return by_quantile(self.seen)
-        return float(self.seen["tensor_quantile"]) or 1.0
+        if self.scale.startswith("channel"):
+            return by_quantile(self._seen_at_share())
+        return float(self._seen_at_share()["tensor_quantile"]) or 1.0
+
+    def _seen_at_share(self) -> Mapping[str, Tensor]:
+        """With the quantiles that "channel:0.999" and the like ask for."""
+        assert isinstance(self.scale, str)
+        share = self.scale.partition(":")[2]
+        return with_quantiles(self.seen, float(share)) if share else self.seen
 
     def fitted(self, members: int) -> float | Tensor:
         """The range of the least expected error: ``fitting``."""
@@ -190,13 +206,14 @@ class Layer:
 
     def threshold(self) -> float | Tensor:
         """Of a group neuron: where the search of ``thresholds.fit`` begins."""
-        whole = float(self.seen["tensor_quantile"]) or 1.0
+        if isinstance(self.scale, (int, float)):
+            return float(self.scale)
         if self.scale == "unit":
             return 1.0
-        by_channel = self.scale in ("fitted", "channel") and self.node.channel is not None
-        if not by_channel:
-            return whole
-        return self.seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole)
+        seen = self.seen if self.scale == "fitted" else self._seen_at_share()
+        whole = float(seen["tensor_quantile"]) or 1.0
+        by_channel = self.scale.startswith(("fitted", "channel")) and self.node.channel is not None
+        return seen["quantile"].clamp(min=SMALLEST_CHANNEL * whole) if by_channel else whole
 
     def start(self) -> float | Tensor:
         """The resting value."""

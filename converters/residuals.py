@@ -42,7 +42,7 @@ from ..neurons.signgd.sparse import dense_step, sparse_step
 
 UPDATES = 4e8  # of neurons, in a run
 FEWEST, MOST = 4, 64  # samples of a run
-ENOUGH = 32  # from where other scales are tried too
+ENOUGH = 8  # from where other scales are tried too
 VALUES = 20_000  # of a neuron that a size is chosen by
 SIZES = tuple(1.5 * 2 ** (-i / 3) for i in range(22))  # over what reaches the largest of them
 UNSEEN, FARTHER = 0.01, 2.0

@@ -21,6 +21,7 @@ from .planning import AVERAGING, METHODS
 from .rules import NEURONS, Entry, Operation
 
 CODINGS = ("exact", "real", "spike", "poisson")
+QUANTILES = ("channel", "tensor")  # of 99.95 %, or as "channel:0.999" says
 SCALES = ("fitted", "channel", "tensor", "published", "unit")
 RESTING = ("zero", "mean")
 TIME_STEPS = 32  # of single signs, and of other neurons
@@ -80,8 +81,13 @@ class Settings:
     input_scale
         Amplitude of coded inputs; by default the largest absolute input of the calibration.
     scale
-        "channel" or "tensor": the 99.95 % quantile of the calibration, for group neurons of a ReLU
-        the thresholds of the least error (``converters/thresholds.py``); "published"; "unit".
+        "fitted": the range of each channel where the expected error of the neuron's code is least
+        (``converters/fitting.py``), and for several steps step sizes measured on the calibration
+        data, unless they are worse (``converters/residuals.py``); "channel" or "tensor": the
+        99.95 % quantile of the calibration, another one as "channel:0.999"; "published"; "unit"; or
+        a number, the range. For group neurons of a ReLU the thresholds of the least error
+        (``converters/thresholds.py``), except with the last three. Also a dict from module paths to
+        these; the entry "" is the default of the others.
     resting
         v(0): "zero" or the calibration's "mean".
     momentum
@@ -144,7 +150,7 @@ class Settings:
     schedule: Schedule | None = None
     input_coding: str | None = None
     input_scale: float | None = None
-    scale: str | None = None
+    scale: str | float | Mapping[str, str | float] | None = None
     resting: str | None = None
     momentum: float = 0.0
     members: int | Mapping[str, int] | None = None
@@ -163,13 +169,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.time_steps is not None:
             check_time_steps(self.time_steps)
-        for name in ("method", "members", "dead_zone"):
+        for name in ("method", "members", "dead_zone", "scale"):
             value = getattr(self, name)
             if isinstance(value, Mapping) and list(value) == [""]:
                 object.__setattr__(self, name, value[""])
         self._check_choices()
         self._check_dead_zone()
         self._plan()
+        self._check_scale()
         self._check_numbers()
         _check("tune", self.tune, self.tune in (None, True, False), "True, False or None")
         self._check_objective()
@@ -257,11 +264,27 @@ class Settings:
             *(("method", m, METHODS) for m in methods),
             ("preset", self.preset or "default", PRESETS),
             ("input_coding", self.input_coding or "exact", CODINGS),
-            ("scale", self.scale or "channel", SCALES),
             ("resting", self.resting or "zero", RESTING),
         ]
         for name, value, known in choices:
             _check(name, value, value in tuple(known), f"one of {', '.join(known)}")
+
+    def scale_of(self, node: Function) -> str | float:
+        scale = self.chosen["scale"]
+        found = by_path({"": "fitted", **scale}, node) if isinstance(scale, Mapping) else scale
+        return found  # type: ignore[no-any-return]
+
+    def _check_scale(self) -> None:
+        given = self.scale if isinstance(self.scale, Mapping) else {"": self.scale}
+        for value in given.values():
+            if isinstance(value, str):
+                name, _, share = value.partition(":")
+                fits = name in SCALES and (not share or name in QUANTILES and _is_share(share))
+            else:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits = value is None or (number and 0 < value < math.inf)
+            known = f"one of {', '.join(SCALES)}, channel:0.999 or a positive number"
+            _check("scale", value, fits, known)
 
     def _check_numbers(self) -> None:
         if self.schedule is not None and not isinstance(self.schedule, Schedule):
@@ -378,6 +401,13 @@ class Context:
 def check_time_steps(time_steps: Any) -> None:
     if not isinstance(time_steps, int) or isinstance(time_steps, bool) or time_steps < 1:
         raise InputError(f"time_steps is an integer of at least 1, but it is {time_steps!r}.")
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _check(name: str, value: Any, fits: bool, range_: str) -> None:

@@ -68,7 +68,7 @@ def encoder(attention="sdpa"):
     return model
 
 
-CALIBRATION, X = tokens(64), tokens(5, 1)
+CALIBRATION, X = tokens(64), tokens(5, 2)
 PLANS = {"8 x 1": {}, "1 x 6": {"time_steps": 6}, "local": {"time_steps": 3, "forms": "local"}}
 
 
