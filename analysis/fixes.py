@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..converters import residuals
 from ..converters.calibration import statistics
 from ..converters.planning import (
     DEFAULT_LEVELS,
     SMALLEST_CHANNEL,
+    by_quantile,
     covering,
     default_schedule,
     relative_depths,
 )
+from ..converters.settings import by_path
 from ..converters.thresholds import fit
 from ..core.module import NetworkModule
 from ..core.network import (
@@ -33,7 +36,7 @@ from ..core.network import (
 )
 from ..core.spikes import Sent, listening
 from ..core.walk import Semantics
-from ..neurons.schedules import Schedule, schedule_from_dict
+from ..neurons.schedules import ListSchedule, Schedule, schedule_from_dict
 from ..neurons.signgd.sparse import MOST_MEMBERS
 from .examination import Outcome, Trial, alone
 
@@ -209,7 +212,7 @@ def _planned_signgd(
     scale = calibrated_scale(network, node, known)
     if _differ(node.scale, scale):
         factor = float((torch.as_tensor(scale) / torch.as_tensor(node.scale).to(scale)).median())
-        asked = network.provenance.get("scale", "channel") in ("fitted", "channel", "tensor")
+        asked = "range" in known or asked_scale(network, node) in ("channel", "tensor")
         yield Fix(replace(node, scale=scale), "scale", asked, factor)
     if _differ(node.resting, 0.0):
         yield Fix(replace(node, resting=0.0), "resting", True)
@@ -251,27 +254,50 @@ PLANNED: dict[str, Callable[[SpikingNetwork, Any, Mapping[str, Tensor], int], It
 def calibrated_scale(
     network: SpikingNetwork, node: SignGDNeuron, known: Mapping[str, Tensor]
 ) -> Tensor:
-    """The scale that the calibration gives."""
+    """The scale that was planned, or that the calibration gives."""
+    if "range" in known:
+        return known["range"]
     whole = known["tensor_quantile"]
     if float(whole) == 0.0:
         return torch.ones_like(whole)
-    kind = network.provenance.get("scale", "channel")
-    if "range" in known:
-        return known["range"]
+    kind = str(asked_scale(network, node)).partition(":")[0]
     if kind == "tensor" or (kind == "channel" and isinstance(node.scale, float)):
         return whole
     return known["quantile"].clamp(min=SMALLEST_CHANNEL * float(whole))
 
 
+def asked_scale(network: SpikingNetwork, node: SignGDNeuron) -> str | float:
+    """The ``scale`` of ``convert`` for this layer; networks of old files do not all tell it."""
+    told: Any = network.provenance.get("scale", "channel")
+    if isinstance(told, Mapping):
+        told = by_path({"": "fitted", **told}, node)
+    return told  # type: ignore[no-any-return]
+
+
 def planned_schedule(network: SpikingNetwork, node: SignGDNeuron, steps: int) -> Schedule:
-    """The schedule asked for in ``convert``, or the default one of this depth."""
+    """The schedule asked for in ``convert``, the one it measured, or the default of this depth.
+
+    Measured steps are kept in the neurons alone; so a list of as many is taken to be them.
+    """
     told = network.provenance.get("schedule")
     if isinstance(told, Mapping):
         return schedule_from_dict(dict(told))
-    if network.provenance.get("scale") == "fitted" and steps == 1 and node.members > 1:
+    chosen = _chosen(network) if steps == network.time_steps else ""
+    own = node.schedule
+    if "measured steps" in chosen and isinstance(own, ListSchedule) and len(own.values) == steps:
+        return own
+    fitted = asked_scale(network, node) == "fitted" and "quantile scales" not in chosen
+    if fitted and steps == 1 and node.members > 1:
         return covering(node.members)
     depth = relative_depths(network.nodes)[node.name]
     return default_schedule(steps, depth, node.members, node.widest_dead_zone)
+
+
+def _chosen(network: SpikingNetwork) -> str:
+    """Which of several plans ``convert`` took, in the words of ``residuals.fit``; "" of a network
+    that was tuned since, or where there was one alone."""
+    plan: Any = network.provenance.get("plan") or {}
+    return "" if "tuning" in network.provenance else str(plan.get("chosen", ""))
 
 
 def _differ(a: float | Tensor, b: float | Tensor) -> bool:
@@ -332,7 +358,8 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
             what += f", or T >= {later}"
         return replace(fix, before=before, text=f"{fix.cause} of {name}: {why}; {what}", what=what)
     if fix.cause == "schedule":
-        what = f"take the one planned for T = {network.time_steps}"
+        kind = "default" if "measured steps" in _chosen(network) else "one planned"
+        what = f"take the {kind} for T = {network.time_steps}"
         why = "its step sizes are not those planned for this depth"
     elif fix.cause == "resting":
         what = "start from 0" if fix.planned else "start from the mean of the calibration"
@@ -472,7 +499,8 @@ def _lengths(network: SpikingNetwork, steps: int) -> list[int]:
 
 
 def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork:
-    """The network planned for other steps: schedules, members and thresholds of ReLUs."""
+    """The network planned for other steps: schedules, members and thresholds of ReLUs, and where
+    scales were fitted for its T the better ones of these and the quantiles, as ``convert`` does."""
     nodes: dict[str, Node] = {}
     for node in network.of(SignGDNeuron):
         nodes[node.name] = replace(node, schedule=planned_schedule(network, node, steps))
@@ -481,13 +509,27 @@ def with_steps(network: SpikingNetwork, steps: int, x: Tensor) -> SpikingNetwork
         signed = group.signed if group.trained else steps > 1
         members = max(1, round(levels / steps))
         nodes[group.name] = replace(group, members=members, signed=signed)
-    changed = network.with_nodes(nodes).replace(time_steps=steps)
+    changed = _fitted(network.with_nodes(nodes).replace(time_steps=steps), x)
     if all(node.trained for node in network.of(GroupNeuron)):
         return changed
     known = network.statistics
     if any(n.name not in known for n in changed.neurons):
         known = statistics(network, [x], 0)
     return fit(changed, known, [x], 0)
+
+
+def _fitted(network: SpikingNetwork, x: Tensor) -> SpikingNetwork:
+    """With the scales and step sizes of the least error on x, if they were chosen so before."""
+    known = network.statistics
+    signs = [n for n in network.of(SignGDNeuron) if "range" in known.get(n.name, ())]
+    free = not isinstance(network.provenance.get("schedule"), Mapping)
+    if not free or not signs or "tuning" in network.provenance or any(n.momentum for n in signs):
+        return network
+    usual = {n.name: replace(n, scale=by_quantile(known[n.name])) for n in signs}
+    network = residuals.fit(network, network.with_nodes(usual), x)
+    scales = {n.name: torch.as_tensor(n.scale) for n in network.of(SignGDNeuron)}
+    seen = {k: {**v, "range": scales[k]} if k in usual else v for k, v in known.items()}
+    return network.replace(statistics=seen)
 
 
 # -- the description -----------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def test_doctor(folder, capsys):
     (first, *_) = scope["diagnosis"].findings
     assert (first.layer, first.cause, first.applicable) == ("layer2.relu", "scale", True)
     assert first.blame > 0.5
+    assert any("T = 2 is too small" in line for line in printed[len(heads) :])
     errors = [sg.evaluate(sg.build(scope[n]), scope["test"], 16, reference=scope["model"]).error
               for n in ("fixed", "network")]  # fmt: skip
     assert errors[0] < errors[1]
@@ -326,7 +327,7 @@ def test_readme_what_happened(folder, capsys):
     from networks import load_network
 
     data, model = digits(), load_network("vgg", "digits")
-    network = sg.convert(model, data.train.images[:64], time_steps=4, tune=False)
+    network = sg.convert(model, data.train.images[:64], time_steps=1, members=1, tune=False)
     scope = {
         "snn": sg.build(network),
         "model": model,
@@ -336,7 +337,9 @@ def test_readme_what_happened(folder, capsys):
     exec(in_readme(README_BLOCKS["what happened"]), scope)
     out = capsys.readouterr().out
     assert "output error" in out and "break-even at" in out
-    assert scope["network"].time_steps > 4, "fixed: T = 4 is too small"
+    (found,) = scope["diagnosis"].findings
+    assert found.cause == "steps" and scope["network"].time_steps > 1, "one sign is too few"
+    assert scope["diagnosis"].fixed[0] < 0.5 * scope["diagnosis"].error[1]
     assert {path.name for path in folder.iterdir()} == {"report.html"}
 
 

@@ -14,7 +14,9 @@ from torch import nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations, diagnose
 from spikingjelly_signgd.analysis.doctor import Finding
-from spikingjelly_signgd.analysis.fixes import planned_schedule
+from spikingjelly_signgd.analysis.examination import Trial
+from spikingjelly_signgd.analysis.fixes import planned, planned_schedule
+from spikingjelly_signgd.converters import residuals
 from spikingjelly_signgd.converters.searching import replanned
 from spikingjelly_signgd.core.network import Function, Linear
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
@@ -497,14 +499,81 @@ def test_neurons_that_are_never_silent():
     assert not any(DENSE in each for each in examined(paper, paper).notes)
 
 
-@pytest.mark.parametrize("plan", [(1, 8), (2, 4), (8, 1)], ids=str)
-def test_what_was_planned_with_a_dead_zone_is_no_fault(plan):
+@pytest.mark.parametrize("plan", [(1, 2), (1, 4), (1, 8), (2, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize("scale", ["fitted", {"layer1": 3.0}, "tensor:0.99"], ids=str)
+def test_what_was_planned_with_a_dead_zone_is_no_fault(plan, scale):
     steps, members = plan
-    train = digits().train.images[:32]
-    network = sg.convert(model_of("vgg"), train, time_steps=steps, members=members, tune=False,
-                         dead_zone=2 / 3)  # fmt: skip
+    train = digits().train.images[:128]
+    network = sg.convert(model_of("resnet"), train, time_steps=steps, members=members, tune=False,
+                         dead_zone=2 / 3, scale=scale)  # fmt: skip
+    assert_as_planned(network)
+
+
+def assert_as_planned(network):
+    trial = Trial(network, images()[:4], network.time_steps)
     for node in network.neurons:
-        assert planned_schedule(network, node, steps) == node.schedule
+        assert planned_schedule(network, node, network.time_steps) == node.schedule
+        causes = {fix.cause for fix in planned(trial, node) if fix.planned}
+        assert causes == {"dead zone"}, "that is lowered to half a step"
+
+
+@pytest.mark.parametrize(
+    ("plan", "chosen"),
+    [
+        ((steps, 4), f"{scale} scales, {kind} steps")
+        for steps, kinds in ((1, ["default"]), (2, ["default", "measured"]))
+        for kind in kinds
+        for scale in ("fitted", "quantile")
+    ],
+    ids=str,
+)
+def test_whichever_plan_was_chosen_is_no_fault(plan, chosen, monkeypatch):
+    """Each of those that are compared, as if it had the least error."""
+    steps, members = plan
+    order = [f"{scale} scales, {kind} steps" for scale in ("fitted", "quantile")
+             for kind in ("default", "measured")[:steps]]  # fmt: skip
+    errors = [float(name != chosen) for name in order]
+    run = residuals.run
+
+    def as_if(network, x, choosing=()):
+        found, error = run(network, x, choosing)
+        return found, errors.pop(0) if errors and not choosing else error
+
+    monkeypatch.setattr(residuals, "run", as_if)
+    train = digits().train.images[:128]
+    network = sg.convert(model_of("resnet"), train, time_steps=steps, members=members, tune=False)
+    assert network.provenance["plan"]["chosen"] == chosen and not errors
+    assert_as_planned(network)
+
+
+def test_a_schedule_that_was_measured():
+    """Another one in its place is a fault, and the fix does not call the default one planned."""
+    train = digits().train.images[:128]
+    healthy = sg.convert(model_of("resnet"), train, time_steps=2, members=4, tune=False)
+    assert "measured steps" in healthy.provenance["plan"]["chosen"]
+    assert not examined(healthy, healthy).findings
+    bad = seeded(healthy, "layer2.relu", schedule=ExponentialSchedule(0.02, 0.9))
+    diagnosis = examined(bad, healthy)
+    (found,) = diagnosis.findings
+    assert (found.layer, found.cause) == ("layer2.relu", "schedule"), str(diagnosis)
+    assert "take the default for T = 2" in found.text
+    assert diagnosis.fixed[0] < 0.1 * diagnosis.error[2]
+
+
+def test_more_steps_than_scales_were_fitted_for():
+    """What is planned anew is planned with the scales for more steps, as ``convert`` plans it."""
+    train = digits().train.images[:128]
+    early = sg.convert(model_of("vgg"), train, time_steps=1, members=1, tune=False)
+    diagnosis = examined(early)
+    (found,) = diagnosis.findings
+    steps = diagnosis.apply().time_steps
+    assert found.cause == "steps" and steps > 1
+    later = sg.convert(model_of("vgg"), train, time_steps=steps, members=1, tune=False)
+    outputs = sg.run(sg.build(later), images(), steps)[steps]
+    want = sg.build(later).ann(images())
+    assert diagnosis.fixed[0] <= 1.2 * float((outputs - want).norm() / want.norm())
+    for node in diagnosis.apply().neurons:
+        assert planned_schedule(diagnosis.apply(), node, steps) == node.schedule
 
 
 def test_a_dead_zone_that_is_too_wide():
