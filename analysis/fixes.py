@@ -43,7 +43,7 @@ from .examination import Outcome, Trial, alone
 GAIN = 0.7  # of the output error: what a fix has to leave less than; plans as they are leave 0.8
 FLOOR = 0.03  # output error below which nothing is looked for
 ENOUGH = 0.95  # agreement from which T is called large enough
-RESTORED = 0.95  # of the agreement lost: what a larger T has to bring back
+RESTORED = 0.95  # of what was lost: of the agreement by a larger T, of the squared error by a plan
 CLOSE = 0.25  # the same for outputs that are no classifier's: their relative error
 NEAR = 1.15  # of the least error that is possible: further trials are not worth it
 SUSPECTS = 4  # layers tried for one finding
@@ -184,12 +184,22 @@ def _best(trial: Trial, node: Neuron, possible: float) -> tuple[float, Fix] | No
     if best is not None:  # what was planned is preferred
         usual = [pair for pair in tried if pair[1].planned and pair[0] <= NEAR * best[0]]
         best = min(usual, key=lambda pair: pair[0], default=best)
-    if best is not None and best[0] <= NEAR * possible:
+    if best is not None and (best[0] <= NEAR * possible or _settles(best, trial)):
         return best
     free = _by_factor(trial, node)
     if best is None or (free is not None and free[0] < best[0] / NEAR):
         return free
     return best
+
+
+def _settles(found: tuple[float, Fix], trial: Trial) -> bool:
+    """Whether the plan brings nearly all back: a factor that does more does it for these samples.
+
+    A network that was tuned had other values than the plan's before they were changed.
+    """
+    error, fix = found
+    untuned = "tuning" not in trial.network.provenance
+    return fix.planned and untuned and error**2 <= (1 - RESTORED) * trial.start.error**2
 
 
 def planned(trial: Trial, node: Neuron) -> Iterator[Fix]:

@@ -90,7 +90,7 @@ SPIKING = [
         "vit",
         "blocks.0.self_attn.attention",
         "scale",
-        "raise it by",  # less than by 10 is enough here, and better
+        "raise it by 10",
         scaled(0.1, "blocks.0.self_attn.attention"),
     ),
     (
