@@ -148,11 +148,9 @@ def convert(
         passes        in place of converters.PASSES
         functions     the older name of forms
 
-    Raises UnsupportedOperation naming every operation that cannot be converted,
-    CaptureError, CalibrationError, InputError, and SignGDError if the captured
-    network does not compute what the model computes.
-
-    Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024
+    Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
+    CalibrationError, InputError, and SignGDError if the captured network does not compute what
+    the model does. Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024
     (arXiv:2402.19061).
     """
     settings = Settings(

@@ -34,7 +34,13 @@ from .budget import Budget
 from .calibration import statistics
 from .objectives import weight_of
 from .planner import plan
-from .planning import CalibrationWarning, PlanWarning, by_quantile
+from .planning import (
+    CalibrationWarning,
+    PlanWarning,
+    by_quantile,
+    default_schedule,
+    relative_depths,
+)
 from .settings import MEMBERS, PRESETS, Context, belongs
 from .uses import used, users
 
@@ -242,18 +248,37 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """With step sizes of neurons of several members chosen for several steps: ``residuals``."""
-    chosen = context.settings.chosen
-    if chosen["scale"] != "fitted":
-        return network
-    measured = chosen["schedule"] is None and not context.settings.momentum
+    """With the plan that suits the network best where the choice is a matter of the network: of
+    step sizes of several members, and of the scales of coarse codes (``residuals``)."""
     signs = [n for n in network.of(SignGDNeuron) if n.name in network.statistics]
-    if measured and signs and network.time_steps > 1:
-        usual = {n.name: replace(n, scale=by_quantile(network.statistics[n.name])) for n in signs}
+    if context.settings.chosen["scale"] != "fitted":
+        return network
+    if signs and _compares(context):
+        depths, steps = relative_depths(network.nodes), network.time_steps
+        usual = {
+            n.name: replace(
+                n,
+                scale=by_quantile(network.statistics[n.name]),
+                schedule=default_schedule(steps, depths[n.name], n.members, n.widest_dead_zone),
+            )
+            for n in signs
+        }
         network = residuals.fit(network, network.with_nodes(usual), _some(context))
     ranges = {n.name: {"range": torch.as_tensor(network[n.name].scale)} for n in signs}  # type: ignore[attr-defined]
     seen = {name: {**one, **ranges.get(name, {})} for name, one in network.statistics.items()}
     return network.replace(statistics=seen)
+
+
+COARSE = 5  # members of one step, up to which rounding weighs as much as range
+
+
+def _compares(context: Context) -> bool:
+    """Whether plans are compared on samples that no range is chosen by."""
+    settings, chosen = context.settings, context.settings.chosen
+    m = settings.members
+    coarse = isinstance(m, int) and 1 < m <= COARSE
+    default = chosen["schedule"] is None and chosen["scale"] == "fitted"
+    return default and not settings.momentum and (settings.steps > 1 or coarse)
 
 
 OFF = 0.2  # of the outputs, from where a plan is warned of
@@ -283,12 +308,10 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def _held(x: Tensor | Inputs, context: Context) -> slice:
-    """Of a batch: the samples that no range is chosen by, where step sizes are measured on them."""
-    chosen = context.settings.chosen
-    if context.settings.steps == 1 or chosen["schedule"] is not None or chosen["scale"] != "fitted":
-        return slice(0, 0)
+    """Of a batch: the samples that no range is chosen by, where plans are compared on them."""
     every = max(4, context.samples // (2 * residuals.MOST))
-    return slice(every - 1, None, every) if context.samples >= 16 else slice(0, 0)
+    compares = _compares(context) and context.samples >= 16
+    return slice(every - 1, None, every) if compares else slice(0, 0)
 
 
 def _seen(context: Context) -> list[Tensor | Inputs]:

@@ -192,6 +192,9 @@ class _Planner(Semantics[str]):
         )
 
 
+NEARLY = 1.05  # of its reach a neuron may need without a warning
+
+
 def _check_range(network: SpikingNetwork) -> None:
     saturated = []
     for neuron in network.of(SignGDNeuron):
@@ -202,7 +205,7 @@ def _check_range(network: SpikingNetwork) -> None:
         total = sum(neuron.schedule(t) for t in range(1, network.time_steps + 1))
         total *= 2 - 2.0 ** (1 - neuron.members)
         reach = total * float(torch.as_tensor(neuron.scale).max())
-        if largest > reach:
+        if largest > NEARLY * reach:
             saturated.append(
                 f"{neuron.function.name} at '{neuron.name}' is up to {largest:.3g}, its reach "
                 f"{reach:.3g}"

@@ -161,13 +161,14 @@ def fit(network: SpikingNetwork, usual: SpikingNetwork, x: Tensor | Inputs) -> S
     step sizes by the module's docstring where neurons have several members, and for networks that
     are no work the same two with the scales of ``usual``."""
     few = min(samples_for(network), len(x) // 2)
-    if network.time_steps == 1 or not few:
+    if not few:
         return network
     begun = {"fitted": network} | ({"quantile": usual} if few >= ENOUGH else {})
     plans = {}
     for scale, one in begun.items():
         plans[f"{scale} scales, default steps"] = one
-        if several := {n.name for n in one.of(SignGDNeuron) if n.members > 1}:
+        several = {n.name for n in one.of(SignGDNeuron) if n.members > 1}
+        if several and network.time_steps > 1:
             steps, _ = run(one, x[:few], several)
             plans[f"{scale} scales, measured steps"] = one.with_nodes(_stepped(one, steps.sizes))
     if len(plans) == 1:
