@@ -29,6 +29,7 @@ from ..core.network import (
 )
 from ..core.structures import plain
 from ..errors import CalibrationError, InputError, SignGDError
+from ..neurons.schedules import Schedule
 from . import residuals, thresholds, tuning
 from .budget import Budget
 from .calibration import statistics
@@ -38,8 +39,8 @@ from .planning import (
     CalibrationWarning,
     PlanWarning,
     by_quantile,
+    covering,
     default_schedule,
-    relative_depths,
 )
 from .settings import MEMBERS, PRESETS, Context, belongs
 from .uses import used, users
@@ -254,12 +255,9 @@ def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     if context.settings.chosen["scale"] != "fitted":
         return network
     if signs and _compares(context):
-        depths, steps = relative_depths(network.nodes), network.time_steps
         usual = {
             n.name: replace(
-                n,
-                scale=by_quantile(network.statistics[n.name]),
-                schedule=default_schedule(steps, depths[n.name], n.members, n.widest_dead_zone),
+                n, scale=by_quantile(network.statistics[n.name]), schedule=_usual_steps(n)
             )
             for n in signs
         }
@@ -267,6 +265,13 @@ def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     ranges = {n.name: {"range": torch.as_tensor(network[n.name].scale)} for n in signs}  # type: ignore[attr-defined]
     seen = {name: {**one, **ranges.get(name, {})} for name, one in network.statistics.items()}
     return network.replace(statistics=seen)
+
+
+def _usual_steps(node: SignGDNeuron) -> Schedule:
+    """For a scale that is a quantile: one step that covers a range becomes the default one."""
+    if node.schedule != covering(node.members):
+        return node.schedule
+    return default_schedule(1, 1.0, node.members, node.widest_dead_zone)
 
 
 COARSE = 5  # members of one step, up to which rounding weighs as much as range

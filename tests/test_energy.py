@@ -36,7 +36,7 @@ def strided():
 
 def test_signgd_by_hand():
     """m = 2, T = 5: every one of 150 connections is met ten times; 12 sums, five times."""
-    snn, x = converted(strided(), (1, 4, 4), 5, members=2, dead_zone=0)
+    snn, x = converted(strided(), (1, 4, 4), 5, members=2, dead_zone=0, scale="channel")
     found = estimate_energy(snn, x, 5)
     macs, synaptic, updates = 200 + 12 * 5, 150 * 2 * 5, 44 * 2 * 2 * 5
     compute = 4.6 * macs + 0.9 * (synaptic + updates)

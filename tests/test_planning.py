@@ -176,7 +176,8 @@ def test_a_bounded_function_that_saturates_does_so_without_an_error():
     network = sg.convert(model, x, tune=False)
     v = residuals.run(network, x)[0].states[network.neurons[0].name].v
     full = model[:2](x) == 6.0
-    assert bool(full.any()) and torch.equal(v[full], torch.full_like(v[full], 6.0))
+    assert bool(full.any())
+    torch.testing.assert_close(v[full], torch.full_like(v[full], 6.0), rtol=1e-6, atol=0)
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -203,11 +204,11 @@ class Deep(nn.Module):
 @pytest.mark.parametrize("members", [4, 6])
 def test_measured_steps_hold_in_deep_networks(blocks, members):
     torch.manual_seed(0)
-    model, x = Deep(blocks).eval(), torch.randn(384, 24)
-    network = sg.convert(model, x[:128], members=members, time_steps=2, tune=False)
-    before = sg.convert(model, x[:128], members=members, time_steps=2, tune=False, scale="channel")
-    error = [residuals.run(one, x[128:])[1] for one in (network, before)]
-    assert error[0] <= 1.05 * error[1]
+    model, x = Deep(blocks).eval(), torch.randn(768, 24)
+    network = sg.convert(model, x[:512], members=members, time_steps=2, tune=False)
+    before = sg.convert(model, x[:512], members=members, time_steps=2, tune=False, scale="channel")
+    error = [residuals.run(one, x[512:])[1] for one in (network, before)]
+    assert error[0] <= 1.1 * error[1]
     said = network.provenance["plan"]
     assert set(said["errors"]) == {
         f"{scale} scales, {steps} steps"

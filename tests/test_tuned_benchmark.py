@@ -104,7 +104,8 @@ def test_the_cheapest_is_the_one_of_fewest_spikes():
 )  # fmt: skip
 def test_what_is_not_learned_stays_as_planned(learn, dead_zone):
     x, model = digits().train.images[:64], load_network("resmlp", "digits")
-    network = sg.convert(model, x, time_steps=3, dead_zone=dead_zone, tune=False)
+    given = {"time_steps": 3, "dead_zone": dead_zone, "scale": "channel"}
+    network = sg.convert(model, x, tune=False, **given)
     found = sg.tune(network, x, iterations=12, learn=[learn])
     values = [
         {
