@@ -119,12 +119,10 @@ def convert(
 ) -> SpikingNetwork:
     """A trained model to a spiking network; the model handed in is left as it was.
 
-    ``model`` takes one tensor [B, ...], or several by keyword, and returns tensors, in lists,
-    tuples, dicts or dataclasses. ``calibration`` is a tensor [N, ...] or batches x or (x, y); of a
-    model with several arguments x is a dict of tensors by their names, such as
-    ``{"input_ids": ids, "attention_mask": mask}``. Token ids and masks stay whole numbers: what
-    depends on them alone is computed exactly. None is the preset's choice;
-    ``help(converters.Settings)`` says more about each argument.
+    ``model`` takes a tensor [B, ...], or several by keyword, and returns tensors, in lists, tuples,
+    dicts or dataclasses. ``calibration`` is a tensor [N, ...] or batches x or (x, y); of a model
+    with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
+    whose whole numbers stay exact. None is the preset's choice; ``converters.Settings`` says more.
 
         method        "signgd", "group", "subgradient", or a dict from module paths
         time_steps    T that the network is planned for, by default 1 or 32
@@ -139,14 +137,12 @@ def convert(
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms and attention in one neuron or many
-        tune          whether steps, scales, resting values and dead zones are learned
-        tune_seconds  a limit for that, in seconds
+        tune          whether steps, scales, v(0), dead zones are learned; tune_seconds: a limit
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
         sizes         other shapes of samples that it is to run at, checked against the model
         max_batches   of the calibration, at most; seed: of what is drawn
-        passes        in place of converters.PASSES
-        functions     the older name of forms
+        passes        in place of converters.PASSES; functions: the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
     CalibrationError, InputError, and SignGDError if the captured network does not compute what

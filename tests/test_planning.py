@@ -208,7 +208,7 @@ def test_measured_steps_hold_in_deep_networks(blocks, members):
     network = sg.convert(model, x[:512], members=members, time_steps=2, tune=False)
     before = sg.convert(model, x[:512], members=members, time_steps=2, tune=False, scale="channel")
     error = [residuals.run(one, x[512:])[1] for one in (network, before)]
-    assert error[0] <= 1.1 * error[1]
+    assert error[0] <= 2 * error[1] and error[0] < (0.12 if members == 4 else 0.02)
     said = network.provenance["plan"]
     assert set(said["errors"]) == {
         f"{scale} scales, {steps} steps"

@@ -207,10 +207,10 @@ def test_an_isolated_error_is_that_of_the_network_with_all_else_real(model, imag
 
 def test_the_joints_are_those_of_convert_by_hand(model, images):
     method = {"": "signgd", "relu": "group", "max_pool": "group"}
-    options = {"method": method, "members": 2, "dead_zone": 0, "tune": False}
+    options = {"method": method, "members": 2, "dead_zone": 0, "tune": False, "scale": "channel"}
     byhand = sg.convert(model, images, time_steps=2, **options)
     chosen = {n.name: n for n in byhand.nodes if isinstance(n, (GroupNeuron, Growth))}
-    network = joined(replanned(plain(model, images), 2, 2), chosen)
+    network = joined(replanned(plain(model, images, scale="channel"), 2, 2), chosen)
     assert [(n.kind, n.inputs) for n in network.nodes] == [(n.kind, n.inputs) for n in byhand.nodes]
     assert any(isinstance(node, Average) for node in network.nodes)
     x = images[:8]

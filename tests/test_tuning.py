@@ -533,8 +533,10 @@ def test_a_dead_zone_that_was_asked_for_may_be_wide(model, images):
 
 
 def test_dead_zones_stay_where_they_are_not_learned(model, images):
-    plain = sg.convert(model, images, time_steps=1, members=6, dead_zone=0.6, tune=False)
-    tuned = sg.tune(plain, images, iterations=20, learn=["scales"], objective=0.1)
+    plain = sg.convert(
+        model, images, time_steps=1, members=6, dead_zone=0.6, scale="channel", tune=False
+    )
+    tuned = sg.tune(plain, images, iterations=10, learn=["scales"], objective=0.01)
     assert {round(node.dead_zone, 6) for node in tuned.neurons} == {0.6}
     assert all(
         not torch.equal(a.scale, b.scale) for a, b in zip(plain.neurons, tuned.neurons, strict=True)
