@@ -79,7 +79,7 @@ docs: $(VENV)/.stamp $(DOCS)/.stamp
 	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-$(DOCS)/.stamp: pyproject.toml
+$(DOCS)/.stamp: pyproject.toml | $(VENV)/.stamp
 	$(PYTHON) -m venv "$(DOCS)"
 	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"

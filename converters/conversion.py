@@ -130,8 +130,7 @@ def convert(
         schedule      step sizes, in units of each neuron's scale
         input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
         scale         "fitted", "channel", "tensor", "published", "unit" or a range
-        resting       v(0): "zero" or the calibration's "mean"
-        momentum      of the step rule, in [0, 1)
+        resting       v(0): "zero" or "mean"; momentum: of the step rule, in [0, 1)
         members       m of signGD (signs a step) and group neurons; also by module path
         dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
         signed        whether group neurons may take spikes back
@@ -145,9 +144,8 @@ def convert(
         passes        in place of converters.PASSES; functions: the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
-    CalibrationError, InputError, and SignGDError if the captured network does not compute what
-    the model does. Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024
-    (arXiv:2402.19061).
+    CalibrationError, InputError, SignGDError if the network captured is not the model.
+    Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024 (arXiv:2402.19061).
     """
     settings = Settings(
         method=method,

@@ -6,6 +6,7 @@ Neurons with dead zones are searched along one line, from fine to coarse: ``thri
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from .budget import Budget
 from .calibration import Calibration, batches_of
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
-from .planning import default_schedule, relative_depths
+from .planning import PlanWarning, default_schedule, relative_depths
 from .thrift import MEMBERS, Path, thrifty
 from .tunable import BATCH, Measure, Tunable, default_choices, samples_of
 from .tuning import FEWEST, tune
@@ -131,7 +132,10 @@ def search(
             f"search takes {least} calibration samples or more, but there are {len(x)}."
         )
     options = {"time_steps": 1, "tune": False, "max_batches": None, "seed": seed, **options}
-    plain = convert(model, rest, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlanWarning)  # of what the search begins with
+        # a quantile serves every number of members and steps
+        plain = convert(model, rest, **{"scale": "channel", **options})
     if additions is not None and (mix or not thrifty(plain)):
         raise InputError(
             "additions= is a budget of neurons with dead zones; pass dead_zone=2 / 3 and leave "
