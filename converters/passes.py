@@ -212,7 +212,7 @@ def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network
 
 
-SILENT = 0.05  # of all channels, from where a calibration is warned of
+SILENT, MANY_SILENT = 0.05, 16  # of all channels, from where a calibration is warned of
 
 
 def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -220,13 +220,13 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
     Warns where many channels were silent: nothing is known of what they are when they wake.
     """
-    seen = statistics(network, _seen(context), context.settings.seed)
+    seen = statistics(network, context.batches, context.settings.seed)
     silent = {
         name: (int(((one["maximum"] == 0) & (one["minimum"] == 0)).sum()), one["maximum"].numel())
         for name, one in seen.items()
     }
     few, every = (sum(pair[i] for pair in silent.values()) for i in (0, 1))
-    if few > SILENT * every:
+    if few > SILENT * every and few >= MANY_SILENT:
         worst = sorted(silent, key=lambda name: -silent[name][0])[:3]
         where = ", ".join(f"'{name}' ({silent[name][0]} of {silent[name][1]})" for name in worst)
         warnings.warn(
@@ -278,7 +278,7 @@ COARSE = 5  # members of one step, up to which rounding weighs as much as range
 
 
 def _compares(context: Context) -> bool:
-    """Whether plans are compared on samples that no range is chosen by."""
+    """Whether plans are compared."""
     settings, chosen = context.settings, context.settings.chosen
     m = settings.members
     coarse = isinstance(m, int) and 1 < m <= COARSE
@@ -312,28 +312,9 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network
 
 
-def _held(x: Tensor | Inputs, context: Context) -> slice:
-    """Of a batch: the samples that no range is chosen by, where plans are compared on them."""
-    every = max(4, context.samples // (2 * residuals.MOST))
-    compares = _compares(context) and context.samples >= 16
-    return slice(every - 1, None, every) if compares else slice(0, 0)
-
-
-def _seen(context: Context) -> list[Tensor | Inputs]:
-    """The calibration data but for what is held out."""
-    parts = []
-    for x in context.batches:
-        keep = torch.ones(len(x), dtype=torch.bool)
-        keep[_held(x, context)] = False
-        parts.append(x if bool(keep.all()) else x[keep.to(x.device)])
-    return parts
-
-
 def _some(context: Context) -> Tensor | Inputs:
-    """Calibration samples from all over the batches, as many as anything here runs: those that are
-    held out, where there are any."""
-    held = torch.cat([x[_held(x, context)] for x in context.batches])
-    x = held if len(held) else torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
+    """Calibration samples from all over the batches, as many as anything here runs."""
+    x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
     wanted = min(len(x), 2 * residuals.MOST)
     return x[torch.linspace(0, len(x) - 1, wanted).long().to(x.device)]
 

@@ -29,7 +29,7 @@ from ..neurons.nonlinearities import NONLINEARITIES
 from ..neurons.schedules import ExponentialSchedule, InverseSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE, MOST_MEMBERS, MOST_SPARSE
 from .calibration import with_quantiles
-from .fitting import fitted_range
+from .fitting import bound_of, fitted_range
 from .rules import NotConvertible
 
 SMALLEST_CHANNEL = 0.02  # of the whole tensor's scale
@@ -195,11 +195,12 @@ class Layer:
 
     def fitted(self, members: int) -> float | Tensor:
         """The range of the least expected error: ``fitting``."""
-        seen = self.seen
+        seen, bound = self.seen, bound_of(self.node)
         largest = torch.maximum(seen["maximum"].abs(), seen["minimum"].abs())
-        finest = 1.0 / self.time_steps
-        if members > 1:  # of all its signs; the steps after the first are made for what is left
-            finest = 1.0 / (2.0 ** min(24, members * self.time_steps) - 1)
+        if members == 1 and (math.isinf(bound) or float(largest.max()) < bound / 2):
+            return by_quantile(seen)  # the default steps of single signs are made for it
+        # of all its signs; the steps after the first are made for what is left
+        finest = 1.0 / (2.0 ** min(24, max(members, 5) * self.time_steps) - 1)
         samples = int(seen["samples"])
         found = fitted_range(self.node, seen["counts"], largest, finest, self.dead_zone, samples)
         return found.to(largest.dtype).reshape(largest.shape)

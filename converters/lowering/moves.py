@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ...core.operations import Size, follows_batch
-from ..constants import Masked
+from ..constants import Masked, Unsettled
 from ..rules import NotConvertible
 from .graph import Lowering
 from .tables import OTHERWISE, no_neuron
@@ -27,6 +27,7 @@ from .values import Name, Value
 DRAWS = 12  # orders of the values; the reverse of each is tried too
 FILLS = (0.0, 1.0, 5e-324, math.inf, -math.inf, math.nan)
 SAMPLES = (3, 7)  # a batch is tried with
+NUMBERED = (3, 2)  # where a constant numbers the samples
 MOST_VALUES = 2**22  # of a sample, before and after: an index holds 8 bytes for each
 
 
@@ -103,6 +104,8 @@ class Trial:
         self.shapes = [low.shape_of(name) for name in self.signals]
         self.results = _results(low)
         self.sizes = [math.prod(_inner(shape)) for shape in self.shapes]
+        numbered = any(isinstance(low.value(n), Unsettled) for n in low.here.all_input_nodes)
+        self.samples = NUMBERED if numbered else SAMPLES
         self.generator = torch.Generator().manual_seed(0)
 
     def maps(self) -> list[Map] | None:
@@ -114,14 +117,14 @@ class Trial:
             return None
         try:
             maps = self._labelled()
-            draws = ((n, values) for n in SAMPLES for values in self._draws(n))
+            draws = ((n, values) for n in self.samples for values in self._draws(n))
             same = maps is not None and all(self._agrees(maps, *draw) for draw in draws)
         except Exception:  # of whatever an operation says to values that are not its own
             return None
         return maps if same else None
 
     def _labelled(self) -> list[Map] | None:
-        n, size = SAMPLES[0], sum(self.sizes)
+        n, size = self.samples[0], sum(self.sizes)
         labels = torch.arange(n * size, dtype=torch.double) + 0.37
         maps = []
         for out in self.run(labels.view(n, size)):
@@ -140,7 +143,7 @@ class Trial:
 
     def _draws(self, samples: int) -> Iterator[Tensor]:
         shape = samples, sum(self.sizes)
-        for _ in range(DRAWS if samples == SAMPLES[0] else 1):
+        for _ in range(DRAWS if samples == self.samples[0] else 1):
             uniform = torch.rand((2, *shape), dtype=torch.double, generator=self.generator)
             values = 10.0 ** (600 * uniform[0] - 300) * (uniform[1] - 0.5).sign()
             yield values
