@@ -79,7 +79,7 @@ def test_a_shape_in_a_file():
         ("time-steps = [1, 2]", "cannot be [1, 2]"),
         ("time-steps = true", "cannot be True"),
         ("tune = 1", "is true or false, not 1"),
-        ('scale = "global"', "is one of channel, tensor"),
+        ('scale = "global"', "is one of fitted, channel, tensor"),
         ("resize = [8]", "is 2 values"),
         ("resize = [8, 0]", "a number of at least 1"),
         ("std = [0.0]", "a positive number"),

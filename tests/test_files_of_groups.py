@@ -393,7 +393,7 @@ def changed(path, node, **attributes):
 
 
 WRONG = [
-    ("signed", "n1", {"kind": "group 1.4"}, "of kind 'group 1.4'.*newer release; install one"),
+    ("signed", "n1", {"kind": "group 1.5"}, "of kind 'group 1.5'.*newer release; install one"),
     ("signed", "n1", {"kind": "lif 1.2"}, "of kind 'lif 1.2'.*newer release"),
     ("signed", "n1", {"signed": None}, "field 'signed' of a group node is missing"),
     ("signed", "n1", {"signed": "1"}, "node 'n1': signed = 1 does not fit"),

@@ -526,7 +526,9 @@ def test_the_objective_trades_additions_for_error(model, images):
 
 
 def test_a_dead_zone_that_was_asked_for_may_be_wide(model, images):
-    plain = sg.convert(model, images, time_steps=1, members=6, dead_zone=0.8, tune=False)
+    plain = sg.convert(
+        model, images, time_steps=1, members=6, dead_zone=0.8, scale="channel", tune=False
+    )
     tuned = sg.tune(plain, images, iterations=6, objective=0.05)
     zones = [node.dead_zone for node in tuned.neurons]
     assert max(zones) <= 0.8 + 1e-6 and max(zones) > 0.7 and min(zones) < 0.8
