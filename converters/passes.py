@@ -231,8 +231,8 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         where = ", ".join(f"'{name}' ({silent[name][0]} of {silent[name][1]})" for name in worst)
         warnings.warn(
             f"{few} of {every} channels were silent on all {context.samples} calibration samples, "
-            f"most of them at {where}; their neurons get the range of all channels. If they are "
-            "not silent in use, calibrate with more samples, or with samples of every kind.",
+            f"most of them at {where}: what they need when they wake is a guess from the other "
+            "channels. Calibrate with more samples, or with samples of every kind.",
             CalibrationWarning,
             stacklevel=4,
         )
@@ -305,7 +305,8 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     warnings.warn(
         f"after {network.time_steps} step(s) the outputs are {100 * error:.0f} % off those of "
         f"{type(context.model).__name__} on {len(x)} calibration samples. Farthest from what they "
-        f"follow: {where}. Choose more members or time_steps, tune=True, or see sg.diagnose.",
+        f"follow: {where}. Choose more members or time_steps, or tune=True; analysis.diagnose says "
+        "what is at fault.",
         PlanWarning,
         stacklevel=4,
     )

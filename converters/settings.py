@@ -83,7 +83,8 @@ class Settings:
     scale
         "fitted": the range of each channel where the expected error of the neuron's code is least
         (``converters/fitting.py``), and for several steps step sizes measured on the calibration
-        data, unless they are worse (``converters/residuals.py``); "channel" or "tensor": the
+        data, unless they are worse (``converters/residuals.py``), for single signs of functions
+        without a bound the quantile; "channel" or "tensor": the
         99.95 % quantile of the calibration, another one as "channel:0.999"; "published"; "unit"; or
         a number, the range. For group neurons of a ReLU the thresholds of the least error
         (``converters/thresholds.py``), except with the last three. Also a dict from module paths to
