@@ -9,8 +9,8 @@ from math import log
 import torch
 from torch import Tensor
 
+from ..neurons.signgd.dithered import MOST
 from .budget import Budget
-from .dithered import MOST
 from .tunable import Choices
 
 LEARNED = ("steps", "scales", "resting", "dead_zones")  # of each neuron

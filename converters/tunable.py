@@ -28,10 +28,10 @@ from ..core.network import (
 from ..core.operations import apply, apply_over_time, resolve
 from ..core.walk import Semantics, walk
 from ..neurons.schedules import ListSchedule
+from ..neurons.signgd.dithered import MOST, SparseTrack
 from ..neurons.spikes import hear
 from .additions import Prices
 from .budget import Budget
-from .dithered import MOST, SparseTrack
 
 BATCH = 32  # samples in one step of descent
 MEMORY = 2**31  # bytes that one step of descent may keep

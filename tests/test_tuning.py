@@ -15,13 +15,13 @@ from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.converters import allocate, budget, default_schedule, tunable, tuning
 from spikingjelly_signgd.converters import blocks as block_tuning
 from spikingjelly_signgd.converters.additions import Prices
-from spikingjelly_signgd.converters.dithered import SparseTrack, expected_spikes
 from spikingjelly_signgd.converters.objectives import OBJECTIVES
 from spikingjelly_signgd.converters.simulation import Simulation
 from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.neurons import NONLINEARITIES, ExponentialSchedule, signgd_initial_state
 from spikingjelly_signgd.neurons.scan import scan
 from spikingjelly_signgd.neurons.signgd import signgd_decoded_step, sparse
+from spikingjelly_signgd.neurons.signgd.dithered import SparseTrack, expected_spikes
 
 
 class Small(nn.Module):

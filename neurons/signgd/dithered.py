@@ -46,9 +46,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.nonlinearities import NONLINEARITIES
-from ..neurons.schedules import ListSchedule
-from ..neurons.signgd import SignGDParameters, SignGDState, signgd_multi_step, sparse
+from ..nonlinearities import NONLINEARITIES
+from ..schedules import ListSchedule
+from . import sparse
+from .sequence import signgd_multi_step
+from .step import SignGDParameters, SignGDState
 
 # of theta, where it is learned: kernels know the code of a step in closed form as far as that
 MOST = 2 / 3
