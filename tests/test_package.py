@@ -112,10 +112,11 @@ def test_missing_simulator_says_the_fix(monkeypatch, name, ask):
 
 
 @pytest.mark.parametrize(
-    "plugin", sorted({*sg.plugins.__all__} - {"lava", "lava_remote", "op_counter"})
+    "plugin", sorted({*sg.plugins.__all__} - {"forms", "lava", "lava_remote", "op_counter"})
 )
 def test_every_plugin_has_its_extra(plugin):
-    """But Lava, which goes into an environment of its own, and what SpikingJelly's extra brings."""
+    """But Lava, which goes into an environment of its own, what SpikingJelly's extra brings, and
+    what works with the nodes of any."""
     assert plugin in PROJECT["project"]["optional-dependencies"]
 
 
