@@ -111,6 +111,48 @@ class OverTime(nn.Module):
         return self.net(self.flatten(x)).mean(0)
 
 
+class Attention(nn.Module):
+    """Scores, softmax and mixture by nodes, with positions added and heads split."""
+
+    def __init__(self, features: int = 6, heads: int = 2) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (layer.Linear(features, features) for _ in range(3))
+        self.out, self.heads = layer.Linear(features, 3), heads
+        self.position = nn.Parameter(torch.randn(5, features))
+        self.norm = node("layer_norm", arguments={"dims": 1, "eps": 1e-5})
+        self.scores, self.mixture = node("matmul", scale=2.0), node("matmul")
+        self.share = node("softmax", arguments={"dim": -1}, resting=0.2, scale=0.5)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.position
+        y = self.norm(x)
+        q, k, v = self.split(self.q(y)), self.split(self.k(y)), self.split(self.v(y))
+        scores = self.scores(q, k.transpose(-1, -2)) / 3**0.5
+        y = self.mixture(self.share(scores), v).transpose(-3, -2).flatten(-2)
+        return self.out(x + y).mean(-2)
+
+
+POOL = {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}
+
+
+class ByStep(nn.Module):
+    """A layer without steps, by SpikingJelly's function and by its container; pooled by a node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3)
+        self.act = node("silu", scale=torch.rand(4, 1, 1) + 0.5, resting=0.125)
+        self.pool = node("max_pool", arguments=POOL)
+        self.second = layer.SeqToANNContainer(nn.Conv2d(4, 3, 2), batch_norm(nn.BatchNorm2d, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(functional.seq_to_ann_forward(x, self.first))
+        return self.second(self.pool(x)).flatten(2)
+
+
 class Softmax(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -134,6 +176,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (6,),
     ),
     "softmax at the end": (Softmax, (6,)),
+    "attention": (Attention, (5, 6)),
     "mean at the end": (lambda: nn.Sequential(mlp(), plugin().RunningMean()), (6,)),
 }  # fmt: skip
 
@@ -256,7 +299,7 @@ def test_additions_are_counted_for_spikes() -> None:
     with op_counter.Spikes(spiking) as spikes:
         ac = op_counter.ACCounter(spikes.rules_of(op_counter.ACCounter))
         mac = op_counter.MACCounter(spikes.rules_of(op_counter.MACCounter))
-        with op_counter.DispatchCounterMode([spikes, ac, mac]):
+        with torch.no_grad(), op_counter.DispatchCounterMode([spikes, ac, mac]):
             spiking(torch.randn(1, 8))
     assert mac.get_total() == 0
     assert ac.get_total() == 8 * 7 + 7 * 3  # a sign from every neuron, no silence
@@ -852,6 +895,54 @@ def test_settings_of_nodes_and_layers_stay() -> None:
         assert torch.equal(new.scale, act.scale) and new.step_mode == "m"
         modes = {m.step_mode for m in other.modules() if isinstance(m, base.StepModule)}
         assert modes == {"m"}
+
+
+def test_layers_without_steps_in_networks_over_time() -> None:
+    torch.manual_seed(0)
+    net, x = ByStep().double().eval(), torch.randn(STEPS, 3, 1, 6, 6, dtype=torch.float64)
+    functional.set_step_mode(net, "m")
+    spiking = sg.to_spikes(net, x[:2])
+    decoded = sg.to_decoded(spiking, x[:2])
+    assert sg.check(spiking, x).ok and sg.check(decoded, x).ok
+    with torch.no_grad():
+        wanted = net(x)
+        assert_close([spiking(x)], [wanted])
+        assert_close([decoded(x)], [wanted])
+
+
+def test_token_ids_are_looked_up_before_the_coding() -> None:
+    torch.manual_seed(0)
+    table = nn.Sequential(nn.Embedding(9, 6), mlp()).double()
+    ids = torch.randint(9, (4, 5))
+    spiking = sg.to_spikes(table, ids)
+    assert sg.check(spiking, ids).ok and sg.check(table, ids).ok
+    assert_close(steps(spiking, ids), steps(table, ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net, x = mlp().to(dtype), torch.randn(4, 6, dtype=dtype)
+    spiking = sg.to_spikes(net, x)
+    assert sg.check(spiking, x).ok
+    # a spike may move where values are rounded so
+    (a,), (b,) = steps(spiking, x), steps(net, x)
+    assert float((a - b).abs().mean()) < 0.15 and a.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_the_result_is_saved_and_loaded(name: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    x = torch.randn(4, *shape)
+    net = sg.to_spikes(make(), x)
+    torch.save(net, tmp_path / "net.pt")
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert all(map(torch.equal, steps(loaded, x), steps(net, x)))
+    torch.manual_seed(1)
+    other = sg.to_spikes(make(), x)
+    other.load_state_dict(net.state_dict())
+    assert all(map(torch.equal, steps(other, x), steps(net, x)))
 
 
 def test_one_spiking_form_into_another() -> None:

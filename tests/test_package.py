@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FROM_SIMULATOR = {name for name, home in sg._HOME.items() if home.startswith("plugins.")}
+FROM_SIMULATOR -= set(sg.plugins.forms.__all__)  # of networks of any, and of none
 
 # Blocks what is not torch's own, as if it were not installed.
 TORCH_ALONE = """

@@ -14,6 +14,7 @@ from ...neurons.schedules import ConstantSchedule, Schedule
 from .examining import examine
 from .hand import Hand
 from .linear import (
+    FIRST,
     LINEAR,
     MOVES,
     NONLINEAR,
@@ -217,7 +218,9 @@ class _Coder:
     def _at_call(self, call: fx.Node, inputs: list[fx.Node]) -> str:
         kind, states = self.kinds[call], {self.state[n] for n in inputs}
         linear = kind in (LINEAR, MOVES)
-        if states == {RAW} and (kind == MOVES or call in self.early or call not in self.feeds):
+        if states == {RAW} and (
+            kind in (MOVES, FIRST) or call in self.early or call not in self.feeds
+        ):
             return RAW
         if READ not in states and linear:
             self._wanted(call, inputs, INCREMENTS)

@@ -188,7 +188,7 @@ class _Tracer(fx.Tracer):
 
 def _traced(net: nn.Module, simulator: Simulator) -> fx.Graph:
     try:
-        return _Tracer(simulator).trace(net)
+        graph = _Tracer(simulator).trace(net)
     except Exception as error:  # whatever a forward raises that is handed proxies
         raise InputError(
             f"{type(net).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}. "
@@ -196,3 +196,5 @@ def _traced(net: nn.Module, simulator: Simulator) -> fx.Graph:
             "modules whatever the values are: without branches on values, and without a loop over "
             "time."
         ) from error
+    graph._tracer_cls = None  # a module of it is loaded by torch's own
+    return graph

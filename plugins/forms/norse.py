@@ -75,9 +75,10 @@ class _Norse(Simulator):
         offset: tuple[float | Tensor, ...] | None,
     ) -> nn.Module:
         assert isinstance(module, (SignGD, SignGDCell))
+        none = type(module.p)._field_defaults["initial_input"]
         p = module.p._replace(
             spikes=spikes,
-            initial_input=single(initial) if initial else 0.0,
+            initial_input=single(initial) if initial else none,
             offset=None if offset is None else single(offset),
         )
         other = type(module)(p, module.dt)

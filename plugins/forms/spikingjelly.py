@@ -47,12 +47,13 @@ class _SpikingJelly(Simulator):
     ) -> nn.Module:
         assert isinstance(module, SignGDNode)
         gradient = module.surrogate_function if has_gradient(spikes, module.momentum) else None
+        begins = {"initial_input": single(initial)} if initial else {}
         return SignGDNode(
             module.function,
             module.schedule,
             scale=module.scale,
             resting=module.resting,
-            initial_input=single(initial) if initial else 0.0,
+            **begins,
             spikes=spikes,
             offset=None if offset is None else single(offset),
             arguments=module.arguments,
