@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,19 @@ class Product(nn.Module):
         return {"logits": self.c(product), "features": (product,)}
 
 
+class Gain(nn.Module):
+    """A node of which an argument is a constant."""
+
+    def __init__(self, expanded: bool = True) -> None:
+        super().__init__()
+        self.layer, self.product = layer.Linear(6, 5), node("mul", scale=2.0)
+        self.gain, self.expanded = nn.Parameter(torch.rand(5)), expanded
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return self.product(y, self.gain.expand_as(y) if self.expanded else self.gain)
+
+
 class OverTime(nn.Module):
     """As SpikingJelly's own examples: repeated T times at the input, the mean at the output."""
 
@@ -168,6 +182,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cnn": (cnn, (1, 6, 6)),
     "residual": (Residual, (6,)),
     "two arguments": (Product, (6,)),
+    "a constant argument": (Gain, (6,)),
     "ends with a node": (lambda: nn.Sequential(layer.Linear(6, 4), node("gelu")), (6,)),
     "begins with a node": (lambda: nn.Sequential(node("gelu"), layer.Linear(6, 2)), (6,)),
     "nested": (lambda: nn.Sequential(nn.Sequential(mlp(), node()), nn.Linear(3, 2)), (6,)),
@@ -811,6 +826,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "ternary",
         r"'1' \(SignGDNode\) has momentum=0.5",
     ),
+    "a constant without samples": (
+        lambda: Gain(expanded=False),
+        "signed",
+        r"'product' \(SignGDNode\) is called with \[\[4, 5\], \[5\]\].*expand_as",
+    ),
     "an unknown form": (mlp, "graded", "spikes is one of signed, binary, ternary"),
     "decoded": (mlp, "decoded", "spikes is one of signed, binary, ternary"),
     "two simulators": (
@@ -979,3 +999,13 @@ def test_what_no_layer_can_hold_as_its_bias_is_added_by_itself() -> None:
     assert isinstance(modules["bias"], Shift) and repr(modules["bias"]) == "Shift(bias=[4, 1, 1])"
     torch.testing.assert_close(modules["3"].bias, net[3].bias)
     assert_close(steps(sg.to_spikes(decoded, x), x), steps(net, x))
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/by_hand_forms.md"""
+    page = (Path(__file__).parent.parent / "docs" / "by_hand_forms.md").read_text()
+    scope: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(code, scope)
+    printed = re.sub(r"SignGDNode\(gelu, .*\)", "SignGDNode(gelu, ...)", capsys.readouterr().out)
+    assert printed == "".join(re.findall(r"```\n((?:Seq|mod).*?)```", page, re.S))

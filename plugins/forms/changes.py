@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...neurons.protocol import SPIKES
 from ...neurons.schedules import ConstantSchedule, Schedule
 from .examining import examine
-from .hand import Hand
+from .hand import Hand, after, before
 from .linear import (
     FIRST,
     LINEAR,
@@ -171,11 +171,11 @@ class _Coder:
         self.state: dict[fx.Node, str] = {}
         self.made: dict[tuple[str, fx.Node], fx.Node] = {}
         self.passed: list[fx.Node] = []  # the linear calls that increments go through
-        self.feeds = _before(hand.neurons())
+        self.feeds = before(hand.neurons())
         self.kinds = self._kinds()
         steps = [call for call, kind in self.kinds.items() if kind == STEPS]
-        mixed = _before([call for call in steps if call not in _after(hand.neurons())])
-        self.early = {*mixed, *steps} - _after(hand.neurons())
+        mixed = before([call for call in steps if call not in after(hand.neurons())])
+        self.early = {*mixed, *steps} - after(hand.neurons())
 
     def _kinds(self) -> dict[fx.Node, str]:
         found, varies = {}, set()
@@ -233,7 +233,7 @@ class _Coder:
 
     def _weights_behind(self, call: fx.Node) -> bool:
         """Whether a layer with weights follows, which would compute with real values."""
-        modules = [self.hand.module(n) for n in _after([call]) - {call}]
+        modules = [self.hand.module(n) for n in after([call]) - {call}]
         return any(m is not None and next(m.parameters(), None) is not None for m in modules)
 
     def _wanted(self, call: fx.Node, inputs: list[fx.Node], state: str) -> None:
@@ -244,16 +244,16 @@ class _Coder:
             elif state == READ and self.state[value] == INCREMENTS:
                 self._insert("readout", value, call)
 
-    def _insert(self, name: str, value: fx.Node, before: fx.Node) -> None:
+    def _insert(self, name: str, value: fx.Node, user: fx.Node) -> None:
         made = self.made.get((name, value))
         if made is not None:
-            before.replace_input_with(value, made)
+            user.replace_input_with(value, made)
             return
         if name == "encode":
             module = self._encode(self._schedule)
         else:
             module = self.hand.simulator.readout(self.first, 0.0, 0.0)
-        made = self.made[name, value] = self.hand.insert(name, module, value, before)
+        made = self.made[name, value] = self.hand.insert(name, module, value, user)
         self.state[made] = INCREMENTS if name == "encode" else READ
 
     @property
@@ -322,30 +322,6 @@ def _module(hand: Hand, call: fx.Node) -> nn.Module:
     return module
 
 
-def _before(calls: Sequence[fx.Node]) -> set[fx.Node]:
-    """The calls that one of these depends on."""
-    found: set[fx.Node] = set()
-    ahead = [n for call in calls for n in call.all_input_nodes]
-    while ahead:
-        call = ahead.pop()
-        if call not in found:
-            found.add(call)
-            ahead += call.all_input_nodes
-    return found
-
-
-def _after(calls: Sequence[fx.Node]) -> set[fx.Node]:
-    """These calls and those that depend on one of them."""
-    found: set[fx.Node] = set()
-    ahead = list(calls)
-    while ahead:
-        call = ahead.pop()
-        if call not in found:
-            found.add(call)
-            ahead += list(call.users)
-    return found
-
-
 # -- back to decoded values -----------------------------------------------------------------------
 
 
@@ -371,8 +347,8 @@ def _spread(part: Part, call: fx.Node) -> tuple[float | Tensor, ...]:
 def _put_bias(hand: Hand, rest: Run, value: fx.Node, call: fx.Node, bias: float | Tensor) -> None:
     """Into the layer before, where it is one that has a bias for each channel and feeds this call
     alone; else added by a ``Shift``."""
-    for before in _chain(hand, value):
-        module, like = _module(hand, before), rest.env[before]
+    for layer in _chain(hand, value):
+        module, like = _module(hand, layer), rest.env[layer]
         if _take_bias(module, like, bias, _over_time(hand)):
             return
         if not isinstance(module, nn.Identity) and not drops(module):

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from ...converters import CheckReport, Coverage
-from .hand import Hand
-from .linear import NONLINEAR, PLAIN, STATEFUL, STEPS, Trials, unlike_eval
+from .hand import Hand, before
+from .linear import LINEAR, MOVES, NONLINEAR, PLAIN, STATEFUL, STEPS, Trials, unlike_eval
 from .parts import Part
 from .resting import Run, check_example, close, one_unit
 
 DECODED = "decoded"
 _COMMON = ("ternary", "binary")  # forms with one schedule and one m in a network
-_TO_SPIKES = "to_spikes(net, example) of the network in the decoded form puts it in place"
+_TO_SPIKES = "to_spikes does it for a network in the decoded form"
 
 
 class HandReport(CheckReport):
@@ -43,7 +43,9 @@ class HandReport(CheckReport):
         kind = max([len(row.module) for row in self.rows] + [4])
         lines = [f"{'module':<{width}}  {'type':<{kind}}  is"]
         lines += [f"{r.path:<{width}}  {r.module:<{kind}}  {r.operation}" for r in self.rows]
-        return "\n".join([*lines, f"{self.model} is sound." if self.ok else self.faults_text()])
+        return "\n".join(
+            [*dict.fromkeys(lines), f"{self.model} is sound." if self.ok else self.faults_text()]
+        )
 
 
 def examine(net: Any, example: Any) -> HandReport:
@@ -64,7 +66,7 @@ class _Signal:
 class _Examined:
     def __init__(self, hand: Hand, example: Any) -> None:
         self.hand, self.example = hand, example
-        self.faults: dict[str, tuple[str, str, str]] = {}  # by path: type, fault, fix
+        self.faults: dict[str, list[Coverage]] = {}  # by path
         self._training()
         self.over_time = any(part.over_time for _, part in hand.parts())
         check_example(hand, example, self.over_time)
@@ -80,32 +82,36 @@ class _Examined:
         if self.spiking and not self.faults:
             self._starts()
         known = {str(call.target): part for call, part in self.hand.parts()}
-        rows = [self._row(path, part) for path, part in known.items()]
-        rows += [
-            Coverage(path, "at fault", kind, "unsupported", fault, fix)
-            for path, (kind, fault, fix) in self.faults.items()
-            if path not in known
-        ]
+        order = dict.fromkeys([*map(self._path, self.hand.graph.nodes), *self.faults])
+        rows: list[Coverage] = []
+        for path in order:
+            sound = [self._row(path, known[path])] if path in known else []
+            rows += self.faults.get(path, sound)
         return HandReport(self.hand.name, tuple(rows))
+
+    def _path(self, call: fx.Node) -> str:
+        """A module's, or that of the module in whose forward an operation stands."""
+        path = call.target if call.op == "call_module" else call.meta.get("path")
+        return str(path or call.name)
 
     def _row(self, path: str, part: Part) -> Coverage:
         module = type(self.hand.root.get_submodule(path)).__name__
-        _, fault, fix = self.faults.get(path, ("", "", ""))
         becomes = "neuron" if part.role == "neuron" else "linear"
-        return Coverage(
-            path, _describe(part), module, "unsupported" if fault else becomes, fault, fix
-        )
+        return Coverage(path, _describe(part), module, becomes)
 
     def _fault(self, call: fx.Node, fault: str, fix: str) -> None:
-        module = self.hand.module(call)
+        module, part = self.hand.module(call), self.hand.part(call)
         name = type(module).__name__ if module is not None else call.name
-        path = str(call.target) if module is not None else str(call.meta.get("path", ""))
-        self.faults.setdefault(path or call.name, (name, fault, fix))
+        path, what = self._path(call), "at fault" if part is None else _describe(part)
+        found = self.faults.setdefault(path, [])
+        if fault not in [row.detail for row in found]:
+            found.append(Coverage(path, what, name, "unsupported", fault, fix))
 
     def _training(self) -> None:
         for path, module in unlike_eval(self.hand.root):
             fault = "is in training mode, in which its outputs depend on the batch or on chance"
-            self.faults[path] = (type(module).__name__, fault, "call net.eval()")
+            row = (path, "at fault", type(module).__name__, "unsupported", fault, "call net.eval()")
+            self.faults[path] = [Coverage(*row)]
         self.hand.root.eval()
 
     # -- each call --------------------------------------------------------------------------------
@@ -159,17 +165,29 @@ class _Examined:
             return
         source = self._source(signal.source)
         if takes != DECODED and signal.form == DECODED and not signal.source:
-            self._fault(
-                call,
-                f"takes {takes} spikes, and no Encode before it makes such of the input",
-                f'put Encode(schedule, spikes="{takes}") at the input; {_TO_SPIKES}',
-            )
+            self._uncoded(call, takes)
         else:
             self._fault(
                 call,
                 f"takes {_sent(takes)}, and {self.hand.where(source)} sends {_sent(signal.form)}",
                 "give all modules of a network one form; to_spikes and to_decoded do",
             )
+
+    def _uncoded(self, call: fx.Node, takes: str) -> None:
+        """No Encode: named with the biases between the input and the neurons."""
+        self._fault(
+            call,
+            f"takes {takes} spikes, and no Encode before it makes such of the input",
+            f'put Encode(schedule, spikes="{takes}") at the input; {_TO_SPIKES}',
+        )
+        for earlier in before([call]):
+            inputs = [n for n in earlier.all_input_nodes if n in self.signals]
+            linear = inputs and self.trials.kind(earlier, inputs) in (LINEAR, MOVES)
+            if linear and self._adds(earlier, inputs):
+                self._bias(earlier, takes)
+
+    def _adds(self, call: fx.Node, inputs: list[fx.Node]) -> bool:
+        return any(bool((y != 0).any()) for y in self.trials.constant(call, inputs))
 
     def _at_call(self, call: fx.Node, inputs: list[fx.Node]) -> None:
         forms = [self.signals[n] for n in inputs]
@@ -188,13 +206,19 @@ class _Examined:
             )
         elif kind in (NONLINEAR, STATEFUL, STEPS):
             self._fault(call, *_unfit(kind, spiking[0].form))
-        elif any(bool((y != 0).any()) for y in self.trials.constant(call, inputs)):
-            behind = ", ".join(map(self.hand.where, self._behind(call)))
-            self._fault(
-                call,
-                f"adds its bias at every step to {spiking[0].form} spikes, before {behind}",
-                f"leave the bias out (bias=False) and pass it as initial_input there; {_TO_SPIKES}",
-            )
+        elif self._adds(call, inputs):
+            self._bias(call, spiking[0].form)
+
+    def _bias(self, call: fx.Node, form: str) -> None:
+        behind = self._behind(call)
+        parts = [part for n in behind if (part := self.hand.part(n)) is not None]
+        takes = "initial_input there" if parts and parts[0].role == "neuron" else "Readout(initial)"
+        self._fault(
+            call,
+            f"adds its bias at every step to {form} spikes, before "
+            f"{', '.join(map(self.hand.where, behind))}",
+            f"make it with bias=False and pass the bias as {takes}; {_TO_SPIKES}",
+        )
 
     def _behind(self, call: fx.Node) -> list[fx.Node]:
         """The modules of ours, or the output, that a call feeds."""

@@ -6,7 +6,7 @@ A *call* is a node of a torch.fx graph.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -44,26 +44,24 @@ class Hand:
         module = self.module(call)
         return None if module is None else self.simulator.part(module)
 
-    def neurons(self) -> list[fx.Node]:
-        return self._parts("neuron")
-
-    def readouts(self) -> list[fx.Node]:
-        return self._parts("readout")
-
-    def _parts(self, *roles: str) -> list[fx.Node]:
-        found = [(call, self.part(call)) for call in self.graph.nodes]
-        return [call for call, part in found if part is not None and part.role in roles]
-
     def parts(self) -> list[tuple[fx.Node, Part]]:
         """The calls of modules of ours that have a form, in order."""
         found = [(call, self.part(call)) for call in self.graph.nodes]
         return [(call, part) for call, part in found if part is not None]
+
+    def neurons(self) -> list[fx.Node]:
+        return [call for call, part in self.parts() if part.role == "neuron"]
+
+    def readouts(self) -> list[fx.Node]:
+        return [call for call, part in self.parts() if part.role == "readout"]
 
     def where(self, call: fx.Node) -> str:
         """A call as messages name it: the module's path and type, or an operation and its place."""
         module = self.module(call)
         if module is not None:
             return f"'{call.target}' ({type(module).__name__})"
+        if call.op == "output":
+            return "the output"
         path = call.meta.get("path")
         return f"'{path}' ({call.name})" if path else f"'{call.name}'"
 
@@ -84,16 +82,15 @@ class Hand:
         """Another module in the place of the one that is called."""
         self.root.set_submodule(str(call.target), module)
 
-    def insert(self, name: str, module: nn.Module, value: fx.Node, before: fx.Node) -> fx.Node:
-        """Between ``value`` and its user ``before``."""
+    def insert(self, name: str, module: nn.Module, value: fx.Node, user: fx.Node) -> fx.Node:
+        """Between a value and one of its users."""
         path, k = name, 0
         while hasattr(self.root, path):
             path, k = f"{name}_{k + 1}", k + 1
         self.root.add_module(path, module)
-        with self.graph.inserting_before(before):
+        with self.graph.inserting_before(user):
             call = self.graph.call_module(path, (value,))
-        call.meta["inserted"] = True
-        before.replace_input_with(value, call)
+        user.replace_input_with(value, call)
         return call
 
     def remove(self, call: fx.Node) -> None:
@@ -152,6 +149,30 @@ def _copy(net: nn.Module) -> nn.Module:
         if callable(reset := getattr(module, "reset", None)):
             reset()
     return copy
+
+
+def before(calls: Sequence[fx.Node]) -> set[fx.Node]:
+    """The calls that one of these depends on."""
+    found: set[fx.Node] = set()
+    ahead = [n for call in calls for n in call.all_input_nodes]
+    while ahead:
+        call = ahead.pop()
+        if call not in found:
+            found.add(call)
+            ahead += call.all_input_nodes
+    return found
+
+
+def after(calls: Sequence[fx.Node]) -> set[fx.Node]:
+    """These calls and those that depend on one of them."""
+    found: set[fx.Node] = set()
+    ahead = list(calls)
+    while ahead:
+        call = ahead.pop()
+        if call not in found:
+            found.add(call)
+            ahead += list(call.users)
+    return found
 
 
 # -- tracing --------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def _floats(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors of what a call gives."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield value
+            yield value.detach()
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _floats(item)

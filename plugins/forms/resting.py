@@ -74,7 +74,7 @@ class Run(fx.Interpreter):
     def inputs(self, call: fx.Node) -> tuple[Tensor, ...]:
         """The values that a module of ours is called with."""
         given: Any = call.args
-        args: tuple[Tensor, ...] = fx.node.map_arg(given, lambda n: self.env[n])
+        args: tuple[Tensor, ...] = fx.node.map_arg(given, lambda n: self.env[n].detach())
         return args
 
     @torch.no_grad()
@@ -103,7 +103,14 @@ def samples(hand: Hand, run: Run, call: fx.Node) -> tuple[float | Tensor, ...]:
     """
     part = hand.part(call)
     assert part is not None
-    return tuple(_sample(hand, call, x, part.over_time) for x in run.inputs(call))
+    inputs, leading = run.inputs(call), 2 if part.over_time else 1
+    if len({x.shape[:leading] for x in inputs}) > 1:
+        raise InputError(
+            f"{hand.where(call)} is called with {[list(x.shape) for x in inputs]}: in a spiking "
+            "form each input has the steps and samples of the others. Pass constants as "
+            "constant.expand_as(x)."
+        )
+    return tuple(_sample(hand, call, x, part.over_time) for x in inputs)
 
 
 def _sample(hand: Hand, call: fx.Node, x: Tensor, over_time: bool) -> float | Tensor:
