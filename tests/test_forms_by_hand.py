@@ -965,6 +965,22 @@ def test_the_result_is_saved_and_loaded(name: str, tmp_path: Any) -> None:
     assert all(map(torch.equal, steps(other, x), steps(net, x)))
 
 
+def test_parameters_of_nodes_stay_and_train() -> None:
+    torch.manual_seed(0)
+    act = node("gelu", resting=nn.Parameter(torch.rand(8)), learnable=("scale", "dead_zone"))
+    net, x = nn.Sequential(layer.Linear(6, 8), act, layer.Linear(8, 3)), torch.randn(4, 6)
+    net(x).sum().backward()  # leaves a graph in the state
+    spiking = sg.to_spikes(net, x)
+    decoded = sg.to_decoded(spiking, x)
+    assert type(spiking) is type(decoded) is nn.Sequential
+    learned = {"1.scale", "1.resting", "1.dead_zone"}
+    assert {*dict(spiking.named_parameters())} == {"0.weight", "2.weight", *learned}
+    assert {*dict(decoded.named_parameters())} == {*dict(net.named_parameters())}
+    decoded(x).square().sum().backward()
+    assert all(p.grad is not None for p in decoded.parameters())
+    assert not any(a is b for a in decoded.parameters() for b in spiking.parameters())
+
+
 def test_one_spiking_form_into_another() -> None:
     torch.manual_seed(0)
     net, x = mlp().double(), torch.randn(4, 6, dtype=torch.float64)

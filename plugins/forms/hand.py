@@ -6,13 +6,14 @@ A *call* is a node of a torch.fx graph.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ...errors import InputError
+from ...neurons.base import tensors_in
 from .parts import Part, Simulator, simulator_of
 
 
@@ -33,7 +34,7 @@ class Hand:
             )
         self.simulator: Simulator = simulator
         self.name = type(net).__name__
-        self.root = _copy(net)
+        self.root = _copy(net, simulator)
         self.graph = simulator.graph(self.root) or _traced(self.root, simulator)
         self.edited = False
 
@@ -138,17 +139,19 @@ def _child(call: fx.Node) -> str | None:
     return path.partition(".")[0] or None
 
 
-def _copy(net: nn.Module) -> nn.Module:
-    try:
-        copy = deepcopy(net)
-    except RuntimeError as error:
-        raise InputError(
-            f"{type(net).__name__} cannot be copied: {error} Reset it first (functional.reset_net)."
-        ) from error
-    for module in copy.modules():
-        if callable(reset := getattr(module, "reset", None)):
-            reset()
+def _copy(net: nn.Module, simulator: Simulator) -> nn.Module:
+    """A deep copy, its state reset; what a run with gradients has left is no obstacle."""
+    copy = deepcopy(net, {id(x): x.detach() for x in _recorded(net)})
+    simulator.reset(copy)
     return copy
+
+
+def _recorded(net: nn.Module) -> Iterator[Tensor]:
+    """The tensors of states that are of a graph, which cannot be copied."""
+    for module in net.modules():
+        states = [*vars(module).values(), *getattr(module, "_memories", {}).values()]
+        for state in states:
+            yield from [x for x in tensors_in(state) if x.grad_fn is not None]
 
 
 def before(calls: Sequence[fx.Node]) -> set[fx.Node]:
@@ -181,15 +184,14 @@ def after(calls: Sequence[fx.Node]) -> set[fx.Node]:
 class _Tracer(fx.Tracer):
     """Modules of torch and of the simulators are calls, those of the user are followed."""
 
-    def __init__(self, simulator: Simulator) -> None:
+    def __init__(self, ours: set[nn.Module]) -> None:
         super().__init__()
-        self.simulator = simulator
-        self.within = [""]
+        self.ours, self.within = ours, [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self.simulator.part(m) is not None:
+        if m in self.ours:
             return True
-        if any(self.simulator.part(part) is not None for part in m.modules()):
+        if any(part in self.ours for part in m.modules()):
             return False
         library = type(m).__module__.partition(".")[0] in ("spikingjelly", "spikingjelly_signgd")
         return library or super().is_leaf_module(m, module_qualified_name)
@@ -208,8 +210,10 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(net: nn.Module, simulator: Simulator) -> fx.Graph:
+    # found before: while tracing, whoever reads a parameter leaves a trace
+    ours = {module for module in net.modules() if simulator.part(module) is not None}
     try:
-        graph = _Tracer(simulator).trace(net)
+        graph = _Tracer(ours).trace(net)
     except Exception as error:  # whatever a forward raises that is handed proxies
         raise InputError(
             f"{type(net).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}. "

@@ -48,6 +48,9 @@ class _Norse(Simulator):
     def stateful(self, module: nn.Module) -> bool:
         return any(map(_is_module_stateful, module.modules()))
 
+    def reset(self, net: nn.Module) -> None:
+        """Norse's modules hold no state."""
+
     def graph(self, net: nn.Module) -> fx.Graph | None:
         if not isinstance(net, SequentialState) or net.return_hidden:
             raise InputError(

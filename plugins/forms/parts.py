@@ -50,6 +50,10 @@ class Simulator(ABC):
         """Whether what a module makes of a step depends on the steps before."""
 
     @abstractmethod
+    def reset(self, net: nn.Module) -> None:
+        """Before the first step."""
+
+    @abstractmethod
     def graph(self, net: nn.Module) -> fx.Graph | None:
         """The graph of a container that torch.fx does not follow, None for what it does.
 

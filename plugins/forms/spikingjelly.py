@@ -30,6 +30,11 @@ class _SpikingJelly(Simulator):
         parts = [part for part in module.modules() if not drops(part)]
         return any(isinstance(part, (base.MemoryModule, nn.RNNBase)) for part in parts)
 
+    def reset(self, net: nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, base.MemoryModule):
+                module.reset()
+
     def graph(self, net: nn.Module) -> fx.Graph | None:
         return None
 
