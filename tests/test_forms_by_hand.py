@@ -112,6 +112,18 @@ class Gain(nn.Module):
         return self.product(y, self.gain.expand_as(y) if self.expanded else self.gain)
 
 
+class Square(nn.Module):
+    """A node of which both arguments are one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.product = layer.Linear(6, 5), node("mul", scale=2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return self.product(y, y)
+
+
 class OverTime(nn.Module):
     """As SpikingJelly's own examples: repeated T times at the input, the mean at the output."""
 
@@ -183,6 +195,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (6,)),
     "two arguments": (Product, (6,)),
     "a constant argument": (Gain, (6,)),
+    "one value as two arguments": (Square, (6,)),
     "ends with a node": (lambda: nn.Sequential(layer.Linear(6, 4), node("gelu")), (6,)),
     "begins with a node": (lambda: nn.Sequential(node("gelu"), layer.Linear(6, 2)), (6,)),
     "nested": (lambda: nn.Sequential(nn.Sequential(mlp(), node()), nn.Linear(3, 2)), (6,)),

@@ -17,10 +17,11 @@ from ...converters.conversion import _forms
 from ...converters.lowering import Forms
 from ...converters.rules import Entry, Operation
 from ...errors import InputError
-from .changes import to_decoded, to_spikes
+from .decoded import to_decoded
 from .examining import HandReport, examine
 from .linear import Shift
 from .parts import simulator_of
+from .spikes import to_spikes
 
 __all__ = ["HandReport", "Shift", "check", "to_decoded", "to_spikes"]
 

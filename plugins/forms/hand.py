@@ -41,6 +41,11 @@ class Hand:
     def module(self, call: fx.Node) -> nn.Module | None:
         return self.root.get_submodule(str(call.target)) if call.op == "call_module" else None
 
+    def called(self, call: fx.Node) -> nn.Module:
+        module = self.module(call)
+        assert module is not None
+        return module
+
     def part(self, call: fx.Node) -> Part | None:
         module = self.module(call)
         return None if module is None else self.simulator.part(module)

@@ -68,7 +68,9 @@ class _Norse(Simulator):
         return graph
 
     def chained(self, net: nn.Module, children: dict[str, nn.Module]) -> nn.Module | None:
-        return SequentialState(*children.values()).train(net.training)
+        chain = SequentialState(*children.values())
+        chain.training = net.training  # its own alone: modules have theirs
+        return chain
 
     def neuron(
         self,

@@ -41,7 +41,9 @@ class _SpikingJelly(Simulator):
     def chained(self, net: nn.Module, children: dict[str, nn.Module]) -> nn.Module | None:
         if not isinstance(net, nn.Sequential) or type(net).forward is not nn.Sequential.forward:
             return None
-        return nn.Sequential(OrderedDict(children)).train(net.training)
+        chain = nn.Sequential(OrderedDict(children))
+        chain.training = net.training  # its own alone: modules have theirs
+        return chain
 
     def neuron(
         self,
