@@ -36,6 +36,7 @@ def to_decoded(net: nn.Module, example: Any) -> nn.Module:
     report = examine(net, example)
     if not report.ok:
         raise InputError(f"to_decoded: {report.faults_text()}")
+    hand.check_calls()
     _put_biases(hand, example)
     for call, part in hand.parts():
         if part.role == "neuron":

@@ -32,6 +32,8 @@ class Hand:
                 "Norse's SignGD; convert(model, calibration) makes a spiking network of a trained "
                 "model."
             )
+        if simulator.part(net) is not None:
+            net = nn.Sequential(net)
         self.simulator: Simulator = simulator
         self.name = type(net).__name__
         self.root = _copy(net, simulator)
