@@ -135,6 +135,8 @@ def check_range(owner: str, name: str, value: Any) -> None:
 
 def within(name: str, value: Tensor) -> Tensor:
     """A learned value in its range, with the gradient that keeps it there or leads back."""
+    if not torch.is_grad_enabled():
+        return value.clamp(*RANGES[name])
     out: Tensor = _Within.apply(value, *RANGES[name])  # type: ignore[no-untyped-call]
     return out
 
