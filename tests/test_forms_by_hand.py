@@ -1016,6 +1016,15 @@ def test_parameters_of_nodes_stay_and_train() -> None:
     assert not any(a is b for a in decoded.parameters() for b in spiking.parameters())
 
 
+def test_biases_that_are_zero_leave_too_lest_they_are_learned() -> None:
+    net = cnn()
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    names = dict(sg.to_spikes(net, torch.randn(2, 1, 6, 6)).named_parameters())
+    assert [name for name, p in names.items() if "bias" in name and p.requires_grad] == []
+
+
 def test_one_spiking_form_into_another() -> None:
     torch.manual_seed(0)
     net, x = mlp().double(), torch.randn(4, 6, dtype=torch.float64)

@@ -6,7 +6,8 @@ through the linear part of each call alone: a bias that every step added would b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,12 +147,10 @@ def take_off(hand: Hand, trials: Trials, call: fx.Node, varies: list[fx.Node]) -
 
     Raises InputError where something else is added.
     """
-    if not _nonzero(trials.constant(call, varies)):
-        return
     wanted, module = trials.change(call, varies), hand.module(call)
     if module is not None:
         _without_bias(module)
-    else:
+    elif _nonzero(trials.constant(call, varies)):
         _zero_constants(hand, trials, call, varies)
     change = trials.change(call, varies)
     if _nonzero(trials.constant(call, varies)) or not all(map(close, change, wanted)):
@@ -168,79 +167,53 @@ def _without_bias(module: nn.Module) -> None:
             for shift in (part.running_mean, part.bias):
                 if shift is not None:
                     shift.data.zero_()
+            if part.bias is not None:
+                part.bias.requires_grad_(False)  # nor may it be learned
         elif isinstance(getattr(part, "bias", None), Tensor):
             part.register_parameter("bias", None)
 
 
 def _zero_constants(hand: Hand, trials: Trials, call: fx.Node, varies: list[fx.Node]) -> None:
     """Sets to zero the arguments without which less comes out where nothing comes in."""
-    for place in _arguments(call):
-        if place.value in varies or isinstance(place.value, bool):
-            continue
-        before, kept = trials.constant(call, varies), (call.args, call.kwargs)
-        if isinstance(place.value, fx.Node):
-            if not isinstance(value := trials.run.env[place.value], Tensor):
-                continue
+    for value in [n for n in call.all_input_nodes if n not in varies]:
+        if isinstance(constant := trials.run.env[value], Tensor):
             with hand.graph.inserting_before(call):
-                zero: Any = hand.graph.call_function(torch.zeros_like, (place.value,))
-            trials.run.env[zero] = torch.zeros_like(value)
-        elif isinstance(place.value, (int, float)):
-            zero = 0
-        else:
-            continue
-        place.put(zero)
-        if not _less(trials, call, varies, before):
-            call.args, call.kwargs = kept
-            if isinstance(zero, fx.Node):
+                zero = hand.graph.call_function(torch.zeros_like, (value,))
+            trials.run.env[zero] = torch.zeros_like(constant)
+            if not _helps(
+                hand, trials, call, varies, partial(call.replace_input_with, value, zero)
+            ):
                 hand.graph.erase_node(zero)
-        else:
-            hand.edited = True
+    for k, number in enumerate(call.args):
+        if isinstance(number, (int, float)):
+            _helps(hand, trials, call, varies, partial(call.update_arg, k, 0))
+    for key, number in call.kwargs.items():
+        if isinstance(number, (int, float)):
+            _helps(hand, trials, call, varies, partial(call.update_kwarg, key, 0))
 
 
-def _less(trials: Trials, call: fx.Node, varies: list[fx.Node], before: list[Tensor]) -> bool:
+def _helps(
+    hand: Hand, trials: Trials, call: fx.Node, varies: list[fx.Node], change: Callable[[], None]
+) -> bool:
+    """Makes a change of a call's arguments, and takes it back unless less comes out."""
+    much, kept = trials.constant(call, varies), (call.args, call.kwargs)
+    change()
+    if _less(trials, call, varies, much):
+        hand.edited = True
+        return True
+    call.args, call.kwargs = kept
+    return False
+
+
+def _less(trials: Trials, call: fx.Node, varies: list[fx.Node], much: list[Tensor]) -> bool:
     try:
-        after = trials.constant(call, varies)
+        left = trials.constant(call, varies)
     except Exception:  # a size, or an axis, that cannot be 0
         return False
-    same = [a.shape == b.shape for a, b in zip(after, before, strict=True)]
-    return all(same) and any(
-        float(a.abs().sum()) < float(b.abs().sum()) for a, b in zip(after, before, strict=True)
-    )
-
-
-class _Argument:
-    """One argument of a call, also within a list of them."""
-
-    def __init__(self, call: fx.Node, path: tuple[Any, ...], value: Any) -> None:
-        self.call, self.path, self.value = call, path, value
-
-    def put(self, value: Any) -> None:
-        self.call.args = _replaced(self.call.args, self.path, value)
-        self.call.kwargs = _replaced(self.call.kwargs, self.path, value)
-
-
-def _arguments(call: fx.Node) -> list[_Argument]:
-    given = [*enumerate(call.args), *call.kwargs.items()]
-    found = []
-    for key, value in given:
-        if isinstance(value, (list, tuple)):
-            found += [_Argument(call, (key, k), item) for k, item in enumerate(value)]
-        else:
-            found.append(_Argument(call, (key,), value))
-    return found
-
-
-def _replaced(given: Any, path: tuple[Any, ...], value: Any) -> Any:
-    key, *rest = path
-    if isinstance(given, dict):
-        if key not in given:
-            return given
-        return {**given, key: _replaced(given[key], tuple(rest), value) if rest else value}
-    if not isinstance(key, int):
-        return given
-    items = list(given)
-    items[key] = _replaced(items[key], tuple(rest), value) if rest else value
-    return type(given)(items) if isinstance(given, (list, tuple)) else items
+    pairs = list(zip(left, much, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return False
+    return any(float(a.abs().sum()) < float(b.abs().sum()) for a, b in pairs)
 
 
 def _nonzero(values: list[Tensor]) -> bool:
