@@ -112,6 +112,18 @@ class Gain(nn.Module):
         return self.product(y, self.gain.expand_as(y) if self.expanded else self.gain)
 
 
+class Shapes(nn.Module):
+    """Sizes of the input are used behind a node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act, self.last = layer.Linear(6, 8), node(resting=0.5), layer.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.layer(x))
+        return self.last(y.view(x.shape[:-1] + (2, 4)) * x.shape[-1] / 6)
+
+
 class Square(nn.Module):
     """A node of which both arguments are one value."""
 
@@ -207,6 +219,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "two arguments": (Product, (6,)),
     "a constant argument": (Gain, (6,)),
     "one value as two arguments": (Square, (6,)),
+    "sizes of the input": (Shapes, (6,)),
     "ends with a node": (lambda: nn.Sequential(layer.Linear(6, 4), node("gelu")), (6,)),
     "a node alone": (lambda: node("gelu", resting=0.25), (6,)),
     "begins with a node": (lambda: nn.Sequential(node("gelu"), layer.Linear(6, 2)), (6,)),
@@ -608,6 +621,22 @@ def test_each_fault_is_found_by_name(name: str, simulator: str) -> None:
         change, said = (sg.to_spikes, f"'{path}' .* is in training mode")
     with pytest.raises(sg.InputError, match=said):
         change(net, x)
+
+
+def test_a_constant_that_every_step_adds_is_found_where_it_stands() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Sequential(Encode(SCHEDULE), nn.Linear(6, 8, bias=False))
+            self.act, self.read = node(initial_input=0.0, spikes="signed"), Readout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.read(self.act(self.before(x) + 1.0))
+
+    (fault,) = sg.check(Adds(), IMAGE).blockers
+    assert (fault.path, fault.module) == ("add", "add")
+    assert fault.detail.startswith("adds a constant at every step to signed spikes, before 'act'")
+    assert fault.fix.startswith("leave the constant out")
 
 
 def test_a_bias_before_a_spiking_neuron_is_wrong_and_to_spikes_right() -> None:

@@ -16,13 +16,13 @@ from torch import Tensor, fx
 
 from ...converters import CheckReport, Coverage
 from .hand import Hand, before
-from .linear import LINEAR, MOVES, NONLINEAR, PLAIN, STATEFUL, STEPS, Trials, unlike_eval
+from .linear import LINEAR, MOVES, NONLINEAR, STATEFUL, STEPS, Trials, floats, unlike_eval
 from .parts import Part
 from .resting import Run, check_example, close, one_unit
 
 DECODED = "decoded"
 _COMMON = ("ternary", "binary")  # forms with one schedule and one m in a network
-_TO_SPIKES = "to_spikes does it for a network in the decoded form"
+_TO_SPIKES = "sg.to_spikes(net, example) does it for a network in the decoded form"
 
 
 class HandReport(CheckReport):
@@ -168,7 +168,7 @@ class _Examined:
             self._fault(
                 call,
                 f"takes {_sent(takes)}, and {self.hand.where(source)} sends {_sent(signal.form)}",
-                "give all modules of a network one form; to_spikes and to_decoded do",
+                "give all modules of a network one form, such as by sg.to_spikes(net, example) of a decoded one",
             )
 
     def _uncoded(self, call: fx.Node, takes: str) -> None:
@@ -188,14 +188,14 @@ class _Examined:
         return any(bool((y != 0).any()) for y in self.trials.constant(call, inputs))
 
     def _at_call(self, call: fx.Node, inputs: list[fx.Node]) -> None:
+        if next(floats(self.run.env[call]), None) is None:
+            return  # a shape, or a number
         forms = [self.signals[n] for n in inputs]
         spiking = [signal for signal in forms if signal.form != DECODED]
         if not spiking:
             self.signals[call] = forms[0]
             return
         kind = self.trials.kind(call, inputs)
-        if kind == PLAIN:
-            return
         self.signals[call] = spiking[0]
         if len({signal.form for signal in forms}) > 1:
             texts = [f"{_sent(s.form)} of {self._named(s.source)}" for s in forms]
@@ -211,23 +211,26 @@ class _Examined:
         behind = self._behind(call)
         parts = [part for n in behind if (part := self.hand.part(n)) is not None]
         takes = "initial_input there" if parts and parts[0].role == "neuron" else "Readout(initial)"
+        module = self.hand.module(call) is not None
+        what, leave = ("its bias", "make it with bias=False") if module else (
+            "a constant", "leave the constant out"
+        )  # fmt: skip
         self._fault(
             call,
-            f"adds its bias at every step to {form} spikes, before "
+            f"adds {what} at every step to {form} spikes, before "
             f"{', '.join(map(self.hand.where, behind))}",
-            f"make it with bias=False and pass the bias as {takes}; {_TO_SPIKES}",
+            f"{leave} and pass what the layers make of it as {takes}; {_TO_SPIKES}",
         )
 
     def _behind(self, call: fx.Node) -> list[fx.Node]:
         """The modules of ours, or the output, that a call feeds."""
-        found: dict[fx.Node, None] = {}
-        ahead = list(call.users)
+        ahead, seen = list(call.users), dict.fromkeys(call.users)
         for user in ahead:
-            if self.hand.part(user) is not None or user.op == "output":
-                found[user] = None
-            else:
-                ahead += list(user.users)
-        return list(found)
+            if self.hand.part(user) is None:
+                more = [n for n in user.users if n not in seen]
+                seen |= dict.fromkeys(more)
+                ahead += more
+        return [n for n in ahead if self.hand.part(n) is not None or n.op == "output"]
 
     def _source(self, path: str) -> fx.Node:
         """The call that a value comes from."""

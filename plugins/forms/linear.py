@@ -64,9 +64,9 @@ class Trials:
 
     def kind(self, call: fx.Node, varies: list[fx.Node]) -> str:
         """What a call is for these inputs, one of the kinds above."""
-        if next(_floats(self.run.env[call]), None) is None:
+        if next(floats(self.run.env[call]), None) is None:
             return PLAIN if _plain(self.run.env[call]) else NONLINEAR
-        if not any(True for n in varies for _ in _floats(self.run.env[n])):
+        if not any(True for n in varies for _ in floats(self.run.env[n])):
             return FIRST
         module = self.hand.module(call)
         if module is not None and self.hand.simulator.stateful(module):
@@ -102,8 +102,8 @@ class Trials:
 
     def _keeps_steps(self, call: fx.Node, varies: list[fx.Node]) -> bool:
         """Whether step t of what comes out is made of step t alone."""
-        steps = {len(x) for n in varies for x in _floats(self.run.env[n]) if x.dim()}
-        made = list(_floats(self.run.env[call]))
+        steps = {len(x) for n in varies for x in floats(self.run.env[n]) if x.dim()}
+        made = list(floats(self.run.env[call]))
         if any(y.dim() == 0 or {len(y)} != steps for y in made):
             return False
         x, zero = self._inputs(varies, 1.0), self.constant(call, varies)
@@ -116,7 +116,7 @@ class Trials:
 
     def _moves(self, call: fx.Node, varies: list[fx.Node]) -> bool:
         given = self._inputs(varies, 1.0)
-        known = torch.cat([x.flatten() for value in given.values() for x in _floats(value)])
+        known = torch.cat([x.flatten() for value in given.values() for x in floats(value)])
         return all(bool(torch.isin(y, known).all()) for y in self._of(call, given))
 
     def _inputs(self, varies: list[fx.Node], size: float, seed: int = 1) -> dict[fx.Node, Any]:
@@ -133,7 +133,7 @@ class Trials:
 
     def _of(self, call: fx.Node, given: dict[fx.Node, Any]) -> list[Tensor]:
         copies = _each(given, Tensor.clone)  # a call may work in place
-        return list(_floats(self.run.again(call, copies)))
+        return list(floats(self.run.again(call, copies)))
 
 
 def _factors(y: list[Tensor]) -> tuple[float, float]:
@@ -224,16 +224,16 @@ def _plain(value: Any) -> bool:
     return not any(isinstance(x, Tensor) for x in (value if isinstance(value, tuple) else [value]))
 
 
-def _floats(value: Any) -> Iterator[Tensor]:
+def floats(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors of what a call gives."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value.detach()
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _floats(item)
+            yield from floats(item)
     elif isinstance(value, dict):
-        yield from _floats(list(value.values()))
+        yield from floats(list(value.values()))
 
 
 def _of_tensors(value: Any, fn: Any) -> Any:
@@ -249,7 +249,7 @@ def _each(given: dict[fx.Node, Any], fn: Any) -> dict[fx.Node, Any]:
 
 
 def _sums(a: dict[fx.Node, Any], b: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
-    added = {n: iter([x + y for x, y in zip(_floats(a[n]), _floats(b[n]), strict=True)]) for n in a}
+    added = {n: iter([x + y for x, y in zip(floats(a[n]), floats(b[n]), strict=True)]) for n in a}
     return {
         n: _of_tensors(a[n], lambda x, n=n: next(added[n]) if x.is_floating_point() else x)
         for n in a
