@@ -168,7 +168,7 @@ class _Examined:
             self._fault(
                 call,
                 f"takes {_sent(takes)}, and {self.hand.where(source)} sends {_sent(signal.form)}",
-                "give all modules of a network one form, such as by sg.to_spikes(net, example) of a decoded one",
+                f"give all modules of a network one form; {_TO_SPIKES}",
             )
 
     def _uncoded(self, call: fx.Node, takes: str) -> None:
