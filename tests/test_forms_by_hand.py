@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 pytest.importorskip("spikingjelly")
 pytest.importorskip("norse")
 
-from norse.torch import Lift, SequentialState
+from norse.torch import LIFCell, Lift, SequentialState
 from spikingjelly.activation_based import base, functional, layer, neuron
 
 import spikingjelly_signgd as sg
@@ -713,6 +713,9 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
     "neurons of SpikingJelly behind": lambda: nn.Sequential(
         mlp(), nn.Linear(3, 4), neuron.IFNode(), nn.Linear(4, 2), GroupNode(2)
     ),
+    "neurons of Norse before and behind": lambda: SequentialState(
+        nn.Linear(6, 8), LIFCell(), nn.Linear(8, 4), norse_node(False), nn.Linear(4, 4), LIFCell()
+    ),
     "Poisson coding of decoded values": lambda: nn.Sequential(
         plugin().PoissonEncode(averaged=True), mlp()
     ),
@@ -734,8 +737,9 @@ def test_no_false_alarm(name: str) -> None:
     report = sg.check(net, IMAGE)
     assert report.ok and report.blockers == (), str(report)
     assert str(report).endswith("is sound.")
-    ours = [(p, m) for p, m in net.named_modules() if isinstance(m, (SignGDNode, Encode, Readout))]
-    assert [row.path for row in report.rows] == [path or "0" for path, _ in ours]
+    part = simulator_of(net).part  # type: ignore[union-attr]
+    ours = [path or "0" for path, m in net.named_modules() if part(m) is not None]
+    assert [row.path for row in report.rows] == ours
 
 
 def test_a_source_model_is_checked_as_before() -> None:
@@ -827,6 +831,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         lambda: sequence(nn.Linear(6, 8), neuron.IFNode(), node()),
         "signed",
         r"'1' \(IFNode\) has a state of its own",
+    ),
+    "a neuron of Norse": (
+        lambda: SequentialState(nn.Linear(6, 8), LIFCell(), norse_node(False)),
+        "signed",
+        r"'1' \(LIFCell\) has a state of its own",
     ),
     "a group neuron": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4), node()),

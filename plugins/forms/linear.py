@@ -240,7 +240,8 @@ def _of_tensors(value: Any, fn: Any) -> Any:
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, (list, tuple)):
-        return type(value)([_of_tensors(item, fn) for item in value])
+        items = [_of_tensors(item, fn) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
