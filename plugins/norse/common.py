@@ -73,7 +73,7 @@ def trains(*values: Any) -> bool:
 
 def check_schedule(owner: str, schedule: Any) -> None:
     if not isinstance(schedule, Schedule):
-        raise ValueError(
+        raise InputError(
             f"{owner}: schedule is one such as ExponentialSchedule(0.5, 0.9), but it is "
             f"{schedule!r}."
         )

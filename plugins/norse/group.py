@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import group
@@ -65,7 +65,13 @@ class _GroupNeuron(Dynamic):
     State = (GroupNeuronState, SignedGroupNeuronState)
     numbers = ("alpha",)
     counts = ("members",)
+    learns = ("v_th", "initial_charge")
     later = {"signed": False}
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A number of members, if a wrong one."""
+        return isinstance(value, (int, float, str, Tensor))
 
     @classmethod
     def _normal(cls, p: Any) -> Any:
@@ -134,7 +140,9 @@ class _GroupNeuron(Dynamic):
 
 def _one_number(value: float | Tensor) -> float | Tensor:
     """A tensor of one element that is not trained, as Norse's parameters are, as a number."""
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad or value.is_meta:
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.requires_grad:
+        return value
+    if value.numel() != 1 or value.is_meta:
         return value
     return float(value.item())
 

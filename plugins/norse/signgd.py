@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from ...neurons.protocol import (
 )
 from ...neurons.schedules import ExponentialSchedule, Schedule
 from ...neurons.surrogate import Surrogate
-from .common import check_backend, check_schedule, of_arity, surrogate, trains
+from .common import check_backend, check_schedule, of_arity, surrogate
 from .module import Cell, Dynamic, Layer, stale
+
+DITHERED = "dithered"  # the method of the gradient that is the default
 
 
 class SignGDParameters(NamedTuple):
@@ -59,12 +62,12 @@ class SignGDParameters(NamedTuple):
     schedule: Schedule = ExponentialSchedule(0.15, 0.95)
     scale: float | Tensor = 1.0
     resting: float | Tensor = 0.0
-    initial_input: float | Tensor | tuple[float | Tensor, ...] = 0.0
-    spikes: str = "signed"
+    initial_input: float | Tensor | tuple[float | Tensor, ...] | None = None
+    spikes: str = "decoded"
     offset: float | Tensor | tuple[float | Tensor, ...] | None = None
     arguments: Mapping[str, Any] | None = None
     momentum: float = 0.0
-    method: str = "super"
+    method: str = DITHERED
     alpha: float = 100.0
     backend: str = "auto"
     members: int = 1
@@ -79,12 +82,14 @@ class SignGDState(NamedTuple):
         t (int): steps done
         x (tuple[Tensor, ...]): the integrated inputs, None where decoded values pass
         buffer (Tensor): the momentum's memory, None without
+        rest (Tensor): carries the gradient of a resting value that is learned, else None
     """
 
     v: Tensor
     t: int = 0
     x: tuple[Tensor, ...] | None = None
     buffer: Tensor | None = None
+    rest: Tensor | None = None
 
 
 class _SignGD(Dynamic):
@@ -92,24 +97,35 @@ class _SignGD(Dynamic):
     State = SignGDState
     numbers = ("momentum", "alpha")
     counts = ("members",)
+    learns = ("scale", "resting", "initial_input", "dead_zone")
     later = {"members": 1, "dead_zone": 0.0}
 
     @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A function: a row, its name, or a callable."""
+        return isinstance(value, (str, Nonlinearity)) or (
+            callable(value) and not isinstance(value, type)
+        )
+
+    @classmethod
     def check_parameters(cls, p: SignGDParameters) -> None:
-        options = (p.initial_input, p.offset, p.momentum, p.members, p.dead_zone)
+        initial = 0.0 if p.initial_input is None else p.initial_input
+        options = (initial, p.offset, p.momentum, p.members, p.dead_zone)
         check_protocol(cls.__name__, p.spikes, *options)
         check_schedule(cls.__name__, p.schedule)
-        surrogate(p.method, p.alpha)
+        if p.method != DITHERED:
+            surrogate(p.method, p.alpha)
         check_backend(cls.__name__, p.backend)
         cls.dynamics(p, check=True)
 
     @classmethod
     def _normal(cls, p: SignGDParameters) -> SignGDParameters:
-        """p with the dead zone that is meant, so that it is also what is saved."""
+        """p with the dead zone and the initial input that are meant, which are then saved."""
         p = super()._normal(p)
         theta = chosen_dead_zone(p.dead_zone, p.spikes, p.momentum)
         signgd.check_dead_zone_type(cls.__name__, theta)
-        return p._replace(dead_zone=theta)
+        initial = _chosen_initial_input(cls.__name__, p.initial_input, p.spikes)
+        return p._replace(dead_zone=theta, initial_input=initial)
 
     @classmethod
     def dynamics(cls, p: SignGDParameters, check: bool = False) -> signgd.SignGDParameters:
@@ -168,13 +184,9 @@ class _SignGD(Dynamic):
             shape = torch.broadcast_shapes(*shapes) if len(shapes) > 1 else shapes[0]
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
-        gradient = cls._gradient(p, *inputs, *state)
-        if gradient is not None and not has_gradient(p.spikes, p.momentum):
-            raise InputError(
-                f"{cls.__name__}: a gradient passes signed spikes or decoded values without "
-                'momentum. Choose spikes="signed", or method="heaviside" for no gradient.'
-            )
-        with torch.set_grad_enabled(gradient is not None):
+        learns = cls._learns(p, dynamics, *inputs, state.v, *(state.x or ()), state.rest)
+        gradient = cls._surrogate(p, learns)
+        with torch.set_grad_enabled(learns):
             done = signgd_sequence(
                 inputs,
                 signgd.SignGDState(state.v, state.t, state.buffer),
@@ -184,27 +196,63 @@ class _SignGD(Dynamic):
                 offsets=() if p.offset is None else _for_each(p.offset, inputs, cls.__name__),
                 backend=p.backend,
                 surrogate=gradient,
+                rest=state.rest,
             )
         v, t, buffer = done.state
-        return done.y, SignGDState(v, t, None if state.x is None else done.x, buffer)
+        x = None if state.x is None else done.x
+        return done.y, SignGDState(v, t, x, buffer, done.rest)
 
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the
         definition. Raises BackendUnavailable."""
-        return signgd.signgd_choice(
-            self.p.backend, x, self.dynamics(self.p), self._gradient(self.p, x)
-        )
+        p, dynamics = self.p, self.dynamics(self.p)
+        gradient = self._surrogate(p, self._learns(p, dynamics, x))
+        return signgd.signgd_choice(p.backend, x, dynamics, gradient)
 
     @classmethod
-    def _gradient(cls, p: SignGDParameters, *values: Any) -> Surrogate | None:
-        """The surrogate, where one of these values or a tensor of p asks for a gradient."""
-        arguments = tuple((p.arguments or {}).values())
-        learns = trains(*values, p.scale, p.resting, p.initial_input, p.dead_zone, arguments)
-        return surrogate(p.method, p.alpha) if learns else None
+    def _learns(
+        cls, p: SignGDParameters, dynamics: signgd.SignGDParameters, *values: Tensor | None
+    ) -> bool:
+        """Whether a gradient is recorded: one is asked for, and p.method has one."""
+        asked = signgd.trains(dynamics, *values)
+        if not asked or p.method == "heaviside":
+            return False
+        if p.method != DITHERED and not has_gradient(p.spikes, p.momentum):
+            raise InputError(
+                f"{cls.__name__}: the gradient of method={p.method!r} passes signed spikes or "
+                f"decoded values without momentum. Choose method={DITHERED!r} without momentum, "
+                'or method="heaviside" for no gradient.'
+            )
+        return True
+
+    @classmethod
+    def _surrogate(cls, p: SignGDParameters, learns: bool) -> Surrogate | None:
+        """The surrogate of p.method, where a gradient is recorded and it is one of Norse's."""
+        return surrogate(p.method, p.alpha) if learns and p.method != DITHERED else None
 
     def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
         """The state of a run whose integrated inputs begin with these values."""
         return self.start(inputs, self.p._replace(initial_input=inputs))
+
+
+def _chosen_initial_input(owner: str, given: Any, spikes: str) -> Any:
+    """x(0) of a neuron by hand: none where decoded values pass, to be said where spikes do."""
+    if spikes != "decoded":
+        if given is None:
+            raise InputError(
+                f"{owner}: with spikes={spikes!r} a neuron integrates spikes from x(0) on, the "
+                "bias of the layer before, which it cannot see. Pass initial_input=layer.bias and "
+                "give the layer none (0.0 where it has none), or turn a network of decoded values "
+                "into one of spikes by sg.to_spikes(network, example)."
+            )
+        return given
+    if given is not None and not (isinstance(given, (int, float)) and given == 0):
+        warnings.warn(
+            f"{owner}: initial_input is ignored: with spikes='decoded' the input is x(t) itself, "
+            "with the bias of the layer before. Leave it out.",
+            stacklevel=2,
+        )
+    return None
 
 
 def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float | Tensor, ...]:
@@ -294,6 +342,7 @@ def signgd_layer(node: signgd.SignGDNeuron, spikes: str, kernels: str) -> SignGD
             node.schedule,
             node.scale,
             node.resting,
+            None if spikes == "decoded" else 0.0,  # of a run; ``begin`` says what it is
             spikes=spikes,
             arguments=node.arguments,
             momentum=node.momentum,
