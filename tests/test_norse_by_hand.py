@@ -144,6 +144,25 @@ def test_compiles(ours):
         assert same(compiled(X, state)[0], module(X, state)[0])
 
 
+# torch.compile of a module with a torch.autograd.Function warns of itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("neuron", ["group", "signGD", "signGD that learns"])
+def test_compiles_while_it_trains(neuron):
+    """In one graph: values and gradients are those of the model as it is."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    learnable = ("scale", "resting", "dead_zone") if "learns" in neuron else ()
+    middle = GroupNeuron(3) if neuron == "group" else SignGD("gelu", learnable=learnable)
+    model = norse.SequentialState(nn.Linear(5, 7), middle, nn.Linear(7, 3))
+    found = []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        y, _ = run(X)
+        model.zero_grad()
+        y.square().sum().backward()
+        found.append((y.detach(), *[p.grad.clone() for p in model.parameters()]))
+    assert same(*found) and all(bool(g.isfinite().all()) for g in found[0])
+
+
 def test_a_gradient_reaches_the_layer_before(family):
     _, layer, _ = family
     torch.manual_seed(0)
@@ -214,7 +233,7 @@ def test_parameters_of_another_class_are_told_apart():
     assert cell.p == GroupNeuronParameters()
 
 
-@pytest.mark.parametrize("members", [2.0, "4", True, None, 2.5])
+@pytest.mark.parametrize("members", [2.0, "4", True, 2.5])
 def test_members_are_a_whole_number(members):
     for make in (
         lambda: GroupNeuron(GroupNeuronParameters(members)),
@@ -223,15 +242,14 @@ def test_members_are_a_whole_number(members):
     ):
         with pytest.raises(sg.InputError, match=rf"members .*integer.* {members!r}"):
             make()
-    if members is not None:
-        with pytest.raises(sg.InputError, match=rf"members .*integer.* {members!r}"):
-            GroupNeuron(members)
+    with pytest.raises(sg.InputError, match=rf"members .*integer.* {members!r}"):
+        GroupNeuron(members)
 
 
-@pytest.mark.parametrize("schedule", [0.5, 1, "exponential", None, (0.5, 0.25)])
+@pytest.mark.parametrize("schedule", [0.5, 1, "exponential", (0.5, 0.25)])
 def test_a_schedule_is_one(schedule):
     for make in (SignGD, SignGDCell):
-        with pytest.raises(sg.InputError, match=r"schedule .*ExponentialSchedule") as caught:
+        with pytest.raises(sg.InputError, match=r"schedule .* such as .*Schedule\(") as caught:
             make(SignGDParameters("relu", schedule))
         assert repr(schedule) in str(caught.value)
 
@@ -259,13 +277,13 @@ def test_a_network_as_written_is_near_its_function():
     x = torch.randn(32, 64)
     functions = {"relu": torch.relu, "gelu": nn.functional.gelu, "tanh": torch.tanh}
     for name, function in functions.items():
-        assert relative_error(network(SignGDCell(name)), function, x) < 0.02, name
-    assert relative_error(network(SignGDCell()), torch.relu, x) < 0.02
+        assert relative_error(network(SignGDCell(name)), function, x) < 0.01, name
+    assert relative_error(network(SignGDCell()), torch.relu, x) < 0.01
     model = network(SignGD("gelu"))
     with torch.no_grad():
         y, _ = model(x.expand(50, 32, 64))
         expected = model[2](nn.functional.gelu(model[0](x)))
-    assert float((y[-1] - expected).norm() / expected.norm()) < 0.02
+    assert float((y[-1] - expected).norm() / expected.norm()) < 0.01
 
 
 @pytest.mark.parametrize("spikes", ["signed", "ternary", "binary"])
@@ -282,7 +300,7 @@ def test_decoded_values_need_none():
     """It is ignored, not added, and said so once."""
     with pytest.warns(UserWarning, match="initial_input is ignored"):
         layer = SignGD(SignGDParameters("gelu", SCHEDULE, initial_input=SCALE))
-    assert layer.p.initial_input is None
+    assert layer.p.initial_input == 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert same(layer(X)[0], SignGD(SignGDParameters("gelu", SCHEDULE))(X)[0])
@@ -313,9 +331,9 @@ def test_decoded_and_signed_forms_agree():
 # -- parameters -----------------------------------------------------------------------------------
 
 LEARN = {
-    "signGD": (SignGDParameters("gelu"), ("scale", "resting", "dead_zone")),
+    "signGD": (SignGDParameters("gelu", SCHEDULE), ("scale", "resting", "dead_zone")),
     "signGD, spikes": (
-        SignGDParameters("gelu", spikes="signed", initial_input=SCALE / 5),
+        SignGDParameters("gelu", SCHEDULE, spikes="signed", initial_input=SCALE / 5),
         ("scale", "resting", "initial_input", "dead_zone"),
     ),
     "group": (GroupNeuronParameters(3), ("v_th", "initial_charge")),
@@ -370,7 +388,7 @@ def test_only_some_names_can_be_learned():
         (SignGD, "initial_input"),  # of decoded values there is none
         (GroupNeuron, ("scale",)),
     ):
-        with pytest.raises(sg.InputError, match="learned"):
+        with pytest.raises(sg.InputError, match="learn"):
             make(learnable=names)
     assert [name for name, _ in SignGD(learnable="scale").named_parameters()] == ["scale"]
 
@@ -496,6 +514,25 @@ def test_the_default_gradient_is_the_dithered_one():
     assert not torch.allclose(other, expected, atol=0.1)
 
 
+def test_methods_are_named():
+    for layer, known in ((SignGD, "dithered, heaviside, super"), (GroupNeuron, "heaviside, super")):
+        p = layer().p
+        with pytest.raises(ValueError, match=f"method is one of {known}"):
+            layer(p._replace(method="sigmoid"))
+
+
+def test_recorded_states_of_what_learns():
+    p = SignGDParameters("gelu", SCHEDULE)
+    layer = SignGD(p, record_states=True, learnable=("resting", "scale"))
+    y, states = layer(X)
+    assert states.rest.shape == X.shape and same(states.v, y)
+    y.square().sum().backward()
+    other = SignGD(p, learnable=("resting", "scale"))
+    other(X)[0].square().sum().backward()
+    for a, b in zip(layer.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_nothing_is_recorded_where_nothing_asks(ours):
     cell, layer, _ = ours
     for module, x in ((cell(), X[0]), (layer(), X)):
@@ -535,3 +572,36 @@ def test_a_network_by_hand_learns():
         optimizer.step()
     y, _ = model(x.expand(4, *x.shape))
     assert float((y[-1].argmax(1) == labels).float().mean()) > 0.9
+
+
+@pytest.mark.spikingjelly
+def test_defaults_are_those_of_spikingjelly():
+    node = sg.SignGDNode(step_mode="m")
+    p = SignGD().p
+    assert (p.function, p.schedule, p.members) == ("relu", node.schedule, node.members)
+    assert (p.scale, p.resting, p.spikes) == (node.scale, node.resting, node.spikes)
+    assert p.dead_zone == node.dead_zone
+    assert same(SignGD()(X)[0], node(X))
+
+
+@pytest.mark.parametrize("cell", [True, False], ids=["cell", "layer"])
+def test_what_is_learned_stays_in_its_range(cell):
+    """Whatever an optimiser makes of it: scales and thresholds positive, zones in [0, 2/3]."""
+    given = SignGDParameters("gelu", scale=SCALE, dead_zone=SCALE / 4)
+    module = module_of(given, cell, learnable=("scale", "dead_zone"))
+    group = module_of(GroupNeuronParameters(3, SCALE), cell, learnable="v_th")
+    with torch.no_grad():
+        module.scale[:2] = torch.tensor([-1.0, 0.0])
+        module.dead_zone[:3] = torch.tensor([-0.5, 1.5, 0.9])
+        group.v_th[:2] = torch.tensor([-1.0, 0.0])
+    x = X[0] if cell else X
+    for each in (module, group):
+        y, _ = each(x)
+        assert bool(y.isfinite().all())
+        y.sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in each.parameters())
+        copy.deepcopy(each)
+    p = module.dynamics(module.p)
+    assert bool((p.scale > 0).all()) and bool((p.dead_zone >= 0).all())
+    assert bool((p.dead_zone <= sg.DEAD_ZONE).all())
+    assert bool((group.dynamics(group.p).v_threshold > 0).all())

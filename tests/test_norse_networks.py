@@ -276,7 +276,7 @@ def test_copied_pickled_moved_and_loaded(network):
     expected, state = snn(X)
     for again in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
         assert torch.equal(again(X, pickle.loads(pickle.dumps(state)))[0], snn(X, state)[0])
-    other = sg.build(convert("vgg", 8, scale="tensor"), "norse")
+    other = sg.build(convert("vgg", 8, scale="channel:0.9"), "norse")
     assert not torch.equal(other(X)[0], expected)
     other.load_state_dict(snn.state_dict())  # weights and scales
     assert torch.equal(other(X)[0], expected)

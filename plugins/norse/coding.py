@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...neurons import coding
 from ...neurons.base import spread
+from ...neurons.by_hand import check_schedule
 from ...neurons.protocol import (
     check_protocol,
     check_readout,
@@ -17,7 +18,7 @@ from ...neurons.protocol import (
     running_mean,
 )
 from ...neurons.schedules import ExponentialSchedule, Schedule
-from .common import check_schedule, scan_steps, single
+from .common import scan_steps, single
 from .module import Cell, Layer, Neuron
 
 

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from ...errors import FormatError, InputError
 from ...neurons.base import Node, each_tensor, tensors_in
+from ...neurons.by_hand import (
+    RANGES,
+    check_learnable,
+    check_members,
+    check_range,
+    learned,
+    within,
+)
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
-from ...neurons.protocol import state_dtype
+from ...neurons.protocol import at_least_float32, state_dtype
 from ...neurons.schedules import Schedule
 from .. import simulator
 
@@ -38,6 +46,8 @@ class Neuron(nn.Module):
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
     counts: ClassVar[tuple[str, ...]] = ()  # of p, integers, likewise
     learns: ClassVar[tuple[str, ...]] = ()  # of p, which ``learnable`` may name
+    # of p, that stay in a range of ``neurons/by_hand.py`` where they are learned, by its name
+    ranges: ClassVar[Mapping[str, str]] = {}
     # of p, that earlier versions had not and did not save: what their neurons did
     later: ClassVar[Mapping[str, Any]] = {}
     dt: float
@@ -146,17 +156,17 @@ class Neuron(nn.Module):
         raise wrong_class(cls, p)
 
     @classmethod
-    def learned(cls, p: Any, names: str | Iterable[str]) -> Any:
+    def learning(cls, p: Any, learnable: Iterable[str]) -> Any:
         """p with the values of these names, numbers or tensors, as parameters to be trained."""
-        names = (names,) if isinstance(names, str) else tuple(names)
-        for name in names:
-            if name not in cls.learns:
-                raise InputError(
-                    f"{cls.__name__}: {name!r} cannot be learned; learnable names some of "
-                    f"{', '.join(cls.learns) or 'nothing'}."
-                )
-        p = cls._normal(p) if names else p
-        return p._replace(**{name: _parameter(cls, name, getattr(p, name)) for name in names})
+        p = cls._normal(p)
+        arguments = dict(getattr(p, "arguments", None) or {})
+        names = check_learnable(cls.__name__, learnable, (*cls.learns, *arguments))
+        of_f = {key: _parameter(value) for key, value in arguments.items() if key in names}
+        own = {name: _parameter(getattr(p, name)) for name in names if name in cls.learns}
+        p = p._replace(**own, **({"arguments": {**arguments, **of_f}} if of_f else {}))
+        for name, known in cls.ranges.items():
+            check_range(cls.__name__, known, getattr(p, name))
+        return p
 
     @classmethod
     def _normal(cls, p: Any) -> Any:
@@ -166,7 +176,7 @@ class Neuron(nn.Module):
         given = p._asdict()
         return p._replace(
             **{name: _number(cls, name, given[name]) for name in cls.numbers},
-            **{name: whole(cls.__name__, name, given[name]) for name in cls.counts},
+            **{name: _count(cls, name, given[name]) for name in cls.counts},
         )
 
     @property
@@ -232,6 +242,13 @@ class Neuron(nn.Module):
             changes[name] = saved
         return changes
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What is learned is saved as it counts, in its range, where it then also is."""
+        for name, known in self.ranges.items():
+            if isinstance(value := getattr(self, name, None), nn.Parameter) and not value.is_meta:
+                value.data.clamp_(*RANGES[known])
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -244,9 +261,15 @@ class Neuron(nn.Module):
             )
             layout = self._layout._replace(**self._changes(extra, prefix.rstrip(".")))
             if same:  # otherwise torch says what does not fit
-                filled = [_filled(value, loaded.__getitem__) for value in layout]
+                as_mine = {k: self._like_mine(k, a) for k, a in loaded.items()}
+                filled = [_filled(value, as_mine.__getitem__) for value in layout]
                 self.check_parameters(type(layout)(*filled))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _like_mine(self, name: str, loaded: Any) -> Any:
+        """A parameter where mine is one: it then counts within its range."""
+        learns = isinstance(getattr(self, name), nn.Parameter) and loaded.is_floating_point()
+        return nn.Parameter(loaded) if learns else loaded
 
     def extra_repr(self) -> str:
         """As Norse's, with the shapes of tensors in the place of their values."""
@@ -296,12 +319,16 @@ def _filled(value: Any, held: Callable[[str], Any]) -> Any:
     return value
 
 
-def _parameter(cls: type, name: str, value: Any) -> Any:
+def used(name: str, value: Any) -> Any:
+    """A number or tensor as it counts: in float32 at least, what is learned in its range."""
+    value, learns = at_least_float32(value), learned(value)
+    return within(name, value) if learns else value
+
+
+def _parameter(value: Any) -> Any:
     """A number or tensor, or each of a tuple, as one that is trained."""
     if isinstance(value, tuple):
-        return tuple(_parameter(cls, name, item) for item in value)
-    if value is None:
-        raise InputError(f"{cls.__name__}: {name} cannot be learned where there is none.")
+        return tuple(map(_parameter, value))
     if isinstance(value, nn.Parameter):
         return value
     if isinstance(value, Tensor):
@@ -321,15 +348,19 @@ def wrong_class(cls: type[Neuron], p: Any) -> InputError:
     )
 
 
-def whole(owner: str, name: str, value: Any) -> int:
-    """A count, which Norse's users may give as a tensor."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(
-            f"{owner}: {name} is an integer, but it is {value!r}, of type {type(value).__name__}."
-        )
+def _count(cls: type, name: str, value: Any) -> Any:
+    """An integer, which Norse's users may give as a tensor."""
+    value = item_of(value)
+    if name == "members":
+        check_members(cls.__name__, value)
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{cls.__name__}: {name} is an integer, but it is {value!r}.")
     return value
+
+
+def item_of(value: Any) -> Any:
+    """The number in a tensor of one."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _number(cls: type, name: str, value: Any) -> Any:
@@ -410,7 +441,7 @@ class Cell(Neuron, SNNCell):  # type: ignore[misc]
     def __init__(
         self, p: Any = None, dt: float = 0.001, *, learnable: str | Iterable[str] = ()
     ) -> None:
-        p = self.learned(self.given(p), learnable)
+        p = self.learning(self.given(p), learnable)
         super().__init__(self.feed_forward_step, self.initial_state, p, dt)
 
     def initial_state(self, input_tensor: Tensor | tuple[Tensor, ...]) -> Any:
@@ -440,7 +471,7 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
         *,
         learnable: str | Iterable[str] = (),
     ) -> None:
-        p = self.learned(self.given(p), learnable)
+        p = self.learning(self.given(p), learnable)
         super().__init__(
             self.feed_forward_step, self.initial_state, p, dt, record_states=record_states
         )
@@ -487,8 +518,9 @@ class Dynamic(Neuron):
         of = (*p, *(getattr(p, "arguments", None) or {}).values())
         kept = self._kept
         if kept is None or len(of) != len(kept[0]) or not all(map(is_, of, kept[0])):
-            half = any(isinstance(a, Tensor) and a.element_size() < 4 for a in of)
-            if half:  # what is made of it is a copy, which would not follow it
+            # what is made of half precision, or to stay in a range, does not follow its tensor
+            made = any(isinstance(a, Tensor) and (a.element_size() < 4 or learned(a)) for a in of)
+            if made:
                 return ()
             kept = (of, self.dynamics(p))
             self.__dict__["_kept"] = kept
