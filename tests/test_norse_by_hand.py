@@ -75,7 +75,7 @@ def test_no_arguments(family):
     assert same(layer(parameters())(X)[0], y_seq)
 
 
-def test_p_and_dt_are_keywords_and_positions(family):
+def test_p_and_dt(family):
     _, layer, parameters = family
     p = parameters()
     for made in (layer(p, dt=0.01), layer(p=p, dt=0.01)):
@@ -200,6 +200,16 @@ def test_the_first_field_in_the_place_of_p():
     given = SignGD(SignGDParameters("gelu")).p
     for module in (SignGD("gelu"), SignGD(sg.NONLINEARITIES["gelu"])):
         assert module.p._replace(function="gelu") == given
+    assert GroupNeuron(3, v_th=0.5).p == GroupNeuronParameters(3, 0.5)
+    assert GroupNeuronCell(v_th=0.5).p == GroupNeuronParameters(v_th=0.5)
+    assert SignGD("gelu", members=3).p == SignGD(SignGDParameters("gelu", members=3)).p
+    with pytest.raises(TypeError, match="'v_threshold'; its parameters are members, v_th"):
+        GroupNeuron(3, v_threshold=0.5)
+    assert GroupNeuronCell(GroupNeuronParameters(3), 0.01).dt == 0.01
+    with pytest.raises(TypeError, match=r"GroupNeuron\(3, v_th=...\)"):  # not taken for dt
+        GroupNeuron(3, 0.5)
+    with pytest.raises(TypeError, match=r"SignGDCell\('gelu', schedule=...\)"):
+        SignGDCell("gelu", SCHEDULE)
     torch.manual_seed(0)
     y, _ = SignGDCell(nn.Softplus())(X[0])
     assert same(y, SignGDCell("softplus")(X[0])[0])
@@ -227,6 +237,16 @@ def test_parameters_of_another_class_are_told_apart():
             make(p)
         kind = p if isinstance(p, type) else type(p)
         assert kind.__module__ in str(caught.value)
+    for step, p, kind in (
+        (lambda p: sg.neurons.group_step(X[0], X[0], p), GroupNeuronParameters(), "GroupNeuron"),
+        (
+            lambda p: sg.neurons.signgd_step((X[0],), sg.neurons.SignGDState(X[0]), p),
+            SignGDParameters(),
+            "SignGD",
+        ),
+    ):
+        with pytest.raises(AttributeError, match=rf"plugins\.norse\..* take sg\.{kind}Parameters"):
+            step(p)
     cell = GroupNeuronCell()
     with pytest.raises(sg.InputError, match="plugins.norse.GroupNeuronParameters"):
         cell.p = sg.GroupNeuronParameters(4)

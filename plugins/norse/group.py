@@ -13,7 +13,7 @@ from ...neurons.by_hand import learned
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
-from .module import Cell, Dynamic, Layer, used
+from .module import Cell, Dynamic, Layer, no_field, used
 
 
 class GroupNeuronParameters(NamedTuple):
@@ -38,6 +38,9 @@ class GroupNeuronParameters(NamedTuple):
     alpha: float = 100.0
     backend: str = "auto"
     signed: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_field(self, name)
 
 
 class GroupNeuronState(NamedTuple):
@@ -189,7 +192,8 @@ class GroupNeuronCell(_GroupNeuron, Cell):
 
     Parameters:
         p (GroupNeuronParameters): parameters of the neurons, by default those of the class; a
-            number of members alone for those with so many
+            number of members alone for those with so many; its fields are keywords also by
+            themselves, ``GroupNeuron(4, v_th=0.5)``
         dt (float): not used, for compatibility
         learnable (str | Iterable[str]): which of v_th and initial_charge become parameters
 
@@ -205,7 +209,8 @@ class GroupNeuron(_GroupNeuron, Layer):
 
     Parameters:
         p (GroupNeuronParameters): parameters of the neurons, by default those of the class; a
-            number of members alone for those with so many
+            number of members alone for those with so many; its fields are keywords also by
+            themselves, ``GroupNeuron(4, v_th=0.5)``
         dt (float): not used, for compatibility
         record_states (bool): return the potentials after each step, [T, B, ...]
         learnable (str | Iterable[str]): which of v_th and initial_charge become parameters

@@ -145,15 +145,36 @@ class Neuron(nn.Module):
         return False
 
     @classmethod
-    def given(cls, p: Any) -> Any:
-        """p; the defaults for None; for ``GroupNeuron(4)`` those with this first field."""
-        if p is None:
-            return cls.Parameters()
-        if isinstance(p, cls.Parameters):
-            return p
-        if cls.is_first(p):
-            return cls.Parameters(p)
-        raise wrong_class(cls, p)
+    def given(cls, p: Any, fields: Mapping[str, Any] | None = None) -> Any:
+        """p; the defaults for None; for ``GroupNeuron(4)`` those with this first field.
+
+        ``fields`` are others of its fields, ``GroupNeuron(4, v_th=0.5)``.
+        """
+        for name in fields or ():
+            if name not in cls.Parameters._fields:
+                raise TypeError(
+                    f"{cls.__name__}() got an unexpected keyword argument {name!r}; its parameters "
+                    f"are {', '.join(cls.Parameters._fields)}."
+                )
+        if p is None or cls.is_first(p):
+            p = cls.Parameters() if p is None else cls.Parameters(p)
+        if not isinstance(p, cls.Parameters):
+            raise wrong_class(cls, p)
+        return p._replace(**(fields or {}))
+
+    @classmethod
+    def _behind(cls, p: Any, behind: tuple[Any, ...], dt: float) -> float:
+        """dt, which stands behind parameters as Norse has it, but not behind their first field."""
+        if not behind:
+            return dt
+        if len(behind) > 1 or cls.is_first(p):
+            name = "dt" if len(cls.Parameters._fields) < 2 else cls.Parameters._fields[1]
+            raise TypeError(
+                f"{cls.__name__}: behind {p!r} came {', '.join(map(repr, behind))}, but only p, or "
+                "p and dt, go without a name. Name the others: "
+                f"{cls.__name__}({p!r}, {name}=...)."
+            )
+        return behind[0]  # type: ignore[no-any-return]
 
     @classmethod
     def learning(cls, p: Any, learnable: Iterable[str]) -> Any:
@@ -348,6 +369,15 @@ def wrong_class(cls: type[Neuron], p: Any) -> InputError:
     )
 
 
+def no_field(p: Any, name: str) -> AttributeError:
+    """Where the pure steps of ``neurons/`` are handed a p of Norse's neurons."""
+    kind = type(p).__name__
+    return AttributeError(
+        f"plugins.norse.{kind} has no {name!r}. The steps and sequences of neurons/ take "
+        f"sg.{kind}, another class; the cells, layers and steps of plugins.norse take this one."
+    )
+
+
 def _count(cls: type, name: str, value: Any) -> Any:
     """An integer, which Norse's users may give as a tensor."""
     value = item_of(value)
@@ -439,9 +469,15 @@ class Cell(Neuron, SNNCell):  # type: ignore[misc]
     """One step: ``cell(input [B, ...], state=None) -> (output [B, ...], state)``."""
 
     def __init__(
-        self, p: Any = None, dt: float = 0.001, *, learnable: str | Iterable[str] = ()
+        self,
+        p: Any = None,
+        *behind: float,
+        dt: float = 0.001,
+        learnable: Iterable[str] = (),
+        **fields: Any,
     ) -> None:
-        p = self.learning(self.given(p), learnable)
+        dt = self._behind(p, behind, dt)
+        p = self.learning(self.given(p, fields), learnable)
         super().__init__(self.feed_forward_step, self.initial_state, p, dt)
 
     def initial_state(self, input_tensor: Tensor | tuple[Tensor, ...]) -> Any:
@@ -466,12 +502,14 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
     def __init__(
         self,
         p: Any = None,
+        *behind: float,
         dt: float = 0.001,
         record_states: bool = False,
-        *,
-        learnable: str | Iterable[str] = (),
+        learnable: Iterable[str] = (),
+        **fields: Any,
     ) -> None:
-        p = self.learning(self.given(p), learnable)
+        dt = self._behind(p, behind, dt)
+        p = self.learning(self.given(p, fields), learnable)
         super().__init__(
             self.feed_forward_step, self.initial_state, p, dt, record_states=record_states
         )

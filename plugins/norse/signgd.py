@@ -24,7 +24,7 @@ from ...neurons.protocol import (
 from ...neurons.schedules import Schedule
 from ...neurons.surrogate import Surrogate
 from .common import DITHERED, METHODS, check_backend, of_arity, surrogate
-from .module import Cell, Dynamic, Layer, item_of, stale, used
+from .module import Cell, Dynamic, Layer, item_of, no_field, stale, used
 
 
 class SignGDParameters(NamedTuple):
@@ -80,6 +80,9 @@ class SignGDParameters(NamedTuple):
     backend: str = "auto"
     members: int | None = None
     dead_zone: float | Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_field(self, name)
 
 
 class SignGDState(NamedTuple):
@@ -344,7 +347,7 @@ class SignGD(_SignGD, Layer):
         learnable (str | Iterable[str]): which numbers and tensors of p become parameters
 
     Example:
-        >>> layer = SignGD(SignGDParameters("gelu", members=3), learnable="scale")
+        >>> layer = SignGD("gelu", members=3, learnable="scale")
         >>> v_seq, state = layer(torch.randn(32, 8, 64))
     """
 
