@@ -210,6 +210,8 @@ def test_the_first_field_in_the_place_of_p():
         GroupNeuron(3, 0.5)
     with pytest.raises(TypeError, match=r"SignGDCell\('gelu', schedule=...\)"):
         SignGDCell("gelu", SCHEDULE)
+    assert Encode(SCHEDULE, spikes="decoded").p == EncodeParameters(SCHEDULE, spikes="decoded")
+    assert same(Readout(SCALE)(X)[0], Readout(ReadoutParameters(SCALE))(X)[0])
     torch.manual_seed(0)
     y, _ = SignGDCell(nn.Softplus())(X[0])
     assert same(y, SignGDCell("softplus")(X[0])[0])
@@ -602,6 +604,10 @@ def test_defaults_are_those_of_spikingjelly():
     assert (p.scale, p.resting, p.spikes) == (node.scale, node.resting, node.spikes)
     assert p.dead_zone == node.dead_zone
     assert same(SignGD()(X)[0], node(X))
+    for spikes in ("signed", "ternary", "decoded"):
+        p = Encode(spikes=spikes).p
+        assert p.schedule == sg.Encode(spikes=spikes).dynamics.schedule
+        assert Encode(p).p == p
 
 
 @pytest.mark.parametrize("cell", [True, False], ids=["cell", "layer"])

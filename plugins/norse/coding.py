@@ -26,8 +26,8 @@ class EncodeParameters(NamedTuple):
     """Parametrization of real-valued input coding (``neurons/coding.py``).
 
     Parameters:
-        schedule (Schedule): the step sizes; with "binary" and "ternary" spikes those of all neurons.
-            None is chosen by ``neurons/by_hand.py``: x at once where that is possible
+        schedule (Schedule): the step sizes; with "binary" and "ternary" spikes those of all
+            neurons. None is chosen by ``neurons/by_hand.py``: x at once where that is possible
         momentum (float): of the step
         spikes (str): what is sent, "signed" increments of v, "decoded" v, "ternary" v - x, or
             "binary" (1 + v - x) / 2, as published
@@ -59,6 +59,11 @@ class _Encode(Neuron):
     def check_parameters(cls, p: EncodeParameters) -> None:
         offset = 0.0 if p.spikes == "binary" else None
         check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum, p.members)
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A schedule."""
+        return isinstance(value, Schedule) and not isinstance(value, type)
 
     @classmethod
     def _normal(cls, p: EncodeParameters) -> EncodeParameters:
@@ -173,6 +178,11 @@ class _Readout(Neuron):
     State = ReadoutState
     counts = ("members",)
     later = {"members": 1}
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """y(0)."""
+        return isinstance(value, (int, float, Tensor))
 
     @classmethod
     def check_parameters(cls, p: ReadoutParameters) -> None:
