@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         PlanWarning,
         SaturationWarning,
         Tuning,
-        check,
         convert,
         search,
         tune,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     )
     from .neurons.signgd import DEAD_ZONE, SignGDParameters, digits, levels
     from .neurons.surrogate import Surrogate
+    from .plugins.forms import HandReport, check, to_decoded, to_spikes
     from .plugins.spikingjelly import (
         Encode,
         GroupNode,
@@ -79,6 +79,7 @@ __all__ = [
     "GroupNeuronParameters",
     "GroupNode",
     "GrowthNode",
+    "HandReport",
     "InputError",
     "InverseSchedule",
     "LevelsWarning",
@@ -117,6 +118,8 @@ __all__ = [
     "save",
     "search",
     "stream",
+    "to_decoded",
+    "to_spikes",
     "tune",
     "verify",
 ]
@@ -144,7 +147,6 @@ _HOME = {
     "Tuning": "converters",
     "search": "converters",
     "tune": "converters",
-    "check": "converters",
     "convert": "converters",
     "BackendUnavailable": "errors",
     "CalibrationError": "errors",
@@ -179,6 +181,10 @@ _HOME = {
     "Readout": "plugins.spikingjelly",
     "SignGDNode": "plugins.spikingjelly",
     "SubgradientNode": "plugins.spikingjelly",
+    "HandReport": "plugins.forms",
+    "check": "plugins.forms",
+    "to_decoded": "plugins.forms",
+    "to_spikes": "plugins.forms",
     "Evaluation": "core.running",
     "build": "core.running",
     "evaluate": "core.running",

@@ -71,7 +71,7 @@ class Result:
 
 
 def check(options: argparse.Namespace) -> Result:
-    from ..converters import check as run_check
+    from ..plugins.forms import check as run_check
 
     if options.input is not None and options.data is not None:
         raise InputError("--input and --data both say what a sample is; leave one of them out.")
@@ -363,7 +363,7 @@ def bench(options: argparse.Namespace) -> Result:
 
 def report(options: argparse.Namespace) -> Result:
     from ..analysis.report import write_report
-    from ..converters import check as run_check
+    from ..plugins.forms import check as run_check
 
     output = _output(options, (".html", ".htm"))
     network, data = _network_and_data(options)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ..errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from . import lava, lava_remote, neurobench, norse, op_counter, spikingjelly
+    from . import forms, lava, lava_remote, neurobench, norse, op_counter, spikingjelly
 
-__all__ = ["lava", "lava_remote", "neurobench", "norse", "op_counter", "spikingjelly"]
+__all__ = ["forms", "lava", "lava_remote", "neurobench", "norse", "op_counter", "spikingjelly"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FROM_SIMULATOR = {name for name, home in sg._HOME.items() if home.startswith("plugins.")}
+FROM_SIMULATOR -= set(sg.plugins.forms.__all__)  # of networks of any, and of none
 
 # Blocks what is not torch's own, as if it were not installed.
 TORCH_ALONE = """
@@ -112,10 +113,11 @@ def test_missing_simulator_says_the_fix(monkeypatch, name, ask):
 
 
 @pytest.mark.parametrize(
-    "plugin", sorted({*sg.plugins.__all__} - {"lava", "lava_remote", "op_counter"})
+    "plugin", sorted({*sg.plugins.__all__} - {"forms", "lava", "lava_remote", "op_counter"})
 )
 def test_every_plugin_has_its_extra(plugin):
-    """But Lava, which goes into an environment of its own, and what SpikingJelly's extra brings."""
+    """But Lava, which goes into an environment of its own, what SpikingJelly's extra brings, and
+    what works with the nodes of any."""
     assert plugin in PROJECT["project"]["optional-dependencies"]
 
 
