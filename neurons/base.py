@@ -18,6 +18,8 @@ from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
+Learned = Callable[[Any, float], Any]  # of a tensor or a number, and its unit
+GUARDS = ("floor", "ceiling")  # arguments that only keep f where it is defined
 
 
 def resolve(shape: Sequence[Size], batch: int) -> list[int]:
@@ -138,6 +140,13 @@ class Node:
         """The node with what ``other`` holds; None where that is of another role."""
         return None
 
+    def learning(self, make: Learned) -> Self:
+        """The node with ``make(value, unit)`` in the place of each value that training moves.
+
+        ``unit`` is how far it goes in one step of an optimiser beside weights, for which it is 0.
+        """
+        return self
+
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
         raise NotImplementedError
@@ -204,8 +213,16 @@ class Function(Node):
             return None
         arguments = dict(other.arguments)
         if self.function.name == other.function.name:
-            arguments |= {k: v for k, v in self.arguments.items() if k in ("floor", "ceiling")}
+            arguments |= {k: v for k, v in self.arguments.items() if k in GUARDS}
         return replace(self, shape=other.shape, function=other.function, arguments=arguments)
+
+    def learning(self, make: Learned) -> Self:
+        made = {
+            key: make(value, 0.0)
+            for key, value in self.arguments.items()
+            if isinstance(value, Tensor) and key not in GUARDS
+        }
+        return replace(self, arguments={**self.arguments, **made}) if made else self
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.function(self, inputs)  # type: ignore[no-any-return]

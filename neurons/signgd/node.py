@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import spikes
-from ..base import Code, Factor, Neuron
+from ..base import Code, Factor, Learned, Neuron
 from ..schedules import Schedule, name_schedule
 from .sequence import signgd_multi_step
 from .step import (
@@ -39,6 +39,27 @@ class SignGDNeuron(Neuron):
 
     def resized(self, factor: float) -> Self:
         return replace(self, scale=self.scale * factor)
+
+    def learning(self, make: Learned) -> Self:
+        """Scale, resting value and dead zone, each for every channel that has a scale of its own.
+
+        Nothing else tells a neuron with a zone from one without, so what has none learns none.
+        """
+        size = float(torch.as_tensor(self.scale).detach().mean())
+        finest = size * self.schedule(1) * self.finest
+        node = replace(
+            super().learning(make),
+            scale=make(self.scale, size),
+            resting=make(self._each(self.resting), finest),
+        )
+        zone = {"dead_zone": make(self._each(self.dead_zone), 1.0)} if self.parameters.sparse else {}
+        return replace(node, **zone)
+
+    def _each(self, value: float | Tensor) -> float | Tensor:
+        """As many values as scales, where it is a number."""
+        if isinstance(value, Tensor) or not isinstance(self.scale, Tensor):
+            return value
+        return torch.full_like(self.scale, value)
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         total = self._travel(steps)
