@@ -94,8 +94,8 @@ def counting(snn: NetworkModule) -> NetworkModule:
     network = snn.network
     if snn.spikes != "decoded":
         raise ValueError(
-            'a network that trains passes decoded values: leave spikes out, and build(collect(snn), '
-            'spikes="signed") afterwards.'
+            "a network that trains passes decoded values: leave spikes out, and afterwards "
+            'build(collect(snn), spikes="signed").'
         )
     prices = Prices.of(network, network.time_steps)
     snn.tally, snn.prices = Tally(network, prices.fan_out), prices
@@ -114,8 +114,8 @@ def additions(snn: NetworkModule) -> Tensor:
     tally: Any = snn.tally
     if not tally.steps:
         raise InputError(
-            "additions counts what a forward pass sent, of samples of the size that the network was "
-            "built for; call the network first."
+            "additions counts what a forward pass sent, of samples of the size that the network "
+            "was built for; call the network first."
         )
     silent = [name for name in tally.fan_out if name not in tally.sent]
     if silent:

@@ -9,12 +9,12 @@ the teacher; without labels the first term is left out, and where the outputs ar
 the second is their squared distance beside the square of z. A is what a sample adds up for each
 multiply-accumulate of the source (``additions``), and the weight :math:`\lambda` follows it: it
 grows while A is beyond what it may be at this time, from what the network has down to
-:math:`A_{max}` in the first ``REACHED`` of the course, and shrinks below. Gradients are the dithered
-ones (``neurons/signgd/gradient.py``).
+:math:`A_{max}` in the first ``REACHED`` of the course, and shrinks below. Gradients are the
+dithered ones (``neurons/signgd/gradient.py``).
 
 Adam, the rate in one cycle: up to ``lr`` in the first ``WARM`` of the course, and down to nothing.
-What neurons learn moves by ``NEURONS`` times the rate in its own unit (``Node.learning``): a part of
-a scale, of the finest step, of a dead zone. After each step scales and zones are where they may be.
+What neurons learn moves by ``NEURONS`` times the rate in its own unit (``Node.learning``): a part
+of a scale, of the finest step, of a dead zone. After each step it is where it may be.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +35,13 @@ from torch import Tensor
 
 from ..core.inputs import batch_of, samples_of
 from ..core.module import NetworkModule
-from ..core.network import SpikingNetwork, each_leaf, leaves
+from ..core.network import SpikingNetwork, leaves
 from ..core.progress import progress
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
-from .additions import additions as additions_of
 from .additions import Prices
+from .additions import additions as additions_of
 
 BATCH = 64
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
@@ -268,9 +268,10 @@ class _Tuner:
         self.labels, self.course, self.device = labels, course, torch.device(device or "cpu")
         self.snn = build(network, simulator, trainable=True).to(self.device)
         self.source = NetworkModule(network, {}).to(self.device)
-        self.parameters = [each.parameter for each in learned(self.snn.network)]
         _check_network(network, course)
-        self.units = [each.unit * NEURONS or 1.0 for each in learned(self.snn.network)]
+        self.learned = learned(self.snn.network)
+        self.parameters = [each.parameter for each in self.learned]
+        self.units = [each.how.unit * NEURONS or 1.0 for each in self.learned]
         groups = [{"params": [p], "lr": 0.0} for p in self.parameters]
         self.adam = torch.optim.Adam(groups)
         self.weight, self.epoch, self.spent = FIRST, 0, 0.0
@@ -325,7 +326,9 @@ class _Tuner:
 
     def _done(self, batches: int, begun: float) -> float:
         """The part of the course that is behind."""
-        done = (self.epoch + batches / self.steps if self.steps else self.epoch) / self.course.epochs
+        done = (
+            self.epoch + batches / self.steps if self.steps else self.epoch
+        ) / self.course.epochs
         if self.course.seconds is not None:
             done = max(done, (time.perf_counter() - begun) / self.course.seconds)
         return done
@@ -349,6 +352,10 @@ class _Tuner:
         whole.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         self.adam.step()
+        with torch.no_grad():
+            for parameter, how in self.learned:
+                if how.low > -math.inf:
+                    parameter.clamp_(how.low, how.high)
         self.snn.reset()
         return loss.detach()
 
@@ -362,7 +369,9 @@ class _Tuner:
         if y is not None:
             parts.append(F.cross_entropy(have[0], y))
         if self.course.distill:
-            each = [_distance(a, b, self.course.temperature) for a, b in zip(have, want, strict=True)]
+            each = [
+                _distance(a, b, self.course.temperature) for a, b in zip(have, want, strict=True)
+            ]
             parts.append(self.course.distill * torch.stack(each).sum())
         return torch.stack(parts).sum()
 
@@ -502,9 +511,10 @@ class _Tuner:
             raise InputError(f"'{path}' is of another network; name another file, or delete it.")
         if course != vars(self.course):
             changed = [k for k, v in vars(self.course).items() if course.get(k) != v]
+            before = ", ".join(f"{name}={course.get(name)!r}" for name in changed)
             raise InputError(
-                f"'{path}' is of a course with {', '.join(f'{k}={course.get(k)!r}' for k in changed)}"
-                "; go on with these, name another file, or delete it."
+                f"'{path}' is of a course with {before}; go on with these, name another file, or "
+                "delete it."
             )
         with torch.no_grad():
             for parameter, value in zip(self.parameters, found["parameters"], strict=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Learned, Neuron, Node, Size, Timed, Value, values_of
+from ..neurons.base import Function, Learned, Make, Neuron, Node, Size, Timed, Value, values_of
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -126,8 +126,9 @@ class Linear(Node):
             return None
         return replace(other, name=self.name, inputs=self.inputs)
 
-    def learning(self, make: Learned) -> Self:
-        return replace(self, tensors={k: make(value, 0.0) for k, value in self.tensors.items()})
+    def learning(self, make: Make) -> Self:
+        tensors = {name: make(value, Learned()) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def arriving(self, values: list[Tensor], batch: int) -> Tensor:
         """How much of ``values``, float64 [T, B, ...] each, arrives at each output, every

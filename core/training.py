@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..neurons.base import Learned
+from ..neurons.base import Learned, Make
 from .module import NetworkModule
 from .network import SpikingNetwork
 
 
 class Learning(NamedTuple):
-    """A parameter of a description, and ``Node.learning``'s unit of it."""
+    """A parameter of a description, and how it is learned."""
 
     parameter: nn.Parameter
-    unit: float
+    how: Learned
 
 
-def each_learned(network: SpikingNetwork, make: Learned) -> SpikingNetwork:
+def each_learned(network: SpikingNetwork, make: Make) -> SpikingNetwork:
     return replace(network, nodes=tuple(node.learning(make) for node in network.nodes))
 
 
@@ -34,9 +34,9 @@ def learned(network: SpikingNetwork) -> list[Learning]:
     """The parameters of a description, each once, in order."""
     found: dict[int, Learning] = {}
 
-    def look(value: Any, unit: float) -> Any:
+    def look(value: Any, how: Learned) -> Any:
         if isinstance(value, nn.Parameter):
-            found.setdefault(id(value), Learning(value, unit))
+            found.setdefault(id(value), Learning(value, how))
         return value
 
     each_learned(network, look)
@@ -56,7 +56,7 @@ def parametrised(network: SpikingNetwork) -> SpikingNetwork:
         )
     made: dict[Any, nn.Parameter] = {}
 
-    def make(value: Any, unit: float) -> Any:
+    def make(value: Any, how: Learned) -> Any:
         if not isinstance(value, Tensor):  # a number counts in float64, and so does its parameter
             return nn.Parameter(torch.tensor(float(value), dtype=torch.float64))
         if not value.is_floating_point():
@@ -77,19 +77,23 @@ def collect(snn: NetworkModule) -> SpikingNetwork:
     Raises InputError for what was not built with ``trainable=True``.
     """
     network = trained("collect", snn).network
-    made: dict[int, Tensor] = {}
+    made: dict[int, Any] = {}
 
-    def make(value: Any, unit: float) -> Any:
+    def make(value: Any, how: Learned) -> Any:
         if not isinstance(value, nn.Parameter):
             return value
-        if value.dtype == torch.float64 and value.dim() == 0:
-            return float(value)  # which it was made of
         if id(value) not in made:
-            made[id(value)] = value.detach().cpu().contiguous().clone()
+            kept = value.detach().cpu().clamp(how.low, how.high).contiguous()
+            made[id(value)] = float(kept) if _of_number(kept) else kept
         return made[id(value)]
 
     provenance = {**network.provenance, "trained": True}
     return replace(each_learned(network, make), provenance=provenance)
+
+
+def _of_number(value: Tensor) -> bool:
+    """Whether ``parametrised`` made it of a number."""
+    return value.dtype == torch.float64 and value.dim() == 0
 
 
 def trained(owner: str, snn: Any) -> NetworkModule:
@@ -97,6 +101,4 @@ def trained(owner: str, snn: Any) -> NetworkModule:
     if isinstance(snn, NetworkModule) and snn.trainable:
         return snn
     given = "a network without it" if isinstance(snn, NetworkModule) else type(snn).__name__
-    raise InputError(
-        f"{owner} takes what build(network, trainable=True) returns, not {given}."
-    )
+    raise InputError(f"{owner} takes what build(network, trainable=True) returns, not {given}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
-Learned = Callable[[Any, float], Any]  # of a tensor or a number, and its unit
 GUARDS = ("floor", "ceiling")  # arguments that only keep f where it is defined
 
 
@@ -88,6 +87,18 @@ FOLDS = Factor("folds into the weights")
 MEAN = Factor("the number of steps")
 
 
+class Learned(NamedTuple):
+    """How a value is learned: ``unit`` is how far it goes where an optimiser moves a weight by 1, 0
+    of weights themselves, and it stays from ``low`` to ``high``."""
+
+    unit: float = 0.0
+    low: float = -inf
+    high: float = inf
+
+
+Make = Callable[[Any, Learned], Any]  # of a tensor or a number
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
@@ -140,11 +151,8 @@ class Node:
         """The node with what ``other`` holds; None where that is of another role."""
         return None
 
-    def learning(self, make: Learned) -> Self:
-        """The node with ``make(value, unit)`` in the place of each value that training moves.
-
-        ``unit`` is how far it goes in one step of an optimiser beside weights, for which it is 0.
-        """
+    def learning(self, make: Make) -> Self:
+        """The node with ``make(value, learned)`` in the place of each value that training moves."""
         return self
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
@@ -216,9 +224,9 @@ class Function(Node):
             arguments |= {k: v for k, v in self.arguments.items() if k in GUARDS}
         return replace(self, shape=other.shape, function=other.function, arguments=arguments)
 
-    def learning(self, make: Learned) -> Self:
+    def learning(self, make: Make) -> Self:
         made = {
-            key: make(value, 0.0)
+            key: make(value, Learned())
             for key, value in self.arguments.items()
             if isinstance(value, Tensor) and key not in GUARDS
         }

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from .. import spikes
-from ..base import FOLDS, Code, Factor, Function, Learned, Neuron, spread
+from ..base import FOLDS, Code, Factor, Function, Learned, Make, Neuron, spread
 from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
@@ -246,9 +246,10 @@ class GroupNeuron(Neuron):
     def resized(self, factor: float) -> Self:
         return replace(self, v_threshold=self.v_threshold * factor)
 
-    def learning(self, make: Learned) -> Self:
+    def learning(self, make: Make) -> Self:
         size = float(torch.as_tensor(self.v_threshold).detach().mean())
-        return replace(super().learning(make), v_threshold=make(self.v_threshold, size))
+        learned = Learned(size, SMALLEST_THETA * self.members)
+        return replace(super().learning(make), v_threshold=make(self.v_threshold, learned))
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         return -math.inf, self.v_threshold  # what it cannot send is not below zero

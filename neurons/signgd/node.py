@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import spikes
-from ..base import Code, Factor, Learned, Neuron
+from ..base import Code, Factor, Learned, Make, Neuron
 from ..schedules import Schedule, name_schedule
+from .bounds import MOST, SMALLEST
 from .sequence import signgd_multi_step
 from .step import (
     SignGDParameters,
@@ -40,20 +41,25 @@ class SignGDNeuron(Neuron):
     def resized(self, factor: float) -> Self:
         return replace(self, scale=self.scale * factor)
 
-    def learning(self, make: Learned) -> Self:
+    def learning(self, make: Make) -> Self:
         """Scale, resting value and dead zone, each for every channel that has a scale of its own.
 
-        Nothing else tells a neuron with a zone from one without, so what has none learns none.
+        A zone is learned where there is one, and it is not wider than learned ones may be.
         """
         size = float(torch.as_tensor(self.scale).detach().mean())
         finest = size * self.schedule(1) * self.finest
         node = replace(
             super().learning(make),
-            scale=make(self.scale, size),
-            resting=make(self._each(self.resting), finest),
+            scale=make(self.scale, Learned(size, SMALLEST)),
+            resting=make(self._each(self.resting), Learned(finest)),
         )
-        zone = {"dead_zone": make(self._each(self.dead_zone), 1.0)} if self.parameters.sparse else {}
-        return replace(node, **zone)
+        if not self.parameters.sparse or not self._learns_zone():
+            return node
+        return replace(node, dead_zone=make(self._each(self.dead_zone), Learned(1.0, 0.0, MOST)))
+
+    def _learns_zone(self) -> bool:
+        zone = torch.as_tensor(self.dead_zone, dtype=torch.float32)
+        return isinstance(self.dead_zone, nn.Parameter) or bool((zone <= torch.tensor(MOST)).all())
 
     def _each(self, value: float | Tensor) -> float | Tensor:
         """As many values as scales, where it is a number."""
