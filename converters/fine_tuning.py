@@ -271,9 +271,10 @@ class _Tuner:
         _check_network(network, course)
         self.learned = learned(self.snn.network)
         self.parameters = [each.parameter for each in self.learned]
-        self.units = [each.how.unit * NEURONS or 1.0 for each in self.learned]
-        groups = [{"params": [p], "lr": 0.0} for p in self.parameters]
-        self.adam = torch.optim.Adam(groups)
+        # what neurons learn moves in its own units, so that of weights is a group by itself
+        weights = [p for p, how in self.learned if how.unit is None]
+        neurons = [p for p, how in self.learned if how.unit is not None]
+        self.adam = torch.optim.Adam([{"params": weights}, {"params": neurons}])
         self.weight, self.epoch, self.spent = FIRST, 0, 0.0
         self.history: list[Epoch] = []
         self.best = 0
@@ -336,8 +337,8 @@ class _Tuner:
     def _step(self, x: Any, y: Tensor | None, done: float) -> Tensor:
         x, y = x.to(self.device), self._checked(x, y)
         rate = self.course.rate(done)
-        for group, unit in zip(self.adam.param_groups, self.units, strict=True):
-            group["lr"] = rate * unit
+        for group, factor in zip(self.adam.param_groups, (1.0, NEURONS), strict=True):
+            group["lr"] = rate * factor
         with torch.no_grad():
             want = _flat(self.source.ann(x))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.course.amp):
@@ -351,17 +352,24 @@ class _Tuner:
         self.adam.zero_grad(set_to_none=True)
         whole.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        self.adam.step()
-        with torch.no_grad():
-            for parameter, how in self.learned:
-                if how.low > -math.inf:
-                    parameter.clamp_(how.low, how.high)
+        self._move()
         self.snn.reset()
         return loss.detach()
 
+    @torch.no_grad()
+    def _move(self) -> None:
+        """A step of Adam, what neurons learn in its units and within its bounds."""
+        before = [None if how.unit is None else p.clone() for p, how in self.learned]
+        self.adam.step()
+        for (p, how), value in zip(self.learned, before, strict=True):
+            if value is not None:
+                unit = torch.as_tensor(how.unit).to(p) * (value if how.relative else 1.0)
+                torch.addcmul(value, p - value, unit, out=p).clamp_(how.low, how.high)
+
     def _outputs(self, x: Any) -> list[Tensor]:
         """Each output after the last step [B, ...], float32."""
-        outputs, _ = self.snn.advance(x, self.network.time_steps, {})
+        with self.snn.for_sequences():
+            outputs, _ = self.snn.advance(x, self.network.time_steps, {})
         return [value[-1].float() for value in leaves(outputs)]
 
     def _loss(self, have: list[Tensor], want: list[Tensor], y: Tensor | None) -> Tensor:
@@ -377,9 +385,9 @@ class _Tuner:
 
     def _checked(self, x: Any, y: Tensor | None) -> Tensor | None:
         """y as it is learned: class indices of a classifier. Raises InputError."""
+        if y is None and self.labels:
+            raise InputError("labels=True, but a batch has none: pass batches (x, y).")
         if y is None or self.labels is False:
-            if self.labels or (y is None and not self.course.distill):
-                raise InputError("labels are to be learned, but a batch has none; see distill=.")
             if not self.course.distill:
                 raise InputError("without labels there is nothing to learn where distill is 0.")
             return None

@@ -88,12 +88,13 @@ MEAN = Factor("the number of steps")
 
 
 class Learned(NamedTuple):
-    """How a value is learned: ``unit`` is how far it goes where an optimiser moves a weight by 1, 0
-    of weights themselves, and it stays from ``low`` to ``high``."""
+    """How a value is learned: of neurons in steps of a ``unit``, None of weights, times the value
+    itself where that is ``relative``; it stays from ``low`` to ``high``."""
 
-    unit: float = 0.0
+    unit: float | Tensor | None = None
     low: float = -inf
     high: float = inf
+    relative: bool = False
 
 
 Make = Callable[[Any, Learned], Any]  # of a tensor or a number

@@ -89,7 +89,8 @@ KINDS = {
 
 def outputs(snn, x, steps):
     """With the gradient, as a user runs a block of steps."""
-    y, _ = snn.advance(x, steps, {})
+    with snn.for_sequences():
+        y, _ = snn.advance(x, steps, {})
     return y
 
 
@@ -138,7 +139,7 @@ def test_an_ordinary_loop_in_spikingjelly(network):
         loss.backward()
         adam.step()
         functional.reset_net(snn)
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -169,7 +170,7 @@ def test_an_ordinary_loop_in_norse(network):
         adam.zero_grad()
         loss.backward()
         adam.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -256,7 +257,7 @@ def test_additions_alone_come_down_along_their_gradient(model, kind):
         loss.backward()
         adam.step()
         snn.reset()
-        spent.append(float(loss))
+        spent.append(loss.item())
     assert spent[-1] < 0.9 * spent[0]
 
 
@@ -281,8 +282,9 @@ def test_additions_and_collect_refuse(network):
             ask(nn.Linear(2, 2))
 
 
-def test_additions_refuse_neurons_that_tell_nothing(model):
-    network = sg.convert(model, samples(64)[0], method="subgradient", time_steps=2)
+def test_additions_refuse_neurons_that_tell_nothing():
+    relu = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    network = sg.convert(relu, samples(64)[0], method="subgradient", time_steps=2)
     snn = sg.build(network, trainable=True)
     outputs(snn, samples()[0], 2)
     with pytest.raises(sg.InputError, match="has no gradient"):
@@ -404,8 +406,6 @@ def test_a_budget_that_is_not_reached_is_said(network):
 def test_an_interrupted_course_goes_on_to_the_same_network(coarse, tmp_path, monkeypatch):
     given = {"epochs": 3, "lr": 3e-3, "additions": 1.0, "resume": tmp_path / "course.pt"}
     whole = sg.fine_tune(coarse, samples(256), **{**given, "resume": None})
-    loop = DataLoader(TensorDataset(*samples(256)), 64)
-    del loop
 
     def stop(self, path, save=sg.converters.fine_tuning._Tuner._save):
         save(self, path)

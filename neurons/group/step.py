@@ -247,8 +247,7 @@ class GroupNeuron(Neuron):
         return replace(self, v_threshold=self.v_threshold * factor)
 
     def learning(self, make: Make) -> Self:
-        size = float(torch.as_tensor(self.v_threshold).detach().mean())
-        learned = Learned(size, SMALLEST_THETA * self.members)
+        learned = Learned(1.0, SMALLEST_THETA * self.members, relative=True)
         return replace(super().learning(make), v_threshold=make(self.v_threshold, learned))
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:

@@ -30,6 +30,8 @@ from .dithered import SMALLEST, slopes
 from .sequence import SignGDSequence, signgd_multi_step, target_over_time
 from .step import SignGDParameters, SignGDState, dead_zone
 
+_FARTHEST = 1e7  # x = r / (theta c_m), beyond what is within reach of any neuron
+
 
 def trains(p: SignGDParameters, *tensors: Tensor | None) -> bool:
     """Whether one of these, or a parameter of the neurons, asks for a gradient."""
@@ -294,7 +296,7 @@ def _spikes_of(
     if price is None:
         return None, None, None
     zone = theta.clamp(min=SMALLEST)
-    x = r.abs() / (zone * c_m)
+    x = (r.abs() / (zone * c_m)).clamp(max=_FARTHEST)  # of tiny steps: infinity has no slope
     slope, by_density = slopes(x, theta)
     by_density = by_density * torch.where(theta < 2 / 3, -1.0, 0.0)
     return (

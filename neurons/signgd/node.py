@@ -46,16 +46,18 @@ class SignGDNeuron(Neuron):
 
         A zone is learned where there is one, and it is not wider than learned ones may be.
         """
-        size = float(torch.as_tensor(self.scale).detach().mean())
-        finest = size * self.schedule(1) * self.finest
+        scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+        finest = scale * (self.schedule(1) * self.finest)
         node = replace(
             super().learning(make),
-            scale=make(self.scale, Learned(size, SMALLEST)),
+            scale=make(self.scale, Learned(1.0, SMALLEST, relative=True)),
             resting=make(self._each(self.resting), Learned(finest)),
         )
         if not self.parameters.sparse or not self._learns_zone():
             return node
-        return replace(node, dead_zone=make(self._each(self.dead_zone), Learned(1.0, 0.0, MOST)))
+        return replace(
+            node, dead_zone=make(self._each(self.dead_zone), Learned(1.0, high=MOST, low=0.0))
+        )
 
     def _learns_zone(self) -> bool:
         zone = torch.as_tensor(self.dead_zone, dtype=torch.float32)
