@@ -48,7 +48,7 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
 WARM, REACHED = 0.2, 0.5
 NEURONS = 10.0
 CLIP = 5.0  # norm of a gradient
-FIRST, FASTEST = 0.05, 0.03  # the first weight of additions, and its change in a step, relative
+FIRST, FASTEST = 0.05, 12.0  # the first weight of additions; its logarithm's change in a course
 
 
 class Epoch(NamedTuple):
@@ -415,7 +415,8 @@ class _Tuner:
         assert budget is not None
         aim = budget * (before / budget) ** max(0.0, 1 - done / REACHED)
         beyond = max(-1.0, min(1.0, 5 * (spent / aim - AIM)))
-        self.weight = min(100.0, max(1e-3, self.weight * math.exp(FASTEST * beyond)))
+        step = FASTEST * beyond / (self.course.epochs * (self.steps or 400))
+        self.weight = min(100.0, max(1e-3, self.weight * math.exp(step)))
 
     # -- what is kept -----------------------------------------------------------------------------
 

@@ -249,7 +249,7 @@ def test_additions_of_several_steps_are_at_least_those_that_are_counted(model, k
 def test_additions_alone_come_down_along_their_gradient(model, kind):
     network, (x, _) = KINDS[kind](model), samples()
     snn, steps = sg.build(network, trainable=True), network.time_steps
-    adam, spent = torch.optim.Adam(snn.parameters(), 2e-3), []
+    adam, spent = torch.optim.Adam(snn.parameters(), 3e-3), []
     for _ in range(20):
         outputs(snn, x, steps)
         loss = sg.additions(snn)
@@ -258,7 +258,7 @@ def test_additions_alone_come_down_along_their_gradient(model, kind):
         adam.step()
         snn.reset()
         spent.append(loss.item())
-    assert spent[-1] < 0.9 * spent[0]
+    assert spent[-1] < 0.95 * spent[0]
 
 
 def test_additions_begin_anew_after_a_reset(network):
@@ -365,27 +365,29 @@ def accuracy(network):
 
 @pytest.fixture(scope="module")
 def coarse(model):
-    """With few spikes, and errors to learn from."""
-    return converted(model, members=1)
+    """With few spikes, too large and far from their targets: errors to learn from."""
+    plan = converted(model, members=1)
+    nodes = {node.name: node.resized(2.5) for node in plan.of(SignGDNeuron)}
+    return plan.with_nodes(nodes)
 
 
 def test_fine_tuning_helps(coarse):
-    found = sg.fine_tune(coarse, samples(512), epochs=4, lr=3e-3)
+    found = sg.fine_tune(coarse, samples(512), epochs=6, lr=5e-3)
     before, best = found.history[0], found.history[found.best]
-    assert best.accuracy > before.accuracy and best.loss < found.history[1].loss + 1e-9
+    assert best.accuracy > before.accuracy and best.loss < found.history[1].loss
     assert accuracy(found.network) > accuracy(coarse)
-    assert found.network.provenance["fine_tuning"]["epochs"] == 4
+    assert found.network.provenance["fine_tuning"]["epochs"] == 6
     assert "<- kept" in str(found) and json.dumps(found.to_dict())
 
 
 def test_without_labels_it_follows_the_source(coarse):
     x, _ = samples(512)
-    found = sg.fine_tune(coarse, x, epochs=4, lr=3e-3)
+    found = sg.fine_tune(coarse, x, epochs=6, lr=5e-3)
     assert all(row.accuracy is None for row in found.history)
     assert found.history[found.best].agreement > found.history[0].agreement
 
 
-@pytest.mark.parametrize("part", [0.5, 0.7])
+@pytest.mark.parametrize("part", [0.6, 0.8])
 def test_a_budget_of_additions_is_kept(network, part):
     (x, y), held_out = samples(1024), samples(256, seed=3)
     before = sg.fine_tune(network, (x, y), validation=held_out, epochs=1).history[0].additions
@@ -399,8 +401,8 @@ def test_a_budget_of_additions_is_kept(network, part):
 
 
 def test_a_budget_that_is_not_reached_is_said(network):
-    with pytest.warns(UserWarning, match=r"more than additions=0\.3"):
-        sg.fine_tune(network, samples(64), additions=0.3, epochs=1, lr=1e-5)
+    with pytest.warns(UserWarning, match=r"more than additions=0\.45"):
+        sg.fine_tune(network, samples(64), additions=0.45, epochs=1, lr=1e-5)
 
 
 def test_an_interrupted_course_goes_on_to_the_same_network(coarse, tmp_path, monkeypatch):
@@ -503,7 +505,7 @@ def test_outputs_of_another_task_follow_the_source(model):
     torch.manual_seed(0)
     regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 1)).eval()
     network = converted(regression, members=1)
-    found = sg.fine_tune(network, samples(256)[0], epochs=6, lr=1e-2)
+    found = sg.fine_tune(network, samples(256)[0], epochs=12, lr=1e-2)
     assert found.history[-1].loss < 0.7 * found.history[1].loss
     with pytest.raises(sg.InputError, match="one classifier's"):
         sg.fine_tune(network, samples(64), epochs=1)

@@ -53,15 +53,17 @@ class SignGDNeuron(Neuron):
             scale=make(self.scale, Learned(1.0, SMALLEST, relative=True)),
             resting=make(self._each(self.resting), Learned(finest)),
         )
-        if not self.parameters.sparse or not self._learns_zone():
+        if not self._learns_zone():
             return node
         return replace(
             node, dead_zone=make(self._each(self.dead_zone), Learned(1.0, high=MOST, low=0.0))
         )
 
     def _learns_zone(self) -> bool:
+        if isinstance(self.dead_zone, nn.Parameter):
+            return True
         zone = torch.as_tensor(self.dead_zone, dtype=torch.float32)
-        return isinstance(self.dead_zone, nn.Parameter) or bool((zone <= torch.tensor(MOST)).all())
+        return bool((zone > 0).any() and (zone <= torch.tensor(MOST)).all())
 
     def _each(self, value: float | Tensor) -> float | Tensor:
         """As many values as scales, where it is a number."""
