@@ -37,7 +37,6 @@ from .signgd import (
     SignGDParameters,
     SignGDSequence,
     SignGDState,
-    bounded,
     check_dead_zone_fits,
     dithered_multi_step,
     from_binary,
@@ -179,7 +178,6 @@ def signgd_sequence(
     recorded where nothing asks for a gradient. With momentum there is none: backward raises.
     """
     fan_out, priced = price() if fan_out is None else (fan_out, [])
-    p = bounded(p)
     check_dead_zone_fits(p, state.v)
     dtype, wide = inputs[0].dtype, state.v.dtype
     fired = _FIRED.get(spikes)

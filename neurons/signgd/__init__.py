@@ -1,6 +1,5 @@
 """signGD neurons: the definition (``step``), T steps (``sequence``), the node (``node``)."""
 
-from .bounds import bounded
 from .gradient import dithered_multi_step, trains
 from .node import SignGDNeuron
 from .sequence import OUTPUTS, SignGDSequence, function_choice, signgd_choice, signgd_multi_step

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .. import spikes
 from ..base import Code, Factor, Learned, Make, Neuron
+from ..by_hand import RANGES
 from ..schedules import Schedule, name_schedule
-from .bounds import MOST, SMALLEST
 from .sequence import signgd_multi_step
 from .step import (
     SignGDParameters,
@@ -50,20 +50,20 @@ class SignGDNeuron(Neuron):
         finest = scale * (self.schedule(1) * self.finest)
         node = replace(
             super().learning(make),
-            scale=make(self.scale, Learned(1.0, SMALLEST, relative=True)),
+            scale=make(self.scale, Learned(1.0, *RANGES["scale"], relative=True)),
             resting=make(self._each(self.resting), Learned(finest)),
         )
         if not self._learns_zone():
             return node
-        return replace(
-            node, dead_zone=make(self._each(self.dead_zone), Learned(1.0, high=MOST, low=0.0))
-        )
+        zone = Learned(1.0, *RANGES["dead_zone"])
+        return replace(node, dead_zone=make(self._each(self.dead_zone), zone))
 
     def _learns_zone(self) -> bool:
         if isinstance(self.dead_zone, nn.Parameter):
             return True
         zone = torch.as_tensor(self.dead_zone, dtype=torch.float32)
-        return bool((zone > 0).any() and (zone <= torch.tensor(MOST)).all())
+        most = torch.tensor(RANGES["dead_zone"][1])
+        return bool((zone > 0).any() and (zone <= most).all())
 
     def _each(self, value: float | Tensor) -> float | Tensor:
         """As many values as scales, where it is a number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import group
@@ -134,7 +134,13 @@ class _GroupNeuron(Dynamic):
 
 def _one_number(value: float | Tensor) -> float | Tensor:
     """A tensor of one element that is not trained, as Norse's parameters are, as a number."""
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad or value.is_meta:
+    if (
+        not isinstance(value, Tensor)
+        or isinstance(value, nn.Parameter)
+        or value.numel() != 1
+        or value.requires_grad
+        or value.is_meta
+    ):
         return value
     return float(value.item())
 
@@ -208,7 +214,7 @@ def group_layer(node: group.GroupNeuron, spikes: str, kernels: str) -> GroupNeur
             node.members,
             node.v_threshold,
             node.initial_charge,
-            method="heaviside",
+            method="super" if isinstance(node.v_threshold, nn.Parameter) else "heaviside",
             backend=kernels,
             signed=node.signed,
         )

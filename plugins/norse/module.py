@@ -407,7 +407,9 @@ class Dynamic(Neuron):
         kept = self._kept
         if kept is None or len(of) != len(kept[0]) or not all(map(is_, of, kept[0])):
             half = any(isinstance(a, Tensor) and a.element_size() < 4 for a in of)
-            if half:  # what is made of it is a copy, which would not follow it
+            if half or any(
+                isinstance(a, nn.Parameter) for a in of
+            ):  # what is made of it is a copy, which would not follow it
                 return ()
             kept = (of, self.dynamics(p))
             self.__dict__["_kept"] = kept

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import signgd
+from ...neurons.by_hand import within
 from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import (
@@ -118,12 +119,12 @@ class _SignGD(Dynamic):
         return signgd.SignGDParameters(
             nonlinearity(p.function),
             p.schedule,
-            at_least_float32(p.scale),
+            _used("scale", p.scale),
             at_least_float32(p.resting),
             arguments,
             p.momentum,
             p.members,
-            at_least_float32(p.dead_zone),
+            _used("dead_zone", p.dead_zone),
             check=check,
         )
 
@@ -174,7 +175,8 @@ class _SignGD(Dynamic):
                 f"{cls.__name__}: a gradient passes signed spikes or decoded values without "
                 'momentum. Choose spikes="signed", or method="heaviside" for no gradient.'
             )
-        with torch.set_grad_enabled(gradient is not None):
+        learns = isinstance(p.scale, nn.Parameter) and torch.is_grad_enabled()
+        with torch.set_grad_enabled(gradient is not None or learns):
             done = signgd_sequence(
                 inputs,
                 signgd.SignGDState(state.v, state.t, state.buffer),
@@ -205,6 +207,12 @@ class _SignGD(Dynamic):
     def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
         """The state of a run whose integrated inputs begin with these values."""
         return self.start(inputs, self.p._replace(initial_input=inputs))
+
+
+def _used(name: str, value: float | Tensor) -> float | Tensor:
+    """A parameter in its range."""
+    value = at_least_float32(value)
+    return within(name, value) if isinstance(value, nn.Parameter) else value
 
 
 def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float | Tensor, ...]:
