@@ -209,7 +209,7 @@ class _SignGD(Dynamic):
         return self.start(inputs, self.p._replace(initial_input=inputs))
 
 
-def _used(name: str, value: float | Tensor) -> float | Tensor:
+def _used(name: str, value: Any) -> Any:
     """A parameter in its range."""
     value = at_least_float32(value)
     return within(name, value) if isinstance(value, nn.Parameter) else value
