@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from ...errors import InputError
 from ..choice import running_sum
 from . import sparse
+from .chunked import Given, gradients
 from .dithered import SMALLEST, slopes
 from .sequence import SignGDSequence, signgd_multi_step, target_over_time
 from .step import SignGDParameters, SignGDState, dead_zone
@@ -240,6 +241,12 @@ class _Dithered(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_v: Tensor, of_last: Tensor, of_sent: Tensor) -> Any:
         target, start, scale, theta, fan_out, v_seq, codes, quiet, eta = ctx.saved_tensors
+        if ctx.zones and not v_seq.is_cuda and bool((theta > 0).all()):
+            priced = None if fan_out is None or not bool(of_sent) else of_sent * fan_out
+            given = Given(target, v_seq, start, scale, theta, priced)
+            found = gradients(given, eta.flatten().tolist(), ctx.members, of_v, of_last)
+            of_rest = None if quiet is None else (of_v * quiet).sum(0)
+            return *found[:2], of_rest, *found[2:], *[None] * 7
         before = torch.cat([start.unsqueeze(0), v_seq[:-1]])
         near, by_step, by_zone = _slopes_of(
             target, before, v_seq, codes, eta * scale, theta, ctx.members, ctx.zones
