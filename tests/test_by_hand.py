@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -471,6 +472,15 @@ def test_precisions_train(dtype: torch.dtype) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         run(network(), torch.randn(2, 8, 64)).float().square().mean().backward()
+
+
+def test_the_page_of_nodes_by_hand() -> None:
+    page = (Path(__file__).parents[1] / "docs/by_hand.md").read_text()
+    scope: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, scope)
+    assert float(scope["loss"].detach()) < 1.0 and scope["same"]
+    assert scope["names"] == ["scale", "resting", "dead_zone", "v_threshold", "initial_charge"]
 
 
 def assert_near(actual: Tensor, expected: Tensor, atol: float) -> None:
