@@ -84,7 +84,7 @@ def dithered_multi_step(
             keep_v=True,
             keep_spikes=coded,
         )
-        quiet = None if rest is None else _quiet(done.spike_seq)
+        quiet = None if rest is None else _quiet(done.spike_seq, state.v.dtype)
     sums = x_seq if x is None else [running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
     v_seq, v, sent = _tracked(sums, state, p, done, rest, quiet, fan_out)
     return SignGDSequence(
@@ -94,7 +94,7 @@ def dithered_multi_step(
         v_seq.clone() if keep_v else None,
         done.spike_seq if keep_spikes else None,
         None if fan_out is None else sent,
-        None if rest is None or quiet is None else rest.where(quiet[-1], 0.0),
+        None if rest is None or quiet is None else rest * quiet[-1],
     )
 
 
@@ -133,11 +133,11 @@ class _Refused(torch.autograd.Function):
         )
 
 
-def _quiet(codes: Tensor | None) -> Tensor:
-    """Where nothing was sent up to each step [T, ...]."""
+def _quiet(codes: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """1 where nothing was sent up to each step [T, ...], else 0."""
     assert codes is not None
-    silent = codes == 0
-    return silent if len(silent) == 1 else silent.cumprod(0).bool()
+    silent = torch.eq(codes, 0, out=torch.empty_like(codes, dtype=dtype))
+    return silent if len(silent) == 1 else silent.cumprod(0)
 
 
 def _tracked(
