@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .dithered import SMALLEST
 
-PART = 2**15  # elements of v, about a dozen of which lie in a cache of 2 MiB
+PART = 2**17  # elements of v: fewer cost more in calls, more do not fit a cache
 FARTHEST = 1e7  # x, beyond what is within reach of any neuron
 
 
