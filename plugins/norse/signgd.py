@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError
 from ...neurons import signgd
@@ -264,12 +264,6 @@ class _SignGD(Dynamic):
     def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
         """The state of a run whose integrated inputs begin with these values."""
         return self.start(inputs, self.p._replace(initial_input=inputs))
-
-
-def _used(name: str, value: Any) -> Any:
-    """A parameter in its range."""
-    value = at_least_float32(value)
-    return within(name, value) if isinstance(value, nn.Parameter) else value
 
 
 def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float | Tensor, ...]:
