@@ -14,17 +14,21 @@ if TYPE_CHECKING:
         NEURONS,
         CalibrationWarning,
         CheckReport,
+        FineTuned,
         LevelsWarning,
         PlanWarning,
         SaturationWarning,
         Tuning,
         convert,
+        fine_tune,
         search,
         tune,
     )
+    from .converters.additions import additions
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
     from .core.network import SpikingNetwork
     from .core.running import Evaluation, build, evaluate, run
+    from .core.training import collect
     from .errors import (
         BackendUnavailable,
         CalibrationError,
@@ -75,6 +79,7 @@ __all__ = [
     "Exit",
     "ExitRule",
     "ExponentialSchedule",
+    "FineTuned",
     "FormatError",
     "GroupNeuronParameters",
     "GroupNode",
@@ -98,11 +103,13 @@ __all__ = [
     "Surrogate",
     "Tuning",
     "UnsupportedOperation",
+    "additions",
     "analysis",
     "backends",
     "build",
     "calibrate_exit",
     "check",
+    "collect",
     "convert",
     "converters",
     "digits",
@@ -110,6 +117,7 @@ __all__ = [
     "evaluate",
     "export",
     "exporters",
+    "fine_tune",
     "levels",
     "load",
     "neurons",
@@ -140,6 +148,9 @@ _HOME = {
     "stream": "core.anytime",
     "NEURONS": "converters",
     "CheckReport": "converters",
+    "FineTuned": "converters",
+    "additions": "converters.additions",
+    "fine_tune": "converters",
     "LevelsWarning": "converters",
     "CalibrationWarning": "converters",
     "PlanWarning": "converters",
@@ -189,6 +200,7 @@ _HOME = {
     "build": "core.running",
     "evaluate": "core.running",
     "run": "core.running",
+    "collect": "core.training",
 }
 
 

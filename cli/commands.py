@@ -37,6 +37,8 @@ CONVERSION = (
     "time_steps signed preset tune tune_seconds objective keep scale resting momentum forms "
     "input_coding input_scale"
 ).split()
+# of sg.fine_tune
+FINE_TUNING = "additions epochs seconds lr batch_size amp resume distill temperature".split()
 # and of sg.search
 SEARCHING = (
     "spikes additions agreement methods iterations "
@@ -158,6 +160,46 @@ def search(options: argparse.Namespace) -> Result:
         "provenance": dict(network.provenance),
     }
     return Result(document, "\n".join([repr(network), tried, *sends, f"written to {output}"]))
+
+
+def fine_tune(options: argparse.Namespace) -> Result:
+    from ..converters import fine_tune as run_fine_tune
+    from ..exporters import save
+
+    output = _output(options, (".h5", ".hdf5"))
+    network, data = _network_and_data(options)
+    found = run_fine_tune(
+        network,
+        data.x if data.y is None else (data.x, data.y),
+        validation=_held_out(options, network),
+        seed=options.seed,
+        simulator=options.simulator,
+        **_given(options, FINE_TUNING),
+    )
+    tuned = _with_command(found.network, options)
+    save(tuned, output, class_names=data.class_names)
+    cost, sends = _cost(tuned, data.x)
+    document = {
+        "ok": True,
+        "path": str(output),
+        "network": _described(tuned),
+        "training_samples": len(data.x),
+        "fine_tuning": found.to_dict(),
+        "cost": cost,
+        "provenance": dict(tuned.provenance),
+    }
+    lines = [str(found), *sends, f"written to {output}"]
+    return Result(document, "\n".join(lines))
+
+
+def _held_out(options: argparse.Namespace, network: SpikingNetwork) -> Any:
+    """--validation, prepared as --data is; None unless given."""
+    if options.validation is None:
+        return None
+    given = argparse.Namespace(**vars(options))
+    given.data, given.labels, given.samples = options.validation, options.validation_labels, None
+    data = _fitting(given, network)
+    return data.x if data.y is None else (data.x, data.y)
 
 
 def evaluate_(options: argparse.Namespace) -> Result:
@@ -395,6 +437,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "check": check,
     "convert": convert,
     "search": search,
+    "fine-tune": fine_tune,
     "evaluate": evaluate_,
     "doctor": doctor,
     "export": export,

@@ -119,6 +119,13 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _output(search, "the file, .h5")
     _search(search)
 
+    fine_tune = command("fine-tune", "a converted network trained further with its spikes, an .h5")
+    _network(fine_tune)
+    _data(fine_tune, what="training data")
+    _output(fine_tune, "the file, .h5")
+    _fine_tuning(fine_tune)
+    _simulator(fine_tune)
+
     evaluate = command("evaluate", "accuracy, and agreement with the source, at each T")
     _network(evaluate)
     _data(evaluate)
@@ -293,6 +300,32 @@ def _search(command: Parser) -> None:
     _planning(command)
 
 
+def _fine_tuning(command: Parser) -> None:
+    command.add_argument(
+        "--additions", type=positive, metavar="A",
+        help="at most for each multiply-accumulate of the source",
+    )  # fmt: skip
+    command.add_argument("--epochs", type=count, metavar="N", help="by default 3")
+    command.add_argument("--seconds", type=positive, metavar="S", help="a limit for all epochs")
+    command.add_argument("--lr", type=positive, metavar="RATE", help="the largest, by default 1e-3")
+    command.add_argument("--batch-size", type=count, metavar="N", help="by default 64")
+    command.add_argument(
+        "--distill", type=number, metavar="K", help="weight of the source's outputs, by default 1"
+    )
+    command.add_argument("--temperature", type=positive, metavar="T", help="of those, by default 2")
+    command.add_argument(
+        "--amp", action="store_true", default=None, help="linear operations in bfloat16"
+    )
+    command.add_argument(
+        "--resume", metavar="FILE", help="written after each epoch, and gone on from if it is there"
+    )
+    command.add_argument(
+        "--validation", metavar="DATA",
+        help="held-out data, by default a tenth of --data; prepared as those",
+    )  # fmt: skip
+    command.add_argument("--validation-labels", metavar="FILE", help="of --validation")
+
+
 def _conversion(command: Parser) -> None:
     command.add_argument(
         "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
@@ -446,6 +479,11 @@ def _check_doctor(command: Parser, options: argparse.Namespace) -> None:
         command.error("--apply writes to -o FILE.h5: give both, or none of them")
 
 
+def _check_fine_tune(command: Parser, options: argparse.Namespace) -> None:
+    if options.validation_labels is not None and options.validation is None:
+        command.error("--validation-labels is of --validation, which is not given")
+
+
 CHECKS: dict[str, Callable[[Parser, argparse.Namespace], None]] = {
     "check": _check_input,
     "export": _check_input,
@@ -454,6 +492,7 @@ CHECKS: dict[str, Callable[[Parser, argparse.Namespace], None]] = {
     "bench": _check_reference,
     "report": _check_reference,
     "doctor": _check_doctor,
+    "fine-tune": _check_fine_tune,
 }
 
 

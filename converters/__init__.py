@@ -2,6 +2,7 @@
 
 from .comparison import FunctionsReport, FunctionsRow, compare_functions
 from .conversion import CheckReport, check, convert
+from .fine_tuning import FineTuned, fine_tune
 from .lowering import Coverage
 from .passes import PASSES, Pass
 from .planning import (
@@ -27,6 +28,7 @@ __all__ = [
     "CheckReport",
     "Context",
     "Coverage",
+    "FineTuned",
     "FunctionsReport",
     "FunctionsRow",
     "Layer",
@@ -47,6 +49,7 @@ __all__ = [
     "compare_functions",
     "convert",
     "default_schedule",
+    "fine_tune",
     "load_source",
     "preprocessing",
     "search",

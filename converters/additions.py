@@ -12,12 +12,13 @@ At T = 1 what is static and what moves, meeting one weight, are one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.module import NetworkModule
 from ..core.network import (
     Average,
     Constant,
@@ -30,17 +31,41 @@ from ..core.network import (
     SpikingNetwork,
 )
 from ..core.operations import LINEAR, resolve
+from ..core.tally import Tally
+from ..core.training import trained
 from ..core.walk import Semantics, walk
+from ..errors import InputError
+
+
+class Left(NamedTuple):
+    """MACs of a sample: on static values, once; on sums, on both together, of two signals, in each
+    step."""
+
+    static: float
+    sums: float
+    both: float
+    products: float
 
 
 @dataclass(frozen=True, eq=False)
 class Prices:
     """``fan_out`` by node, broadcasting against its values [B, ...]; ``fixed``, the MACs left of T
-    steps; ``source``, all of the source network. Of one sample."""
+    ``steps``; ``source``, all of the source network. Of one sample."""
 
     fan_out: dict[str, Tensor]
-    fixed: float
+    left: Left
     source: float
+    steps: int
+
+    @property
+    def fixed(self) -> float:
+        # at T = 1 what is static and what moves meet a weight together
+        first, each = self.left.both, self.left.sums
+        summed = first if self.steps == 1 else self.left.static + self.steps * each
+        return summed + self.steps * self.left.products
+
+    def at(self, steps: int) -> Prices:
+        return replace(self, steps=steps)
 
     @staticmethod
     @torch.inference_mode(False)
@@ -57,15 +82,50 @@ class Prices:
             name: _fitting(network[name], one, grad)
             for name, one, grad in zip(senders, each, grads, strict=True)
         }
-        if steps == 1:  # what is static and what moves meet a weight together
-            fixed = paths.both
-        else:
-            fixed = paths.static + steps * paths.sums
-        fixed += steps * paths.products
-        return Prices(found, fixed, source.static + source.products)
+        left = Left(paths.static, paths.sums, paths.both, paths.products)
+        return Prices(found, left, source.static + source.products, steps)
 
     def per_mac(self, synaptic: Tensor) -> Tensor:
         return (synaptic + self.fixed) / max(1.0, self.source)
+
+
+def counting(snn: NetworkModule) -> NetworkModule:
+    """The module, made of a parametrised network, from now on with gradients and a tally."""
+    network = snn.network
+    if snn.spikes != "decoded":
+        raise ValueError(
+            "a network that trains passes decoded values: leave spikes out, and afterwards "
+            'build(collect(snn), spikes="signed").'
+        )
+    prices = Prices.of(network, network.time_steps)
+    snn.tally, snn.prices = Tally(network, prices.fan_out), prices
+    return snn
+
+
+def additions(snn: NetworkModule) -> Tensor:
+    """Additions of a sample for each multiply-accumulate of the source, with a gradient.
+
+    Of all forward passes since the run began (a reset, in Norse a call without state): the mean
+    over their batch, as the module's docstring counts it; at T = 1 what
+    ``analysis.count_operations`` counts. Raises InputError before a forward pass, and where
+    neurons do not tell what they send.
+    """
+    snn = trained("additions", snn)
+    tally: Any = snn.tally
+    if not tally.steps:
+        raise InputError(
+            "additions counts what a forward pass sent, of samples of the size that the network "
+            "was built for; call the network first."
+        )
+    silent = [name for name in tally.fan_out if name not in tally.sent]
+    if silent:
+        raise InputError(
+            f"additions: what {', '.join(silent[:5])} sent has no gradient; signGD and group "
+            "neurons have. Penalise the sizes of activations instead."
+        )
+    sent = torch.stack([*tally.sent.values()]).sum() if tally.sent else torch.zeros(())
+    prices: Prices = snn.prices  # type: ignore[assignment]
+    return prices.at(tally.steps).per_mac(sent / tally.samples)
 
 
 def _fitting(node: Node, one: Tensor, grad: Tensor | None) -> Tensor:

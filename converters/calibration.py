@@ -22,7 +22,7 @@ Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any]
 PLACES = 256  # of each channel and sample that are counted
 FEW_CHANNELS = 4096  # of all channels together, where they are few
 QUANTILE = 0.9995
-VALUES = 2**26  # of all nodes of the samples that are run at once
+VALUES = 2**25  # of all nodes of the samples that are run at once
 BATCH = 64
 
 
@@ -95,6 +95,11 @@ def _check_batch(x: Any, number: int) -> bool:
     return all(value.numel() for value in _tensors(x))
 
 
+def at_once(network: SpikingNetwork) -> int:
+    """Samples that fit into memory together."""
+    return max(1, VALUES // max(1, sum(node.values for node in network.nodes)))
+
+
 @torch.no_grad()
 def statistics(
     network: SpikingNetwork, batches: Iterable[Tensor | Inputs], seed: int = 0
@@ -108,9 +113,8 @@ def statistics(
     """
     module = NetworkModule(network, {})
     seen = {node.name: _Seen(node, seed) for node in network.of(Function)}
-    at_once = max(1, VALUES // max(1, sum(node.values for node in network.nodes)))
     for batch in progress(batches, "calibrating"):
-        for x in batch.split(at_once):
+        for x in batch.split(at_once(network)):
             walk(network, _Watched(module, module.check_input(x), seen), ())
     return {name: one.summary() for name, one in seen.items()}
 

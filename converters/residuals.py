@@ -39,6 +39,7 @@ from ..core.walk import Semantics, walk
 from ..neurons.base import Neuron, Timed
 from ..neurons.schedules import ListSchedule
 from ..neurons.signgd.sparse import dense_step, sparse_step
+from .calibration import at_once
 
 UPDATES = 4e8  # of neurons, in a run
 FEWEST, MOST = 4, 64  # samples of a run
@@ -57,10 +58,14 @@ class Steps(Semantics[Tensor]):
     """
 
     def __init__(self, x: Tensor | Inputs, choosing: Collection[str] = ()) -> None:
-        self.x, self.choosing = x, choosing
-        self.states: dict[str, Any] = {}
+        self.choosing = choosing
         self.sizes: dict[str, list[float]] = {name: [] for name in choosing}
         self.off: dict[str, tuple[float, float]] = {}
+        self.begin(x)
+
+    def begin(self, x: Tensor | Inputs) -> None:
+        """Other samples, from rest."""
+        self.x, self.states, self.before = x, dict[str, Any](), dict(self.off)
 
     def input(self, node: Input) -> Tensor:
         return value_of(self.x, node.name)
@@ -88,7 +93,8 @@ class Steps(Semantics[Tensor]):
             assert isinstance(node, SignGDNeuron)
             node = self._sized(node, inputs, target)
         v = self.timed(node, inputs)
-        self.off[node.name] = float((v - target).square().sum()), float(target.square().sum())
+        off, size = self.before.get(node.name, (0.0, 0.0))
+        self.off[node.name] = off + _square(v - target), size + _square(target)
         return v
 
     def _sized(self, node: SignGDNeuron, inputs: list[Tensor], target: Tensor) -> SignGDNeuron:
@@ -139,21 +145,25 @@ def run(
     network: SpikingNetwork, x: Tensor | Inputs, choosing: Collection[str] = ()
 ) -> tuple[Steps, float]:
     """All steps for x [B, ...], and the relative error of the outputs after the last."""
-    module = NetworkModule(network, {})
+    module, names = NetworkModule(network, {}), leaves(network.outputs)
     x = module.check_input(x)
-    steps, names = Steps(x, choosing), leaves(network.outputs)
-    values = {}
-    for _ in range(network.time_steps):
-        values = walk(network, steps, names)
-    wanted = module.activations(x, keep=names)
-    squares = [
-        (
-            float((values[name] - wanted[name]).square().sum()),
-            float(wanted[name].square().sum()) or 1e-30,
-        )
-        for name in names
-    ]
-    return steps, (sum(a / b for a, b in squares) / max(1, len(squares))) ** 0.5
+    steps, squares = Steps(x, choosing), [(0.0, 0.0)] * len(names)
+    for part in (x,) if choosing else x.split(at_once(network)):  # a size is chosen by all of them
+        steps.begin(part)
+        values = {}
+        for _ in range(network.time_steps):
+            values = walk(network, steps, names)
+        wanted = module.activations(part, keep=names)
+        squares = [
+            (off + _square(values[n] - wanted[n]), size + _square(wanted[n]))
+            for n, (off, size) in zip(names, squares, strict=True)
+        ]
+    relative = sum(off / max(size, 1e-30) for off, size in squares)
+    return steps, (relative / max(1, len(squares))) ** 0.5
+
+
+def _square(value: Tensor) -> float:
+    return float(value.square().sum())
 
 
 def fit(network: SpikingNetwork, usual: SpikingNetwork, x: Tensor | Inputs) -> SpikingNetwork:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..neurons.choice import Choice, running_sum
 from ..neurons.protocol import at_least_float32, like
-from ..neurons.spikes import hear, joined
+from ..neurons.spikes import hear, joined, pricing
 from .inputs import Batch, Inputs, batch_of, samples_of, value_of
 from .network import (
     Constant,
@@ -40,11 +40,27 @@ from .operations import apply, apply_linear, apply_over_time, resolve
 from .operations.statics import compute
 from .sizing import at_its_size
 from .spikes import Sent
+from .tally import Tally
 from .walk import Semantics, following, walk
 
 
+def hold(module: nn.Module, name: str, value: Tensor, layout: Any = torch.preserve_format) -> None:
+    """A parameter of the description as it is, another tensor as a buffer of the module's own."""
+    if isinstance(value, nn.Parameter):
+        if layout is not torch.preserve_format:
+            value.data = value.data.contiguous(memory_format=layout)
+        module.register_parameter(name, value)
+    else:  # a clone: the description keeps its own
+        module.register_buffer(name, value.clone(memory_format=layout))
+
+
+def held(module: nn.Module) -> dict[str, Any]:
+    """What ``hold`` put there."""
+    return {**module._buffers, **module._parameters} if module._parameters else module._buffers
+
+
 class LinearOperation(nn.Module):
-    """One linear node with its tensors as buffers."""
+    """One linear node with its tensors as buffers, or as parameters where it trains."""
 
     def __init__(self, node: Linear) -> None:
         super().__init__()
@@ -52,8 +68,7 @@ class LinearOperation(nn.Module):
         self.attributes = node.attributes
         for name, value in node.tensors.items():
             layout = torch.channels_last if node.op == "conv" and value.dim() == 4 else None
-            # a clone: the description keeps its own
-            self.register_buffer(name, value.clone(memory_format=layout or torch.preserve_format))
+            hold(self, name, value, layout or torch.preserve_format)
 
     def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
         run = apply_linear if linear_part else apply
@@ -69,11 +84,11 @@ class LinearOperation(nn.Module):
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
-        return self._buffers  # type: ignore[return-value]
+        return held(self)
 
     def extra_repr(self) -> str:
         attributes = ", ".join(f"{k}={v}" for k, v in self.attributes.items() if v is not None)
-        tensors = ", ".join(f"{k} {list(v.shape)}" for k, v in self.named_buffers())
+        tensors = ", ".join(f"{k} {list(v.shape)}" for k, v in self._tensors.items())
         return ", ".join(part for part in (self.op, attributes, tensors) if part)
 
 
@@ -86,13 +101,13 @@ class FunctionOperation(nn.Module):
         self.arguments = {k: v for k, v in node.arguments.items() if not isinstance(v, Tensor)}
         for name, value in node.arguments.items():
             if isinstance(value, Tensor):
-                self.register_buffer(name, value.clone())
+                hold(self, name, value)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs, **self.arguments, **dict(self.named_buffers()))
+        return self.function(*inputs, **self.arguments, **held(self))
 
     def over_time(self, *x_seq: Tensor) -> Tensor:
-        return self.function.over_time(*x_seq, **self.arguments, **dict(self.named_buffers()))
+        return self.function.over_time(*x_seq, **self.arguments, **held(self))
 
     def extra_repr(self) -> str:
         return self.function.name
@@ -309,14 +324,31 @@ class Walk(Semantics[Signal]):
 
     def _fired(self, node: Timed, inputs: list[Tensor]) -> Signal:
         module = self.module
+        fire = module.fire if module.tally is None else partial(counted, module)
         if module.listener is None:
-            y = module.fire(node, inputs, self)
+            y = fire(node, inputs, self)
         else:
             with hear() as told:
-                y = module.fire(node, inputs, self)
+                y = fire(node, inputs, self)
             value = y.unsqueeze(0) if self.steps is None else y
             module.listener(Sent(node, value, partial(joined, told)))
         return y, self.steps is not None
+
+
+def counted(module: NetworkModule, node: Timed, inputs: list[Tensor], walk: Walk) -> Tensor:
+    """``module.fire`` of a network that trains; its tally is told what was sent."""
+    tally: Any = module.tally
+    inputs = [at_least_float32(x) for x in inputs]  # what autocast made half
+    fan_out = tally.of(node, inputs[0]) if module.network is tally.network else None
+    if fan_out is None:
+        return module.fire(node, inputs, walk)
+    with pricing(fan_out) as sent:
+        y = module.fire(node, inputs, walk)
+    if node.unit is not None:  # what passes is made of spikes of one size
+        size = like(node.unit, y)
+        sent = [((y / size).abs() * fan_out).sum()]
+    tally.add(node.name, sent)
+    return y
 
 
 class SignedWalk(Walk):
@@ -392,6 +424,9 @@ class NetworkModule(nn.Module):
 
     mode = "snn"
     listener: Callable[[Sent], None] | None = None  # told what each neuron sent
+    # of a network that trains: what its neurons sent, and what that costs
+    tally: Tally | None = None
+    prices: Any = None
 
     def __init__(
         self,
@@ -414,6 +449,11 @@ class NetworkModule(nn.Module):
         self.operations = _in_order(network, {**linear, **constants, **exact})
         self.functions = _in_order(network, functions)
         self.neurons = _in_order(network, neurons)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it was built with ``trainable=True``: gradients pass, and spikes are counted."""
+        return self.tally is not None
 
     def neuron(self, name: str) -> nn.Module:
         """The simulator's module of a neuron, by its name in the network."""
@@ -558,14 +598,13 @@ class NetworkModule(nn.Module):
 
     def _dtype(self) -> torch.dtype | None:
         for operation in self.operations.values():
-            for buffer in operation._buffers.values():
-                if buffer is not None and buffer.is_floating_point():
-                    return buffer.dtype
+            for tensor in held(operation).values():
+                if tensor is not None and tensor.is_floating_point():
+                    return tensor.dtype  # type: ignore[no-any-return]
         return None
 
     # -- one block of steps -------------------------------------------------------------------
 
-    @torch.no_grad()  # also past the neurons a gradient would be a wrong one
     def _walk(
         self,
         x: Batch,
@@ -573,12 +612,18 @@ class NetworkModule(nn.Module):
         static: dict[str, Tensor] | None,
         state: NetworkState | None,
     ) -> tuple[Any, NetworkState]:
-        x = x.to(self.floating)
-        if state is None:
-            state = self._start(step_of(x, 0) if static is None else x)
-        block = VIEWS[self.spikes](self, x, steps, static, state)
-        known = {name: (value, False) for name, value in (static or {}).items()}
-        return self._outputs(walk(self.network, block, leaves(self.network.outputs), known), block)
+        # of others also past the neurons a gradient would be a wrong one
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            x = x.to(self.floating)
+            if self.tally is not None:
+                samples = samples_of(x, int(static is None))
+                self.tally.run(self.network, state is None, samples, steps or 1)
+            if state is None:
+                state = self._start(step_of(x, 0) if static is None else x)
+            block = VIEWS[self.spikes](self, x, steps, static, state)
+            known = {name: (value, False) for name, value in (static or {}).items()}
+            values = walk(self.network, block, leaves(self.network.outputs), known)
+            return self._outputs(values, block)
 
     def _start(self, x: Batch) -> NetworkState:
         """In the spike view what neurons' inputs and read-outs are before the first step."""

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, TypeGuard, TypeVar
+from typing import Any, ClassVar, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..neurons.average import Average
-from ..neurons.base import Function, Neuron, Node, Size, Timed, Value, values_of
+from ..neurons.base import Function, Learned, Make, Neuron, Node, Size, Timed, Value, values_of
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -125,6 +125,10 @@ class Linear(Node):
         if not isinstance(other, Linear):
             return None
         return replace(other, name=self.name, inputs=self.inputs)
+
+    def learning(self, make: Make) -> Self:
+        tensors = {name: make(value, Learned()) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def arriving(self, values: list[Tensor], batch: int) -> Tensor:
         """How much of ``values``, float64 [T, B, ...] each, arrives at each output, every

@@ -111,7 +111,8 @@ def _with_tensors(operation: nn.Module, shaped: Mapping[str, Tensor]) -> nn.Modu
     """Its own buffers, wherever they are by now, cut to these shapes."""
     cut = copy(operation)
     cut._buffers = {
-        name: buffer[tuple(slice(n) for n in shaped[name].shape)]  # type: ignore[index]
-        for name, buffer in operation._buffers.items()
+        name: tensor[tuple(slice(n) for n in shaped[name].shape)]  # type: ignore[index]
+        for name, tensor in {**operation._buffers, **operation._parameters}.items()
     }
+    cut._parameters = {}  # which would take none that is a part of one
     return cut

@@ -9,7 +9,6 @@ measured in a process of its own and goes to benchmarks/results/real/efficientne
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,26 +95,14 @@ def table(results: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--plans", nargs="+", default=list(real.PLANS), metavar="MxT")
-    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser = real.options_of(__doc__, real.PLANS, "efficientnet_lite.json")
     parser.add_argument("--samples", type=int, default=200, help="crops that are measured on")
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--held-out", choices=("crops", "photographs"), default="crops")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
-    parser.add_argument("--results", type=Path, default=real.RESULTS / "efficientnet_lite.json")
-    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
-    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
-    if given.print or given.write:
-        lines = list(table(given.results))
-        print("\n".join(lines))
-        if given.write:
-            real.into(
-                real.DOCS / "tutorials" / "efficientnet.md",
-                "examples/efficientnet_lite.py --print",
-                lines,
-            )
+    page, command = "tutorials/efficientnet.md", "examples/efficientnet_lite.py"
+    if real.only_told(given, page, command, table(given.results)):
         return
     torch.set_num_threads(1)
     model = load_model()
@@ -123,14 +110,12 @@ def main() -> None:
     with torch.no_grad():
         want = torch.cat([model(part) for part in test.split(real.BATCH)])
     print(f"{len(test)} held-out {given.held_out}; spikes of a neuron, additions per MAC\n\n{HEAD}")
-    for plan in given.plans:
-        for tune in (False, True) if given.tune else (False,):
-            cell = f"{plan}{' tuned' if tune else ''}"
-            cell += "" if given.held_out == "crops" else ", photographs"
-            arguments = model, calibration, test, want, plan, tune
-            row = real.apart(measured, *arguments, seconds=given.seconds)
-            real.keep(given.results, cell, row)
-            print(shown(cell, row), flush=True)
+    for plan, tune, cell in real.each(given):
+        cell += "" if given.held_out == "crops" else ", photographs"
+        arguments = model, calibration, test, want, plan, tune
+        row = real.apart(measured, *arguments, seconds=given.seconds)
+        real.keep(given.results, cell, row)
+        print(shown(cell, row), flush=True)
 
 
 if __name__ == "__main__":

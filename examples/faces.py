@@ -16,7 +16,6 @@ Each plan goes to benchmarks/results/real/faces.json.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,21 +178,12 @@ def table(results: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--plans", nargs="+", default=["8x1", "6x2", "5x1"], metavar="MxT")
-    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser = real.options_of(__doc__, ["8x1", "9x1", "6x2", "5x1"], "faces.json")
     parser.add_argument("--samples", type=int, default=2000, help="candidates of R-Net")
     parser.add_argument("--calibration", type=int, default=256)
     parser.add_argument("--no-detector", action="store_true", help="only the networks")
-    parser.add_argument("--results", type=Path, default=real.RESULTS / "faces.json")
-    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
-    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
-    if given.print or given.write:
-        lines = list(table(given.results))
-        print("\n".join(lines))
-        if given.write:
-            real.into(real.DOCS / "tutorials" / "faces.md", "examples/faces.py --print", lines)
+    if real.only_told(given, "tutorials/faces.md", "examples/faces.py", table(given.results)):
         return
     torch.set_num_threads(1)
     mtcnn = detector()
@@ -210,23 +200,21 @@ def main() -> None:
         ),
     }
     print(f"{len(sets['rnet'][1])} candidates of R-Net, all windows of 60 crops of P-Net\n\n{HEAD}")
-    for plan in given.plans:
-        for tune in (False, True) if given.tune else (False,):
-            cell = f"{plan}{' tuned' if tune else ''}"
-            rows: dict[str, Any] = {}
-            networks = {}
-            for name, (calibration, test) in sets.items():
-                source = getattr(mtcnn, name)
-                made = real.converted(source, calibration, plan, tune, sizes=SIZES[name])
-                rows[name] = measured(name, source, made[0], test) | {"seconds": made[1]}
-                networks[name] = Spiking(source, made[0])
-                print(shown(name, cell, rows[name]), flush=True)
-            if not given.no_detector:
-                for name, row in in_detector(mtcnn, networks, tested):
-                    rows[name] = row
-                    print(f"  {name}: {row['found']} of {row['faces']} faces, least overlap "
-                          f"{row['least_overlap']:.2f}", flush=True)  # fmt: skip
-            real.keep(given.results, cell, rows)
+    for plan, tune, cell in real.each(given):
+        rows: dict[str, Any] = {}
+        networks = {}
+        for name, (calibration, test) in sets.items():
+            source = getattr(mtcnn, name)
+            made = real.converted(source, calibration, plan, tune, sizes=SIZES[name])
+            rows[name] = measured(name, source, made[0], test) | {"seconds": made[1]}
+            networks[name] = Spiking(source, made[0])
+            print(shown(name, cell, rows[name]), flush=True)
+        if not given.no_detector:
+            for name, row in in_detector(mtcnn, networks, tested):
+                rows[name] = row
+                print(f"  {name}: {row['found']} of {row['faces']} faces, least overlap "
+                      f"{row['least_overlap']:.2f}", flush=True)  # fmt: skip
+        real.keep(given.results, cell, rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The weights and the photographs come inside packages (tests/vision/), nothing is
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -12,7 +13,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from spikingjelly_signgd.core.network import leaves
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "real"
 DOCS = ROOT / "docs"
-PLANS = ("8x1", "6x2", "5x1", "1x32", "group 8x1", "group 8x2")
+PLANS = ("8x1", "9x1", "6x2", "5x1", "1x32", "group 8x1", "group 8x2")
 BATCH = 8
 COUNTED = 16  # samples on which spikes and additions are counted
 FORKED = multiprocessing.get_context("fork")
@@ -187,6 +188,38 @@ def _resident(pid: int) -> int:
         return 0
     found = re.search(r"VmRSS:\s*(\d+) kB", text)
     return int(found[1]) * 1024 if found else 0
+
+
+# -- a script -------------------------------------------------------------------------------------
+
+
+def options_of(doc: str | None, plans: Sequence[str], results: str) -> argparse.ArgumentParser:
+    """The options that every script has; it adds its own."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--plans", nargs="+", default=list(plans), metavar="MxT")
+    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser.add_argument("--results", type=Path, default=RESULTS / results)
+    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
+    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
+    return parser
+
+
+def only_told(given: argparse.Namespace, page: str, command: str, lines: Iterable[str]) -> bool:
+    """Whether what was measured was asked for alone: it is printed, and written with --write."""
+    if not (given.print or given.write):
+        return False
+    lines = list(lines)
+    print("\n".join(lines))
+    if given.write:
+        into(DOCS / page, f"{command} --print", lines)
+    return True
+
+
+def each(given: argparse.Namespace) -> Iterator[tuple[str, bool, str]]:
+    """Each plan, whether it is tuned, and the name of its cell."""
+    for plan in given.plans:
+        for tune in (False, True) if given.tune else (False,):
+            yield plan, tune, f"{plan}{' tuned' if tune else ''}"
 
 
 # -- results --------------------------------------------------------------------------------------

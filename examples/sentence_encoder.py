@@ -14,7 +14,6 @@ to benchmarks/results/real/sentence_encoder.json:
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Iterator
@@ -156,26 +155,14 @@ def table(results: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--plans", nargs="+", default=["8x1", "6x2", "5x1", "1x32"], metavar="MxT")
-    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser = real.options_of(__doc__, ["8x1", "9x1", "6x2", "5x1", "1x32"], "sentence_encoder.json")
     parser.add_argument("--samples", type=int, default=200, help="sentences that are measured on")
     parser.add_argument("--calibration", type=int, default=64, help="other sentences")
     parser.add_argument("--length", type=int, default=32, help="tokens at most")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of a plan, at most")
-    parser.add_argument("--results", type=Path, default=real.RESULTS / "sentence_encoder.json")
-    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
-    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
     given = parser.parse_args()
-    if given.print or given.write:
-        lines = list(table(given.results))
-        print("\n".join(lines))
-        if given.write:
-            real.into(
-                real.DOCS / "tutorials" / "sentences.md",
-                "examples/sentence_encoder.py --print",
-                lines,
-            )
+    page, command = "tutorials/sentences.md", "examples/sentence_encoder.py"
+    if real.only_told(given, page, command, table(given.results)):
         return
     torch.set_num_threads(1)
     model = load_model()
@@ -184,14 +171,12 @@ def main() -> None:
     want = vectors(model, test)
     tokens = float(test.tensors["attention_mask"].sum()) / len(test)
     print(f"{len(test)} held-out sentences, {tokens:.1f} tokens of {given.length}\n\n{HEAD}")
-    for plan in given.plans:
-        for tune in (False, True) if given.tune else (False,):
-            cell = f"{plan}{' tuned' if tune else ''}"
-            cell += "" if given.length == 32 else f", {given.length} tokens"
-            arguments = model, calibration, test, want, plan, tune
-            row = real.apart(measured, *arguments, seconds=given.seconds)
-            real.keep(given.results, cell, row)
-            print(shown(cell, row), flush=True)
+    for plan, tune, cell in real.each(given):
+        cell += "" if given.length == 32 else f", {given.length} tokens"
+        arguments = model, calibration, test, want, plan, tune
+        row = real.apart(measured, *arguments, seconds=given.seconds)
+        real.keep(given.results, cell, row)
+        print(shown(cell, row), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from .nonlinearities import Nonlinearity
 
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
+GUARDS = ("floor", "ceiling")  # arguments that only keep f where it is defined
 
 
 def resolve(shape: Sequence[Size], batch: int) -> list[int]:
@@ -86,6 +87,19 @@ FOLDS = Factor("folds into the weights")
 MEAN = Factor("the number of steps")
 
 
+class Learned(NamedTuple):
+    """How a value is learned: of neurons in steps of a ``unit``, None of weights, times the value
+    itself where that is ``relative``; it stays from ``low`` to ``high``."""
+
+    unit: float | Tensor | None = None
+    low: float = -inf
+    high: float = inf
+    relative: bool = False
+
+
+Make = Callable[[Any, Learned], Any]  # of a tensor or a number
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
@@ -137,6 +151,10 @@ class Node:
     def taking(self, other: Node) -> Node | None:
         """The node with what ``other`` holds; None where that is of another role."""
         return None
+
+    def learning(self, make: Make) -> Self:
+        """The node with ``make(value, learned)`` in the place of each value that training moves."""
+        return self
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         """The node's value by ``semantics`` (``core/walk.py``), of those of its inputs."""
@@ -204,8 +222,16 @@ class Function(Node):
             return None
         arguments = dict(other.arguments)
         if self.function.name == other.function.name:
-            arguments |= {k: v for k, v in self.arguments.items() if k in ("floor", "ceiling")}
+            arguments |= {k: v for k, v in self.arguments.items() if k in GUARDS}
         return replace(self, shape=other.shape, function=other.function, arguments=arguments)
+
+    def learning(self, make: Make) -> Self:
+        made = {
+            key: make(value, Learned())
+            for key, value in self.arguments.items()
+            if isinstance(value, Tensor) and key not in GUARDS
+        }
+        return replace(self, arguments={**self.arguments, **made}) if made else self
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.function(self, inputs)  # type: ignore[no-any-return]

@@ -45,7 +45,7 @@ from .signgd import (
     signgd_start_state,
     trains,
 )
-from .spikes import hear, tell
+from .spikes import hear, price, tell
 
 SPIKES = ("signed", "binary", "ternary", "decoded")
 # what signgd_multi_step is asked for, where that has another name; scale is multiplied here
@@ -177,6 +177,7 @@ def signgd_sequence(
     says what ``rest`` and ``fan_out`` are), the values are the same to the bit, and nothing is
     recorded where nothing asks for a gradient. With momentum there is none: backward raises.
     """
+    fan_out, priced = price() if fan_out is None else (fan_out, [])
     check_dead_zone_fits(p, state.v)
     dtype, wide = inputs[0].dtype, state.v.dtype
     fired = _FIRED.get(spikes)
@@ -190,6 +191,8 @@ def signgd_sequence(
         done = dithered_multi_step(inputs, state, p, **asked, rest=rest, fan_out=fan_out)
     else:
         done = _without_graph(inputs, state, p, asked, surrogate, fan_out)
+    if done.sent is not None:
+        priced.append(done.sent)
     if fired is not None:
         done = done._replace(y=(like(p.scale, done.y) * done.y).to(dtype))
     return done._replace(spike_seq=recorded(done.spike_seq, p)) if keep else done

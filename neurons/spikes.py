@@ -48,6 +48,7 @@ Told = list[Callable[[], Events]]  # made when somebody looks
 class _Hearers(local):
     def __init__(self) -> None:
         self.stack: list[Told] = []
+        self.prices: list[tuple[Tensor, list[Tensor]]] = []
 
 
 _hearers = _Hearers()
@@ -73,6 +74,23 @@ def tell(events: Callable[[], Events]) -> None:
     """Events [T, *] to whoever hears, if anybody does; they are made when somebody looks."""
     if wanted():
         _hearers.stack[-1].append(events)
+
+
+@contextmanager
+def pricing(fan_out: Tensor) -> Iterator[list[Tensor]]:
+    """``with pricing(fan_out) as sent``: of the neurons run in this block all spikes, each times
+    what it meets (broadcasting against v), with a gradient: a number for each call."""
+    sent: list[Tensor] = []
+    _hearers.prices.append((fan_out, sent))
+    try:
+        yield sent
+    finally:
+        _hearers.prices.pop()
+
+
+def price() -> tuple[Tensor | None, list[Tensor]]:
+    """What ``pricing`` was given, and where what was sent goes."""
+    return _hearers.prices[-1] if _hearers.prices else (None, [])
 
 
 def joined(told: Told) -> Events | None:

@@ -200,6 +200,16 @@ def test_sizes():
     assert found.error[0] < 0.1
 
 
+def test_fine_tuning(folder, capsys):
+    scope = run("docs/fine_tuning.md")
+    history = scope["tuned"].history
+    assert history[scope["tuned"].best].accuracy >= history[0].accuracy
+    assert "tuned.h5 (hdf5): verified" in capsys.readouterr().out
+    x = scope["x"]
+    pair = [sg.run(sg.build(scope["collected"]), x)[1], sg.run(scope["snn"], x)[1]]
+    assert torch.equal(*pair)
+
+
 def test_energy(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the page finds the examples there
     scope = run("docs/energy.md")

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from .. import spikes
-from ..base import FOLDS, Code, Factor, Function, Neuron, spread
+from ..base import FOLDS, Code, Factor, Function, Learned, Make, Neuron, spread
+from ..by_hand import RANGES
 from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
@@ -245,6 +246,10 @@ class GroupNeuron(Neuron):
 
     def resized(self, factor: float) -> Self:
         return replace(self, v_threshold=self.v_threshold * factor)
+
+    def learning(self, make: Make) -> Self:
+        learned = Learned(1.0, *RANGES["v_threshold"], relative=True)
+        return replace(super().learning(make), v_threshold=make(self.v_threshold, learned))
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         return -math.inf, self.v_threshold  # what it cannot send is not below zero

@@ -26,9 +26,12 @@ from torch.autograd.function import once_differentiable
 from ...errors import InputError
 from ..choice import running_sum
 from . import sparse
+from .chunked import Given, gradients
 from .dithered import SMALLEST, slopes
 from .sequence import SignGDSequence, signgd_multi_step, target_over_time
 from .step import SignGDParameters, SignGDState, dead_zone
+
+_FARTHEST = 1e7  # x = r / (theta c_m), beyond what is within reach of any neuron
 
 
 def trains(p: SignGDParameters, *tensors: Tensor | None) -> bool:
@@ -66,7 +69,7 @@ def dithered_multi_step(
     if p.momentum:
         return _without(x_seq, state, p, x, output, dtype, backend, keep_v, keep_spikes)
     before = state.v if rest is None else state.v + (rest - rest.detach())
-    rest = state.v if rest is None and state.t == 0 else rest
+    rest = state.v.view_as(state.v) if rest is None and state.t == 0 else rest
     rest = rest if rest is not None and p.sparse and rest.requires_grad else None
     coded = keep_spikes or not p.sparse or rest is not None or fan_out is not None
     with torch.no_grad():
@@ -81,7 +84,7 @@ def dithered_multi_step(
             keep_v=True,
             keep_spikes=coded,
         )
-        quiet = None if rest is None else _quiet(done.spike_seq)
+        quiet = None if rest is None else _quiet(done.spike_seq, state.v.dtype)
     sums = x_seq if x is None else [running_sum(a, b) for a, b in zip(x_seq, x, strict=True)]
     v_seq, v, sent = _tracked(sums, state, p, done, rest, quiet, fan_out)
     return SignGDSequence(
@@ -91,7 +94,7 @@ def dithered_multi_step(
         v_seq.clone() if keep_v else None,
         done.spike_seq if keep_spikes else None,
         None if fan_out is None else sent,
-        None if rest is None or quiet is None else rest.where(quiet[-1], 0.0),
+        None if rest is None or quiet is None else rest * quiet[-1],
     )
 
 
@@ -130,11 +133,11 @@ class _Refused(torch.autograd.Function):
         )
 
 
-def _quiet(codes: Tensor | None) -> Tensor:
-    """Where nothing was sent up to each step [T, ...]."""
+def _quiet(codes: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """1 where nothing was sent up to each step [T, ...], else 0."""
     assert codes is not None
-    silent = codes == 0
-    return silent if len(silent) == 1 else silent.cumprod(0).bool()
+    silent = torch.eq(codes, 0, out=torch.empty_like(codes, dtype=dtype))
+    return silent if len(silent) == 1 else silent.cumprod(0)
 
 
 def _tracked(
@@ -300,6 +303,12 @@ class _Dithered(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_v: Tensor, of_last: Tensor, of_sent: Tensor) -> Any:
         target, start, scale, theta, fan_out, v_seq, codes, quiet, eta = ctx.saved_tensors
+        if ctx.zones and not v_seq.is_cuda and bool((theta > 0).all()):
+            priced = None if fan_out is None or not bool(of_sent) else of_sent * fan_out
+            given = Given(target, v_seq, start, scale, theta, priced)
+            found = gradients(given, eta.flatten().tolist(), ctx.members, of_v, of_last)
+            of_rest = None if quiet is None else (of_v * quiet).sum(0)
+            return *found[:2], of_rest, *found[2:], *[None] * 7
         before = torch.cat([start.unsqueeze(0), v_seq[:-1]])
         near, by_step, by_zone = _slopes_of(
             target, before, v_seq, codes, eta * scale, theta, ctx.members, ctx.zones
@@ -388,7 +397,7 @@ def _spikes_of(
     if price is None:
         return None, None, None
     zone = theta.clamp(min=SMALLEST)
-    x = r.abs() / (zone * c_m)
+    x = (r.abs() / (zone * c_m)).clamp(max=_FARTHEST)  # of tiny steps: infinity has no slope
     slope, by_density = slopes(x, theta)
     by_density = by_density * torch.where(theta < 2 / 3, -1.0, 0.0)
     return (

@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import spikes
-from ..base import Code, Factor, Neuron
+from ..base import Code, Factor, Learned, Make, Neuron
+from ..by_hand import RANGES
 from ..schedules import Schedule, name_schedule
 from .sequence import signgd_multi_step
 from .step import (
@@ -39,6 +40,36 @@ class SignGDNeuron(Neuron):
 
     def resized(self, factor: float) -> Self:
         return replace(self, scale=self.scale * factor)
+
+    def learning(self, make: Make) -> Self:
+        """Scale, resting value and dead zone, each for every channel that has a scale of its own.
+
+        A zone is learned where there is one, and it is not wider than learned ones may be.
+        """
+        scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+        finest = scale * (self.schedule(1) * self.finest)
+        node = replace(
+            super().learning(make),
+            scale=make(self.scale, Learned(1.0, *RANGES["scale"], relative=True)),
+            resting=make(self._each(self.resting), Learned(finest)),
+        )
+        if not self._learns_zone():
+            return node
+        zone = Learned(1.0, *RANGES["dead_zone"])
+        return replace(node, dead_zone=make(self._each(self.dead_zone), zone))
+
+    def _learns_zone(self) -> bool:
+        if isinstance(self.dead_zone, nn.Parameter):
+            return True
+        zone = torch.as_tensor(self.dead_zone, dtype=torch.float32)
+        most = torch.tensor(RANGES["dead_zone"][1])
+        return bool((zone > 0).any() and (zone <= most).all())
+
+    def _each(self, value: float | Tensor) -> float | Tensor:
+        """As many values as scales, where it is a number."""
+        if isinstance(value, Tensor) or not isinstance(self.scale, Tensor):
+            return value
+        return torch.full_like(self.scale, value)
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor]:
         total = self._travel(steps)

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ...converters.additions import counting
 from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, key
 from ...core.network import Node, SpikingNetwork, Timed
+from ...core.training import parametrised
 from ...errors import InputError
 from .coding import (
     Encode,
@@ -101,7 +103,7 @@ __all__ = [
 
 
 # the layer of each kind of node, made of (node, spikes, kernels); a caller can add to it. A network
-# that was converted has no gradient, so thresholds are Norse's "heaviside"
+# that was converted has no gradient, so thresholds are Norse's "heaviside" but where it learns
 MAKERS: dict[str, Callable[[Any, str, str], Layer]] = {
     "signgd": signgd_layer,
     "group": group_layer,
@@ -167,17 +169,24 @@ def build(
     spikes: str = "decoded",
     kernels: str = "auto",
     record_states: bool = False,
+    trainable: bool = False,
 ) -> NorseNetwork:
     """``network`` as Norse layers; ``spikes`` as for ``SignGDParameters``, "decoded" or "signed".
 
     ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". With
     ``record_states`` a call with a sequence returns the states after each step, as Norse's layers
-    do. Raises ValueError where a network cannot be built in the view asked for.
+    do. With ``trainable`` weights and what neurons learn are parameters, gradients pass, and
+    ``additions(module)`` counts; ``collect(module)`` is the description back. Raises ValueError
+    where a network cannot be built in the view asked for.
     """
+    network = parametrised(network) if trainable else network
     layers = {node.name: make_layer(node, spikes, kernels) for node in network.of(Timed)}
     for layer in layers.values():
         layer.record_states = record_states
-    return NorseNetwork(network, layers, spikes)
+    module = NorseNetwork(network, layers, spikes)
+    if trainable:
+        counting(module)
+    return module
 
 
 def make_layer(node: Timed, spikes: str = "decoded", kernels: str = "auto") -> Layer:

@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ...converters.additions import counting
 from ...core.modes import having
 from ...core.module import NetworkModule, NetworkState, Walk, key, select
 from ...core.network import Node, SpikingNetwork, Timed
+from ...core.training import parametrised
 from .. import simulator
 from .base import Kernel
 from .coding import Encode, PoissonEncode, Readout, RunningMean, encode
@@ -110,12 +112,16 @@ def build(
     spikes: str = "decoded",
     step_mode: str = "s",
     kernels: str = "auto",
+    trainable: bool = False,
 ) -> SpikingJellyNetwork:
     """``network`` as SpikingJelly nodes; ``spikes`` as for ``SignGDNode``, "decoded" or "signed".
 
-    ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". Raises ValueError
-    where a network cannot be built in the view asked for.
+    ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". With ``trainable``
+    weights and what neurons learn are parameters, gradients pass, and ``additions(module)`` counts;
+    ``collect(module)`` is the description back. Raises ValueError where a network cannot be built
+    in the view asked for.
     """
+    network = parametrised(network) if trainable else network
     neurons = {node.name: make_node(node, spikes) for node in network.of(Timed)}
     module = SpikingJellyNetwork(network, neurons, spikes)
     for part in module.modules():
@@ -123,6 +129,8 @@ def build(
             part.step_mode = step_mode
         if isinstance(part, Kernel):
             part.backend = kernels
+    if trainable:
+        counting(module)
     return module
 
 

@@ -1,0 +1,600 @@
+r"""Fine-tuning: a converted network trained further as the spiking network that it is.
+
+.. math::
+    L = \mathrm{CE}(y, \text{labels}) + \kappa\, \tau^2\, \mathrm{KL}\bigl(\mathrm{softmax}(z /
+    \tau) \,\|\, \mathrm{softmax}(y / \tau)\bigr) + \lambda\, A / A_{max}
+
+y are the outputs after T steps, z those of the source network as the description held it before,
+the teacher; without labels the first term is left out, and where the outputs are no classifier's
+the second is their squared distance beside the square of z. A is what a sample adds up for each
+multiply-accumulate of the source (``additions``), and the weight :math:`\lambda` follows it: it
+grows while A is beyond what it may be at this time, from what the network has down to
+:math:`A_{max}` in the first ``REACHED`` of the course, and shrinks below. Gradients are the
+dithered ones (``neurons/signgd/gradient.py``).
+
+Adam, the rate in one cycle: up to ``lr`` in the first ``WARM`` of the course, and down to nothing.
+What neurons learn moves by ``NEURONS`` times the rate in its own unit (``Node.learning``): a part
+of a scale, of the finest step, of a dead zone. After each step it is where it may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.inputs import batch_of, samples_of
+from ..core.module import NetworkModule
+from ..core.network import SpikingNetwork, leaves
+from ..core.progress import progress
+from ..core.running import build
+from ..core.training import collect, learned
+from ..errors import FormatError, InputError
+from .additions import Prices
+from .additions import additions as additions_of
+
+BATCH = 64
+HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
+WARM, REACHED = 0.2, 0.5
+NEURONS = 10.0
+CLIP = 5.0  # norm of a gradient
+FIRST, FASTEST = 0.05, 12.0  # the first weight of additions; its logarithm's change in a course
+
+
+class Epoch(NamedTuple):
+    """One look at the held-out samples, and what led there.
+
+    ``loss`` is the mean of L without additions while training (NaN before), ``accuracy`` of labels
+    and ``agreement`` with the source network on held-out samples, None where there are none of
+    these; ``additions`` for each MAC of the source, ``weight`` lambda, ``seconds`` since the start.
+    """
+
+    epoch: float
+    loss: float
+    accuracy: float | None
+    agreement: float | None
+    additions: float
+    weight: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """``network``, the best by held-out samples; ``history``, ``best`` of which is that."""
+
+    network: SpikingNetwork
+    history: tuple[Epoch, ...]
+    best: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "history": [each._asdict() for each in self.history]}
+
+    def __str__(self) -> str:
+        lines = ["  epoch     loss  accuracy  agreement  additions   seconds"]
+        for k, row in enumerate(self.history):
+            shares = (_percent(row.accuracy), _percent(row.agreement))
+            loss = "-" if math.isnan(row.loss) else f"{row.loss:.4f}"
+            lines.append(
+                f"{row.epoch:>7.2f}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  "
+                f"{row.additions:>9.3f}  {row.seconds:>8.1f}{'  <- kept' * (k == self.best)}"
+            )
+        return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def fine_tune(
+    network: SpikingNetwork,
+    loader: Any,
+    *,
+    validation: Any = None,
+    labels: bool | None = None,
+    distill: float = 1.0,
+    temperature: float = 2.0,
+    additions: float | None = None,
+    epochs: int = 3,
+    seconds: float | None = None,
+    batch_size: int = BATCH,
+    lr: float = 1e-3,
+    amp: bool = False,
+    resume: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    simulator: str = "spikingjelly",
+) -> FineTuned:
+    """The network trained further for its ``time_steps``, as the module's docstring says.
+
+    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, or x
+    alone, of which batches of ``batch_size`` are drawn and, unless ``validation`` is given, a tenth
+    is held out. ``labels`` False leaves y aside; None takes it where there is one. ``distill`` is
+    kappa, ``temperature`` tau. ``additions`` is A_max. ``seconds`` ends the course early, the rate
+    with it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file
+    that is written after each epoch and, where it exists, gone on from, to the same result.
+
+    The best by held-out samples is kept (of those within ``additions``, if there are any): by
+    accuracy, without labels by agreement, without a classifier by the loss; without held-out
+    samples the last. Raises InputError for what cannot be trained, FormatError for a resume file
+    that is none.
+    """
+    course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed)
+    course.check()
+    data, held_out = _data(loader, validation, batch_size, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuner = _Tuner(network, data, held_out, labels, course, device, simulator)
+        return tuner.run(None if resume is None else Path(resume))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a network is fine-tuned; a resume file is of one course."""
+
+    epochs: int
+    seconds: float | None
+    lr: float
+    distill: float
+    temperature: float
+    additions: float | None
+    amp: bool
+    seed: int
+
+    def check(self) -> None:
+        """Raises InputError, naming what cannot be."""
+        if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 1:
+            raise InputError(f"epochs is an integer of at least 1, but it is {self.epochs!r}.")
+        given = {"seconds": self.seconds, "lr": self.lr, "temperature": self.temperature}
+        for name, value in {**given, "additions": self.additions}.items():
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+                raise InputError(f"{name} is a positive number, but it is {value!r}.")
+        if not (_is_number(self.distill) and 0 <= self.distill < math.inf):
+            raise InputError(f"distill is a number of at least 0, but it is {self.distill!r}.")
+
+    def rate(self, done: float) -> float:
+        """The rate where ``done`` of the course is behind."""
+        if done < WARM:
+            return self.lr * (0.04 + 0.96 * (1 - math.cos(math.pi * done / WARM)) / 2)
+        return self.lr * (1 + math.cos(math.pi * min(1.0, (done - WARM) / (1 - WARM)))) / 2
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# -- samples --------------------------------------------------------------------------------------
+
+
+class Samples(NamedTuple):
+    """Tensors of which batches are drawn, in an order of torch's generator, or as they are."""
+
+    x: Tensor
+    y: Tensor | None
+    size: int
+    shuffled: bool
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return -(-self.x.shape[0] // self.size)
+
+    def batches(self) -> Iterator[Any]:
+        n = self.x.shape[0]
+        order = torch.randperm(n) if self.shuffled else torch.arange(n)
+        for pick in order.split(self.size):
+            yield self.x[pick] if self.y is None else (self.x[pick], self.y[pick])
+
+
+def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]:
+    """What is trained on, and what is held out or None."""
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"batch_size is an integer of at least 1, but it is {size!r}.")
+    data, held_out = _samples(loader, size, True), validation
+    if validation is not None:
+        return data, _samples(validation, 4 * size, False)
+    if not isinstance(data, Samples):
+        return data, None
+    n = data.x.shape[0]
+    held = min(MOST_HELD_OUT, round(HELD_OUT * n))
+    if held == 0:
+        return data, None
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[:held], order[held:]
+    x, y = data.x, data.y
+    return (
+        Samples(x[rest], None if y is None else y[rest], size, True),
+        Samples(x[held_out], None if y is None else y[held_out], 4 * size, False),
+    )
+
+
+def _samples(given: Any, size: int, shuffled: bool) -> Any:
+    """Tensors as ``Samples``, a loader as it is."""
+    pair = isinstance(given, tuple) and len(given) == 2
+    if isinstance(given, Tensor) or (pair and all(isinstance(part, Tensor) for part in given)):
+        x, y = given if isinstance(given, tuple) else (given, None)
+        if len(x) == 0 or (y is not None and len(x) != len(y)):
+            raise InputError(
+                f"samples are x [N, ...] and y [N] with N >= 1, but they are {list(x.shape)}"
+                + ("." if y is None else f" and {list(y.shape)}.")
+            )
+        return Samples(x, y, size, shuffled)
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"a loader gives batches (x, y) or x, or is such tensors, not {type(given).__name__}."
+        )
+    return given
+
+
+def _batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
+    for batch in data.batches() if isinstance(data, Samples) else data:
+        if not isinstance(batch, (tuple, list)):
+            yield batch_of(batch), None
+        elif len(batch) in (1, 2):
+            yield batch_of(batch[0]), batch[1] if len(batch) == 2 else None
+        else:
+            raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+# -- the course -----------------------------------------------------------------------------------
+
+
+class _Tuner:
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        data: Any,
+        held_out: Any,
+        labels: bool | None,
+        course: Course,
+        device: Any,
+        simulator: str,
+    ) -> None:
+        self.network, self.data, self.held_out = network, data, held_out
+        self.labels, self.course, self.device = labels, course, torch.device(device or "cpu")
+        self.snn = build(network, simulator, trainable=True).to(self.device)
+        self.source = NetworkModule(network, {}).to(self.device)
+        _check_network(network, course)
+        self.learned = learned(self.snn.network)
+        self.parameters = [each.parameter for each in self.learned]
+        # what neurons learn moves in its own units, so that of weights is a group by itself
+        weights = [p for p, how in self.learned if how.unit is None]
+        neurons = [p for p, how in self.learned if how.unit is not None]
+        self.adam = torch.optim.Adam([{"params": weights}, {"params": neurons}])
+        self.weight, self.epoch, self.spent = FIRST, 0, 0.0
+        self.history: list[Epoch] = []
+        self.best = 0
+        self.kept: list[Tensor] = []
+        self.steps = _length(data)
+        self.before = math.nan  # additions of the network as it is
+
+    def run(self, resume: Path | None) -> FineTuned:
+        if resume is not None and resume.is_file():
+            self._load(resume)
+        begun = time.perf_counter() - self.spent
+        if not self.history:
+            self._look(math.nan, begun)
+            self.before = self.history[0].additions
+        while self.epoch < self.course.epochs:
+            done = self._train(begun)
+            self.spent = time.perf_counter() - begun
+            if resume is not None:
+                self._save(resume)
+            if done:
+                break
+        self._warn()
+        return FineTuned(self._network(), tuple(self.history), self.best)
+
+    def _train(self, begun: float) -> bool:
+        """One epoch; whether the time is over."""
+        losses, count, over = torch.zeros((), device=self.device), 0, False
+        label = f"epoch {self.epoch + 1} of {self.course.epochs}"
+        for x, y in progress(_batches(self.data), label, self.steps):
+            done = self._done(count, begun)
+            if done >= 1:
+                over = True
+                break
+            losses += self._step(x, y, done)
+            count += 1
+        if not count and not over:
+            again = " again; pass a DataLoader or tensors, not what is used up" * (self.epoch > 0)
+            raise InputError(f"the loader gives no batches{again}.")
+        self.steps = self.steps or count
+        self.epoch += 1
+        if count:
+            mean = float(losses) / count
+            if not math.isfinite(mean):
+                raise InputError(
+                    f"the loss is {mean} in epoch {self.epoch}: choose a smaller lr than "
+                    f"{self.course.lr:g}, or look for NaN in the samples."
+                )
+            self._look(mean, begun)
+        return over
+
+    def _done(self, batches: int, begun: float) -> float:
+        """The part of the course that is behind."""
+        done = (
+            self.epoch + batches / self.steps if self.steps else self.epoch
+        ) / self.course.epochs
+        if self.course.seconds is not None:
+            done = max(done, (time.perf_counter() - begun) / self.course.seconds)
+        return done
+
+    def _step(self, x: Any, y: Tensor | None, done: float) -> Tensor:
+        x, y = x.to(self.device), self._checked(x, y)
+        rate = self.course.rate(done)
+        for group, factor in zip(self.adam.param_groups, (1.0, NEURONS), strict=True):
+            group["lr"] = rate * factor
+        with torch.no_grad():
+            want = _flat(self.source.ann(x))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.course.amp):
+            have = self._outputs(x)
+        loss = self._loss(have, want, y)
+        whole = loss
+        if self.course.additions is not None:
+            spent = additions_of(self.snn)
+            whole = loss + self.weight * spent / self.course.additions
+            self._follow(float(spent.detach()), done)
+        self.adam.zero_grad(set_to_none=True)
+        whole.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self._move()
+        self.snn.reset()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """A step of Adam, what neurons learn in its units and within its bounds."""
+        before = [None if how.unit is None else p.clone() for p, how in self.learned]
+        self.adam.step()
+        for (p, how), value in zip(self.learned, before, strict=True):
+            if value is not None:
+                unit = torch.as_tensor(how.unit).to(p) * (value if how.relative else 1.0)
+                torch.addcmul(value, p - value, unit, out=p).clamp_(how.low, how.high)
+
+    def _outputs(self, x: Any) -> list[Tensor]:
+        """Each output after the last step [B, ...], float32."""
+        with self.snn.for_sequences():
+            outputs, _ = self.snn.advance(x, self.network.time_steps, {})
+        return [value[-1].float() for value in leaves(outputs)]
+
+    def _loss(self, have: list[Tensor], want: list[Tensor], y: Tensor | None) -> Tensor:
+        parts = []
+        if y is not None:
+            parts.append(F.cross_entropy(have[0], y))
+        if self.course.distill:
+            each = [
+                _distance(a, b, self.course.temperature) for a, b in zip(have, want, strict=True)
+            ]
+            parts.append(self.course.distill * torch.stack(each).sum())
+        return torch.stack(parts).sum()
+
+    def _checked(self, x: Any, y: Tensor | None) -> Tensor | None:
+        """y as it is learned: class indices of a classifier. Raises InputError."""
+        if y is None and self.labels:
+            raise InputError("labels=True, but a batch has none: pass batches (x, y).")
+        if y is None or self.labels is False:
+            if not self.course.distill:
+                raise InputError("without labels there is nothing to learn where distill is 0.")
+            return None
+        classes = _classes(self.network)
+        if not classes:
+            raise InputError(
+                "labels are learned where the output is one classifier's, [B, classes]; pass "
+                "labels=False to learn the source's outputs alone."
+            )
+        if y.is_floating_point() or tuple(y.shape) != (samples_of(x),):
+            raise InputError(
+                f"labels are class indices [B], one for each sample, but y is {y.dtype} "
+                f"{list(y.shape)} for {samples_of(x)} samples."
+            )
+        if not bool(((y >= 0) & (y < classes)).all()):
+            raise InputError(
+                f"labels are from 0 to {classes - 1}, as the network has {classes} classes, but "
+                f"there are some from {int(y.min())} to {int(y.max())}."
+            )
+        return y.to(self.device, torch.int64)
+
+    def _follow(self, spent: float, done: float) -> None:
+        """The weight of additions, so that they come down to the budget."""
+        budget, before = self.course.additions, max(self.before, self.course.additions or 0.0)
+        assert budget is not None
+        aim = budget * (before / budget) ** max(0.0, 1 - done / REACHED)
+        beyond = max(-1.0, min(1.0, 5 * (spent / aim - AIM)))
+        step = FASTEST * beyond / (self.course.epochs * (self.steps or 400))
+        self.weight = min(100.0, max(1e-3, self.weight * math.exp(step)))
+
+    # -- what is kept -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _look(self, loss: float, begun: float) -> None:
+        """Measures the network on held-out samples, and keeps it where it is the best."""
+        found = self._measured()
+        epoch = Epoch(self._passed(begun), loss, *found, self.weight, time.perf_counter() - begun)
+        self.history.append(epoch)
+        better = len(self.history) == 1 or self._better(epoch, self.history[self.best])
+        if better or self.held_out is None:
+            self.best = len(self.history) - 1
+            self.kept = [p.detach().clone() for p in self.parameters]
+
+    def _passed(self, begun: float) -> float:
+        return float(self.epoch)
+
+    def _measured(self) -> tuple[float | None, float | None, float]:
+        """Accuracy, agreement and additions, on held-out samples or else on a first batch."""
+        n, labelled, right, same, spent = 0, 0, 0, 0, 0.0
+        classes = _classes(self.network)
+        batches = _batches(self.data if self.held_out is None else self.held_out)
+        for x, y in batches:
+            x, y = x.to(self.device), self._checked(x, y)
+            have, want = self._outputs(x), _flat(self.source.ann(x))
+            spent += float(additions_of(self.snn)) * samples_of(x)
+            self.snn.reset()
+            n += samples_of(x)
+            if classes:
+                guess = have[0].argmax(1)
+                same += int((guess == want[0].argmax(1)).sum())
+                right += int((guess == y).sum()) if y is not None else 0
+                labelled += n if y is not None else 0
+            if self.held_out is None:
+                break
+        if not n:
+            raise InputError("the held-out samples, or the loader, give no batches.")
+        if self.held_out is None:
+            return None, None, spent / n
+        shares = right / n if labelled else None, same / n if classes else None
+        return *shares, spent / n
+
+    def _better(self, new: Epoch, old: Epoch) -> bool:
+        return self._rank(new) > self._rank(old)
+
+    def _rank(self, epoch: Epoch) -> tuple[float, ...]:
+        budget = self.course.additions
+        beyond = 0.0 if budget is None else max(0.0, epoch.additions - budget)
+        worth = epoch.accuracy if epoch.accuracy is not None else epoch.agreement
+        loss = math.inf if math.isnan(epoch.loss) else epoch.loss
+        return -beyond, -loss if worth is None else worth, -loss
+
+    def _network(self) -> SpikingNetwork:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.kept, strict=True):
+                parameter.copy_(value)
+        network = collect(self.snn)
+        course = {**vars(self.course), "best": self.history[self.best]._asdict()}
+        return network.replace(provenance={**network.provenance, "fine_tuning": course})
+
+    def _warn(self) -> None:
+        budget, found = self.course.additions, self.history[self.best].additions
+        if budget is not None and found > budget:
+            warnings.warn(
+                f"fine_tune: {found:.3g} additions for each MAC of the source are left, more than "
+                f"additions={budget:g}. Train for more epochs, or start from a network of fewer "
+                "members.",
+                stacklevel=4,
+            )
+
+    # -- the resume file --------------------------------------------------------------------------
+
+    def _save(self, path: Path) -> None:
+        """A whole file in the place of the one before; ``torch.load`` reads it weights_only."""
+        found = {
+            "of": fingerprint(self.network),
+            "course": vars(self.course),
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "kept": [value.cpu() for value in self.kept],
+            "adam": self.adam.state_dict(),
+            "rng": torch.get_rng_state(),
+            "history": [list(epoch) for epoch in self.history],
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save(found, beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _load(self, path: Path) -> None:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            of, course = found["of"], found["course"]
+        except Exception as error:  # whatever torch makes of a file that is none
+            raise FormatError(
+                f"'{path}' is no file that fine_tune(resume=) wrote; name another, or delete it."
+            ) from error
+        if of != fingerprint(self.network):
+            raise InputError(f"'{path}' is of another network; name another file, or delete it.")
+        if course != vars(self.course):
+            changed = [k for k, v in vars(self.course).items() if course.get(k) != v]
+            before = ", ".join(f"{name}={course.get(name)!r}" for name in changed)
+            raise InputError(
+                f"'{path}' is of a course with {before}; go on with these, name another file, or "
+                "delete it."
+            )
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, found["parameters"], strict=True):
+                parameter.copy_(value)
+        self.kept = [value.to(self.device) for value in found["kept"]]
+        self.adam.load_state_dict(found["adam"])
+        torch.set_rng_state(found["rng"])
+        self.history = [Epoch(*row) for row in found["history"]]
+        for name in _NUMBERS:
+            setattr(self, name, found[name])
+
+
+_NUMBERS = ("weight", "epoch", "spent", "best", "steps", "before")
+AIM = 0.97  # of what additions may be, so that held-out samples stay within it
+
+
+def fingerprint(network: SpikingNetwork) -> str:
+    """Of the nodes and all numbers of a network."""
+    found = hashlib.sha256()
+
+    def put(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                found.update(str(name).encode())
+                put(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                put(item)
+        else:  # of a row the name: its function has an address
+            found.update(str(getattr(value, "name", value)).encode())
+
+    for node in network.nodes:
+        put([node.kind, {each.name: getattr(node, each.name) for each in fields(node)}])
+    put([network.outputs, network.time_steps])
+    return found.hexdigest()
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    return [value.float() for value in leaves(outputs)]
+
+
+def _classes(network: SpikingNetwork) -> int:
+    """How many classes a classifier's one output has, 0 of another."""
+    if not isinstance(network.outputs, str):
+        return 0
+    shape = network[network.outputs].shape
+    last = shape[1] if len(shape) == 2 else 0
+    return last if isinstance(last, int) and last > 1 else 0
+
+
+def _distance(have: Tensor, want: Tensor, temperature: float) -> Tensor:
+    if have.dim() == 2 and have.shape[1] > 1:
+        log = F.log_softmax(have / temperature, 1)
+        aim = F.log_softmax(want / temperature, 1)
+        kl = F.kl_div(log, aim, reduction="batchmean", log_target=True)
+        return temperature**2 * kl
+    return (have - want).square().mean() / want.square().mean().clamp(min=1e-12)
+
+
+def _check_network(network: SpikingNetwork, course: Course) -> None:
+    """Raises InputError where additions cannot come down to the budget."""
+    if course.additions is None:
+        return
+    prices = Prices.of(network, network.time_steps)
+    left = prices.fixed / max(1.0, prices.source)
+    if course.additions <= left:
+        raise InputError(
+            f"additions={course.additions:g} cannot be reached: {left:.3g} for each MAC of the "
+            "source are products of real values, of the input and of functions, which no spike "
+            "less makes fewer."
+        )

@@ -1,0 +1,104 @@
+"""Networks that train: a description whose tensors are parameters, and the description back.
+
+``parametrised(network)`` is the same description with an ``nn.Parameter`` in the place of each
+value that is learned. The modules that are built of it hold these very parameters, so ``collect``
+finds in it what an optimiser has made of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..neurons.base import Learned, Make
+from .module import NetworkModule
+from .network import SpikingNetwork
+
+
+class Learning(NamedTuple):
+    """A parameter of a description, and how it is learned."""
+
+    parameter: nn.Parameter
+    how: Learned
+
+
+def each_learned(network: SpikingNetwork, make: Make) -> SpikingNetwork:
+    return replace(network, nodes=tuple(node.learning(make) for node in network.nodes))
+
+
+def learned(network: SpikingNetwork) -> list[Learning]:
+    """The parameters of a description, each once, in order."""
+    found: dict[int, Learning] = {}
+
+    def look(value: Any, how: Learned) -> Any:
+        if isinstance(value, nn.Parameter):
+            found.setdefault(id(value), Learning(value, how))
+        return value
+
+    each_learned(network, look)
+    return list(found.values())
+
+
+def parametrised(network: SpikingNetwork) -> SpikingNetwork:
+    """The description with a parameter for each value that training moves, also for numbers.
+
+    What shares memory in the description is one parameter. Raises InputError where a network has
+    parameters already.
+    """
+    if learned(network):
+        raise InputError(
+            "the network holds parameters: it is the description of a module that trains. Pass "
+            "collect(module), which holds their values."
+        )
+    made: dict[Any, nn.Parameter] = {}
+
+    def make(value: Any, how: Learned) -> Any:
+        if not isinstance(value, Tensor):  # a number counts in float64, and so does its parameter
+            return nn.Parameter(torch.tensor(float(value), dtype=torch.float64))
+        if not value.is_floating_point():
+            return value
+        memory = value.untyped_storage().data_ptr() if value.numel() else id(value)
+        key = memory, value.storage_offset(), value.shape, value.stride(), value.dtype
+        if key not in made:
+            made[key] = nn.Parameter(value.detach().clone())
+        return made[key]
+
+    return each_learned(network, make)
+
+
+def collect(snn: NetworkModule) -> SpikingNetwork:
+    """The description of a network that trains, with the values that its parameters have now.
+
+    A new description, which shares no memory with ``snn``: to be built, verified, saved, exported.
+    Raises InputError for what was not built with ``trainable=True``.
+    """
+    network = trained("collect", snn).network
+    made: dict[int, Any] = {}
+
+    def make(value: Any, how: Learned) -> Any:
+        if not isinstance(value, nn.Parameter):
+            return value
+        if id(value) not in made:
+            kept = value.detach().cpu().clamp(how.low, how.high).contiguous()
+            made[id(value)] = float(kept) if _of_number(kept) else kept
+        return made[id(value)]
+
+    provenance = {**network.provenance, "trained": True}
+    return replace(each_learned(network, make), provenance=provenance)
+
+
+def _of_number(value: Tensor) -> bool:
+    """Whether ``parametrised`` made it of a number."""
+    return value.dtype == torch.float64 and value.dim() == 0
+
+
+def trained(owner: str, snn: Any) -> NetworkModule:
+    """A network that trains, or an InputError."""
+    if isinstance(snn, NetworkModule) and snn.trainable:
+        return snn
+    given = "a network without it" if isinstance(snn, NetworkModule) else type(snn).__name__
+    raise InputError(f"{owner} takes what build(network, trainable=True) returns, not {given}.")
