@@ -1054,6 +1054,18 @@ def test_parameters_of_nodes_stay_and_train() -> None:
     assert not any(a is b for a in decoded.parameters() for b in spiking.parameters())
 
 
+@pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
+def test_initial_inputs_that_were_learned_are_biases_again(simulator: str) -> None:
+    torch.manual_seed(0)
+    learned = nn.Parameter(torch.randn(8))
+    act = fires("signed", initial_input=learned)
+    net = hand(simulator, encode("signed"), "6 8", act, "8 3", readout("signed"))
+    assert sg.check(net, IMAGE).ok
+    decoded = sg.to_decoded(net, IMAGE)
+    bias = dict(decoded.named_parameters())["1.bias"]
+    assert bias.is_leaf and torch.equal(bias, learned) and bias is not learned
+
+
 def test_biases_that_are_zero_leave_too_lest_they_are_learned() -> None:
     net = cnn()
     for name, parameter in net.named_parameters():

@@ -65,7 +65,8 @@ def _biases(hand: Hand, rest: Run, call: fx.Node, part: Part) -> dict[fx.Node, T
     values = [n for n in call.args if isinstance(n, fx.Node)]
     for value, x, initial in zip(values, rest.inputs(call), _spread(part, call), strict=True):
         row = x[0, 0] if part.over_time else x[0]
-        bias = torch.as_tensor(initial, dtype=x.dtype, device=x.device).expand_as(row) - row
+        given = torch.as_tensor(initial, dtype=x.dtype, device=x.device).detach()
+        bias = given.expand_as(row) - row
         if not close(found.setdefault(value, bias), bias):
             raise InputError(
                 f"{hand.where(call)} takes one value as two inputs, with two values of "

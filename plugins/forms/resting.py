@@ -140,6 +140,6 @@ def close(a: Tensor, b: Tensor, beside: Tensor | None = None) -> bool:
         return False
     if not a.numel():
         return True
-    sizes = [float(x.abs().max()) for x in (a, b, *(() if beside is None else (beside,)))]
+    sizes = [float(x.detach().abs().max()) for x in (a, b, *(() if beside is None else (beside,)))]
     bound = torch.finfo(a.dtype).eps ** 0.5 * max(sizes)
     return bool(((a - b).abs() <= bound).all())
