@@ -1066,6 +1066,23 @@ def test_initial_inputs_that_were_learned_are_biases_again(simulator: str) -> No
     assert bias.is_leaf and torch.equal(bias, learned) and bias is not learned
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_large_and_small_values_are_no_obstacle(size: float) -> None:
+    """Beside a large bias little of the rest is left in float32."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), batch_norm(nn.BatchNorm1d, 8), node(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name in ("0.bias", "1.running_mean", "1.bias", "3.weight"):
+                value.mul_(size)
+    spiking = sg.to_spikes(net.eval(), IMAGE)
+    assert sg.check(spiking, IMAGE).ok
+    decoded = sg.to_decoded(spiking, IMAGE)
+    ((a,), (b,), (c,)) = (steps(n, IMAGE) for n in (net, spiking, decoded))
+    for y in (b, c):
+        torch.testing.assert_close(y, a, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+
+
 def test_biases_that_are_zero_leave_too_lest_they_are_learned() -> None:
     net = cnn()
     for name, parameter in net.named_parameters():

@@ -147,13 +147,14 @@ def take_off(hand: Hand, trials: Trials, call: fx.Node, varies: list[fx.Node]) -
 
     Raises InputError where something else is added.
     """
-    wanted, module = trials.change(call, varies), hand.module(call)
+    added, wanted = trials.constant(call, varies), trials.change(call, varies)
+    module = hand.module(call)
     if module is not None:
         _without_bias(module)
-    elif _nonzero(trials.constant(call, varies)):
+    elif _nonzero(added):
         _zero_constants(hand, trials, call, varies)
-    change = trials.change(call, varies)
-    if _nonzero(trials.constant(call, varies)) or not all(map(close, change, wanted)):
+    same = map(close, trials.change(call, varies), wanted, added)
+    if _nonzero(trials.constant(call, varies)) or not all(same):
         raise InputError(
             f"{hand.where(call)} adds a constant that is no bias of a layer of torch, so it cannot "
             "be taken off what spikes pass. Add it by a layer's bias, or by x + constant in "
