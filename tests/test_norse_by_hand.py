@@ -403,6 +403,20 @@ def test_parameters_handed_in_stay():
     assert "function_module.weight" in layer.state_dict()
 
 
+def test_arguments_and_read_outs_learn():
+    prelu = SignGD("prelu", arguments={"weight": 0.25}, learnable="weight")
+    model = norse.SequentialState(
+        nn.Linear(5, 5), prelu, nn.Linear(5, 3), Readout(learnable="initial")
+    )
+    assert [name for name, _ in model[1].named_parameters()] == ["arguments_weight"]
+    assert [name for name, _ in model[3].named_parameters()] == ["initial"]
+    model(X)[0].square().sum().backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+    restored = SignGD("prelu", arguments={"weight": 0.1}, learnable="weight")
+    restored.load_state_dict(saved(prelu))
+    assert same(restored(X)[0], prelu(X)[0])
+
+
 def test_only_some_names_can_be_learned():
     for make, names in (
         (SignGD, ("members",)),
