@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def chosen_steps(
     if members is None:
         alone = schedule is not None or spikes in ("binary", "ternary") or momentum
         members = 1 if alone else MEMBERS
-    check_members(owner, members)
+    members = check_members(owner, members)
     if schedule is None:
         schedule = SINGLE if members == 1 else SCHEDULE
     check_schedule(owner, schedule)
@@ -55,12 +56,13 @@ def chosen_coding(owner: str, schedule: Schedule | None, spikes: str, momentum: 
     return schedule
 
 
-def check_members(owner: str, members: Any) -> None:
-    if isinstance(members, bool) or not isinstance(members, int):
+def check_members(owner: str, members: Any) -> int:
+    if isinstance(members, bool) or not isinstance(members, Integral):
         raise InputError(
             f"{owner}: members counts the members of a neuron, so it is an integer, but it is "
             f"{members!r}, of type {type(members).__name__}."
         )
+    return int(members)
 
 
 def check_schedule(owner: str, schedule: Any) -> None:
@@ -133,6 +135,8 @@ def check_range(owner: str, name: str, value: Any) -> None:
 
 def within(name: str, value: Tensor) -> Tensor:
     """A learned value in its range, with the gradient that keeps it there or leads back."""
+    if not torch.is_grad_enabled():
+        return value.clamp(*RANGES[name])
     out: Tensor = _Within.apply(value, *RANGES[name])  # type: ignore[no-untyped-call]
     return out
 
