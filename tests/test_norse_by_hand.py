@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import norse.torch as norse
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -195,8 +196,10 @@ def test_functional_forms(ours):
 
 
 def test_the_first_field_in_the_place_of_p():
-    for module in (GroupNeuron(3), GroupNeuron(p=3), GroupNeuron(torch.tensor(3))):
-        assert module.p == GroupNeuronParameters(3)
+    for three in (3, torch.tensor(3), np.int64(3)):
+        for module in (GroupNeuron(three), GroupNeuron(p=three)):
+            assert module.p == GroupNeuronParameters(3) and type(module.p.members) is int
+        assert type(SignGD("gelu", members=three).p.members) is int
     given = SignGD(SignGDParameters("gelu")).p
     for module in (SignGD("gelu"), SignGD(sg.NONLINEARITIES["gelu"])):
         assert module.p._replace(function="gelu") == given

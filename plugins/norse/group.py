@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ class _GroupNeuron(Dynamic):
     @classmethod
     def is_first(cls, value: Any) -> bool:
         """A number of members, if a wrong one."""
-        return isinstance(value, (int, float, str, Tensor))
+        return isinstance(value, (Number, str, Tensor))
 
     @classmethod
     def _normal(cls, p: Any) -> Any:

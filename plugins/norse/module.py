@@ -382,8 +382,8 @@ def _count(cls: type, name: str, value: Any) -> Any:
     """An integer, which Norse's users may give as a tensor."""
     value = item_of(value)
     if name == "members":
-        check_members(cls.__name__, value)
-    elif isinstance(value, bool) or not isinstance(value, int):
+        return check_members(cls.__name__, value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{cls.__name__}: {name} is an integer, but it is {value!r}.")
     return value
 
