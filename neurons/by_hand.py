@@ -2,8 +2,9 @@
 
 The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
 step, then 1, with 8 members. That follows inputs that change, is near f from the first step on,
-and sends the fewest spikes of what is as near. Single signs, which "ternary" and "binary" spikes
-and momentum are of, have steps that shrink. Given a schedule a neuron has one member, as ever.
+and sends the fewest spikes of what is as near. Fewer members take smaller steps, which are nearer
+where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have steps
+that shrink. Given a schedule a neuron has one member, as ever.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ from ..errors import InputError
 from .nonlinearities import Nonlinearity, nonlinearity
 from .schedules import ConstantSchedule, ExponentialSchedule, ListSchedule, Schedule
 
-SCHEDULE: Schedule = ListSchedule((4.0, 1.0), tail=1.0)
 MEMBERS = 8
-SINGLE: Schedule = ExponentialSchedule(1.0, 0.8)  # of one member
+SINGLE: Schedule = ExponentialSchedule(1.0, 0.8)
+
+
+def default_schedule(members: int) -> Schedule:
+    """Of so many members."""
+    first = min(4.0, 2.0 ** (members // 3))
+    return SINGLE if members == 1 else ListSchedule((first, first / 4), tail=1.0)
+
+
 # what is learned stays within, at every use
 RANGES = {
     "scale": (1e-6, math.inf),
@@ -41,7 +49,7 @@ def chosen_steps(
         members = 1 if alone else MEMBERS
     members = check_members(owner, members)
     if schedule is None:
-        schedule = SINGLE if members == 1 else SCHEDULE
+        schedule = default_schedule(members)
     check_schedule(owner, schedule)
     return schedule, members
 
