@@ -14,7 +14,8 @@ from ...neurons.by_hand import learned
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
-from .module import Cell, Dynamic, Layer, no_field, used
+from .module import Cell, Dynamic, Layer
+from .parameters import no_field, used
 
 
 class GroupNeuronParameters(NamedTuple):

@@ -24,7 +24,8 @@ from ...neurons.protocol import (
 from ...neurons.schedules import Schedule
 from ...neurons.surrogate import Surrogate
 from .common import DITHERED, METHODS, check_backend, of_arity, surrogate
-from .module import Cell, Dynamic, Layer, item_of, no_field, stale, used
+from .module import Cell, Dynamic, Layer, stale
+from .parameters import item_of, no_field, used
 
 
 class SignGDParameters(NamedTuple):
