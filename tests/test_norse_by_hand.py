@@ -415,6 +415,9 @@ def test_arguments_and_read_outs_learn():
     assert [name for name, _ in model[3].named_parameters()] == ["initial"]
     model(X)[0].square().sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+    offset = nn.Parameter(torch.zeros(5))
+    SignGD(spikes="binary", initial_input=0.0, offset=offset)(X)[0].sum().backward()
+    assert float(offset.grad.abs().sum()) > 0
     restored = SignGD("prelu", arguments={"weight": 0.1}, learnable="weight")
     restored.load_state_dict(saved(prelu))
     assert same(restored(X)[0], prelu(X)[0])
