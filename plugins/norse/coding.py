@@ -177,6 +177,7 @@ class _Readout(Neuron):
     Parameters = ReadoutParameters
     State = ReadoutState
     counts = ("members",)
+    learns = ("initial",)
     later = {"members": 1}
 
     @classmethod
