@@ -185,6 +185,18 @@ def test_what_is_shared_is_one_parameter(network):
     assert tensors[0] is tensors[1] and not isinstance(tensors[0], nn.Parameter)
 
 
+def test_what_is_not_shared_is_several_parameters():
+    """Also where tensors are made on the way, one after the other in the same memory."""
+    layers = [part for _ in range(6) for part in (nn.Linear(32, 32), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), *layers, nn.Linear(32, 3)).eval()
+    network = converted(model)
+    for k in range(30):
+        nodes = sg.build(network, trainable=True).network.of(SignGDNeuron)
+        own = {id(p) for node in nodes for p in (node.scale, node.resting, node.dead_zone)}
+        torch.randn(64 * k + 1)  # so that memory is handed out in other orders
+        assert len(own) == 3 * len(nodes)
+
+
 def test_the_description_is_left_as_it_was(network):
     before = [p.clone() for node in network.nodes for p in getattr(node, "tensors", {}).values()]
     trained(network)
