@@ -54,13 +54,13 @@ FIRST, FASTEST = 0.05, 12.0  # the first weight of additions; its logarithm's ch
 class Epoch(NamedTuple):
     """One look at the held-out samples, and what led there.
 
-    ``loss`` is the mean of L without additions while training (NaN before), ``accuracy`` of labels
+    ``loss`` is the mean of L without additions while training (None before), ``accuracy`` of labels
     and ``agreement`` with the source network on held-out samples, None where there are none of
     these; ``additions`` for each MAC of the source, ``weight`` lambda, ``seconds`` since the start.
     """
 
-    epoch: float
-    loss: float
+    epoch: int
+    loss: float | None
     accuracy: float | None
     agreement: float | None
     additions: float
@@ -83,9 +83,9 @@ class FineTuned:
         lines = ["  epoch     loss  accuracy  agreement  additions   seconds"]
         for k, row in enumerate(self.history):
             shares = (_percent(row.accuracy), _percent(row.agreement))
-            loss = "-" if math.isnan(row.loss) else f"{row.loss:.4f}"
+            loss = "-" if row.loss is None else f"{row.loss:.4f}"
             lines.append(
-                f"{row.epoch:>7.2f}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  "
+                f"{row.epoch:>7}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  "
                 f"{row.additions:>9.3f}  {row.seconds:>8.1f}{'  <- kept' * (k == self.best)}"
             )
         return "\n".join(lines)
@@ -287,7 +287,7 @@ class _Tuner:
             self._load(resume)
         begun = time.perf_counter() - self.spent
         if not self.history:
-            self._look(math.nan, begun)
+            self._look(None, begun)
             self.before = self.history[0].additions
         while self.epoch < self.course.epochs:
             done = self._train(begun)
@@ -421,18 +421,15 @@ class _Tuner:
     # -- what is kept -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _look(self, loss: float, begun: float) -> None:
+    def _look(self, loss: float | None, begun: float) -> None:
         """Measures the network on held-out samples, and keeps it where it is the best."""
         found = self._measured()
-        epoch = Epoch(self._passed(begun), loss, *found, self.weight, time.perf_counter() - begun)
+        epoch = Epoch(self.epoch, loss, *found, self.weight, time.perf_counter() - begun)
         self.history.append(epoch)
         better = len(self.history) == 1 or self._better(epoch, self.history[self.best])
         if better or self.held_out is None:
             self.best = len(self.history) - 1
             self.kept = [p.detach().clone() for p in self.parameters]
-
-    def _passed(self, begun: float) -> float:
-        return float(self.epoch)
 
     def _measured(self) -> tuple[float | None, float | None, float]:
         """Accuracy, agreement and additions, on held-out samples or else on a first batch."""
@@ -449,14 +446,14 @@ class _Tuner:
                 guess = have[0].argmax(1)
                 same += int((guess == want[0].argmax(1)).sum())
                 right += int((guess == y).sum()) if y is not None else 0
-                labelled += n if y is not None else 0
+                labelled += samples_of(x) if y is not None else 0
             if self.held_out is None:
                 break
         if not n:
             raise InputError("the held-out samples, or the loader, give no batches.")
         if self.held_out is None:
             return None, None, spent / n
-        shares = right / n if labelled else None, same / n if classes else None
+        shares = right / labelled if labelled else None, same / n if classes else None
         return *shares, spent / n
 
     def _better(self, new: Epoch, old: Epoch) -> bool:
@@ -466,7 +463,7 @@ class _Tuner:
         budget = self.course.additions
         beyond = 0.0 if budget is None else max(0.0, epoch.additions - budget)
         worth = epoch.accuracy if epoch.accuracy is not None else epoch.agreement
-        loss = math.inf if math.isnan(epoch.loss) else epoch.loss
+        loss = math.inf if epoch.loss is None else epoch.loss
         return -beyond, -loss if worth is None else worth, -loss
 
     def _network(self) -> SpikingNetwork:

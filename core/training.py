@@ -54,7 +54,8 @@ def parametrised(network: SpikingNetwork) -> SpikingNetwork:
             "the network holds parameters: it is the description of a module that trains. Pass "
             "collect(module), which holds their values."
         )
-    made: dict[Any, nn.Parameter] = {}
+    # with what each was made of, whose memory nothing else may take meanwhile
+    made: dict[Any, tuple[nn.Parameter, Tensor]] = {}
 
     def make(value: Any, how: Learned) -> Any:
         if not isinstance(value, Tensor):  # a number counts in float64, and so does its parameter
@@ -64,8 +65,8 @@ def parametrised(network: SpikingNetwork) -> SpikingNetwork:
         memory = value.untyped_storage().data_ptr() if value.numel() else id(value)
         key = memory, value.storage_offset(), value.shape, value.stride(), value.dtype
         if key not in made:
-            made[key] = nn.Parameter(value.detach().clone())
-        return made[key]
+            made[key] = nn.Parameter(value.detach().clone()), value
+        return made[key][0]
 
     return each_learned(network, make)
 

@@ -185,6 +185,18 @@ def test_what_is_shared_is_one_parameter(network):
     assert tensors[0] is tensors[1] and not isinstance(tensors[0], nn.Parameter)
 
 
+def test_what_is_not_shared_is_several_parameters():
+    """Also where tensors are made on the way, one after the other in the same memory."""
+    layers = [part for _ in range(6) for part in (nn.Linear(32, 32), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), *layers, nn.Linear(32, 3)).eval()
+    network = converted(model)
+    for k in range(30):
+        nodes = sg.build(network, trainable=True).network.of(SignGDNeuron)
+        own = {id(p) for node in nodes for p in (node.scale, node.resting, node.dead_zone)}
+        torch.randn(64 * k + 1)  # so that memory is handed out in other orders
+        assert len(own) == 3 * len(nodes)
+
+
 def test_the_description_is_left_as_it_was(network):
     before = [p.clone() for node in network.nodes for p in getattr(node, "tensors", {}).values()]
     trained(network)
@@ -377,7 +389,7 @@ def test_fine_tuning_helps(coarse):
     assert best.accuracy > before.accuracy and best.loss < found.history[1].loss
     assert accuracy(found.network) > accuracy(coarse)
     assert found.network.provenance["fine_tuning"]["epochs"] == 6
-    assert "<- kept" in str(found) and json.dumps(found.to_dict())
+    assert "<- kept" in str(found) and json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_without_labels_it_follows_the_source(coarse):
@@ -418,19 +430,12 @@ def test_an_interrupted_course_goes_on_to_the_same_network(coarse, tmp_path, mon
         sg.fine_tune(coarse, samples(256), **given)
     resumed = sg.fine_tune(coarse, samples(256), **given)
     x, _ = samples()
-    assert [row[:6] for row in map(str_of, resumed.history)] == [
-        row[:6] for row in map(str_of, whole.history)
-    ]
+    assert [row[:-1] for row in resumed.history] == [row[:-1] for row in whole.history]
     assert torch.equal(
         sg.run(sg.build(resumed.network), x)[1], sg.run(sg.build(whole.network), x)[1]
     )
     again = sg.fine_tune(coarse, samples(256), **given)  # nothing is left to do
     assert len(again.history) == len(whole.history)
-
-
-def str_of(row):
-    """NaN is equal to itself here; seconds are left out."""
-    return [str(value) for value in row[:-1]]
 
 
 def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
