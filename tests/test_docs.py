@@ -59,6 +59,7 @@ ELSEWHERE = {
     "docs/nir.md": "test_nir.py",
     "docs/reference/convert.md": "test_passes.py",
     "docs/report.md": "test_report.py",
+    "docs/tutorials/qcfs.md": "test_training_examples.py",
 }
 
 
