@@ -38,11 +38,14 @@ from .signgd import (
     SignGDSequence,
     SignGDState,
     check_dead_zone_fits,
+    dithered_multi_step,
     from_binary,
     levels,
     signgd_multi_step,
     signgd_start_state,
+    trains,
 )
+from .spikes import hear, tell
 
 SPIKES = ("signed", "binary", "ternary", "decoded")
 # what signgd_multi_step is asked for, where that has another name; scale is multiplied here
@@ -164,31 +167,48 @@ def signgd_sequence(
     backend: str = "auto",
     surrogate: Callable[[Tensor], Tensor] | None = None,
     keep: bool = False,
+    rest: Tensor | None = None,
+    fan_out: Tensor | None = None,
 ) -> SignGDSequence:
     """``signgd_multi_step`` of what passes; ``keep`` keeps v_seq and spike_seq (``recorded``).
 
     ``x`` are the integrated inputs, None with "decoded"; ``offsets`` one for each input, "binary".
+    Without a ``surrogate`` the gradient is the dithered one (``dithered_multi_step``, which also
+    says what ``rest`` and ``fan_out`` are), the values are the same to the bit, and nothing is
+    recorded where nothing asks for a gradient. With momentum there is none: InputError.
     """
     check_dead_zone_fits(p, state.v)
     dtype, wide = inputs[0].dtype, state.v.dtype
     fired = _FIRED.get(spikes)
     if fired is not None:
         inputs = _received(inputs, state.t, p, spikes, offsets)
-    done = signgd_multi_step(
-        inputs,
-        state,
-        p,
-        x=x,
-        output=fired or spikes,
-        dtype=wide if fired else dtype,
-        backend=backend,
-        surrogate=surrogate,
-        keep_v=keep,
-        keep_spikes=keep,
-    )
+    asked: dict[str, Any] = {
+        **{"x": x, "output": fired or spikes, "dtype": wide if fired else dtype},
+        **{"backend": backend, "keep_v": keep, "keep_spikes": keep},
+    }
+    if surrogate is None and trains(p, *inputs, state.v, *(x or ()), rest):
+        done = dithered_multi_step(inputs, state, p, **asked, rest=rest, fan_out=fan_out)
+    else:
+        done = _without_graph(inputs, state, p, asked, surrogate, fan_out)
     if fired is not None:
         done = done._replace(y=(like(p.scale, done.y) * done.y).to(dtype))
     return done._replace(spike_seq=recorded(done.spike_seq, p)) if keep else done
+
+
+def _without_graph(
+    inputs: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    asked: dict[str, Any],
+    surrogate: Callable[[Tensor], Tensor] | None,
+    fan_out: Tensor | None,
+) -> SignGDSequence:
+    if fan_out is None:
+        return signgd_multi_step(inputs, state, p, **asked, surrogate=surrogate)
+    with hear() as told:
+        done = signgd_multi_step(inputs, state, p, **asked, surrogate=surrogate)
+    tell(told[0])
+    return done._replace(sent=(told[0]().spikes * fan_out).sum())
 
 
 def recorded(spike_seq: Tensor | None, p: SignGDParameters) -> Tensor | None:

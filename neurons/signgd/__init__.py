@@ -1,5 +1,6 @@
 """signGD neurons: the definition (``step``), T steps (``sequence``), the node (``node``)."""
 
+from .gradient import dithered_multi_step, trains
 from .node import SignGDNeuron
 from .sequence import OUTPUTS, SignGDSequence, function_choice, signgd_choice, signgd_multi_step
 from .sparse import MOST_MEMBERS as MOST_SPARSE

@@ -55,7 +55,7 @@ from .step import SignGDParameters, SignGDState
 # of theta, where it is learned: kernels know the code of a step in closed form as far as that
 MOST = 2 / 3
 _IDENTITY = NONLINEARITIES["identity"]
-_SMALLEST = 1e-3  # of theta, in x
+SMALLEST = 1e-3  # of theta, in x
 
 
 class SparseTrack(torch.autograd.Function):
@@ -110,9 +110,9 @@ class SparseTrack(torch.autograd.Function):
             d_step = by_error + carried * (error - r)  # by log c; error - r is -c_m d
             d_theta += (by_error * by_zone).sum_to_size(theta.shape)
             if fan_out is not None:
-                zone = theta.clamp(min=_SMALLEST)
+                zone = theta.clamp(min=SMALLEST)
                 x = r.abs() / (zone * c_m)
-                slope, by_density = _slopes(x, theta)
+                slope, by_density = slopes(x, theta)
                 price = (of_sent * fan_out) * near
                 moved = price * slope * r.sign() / (zone * c_m)
                 carried = carried + moved
@@ -170,7 +170,7 @@ def expected_spikes(x: Tensor, theta: Tensor) -> Tensor:
     return x.square() / (1 + x.square()) * (1 + q / 2 * torch.log2(1 + x.square()))
 
 
-def _slopes(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+def slopes(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     """S'(x), and the derivative of S by q."""
     q = (1 - theta).clamp(min=1 / 3)
     more = 1 + x.square()

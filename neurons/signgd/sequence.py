@@ -49,6 +49,9 @@ class SignGDSequence(NamedTuple):
     # [T, *] bool: where sigma is 1; of several members uint8, the bits of their sigmas; with a dead
     # zone int32 codes (sparse.py)
     spike_seq: Tensor | None = None
+    # with a gradient (gradient.py): all spikes times a fan-out, and what carries that of v(0) on
+    sent: Tensor | None = None
+    rest: Tensor | None = None
 
 
 def signgd_choice(
