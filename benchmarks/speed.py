@@ -389,7 +389,7 @@ def called_of(x: Tensor) -> dict[str, Call]:
                 options: dict[str, Any] = {"spikes": spikes, "members": m, "dead_zone": theta}
                 both(
                     f"signGD relu, m = {m}, {spikes}, {zone}",
-                    sg.SignGDNode("relu", SCHEDULE, step_mode="m", **options),
+                    sg.SignGDNode("relu", SCHEDULE, step_mode="m", initial_input=0.0, **options),
                     norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **options)),
                 )
     return found

@@ -70,7 +70,10 @@ def layers(shape: Sequence[int], seconds: float) -> dict[str, Any]:
     }
     for name in ("relu", "gelu"):
         ours = SignGD(SignGDParameters(name, SCHEDULE))
-        pairs[f"signGD {name}"] = ours, sg.SignGDNode(name, SCHEDULE, step_mode="m")
+        pairs[f"signGD {name}"] = (
+            ours,
+            sg.SignGDNode(name, SCHEDULE, step_mode="m", spikes="signed", initial_input=0.0),
+        )
     calls: dict[str, Call] = {}
     for name, (layer, theirs) in pairs.items():
         calls[f"{name}, warm-up"] = node(theirs, x)  # both then find the caches as they are left

@@ -175,7 +175,7 @@ def signgd_sequence(
     ``x`` are the integrated inputs, None with "decoded"; ``offsets`` one for each input, "binary".
     Without a ``surrogate`` the gradient is the dithered one (``dithered_multi_step``, which also
     says what ``rest`` and ``fan_out`` are), the values are the same to the bit, and nothing is
-    recorded where nothing asks for a gradient. With momentum there is none: InputError.
+    recorded where nothing asks for a gradient. With momentum there is none: backward raises.
     """
     check_dead_zone_fits(p, state.v)
     dtype, wide = inputs[0].dtype, state.v.dtype

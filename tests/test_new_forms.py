@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,23 @@ CHANNELS = torch.tensor([0.25, 0.5, 2 / 3, 0.75, 0.1])
 MIXED = torch.tensor([0.0, 0.5, 2 / 3, 0.0, 0.9])
 
 
+signed = partial(sg.SignGDNode, spikes="signed", initial_input=0.0)
+
+
 def nodes(**options) -> dict[str, nn.Module]:
     return {
-        "several signs": sg.SignGDNode(
-            "tanh", SCHEDULE, scale=SCALES, members=3, dead_zone=0, **options
-        ),
+        "several signs": signed("tanh", SCHEDULE, scale=SCALES, members=3, dead_zone=0, **options),
         "several signs, decoded": sg.SignGDNode(
             "relu", SCHEDULE, spikes="decoded", members=5, dead_zone=0, **options
         ),
-        "several signs, binary": sg.SignGDNode(
+        "several signs, binary": signed(
             "relu", SCHEDULE, spikes="binary", offset=SCALES, members=2, **options
         ),
-        "silent": sg.SignGDNode("relu", SCHEDULE, dead_zone=2 / 3, **options),
-        "several signs, silent by channel": sg.SignGDNode(
+        "silent": signed("relu", SCHEDULE, dead_zone=2 / 3, **options),
+        "several signs, silent by channel": signed(
             "relu", SCHEDULE, scale=SCALES, members=3, dead_zone=MIXED, **options
         ),
-        "silent, ternary": sg.SignGDNode(
+        "silent, ternary": signed(
             "abs", SCHEDULE, spikes="ternary", scale=SCALES, dead_zone=0.5, **options
         ),
         "group by channel": sg.GroupNode(4, THRESHOLDS, initial_charge=CHARGES, **options),
@@ -152,7 +154,7 @@ def test_copied_pickled_saved_and_moved(name):
 def test_thresholds_are_buffers_of_the_node_that_count_at_once():
     given = THRESHOLDS.clone()
     node = sg.GroupNode(2, given, initial_charge=CHARGES)
-    assert set(node.state_dict()) == {"v_threshold", "initial_charge"}
+    assert set(dict(node.named_buffers())) == {"v_threshold", "initial_charge"}
     before = run(node, X, "m")
     given.fill_(9.0)
     assert torch.equal(run(node, X, "m"), before)
@@ -188,9 +190,9 @@ def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="selects one of its inputs.*max_pool.*'gelu'"):
         sg.GrowthNode("gelu")
     with pytest.raises(ValueError, match="from 1 to 8"):
-        sg.SignGDNode("relu", SCHEDULE, members=9, dead_zone=0)
+        sg.SignGDNode("relu", SCHEDULE, members=9, dead_zone=0, spikes="signed", initial_input=0.0)
     with pytest.raises(ValueError, match="momentum is that of single signs"):
-        sg.SignGDNode("relu", SCHEDULE, members=2, momentum=0.5)
+        sg.SignGDNode("relu", SCHEDULE, members=2, momentum=0.5, spikes="signed", initial_input=0.0)
     with pytest.raises(sg.InputError, match="one input for each argument"):
         sg.GrowthNode("maximum")(X[0])
 
@@ -260,7 +262,7 @@ def test_both_simulators_run_the_definition_of_silence(function, theta, spikes, 
         y, v, fired, sent = by_hand(inputs, p, spikes)
         assert 0 < sent < members * fired.numel(), "somebody spoke, somebody was silent"
         for backend in ("auto", "torch"):
-            node = sg.SignGDNode(
+            node = signed(
                 *(function, SCHEDULE), backend=backend, store_v_seq=True, step_mode="m", **options
             )
             layer = norse.SignGD(
@@ -286,10 +288,12 @@ def test_both_simulators_run_the_definition_of_silence(function, theta, spikes, 
 
 
 def test_ternary_spikes_are_scale_and_sign_or_silence():
-    node = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", scale=SCALES, dead_zone=0.5)
+    node = sg.SignGDNode(
+        "relu", SCHEDULE, spikes="ternary", scale=SCALES, dead_zone=0.5, initial_input=0.0
+    )
     y = run(node, X, "m") / SCALES
     assert sorted(y.unique().tolist()) == [-1.0, 0.0, 1.0]
-    dense = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", dead_zone=0)
+    dense = sg.SignGDNode("relu", SCHEDULE, spikes="ternary", dead_zone=0, initial_input=0.0)
     assert sorted(run(dense, X, "m").unique().tolist()) == [-1.0, 1.0]
 
 
@@ -320,7 +324,7 @@ def two_layers(simulator: str, spikes: str, members: int, theta: float, dtype: t
     if simulator == "spikingjelly":
         parts: list[Any] = [
             sg.Encode(SCHEDULE, **options),
-            sg.SignGDNode("gelu", SCHEDULE, **neuron),
+            signed("gelu", SCHEDULE, **neuron),
             sg.Readout(end, schedule=SCHEDULE, **options),
         ]
     else:
@@ -396,13 +400,15 @@ def test_the_default_is_one_constant_but_none_where_there_can_be_none(monkeypatc
         ({"spikes": "binary", "offset": 0.0}, 0.0),
         ({"momentum": 0.5}, 0.0),
     ):
-        node = sg.SignGDNode("relu", SCHEDULE, **given)
+        node = signed("relu", SCHEDULE, **given)
         layer = norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **given))
         assert node.dead_zone == layer.p.dead_zone == node.dynamics.dead_zone == theta
         assert layer.get_extra_state()["dead_zone"] == theta
     p = norse.SignGDParameters("relu", SCHEDULE)  # also where no module holds it
     y, _ = norse.signgd_feed_forward_step(X[0], None, p)
-    assert torch.equal(y, sg.SignGDNode("relu", SCHEDULE, dead_zone=0.6)(X[0]))
+    assert torch.equal(
+        y, sg.SignGDNode("relu", SCHEDULE, dead_zone=0.6, spikes="signed", initial_input=0.0)(X[0])
+    )
 
 
 def test_a_dead_zone_that_does_not_broadcast_says_the_shapes():
@@ -414,7 +420,7 @@ def test_a_dead_zone_that_does_not_broadcast_says_the_shapes():
             for spikes in ("signed", "ternary", "decoded"):
                 options = {"dead_zone": theta, "backend": backend, "spikes": spikes}
                 layer = norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **options))
-                node = sg.SignGDNode("relu", SCHEDULE, **options)
+                node = signed("relu", SCHEDULE, **options)
                 for run_it in (lambda f=layer: f(X), lambda f=node: run(f, X, "m")):
                     with pytest.raises(sg.InputError) as error:
                         run_it()
@@ -435,7 +441,9 @@ def test_a_dead_zone_of_another_type_is_a_typed_error(wrong, fix):
     from spikingjelly_signgd.plugins import norse
 
     for make in (
-        lambda: sg.SignGDNode("relu", SCHEDULE, dead_zone=wrong),
+        lambda: sg.SignGDNode(
+            "relu", SCHEDULE, dead_zone=wrong, spikes="signed", initial_input=0.0
+        ),
         lambda: norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, dead_zone=wrong)),
         lambda: sg.SignGDParameters(sg.NONLINEARITIES["relu"], SCHEDULE, dead_zone=wrong),
     ):
@@ -445,7 +453,7 @@ def test_a_dead_zone_of_another_type_is_a_typed_error(wrong, fix):
 
 
 def network_of(**options):
-    return nn.Sequential(nn.Linear(5, 5), sg.SignGDNode("relu", SCHEDULE, **options))
+    return nn.Sequential(nn.Linear(5, 5), signed("relu", SCHEDULE, **options))
 
 
 def test_a_dead_zone_is_saved_and_loaded_with_a_node():
@@ -457,7 +465,7 @@ def test_a_dead_zone_is_saved_and_loaded_with_a_node():
         assert other[1].dead_zone == other[1].dynamics.dead_zone == theta
         assert torch.equal(run(other, X, "m"), run(saved, X, "m"))
     binary = network_of(spikes="binary", offset=0.0)
-    with pytest.raises(ValueError, match="spikes='ternary'"):
+    with pytest.raises(sg.FormatError, match="spikes='signed', this one 'binary'"):
         binary.load_state_dict(network_of().state_dict())
 
 
@@ -471,7 +479,7 @@ def stored(network):
 def test_saved_before_there_was_a_dead_zone():
     """Such a node had none, and is saved without one today, too."""
     dense = network_of(dead_zone=0)
-    assert set(dense.state_dict()) == {"0.weight", "0.bias"}
+    assert set(dense.state_dict()) == {"0.weight", "0.bias", "1._extra_state"}
     with pytest.warns(UserWarning, match="no '1.dead_zone'.*=0.6667.*dead_zone=0"):
         network_of().load_state_dict(dense.state_dict())
     scaled = network_of(dead_zone=0, scale=torch.ones(5))
@@ -486,19 +494,25 @@ def test_saved_before_there_was_a_dead_zone():
 
 def test_a_dead_zone_is_a_buffer_that_counts_at_once():
     given = CHANNELS.clone()
-    node = sg.SignGDNode("relu", SCHEDULE, dead_zone=given)
-    assert set(node.state_dict()) == {"dead_zone"} and "dead_zone=Tensor[5]" in repr(node)
+    node = sg.SignGDNode("relu", SCHEDULE, dead_zone=given, spikes="signed", initial_input=0.0)
+    assert set(dict(node.named_buffers())) == {"dead_zone"}
+    assert "dead_zone=Tensor[5]" in repr(node)
     before = run(node, X, "m")
     given.zero_()
     assert torch.equal(run(node, X, "m"), before)
     node.dead_zone = torch.zeros(5)
-    assert torch.equal(run(node, X, "m"), run(sg.SignGDNode("relu", SCHEDULE, dead_zone=0), X, "m"))
+    assert torch.equal(
+        run(node, X, "m"),
+        run(
+            sg.SignGDNode("relu", SCHEDULE, dead_zone=0, spikes="signed", initial_input=0.0), X, "m"
+        ),
+    )
     node.load_state_dict({"dead_zone": CHANNELS})
     assert torch.equal(run(node, X, "m"), before)
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         node.load_state_dict({"dead_zone": 2 * CHANNELS})
-    number = sg.SignGDNode("relu", SCHEDULE, dead_zone=0.5, spikes="ternary")
-    assert number.state_dict() == {"dead_zone": 0.5} and "dead_zone=0.5" in repr(number)
+    number = sg.SignGDNode("relu", SCHEDULE, dead_zone=0.5, spikes="ternary", initial_input=0.0)
+    assert number.state_dict()["dead_zone"] == 0.5 and "dead_zone=0.5" in repr(number)
     number.members = 2
     with pytest.raises(ValueError, match="members=1"):
         run(number, X, "m")
@@ -585,7 +599,7 @@ def test_gradients_are_the_chain_rule_with_a_smooth_step(spikes, members, theta)
         expected = (moves * weight).sum()
         assert abs(float(expected)) > 1e-3
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-7)
-    node = sg.SignGDNode(
+    node = signed(
         *("tanh", SCHEDULE),
         **{"scale": SCALES.double(), "spikes": spikes, "members": members, "dead_zone": theta},
         surrogate_function=surrogate,
@@ -600,7 +614,7 @@ def test_elements_without_a_dead_zone_have_the_gradient_of_dense_neurons():
     grads = []
     for theta in (MIXED, 0.0):
         x = X.clone().requires_grad_()
-        node = sg.SignGDNode("tanh", SCHEDULE, members=2, dead_zone=theta, **options)
+        node = signed("tanh", SCHEDULE, members=2, dead_zone=theta, **options)
         run(node, x, "m").cumsum(0).square().sum().backward()
         grads.append(x.grad)
     zero = MIXED == 0

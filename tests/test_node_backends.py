@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,22 +19,21 @@ from spikingjelly_signgd.plugins.spikingjelly import build
 pytestmark = pytest.mark.spikingjelly
 
 SCHEDULE = ExponentialSchedule(0.5, 0.9)
+signed = partial(SignGDNode, spikes="signed", initial_input=0.0)
 NODES: dict[str, Callable[..., SignGDNode | GroupNode]] = {
-    "signed": lambda **kw: SignGDNode("relu", SCHEDULE, initial_input=0.3, dead_zone=0, **kw),
-    "binary": lambda **kw: SignGDNode("abs", SCHEDULE, spikes="binary", offset=0.7, **kw),
-    "ternary": lambda **kw: SignGDNode(
-        "abs", SCHEDULE, spikes="ternary", scale=0.7, dead_zone=0, **kw
-    ),
-    "ternary, silent": lambda **kw: SignGDNode(
+    "signed": lambda **kw: signed("relu", SCHEDULE, initial_input=0.3, dead_zone=0, **kw),
+    "binary": lambda **kw: signed("abs", SCHEDULE, spikes="binary", offset=0.7, **kw),
+    "ternary": lambda **kw: signed("abs", SCHEDULE, spikes="ternary", scale=0.7, dead_zone=0, **kw),
+    "ternary, silent": lambda **kw: signed(
         "abs", SCHEDULE, spikes="ternary", scale=0.7, dead_zone=0.5, **kw
     ),
-    "silent": lambda **kw: SignGDNode("relu", SCHEDULE, members=4, dead_zone=2 / 3, **kw),
-    "silent by channel": lambda **kw: SignGDNode(
+    "silent": lambda **kw: signed("relu", SCHEDULE, members=4, dead_zone=2 / 3, **kw),
+    "silent by channel": lambda **kw: signed(
         "relu", SCHEDULE, members=2, dead_zone=torch.tensor([0.0, 0.25, 0.5, 2 / 3, 0.75]), **kw
     ),
     "decoded": lambda **kw: SignGDNode("hardswish", SCHEDULE, spikes="decoded", **kw),
-    "scaled": lambda **kw: SignGDNode("leaky_relu", SCHEDULE, scale=torch.rand(5) + 0.5, **kw),
-    "any function": lambda **kw: SignGDNode(lambda x: x.clamp(-0.3, 0.4), SCHEDULE, **kw),
+    "scaled": lambda **kw: signed("leaky_relu", SCHEDULE, scale=torch.rand(5) + 0.5, **kw),
+    "any function": lambda **kw: signed(lambda x: x.clamp(-0.3, 0.4), SCHEDULE, **kw),
     "group": lambda **kw: GroupNode(4, 0.7, **kw),
 }
 
@@ -89,7 +89,9 @@ def test_the_choice_is_told() -> None:
     assert backend == "torch" and "float64" in why
     node.backend = "torch"
     assert node.choice(torch.zeros(1)).backend == "torch"
-    backend, why = SignGDNode("relu", SCHEDULE, momentum=0.5).choice(torch.zeros(1))
+    backend, why = SignGDNode(
+        "relu", SCHEDULE, momentum=0.5, spikes="signed", initial_input=0.0
+    ).choice(torch.zeros(1))
     assert backend == "torch" and "momentum" in why
 
 
@@ -146,7 +148,7 @@ def test_set_backend_of_the_older_spikingjelly() -> None:
 )
 def test_signgd_trains_through_a_surrogate(spikes: str, step: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(3)
-    kernel = SignGDNode("gelu", SCHEDULE, spikes=spikes, surrogate_function=step, dead_zone=0)
+    kernel = signed("gelu", SCHEDULE, spikes=spikes, surrogate_function=step, dead_zone=0)
     definition = copy.deepcopy(kernel)
     definition.backend = "torch"
     x_seq, weight = torch.randn(6, 4, 5), torch.randn(6, 4, 5)
@@ -160,14 +162,27 @@ def test_signgd_trains_through_a_surrogate(spikes: str, step: Callable[[Tensor],
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_surrogate_signgd_records_no_gradient() -> None:
-    assert not run(NODES["decoded"](), torch.randn(3, 5, requires_grad=True), "m").requires_grad
+@pytest.mark.parametrize("name", ["signed", "binary", "ternary", "silent", "decoded", "scaled"])
+def test_without_a_surrogate_the_gradient_is_that_of_the_definition(name: str) -> None:
+    torch.manual_seed(4)
+    kernel = NODES[name]()
+    definition = copy.deepcopy(kernel)
+    definition.backend = "torch"
+    x_seq, weight, grads = torch.randn(6, 4, 5), torch.randn(6, 4, 5), []
+    for node, step_mode in ((kernel, "m"), (kernel, "s"), (definition, "m")):
+        x = x_seq.clone().requires_grad_()
+        (run(node, x, step_mode) * weight).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad)
+    assert grads[0].abs().sum() > 0
+    for other in grads[1:]:
+        torch.testing.assert_close(other, grads[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_surrogate_needs_spikes_that_carry_a_gradient() -> None:
     for wrong in ({"spikes": "binary", "offset": 0.0}, {"spikes": "ternary"}, {"momentum": 0.5}):
         with pytest.raises(ValueError, match="leave surrogate_function out"):
-            SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), **wrong)
+            signed("relu", SCHEDULE, surrogate_function=sg.Surrogate(), **wrong)
 
 
 def test_an_assigned_buffer_counts_at_once_and_a_wrong_one_never() -> None:
@@ -191,7 +206,14 @@ def test_an_assigned_buffer_counts_at_once_and_a_wrong_one_never() -> None:
 
 
 def test_the_choice_is_that_of_training_too() -> None:
-    node = SignGDNode("relu", SCHEDULE, surrogate_function=sg.Surrogate(), dead_zone=0)
+    node = SignGDNode(
+        "relu",
+        SCHEDULE,
+        surrogate_function=sg.Surrogate(),
+        dead_zone=0,
+        spikes="signed",
+        initial_input=0.0,
+    )
     x = torch.zeros(1, requires_grad=True)
     assert node.choice(x).backend == "cpu"
     node.store_v_seq = True
@@ -204,4 +226,8 @@ def test_the_choice_is_that_of_training_too() -> None:
 
 
 def test_a_node_may_move_to_the_meta_device() -> None:
-    assert SignGDNode("relu", SCHEDULE, scale=torch.rand(3)).to("meta").scale.is_meta
+    assert (
+        SignGDNode("relu", SCHEDULE, scale=torch.rand(3), spikes="signed", initial_input=0.0)
+        .to("meta")
+        .scale.is_meta
+    )

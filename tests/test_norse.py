@@ -250,7 +250,9 @@ def test_numbers_are_those_of_the_spikingjelly_nodes(inputs):
         "decoded": {},
     }
     for spikes, options in arguments.items():
-        node = sg.SignGDNode(function, SCHEDULE, scale=SCALE, spikes=spikes, **options)
+        node = sg.SignGDNode(
+            function, SCHEDULE, scale=SCALE, spikes=spikes, **{"initial_input": 0.0, **options}
+        )
         node.step_mode = "m"
         p = SignGDParameters(function, SCHEDULE, SCALE, spikes=spikes, **options)
         if spikes == "binary":
@@ -272,7 +274,7 @@ def test_a_network_by_hand_is_that_of_spikingjelly():
     theirs = nn.Sequential(
         sg.Encode(SCHEDULE),
         layer.Linear(5, 16, bias=False),
-        sg.SignGDNode("gelu", SCHEDULE, initial_input=b1),
+        sg.SignGDNode("gelu", SCHEDULE, initial_input=b1, spikes="signed"),
         layer.Linear(16, 3, bias=False),
         sg.Readout(initial=b2),
     )

@@ -56,7 +56,15 @@ def test_a_threshold_for_each_channel_and_spikes_taken_back():
 def test_signs(members):
     """The image is real, and its convolution a MAC; 2 x 3 x 3 neurons send signs at each step."""
     schedule = sg.InverseSchedule(1.0, 1.0)
-    node = sg.SignGDNode("relu", schedule, members=members, step_mode="m", dead_zone=0)
+    node = sg.SignGDNode(
+        "relu",
+        schedule,
+        members=members,
+        step_mode="m",
+        dead_zone=0,
+        spikes="signed",
+        initial_input=0.0,
+    )
     net = nn.Sequential(node, nn.Flatten(0, 1), nn.Conv2d(2, 4, 3, padding=1))
     x = torch.randn(5, 1, 2, 3, 3)
     connections = 7 * 7 * 4 * members  # 2 + 3 + 2 along one side, of either channel
@@ -69,7 +77,7 @@ def test_signs(members):
 @pytest.mark.parametrize(("members", "spikes"), [(1, "ternary"), (1, "signed"), (5, "signed")])
 def test_signs_that_are_silent_add_nothing(members, spikes):
     node = sg.SignGDNode("relu", sg.InverseSchedule(1.0, 1.0), members=members, step_mode="m",
-                         spikes=spikes, dead_zone=2 / 3)  # fmt: skip
+                         spikes=spikes, initial_input=0.0, dead_zone=2 / 3)  # fmt: skip
     net = nn.Sequential(node, nn.Linear(6, 7))
     x = torch.randn(8, 1, 6) / 4
     with torch.no_grad(), hear() as told:
@@ -85,7 +93,7 @@ def test_signs_that_are_silent_add_nothing(members, spikes):
 def test_binary_spikes_of_two_signs_count_their_ones():
     schedule, w = sg.InverseSchedule(1.0, 1.0), torch.ones(1, 6)
     node = sg.SignGDNode("relu", schedule, spikes="binary", members=2, step_mode="m", offset=w,
-                         dead_zone=0)  # fmt: skip
+                         dead_zone=0, initial_input=0.0)  # fmt: skip
     net = nn.Sequential(node, nn.Linear(6, 7))
     x = 4 * torch.randn(8, 1, 6)
     with torch.no_grad():

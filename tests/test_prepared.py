@@ -22,10 +22,19 @@ SHAPE = (3, 4, 5)
 CHANNELS = torch.linspace(0.5, 2.0, 4)[:, None]
 NODES: dict[str, Callable[[], Any]] = {
     "decoded": lambda: sg.SignGDNode("relu", SCHEDULE, spikes="decoded", dead_zone=0),
-    "silent": lambda: sg.SignGDNode("gelu", SCHEDULE, members=4, dead_zone=2 / 3),
-    "channels": lambda: sg.SignGDNode("relu", SCHEDULE, scale=CHANNELS, dead_zone=CHANNELS / 4),
+    "silent": lambda: sg.SignGDNode(
+        "gelu", SCHEDULE, members=4, dead_zone=2 / 3, spikes="signed", initial_input=0.0
+    ),
+    "channels": lambda: sg.SignGDNode(
+        "relu", SCHEDULE, scale=CHANNELS, dead_zone=CHANNELS / 4, spikes="signed", initial_input=0.0
+    ),
     "by torch": lambda: sg.SignGDNode(
-        "layer_norm", SCHEDULE, arguments={"dims": 1, "eps": 1e-5}, resting=0.25
+        "layer_norm",
+        SCHEDULE,
+        arguments={"dims": 1, "eps": 1e-5},
+        resting=0.25,
+        spikes="signed",
+        initial_input=0.0,
     ),
     "group": lambda: sg.GroupNode(4),
     "group by channel": lambda: sg.GroupNode(4, CHANNELS, signed=True),
@@ -92,7 +101,14 @@ def test_parameters_that_change_are_followed() -> None:
     x, node = torch.randn(6, *SHAPE), NODES["channels"]()
     called(node, x)
     node.scale.mul_(2)  # in place
-    changed = sg.SignGDNode("relu", SCHEDULE, scale=2 * CHANNELS, dead_zone=CHANNELS / 4)
+    changed = sg.SignGDNode(
+        "relu",
+        SCHEDULE,
+        scale=2 * CHANNELS,
+        dead_zone=CHANNELS / 4,
+        spikes="signed",
+        initial_input=0.0,
+    )
     same(called(node, x), called(changed, x))
     node, number = NODES["decoded"](), sg.SignGDNode("relu", SCHEDULE, spikes="decoded", scale=3.0)
     called(node, x)

@@ -30,6 +30,7 @@ from spikingjelly_signgd.neurons import (
     signgd_initial_state,
     signgd_spike_step,
 )
+from spikingjelly_signgd.neurons.base import tensors_in
 from spikingjelly_signgd.plugins.spikingjelly import (
     Encode,
     GroupNode,
@@ -90,13 +91,24 @@ class Probe(nn.Module):
 
 
 MODULES: dict[str, Callable[[], base.MemoryModule]] = {
-    "signed": lambda: SignGDNode("gelu", PUBLISHED, initial_input=torch.randn(5), dead_zone=0),
-    "binary": lambda: SignGDNode("relu", PUBLISHED, spikes="binary", offset=torch.randn(5)),
-    "ternary": lambda: SignGDNode("relu", PUBLISHED, spikes="ternary", dead_zone=0.5),
+    "signed": lambda: SignGDNode(
+        "gelu", PUBLISHED, initial_input=torch.randn(5), dead_zone=0, spikes="signed"
+    ),
+    "binary": lambda: SignGDNode(
+        "relu", PUBLISHED, spikes="binary", offset=torch.randn(5), initial_input=0.0
+    ),
+    "ternary": lambda: SignGDNode(
+        "relu", PUBLISHED, spikes="ternary", dead_zone=0.5, initial_input=0.0
+    ),
     "decoded": lambda: SignGDNode("silu", PUBLISHED, spikes="decoded", dead_zone=0),
     "silent": lambda: SignGDNode("gelu", FAST, spikes="decoded", dead_zone=2 / 3),
     "silent by channel": lambda: SignGDNode(
-        "tanh", PUBLISHED, members=3, dead_zone=torch.tensor([0.0, 0.3, 0.5, 2 / 3, 0.9])
+        "tanh",
+        PUBLISHED,
+        members=3,
+        dead_zone=torch.tensor([0.0, 0.3, 0.5, 2 / 3, 0.9]),
+        spikes="signed",
+        initial_input=0.0,
     ),
     "scaled": lambda: SignGDNode(
         "leaky_relu",
@@ -105,9 +117,15 @@ MODULES: dict[str, Callable[[], base.MemoryModule]] = {
         resting=torch.randn(5),
         arguments={"negative_slope": 0.1},
         dead_zone=0,
+        spikes="signed",
+        initial_input=0.0,
     ),
-    "momentum": lambda: SignGDNode("relu", PUBLISHED, momentum=0.5),
-    "module": lambda: SignGDNode(Probe(), PUBLISHED, dead_zone=0),
+    "momentum": lambda: SignGDNode(
+        "relu", PUBLISHED, momentum=0.5, spikes="signed", initial_input=0.0
+    ),
+    "module": lambda: SignGDNode(
+        Probe().requires_grad_(False), PUBLISHED, dead_zone=0, spikes="signed", initial_input=0.0
+    ),
     "group": lambda: GroupNode(4, 0.7),
     "subgradient": lambda: SubgradientNode(torch.rand(5) + 0.5),
     "encode": lambda: Encode(PUBLISHED),
@@ -220,7 +238,8 @@ def test_double(name: str) -> None:
     tensors = [value for value in memories(module).values() if isinstance(value, Tensor)]
     tensors += memories(module).get("x") or ()
     assert tensors or name == "readout decoded"
-    assert all(t.dtype == torch.float64 for t in [*tensors, *module.state_dict().values()])
+    tensors += [t for t in module.state_dict().values() if t.is_floating_point()]
+    assert all(t.dtype == torch.float64 for t in tensors)
     assert sequence(module, x_seq.double()).dtype == torch.float64
     v = next(iter(memories(module).values()))
     assert v is None or v.dtype == torch.float64
@@ -265,7 +284,9 @@ def test_repr_shows_the_parameters(name: str) -> None:
 
 
 def test_repr_shows_numbers_and_the_shapes_of_tensors() -> None:
-    node = SignGDNode("relu", PUBLISHED, scale=2.5, resting=torch.zeros(3))
+    node = SignGDNode(
+        "relu", PUBLISHED, scale=2.5, resting=torch.zeros(3), spikes="signed", initial_input=0.0
+    )
     for part in ("relu", "decay=0.95", "scale=2.5", "resting=Tensor[3]", "spikes='signed'"):
         assert part in repr(node)
     assert "members=4, v_threshold=0.7" in repr(GroupNode(4, 0.7))
@@ -315,7 +336,9 @@ def test_store_v_seq(name: str) -> None:
 @pytest.mark.parametrize("spikes", SPIKES)
 def test_spike_seq_says_where_v_fell(spikes: str) -> None:
     options: dict[str, Any] = {"offset": 0.3} if spikes == "binary" else {"dead_zone": 0}
-    node = SignGDNode("gelu", PUBLISHED, spikes=spikes, store_v_seq=True, **options)
+    node = SignGDNode(
+        "gelu", PUBLISHED, spikes=spikes, initial_input=0.0, store_v_seq=True, **options
+    )
     y_seq = sequence(node, torch.randn(8, 3, 5))
     before = torch.cat([torch.zeros(1, 3, 5), node.v_seq[:-1]])
     assert_same("spike_seq", node.spike_seq, node.v_seq < before)
@@ -328,7 +351,10 @@ def test_spike_seq_says_where_v_fell(spikes: str) -> None:
 def test_monitors() -> None:
     from spikingjelly.activation_based import monitor
 
-    net: Any = nn.Sequential(layer.Linear(5, 4), SignGDNode("relu", PUBLISHED, store_v_seq=True))
+    net: Any = nn.Sequential(
+        layer.Linear(5, 4),
+        SignGDNode("relu", PUBLISHED, store_v_seq=True, spikes="signed", initial_input=0.0),
+    )
     outputs = monitor.OutputMonitor(net, SignGDNode)
     v_seqs = monitor.AttributeMonitor("v_seq", False, net, SignGDNode)
     y_seq = sequence(net, torch.randn(6, 3, 5))
@@ -338,17 +364,25 @@ def test_monitors() -> None:
     assert v_seqs.records[0].shape == (6, 3, 4)
 
 
-def test_detach_net_and_no_graph_over_time() -> None:
-    net: Any = nn.Sequential(layer.Linear(5, 4), SignGDNode("relu", PUBLISHED), RunningMean())
-    y = net(torch.randn(3, 5))
-    assert not y.requires_grad and not net[1].x[0].requires_grad
-    copy.deepcopy(net)  # refused by torch for states that hang on a graph
-    functional.detach_net(net)
-    grouped: Any = nn.Sequential(layer.Linear(5, 4), GroupNode(2), RunningMean())
-    grouped(torch.randn(3, 5))
-    assert grouped[1].v.requires_grad and grouped[2].total.requires_grad
-    functional.detach_net(grouped)
-    assert not grouped[1].v.requires_grad and not grouped[2].total.requires_grad
+def test_detach_net_cuts_the_graph_over_time() -> None:
+    made: list[nn.Module] = [
+        SignGDNode("relu", PUBLISHED, spikes="signed", initial_input=0.0),
+        SignGDNode("relu", PUBLISHED, learnable="resting"),
+        GroupNode(2),
+    ]
+    for node in made:
+        net: Any = nn.Sequential(layer.Linear(5, 4), node, RunningMean())
+        for _ in range(2):
+            net(torch.randn(3, 5))
+        states = [*each_state(net[1]), net[2].total]
+        assert any(state.requires_grad for state in states) and net[2].total.requires_grad
+        functional.detach_net(net)
+        assert not any(state.requires_grad for state in [*each_state(net[1]), net[2].total])
+        copy.deepcopy(net)  # refused by torch for states that hang on a graph
+
+
+def each_state(node: base.MemoryModule) -> Iterator[Tensor]:
+    return tensors_in(tuple(node.memories()))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -384,7 +418,10 @@ def test_functional_forward_is_pure(name: str) -> None:
 @pytest.mark.parametrize("step_mode", ["s", "m"])
 def test_to_functional_forward(step_mode: str) -> None:
     net = nn.Sequential(
-        Encode(PUBLISHED), layer.Linear(5, 4), SignGDNode("gelu", PUBLISHED), GroupNode(2)
+        Encode(PUBLISHED),
+        layer.Linear(5, 4),
+        SignGDNode("gelu", PUBLISHED, spikes="signed", initial_input=0.0),
+        GroupNode(2),
     )
     functional.set_step_mode(net, step_mode)
     x = torch.randn(3, 2, 5) if step_mode == "m" else torch.randn(2, 5)
@@ -410,7 +447,14 @@ def test_state_dict_holds_the_tensors(name: str) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_new_tensors_count_from_the_next_step(half: bool) -> None:
-    node = SignGDNode("relu", ConstantSchedule(1.0), scale=torch.ones(5), resting=4.0)
+    node = SignGDNode(
+        "relu",
+        ConstantSchedule(1.0),
+        scale=torch.ones(5),
+        resting=4.0,
+        spikes="signed",
+        initial_input=0.0,
+    )
     node = node.half() if half else node
     x = torch.zeros(2, 5)
     assert_same("y", node(x), torch.full((2, 5), -1.0))
@@ -434,20 +478,25 @@ def test_which_tensors_are_buffers() -> None:
         arguments={"weight": torch.ones(5)},
     )
     names = {"scale", "resting", "initial_input", "offset", "argument_weight"}
-    assert set(node.state_dict()) == names
+    assert held(node) == names
     assert set(Readout(torch.zeros(3)).state_dict()) == {"initial"}
-    assert set(SignGDNode(Probe(), FAST, dead_zone=0).state_dict()) == {"function_module.gain"}
-    two = SignGDNode("mul", FAST, initial_input=(torch.ones(2), 0.5), dead_zone=0)
-    assert set(two.state_dict()) == {"initial_input_0"}
-    assert not SignGDNode("relu", PUBLISHED, scale=2.0, dead_zone=0).state_dict()
-    assert set(SignGDNode("relu", PUBLISHED, scale=2.0).state_dict()) == {"dead_zone"}
+    assert held(SignGDNode(Probe(), FAST, dead_zone=0)) == {"function_module.gain"}
+    two = SignGDNode("mul", FAST, initial_input=(torch.ones(2), 0.5), dead_zone=0, spikes="signed")
+    assert held(two) == {"initial_input_0"}
+    assert not held(SignGDNode("relu", PUBLISHED, scale=2.0, dead_zone=0))
+    assert held(SignGDNode("relu", PUBLISHED, scale=2.0)) == {"dead_zone"}
+
+
+def held(module: nn.Module) -> set[str]:
+    """The tensors of a state dict, which also has the definition in a text."""
+    return set(module.state_dict()) - {"_extra_state"}
 
 
 def test_buffers_are_copies_of_what_was_handed_in() -> None:
-    bias = nn.Parameter(torch.ones(5))
-    node = SignGDNode("relu", PUBLISHED, initial_input=bias)
+    bias = torch.ones(5)
+    node = SignGDNode("relu", PUBLISHED, initial_input=bias, spikes="signed")
     node.load_state_dict({"initial_input": torch.zeros(5), "dead_zone": ZONE})
-    assert_same("the model's bias", bias.detach(), torch.ones(5))
+    assert_same("the model's bias", bias, torch.ones(5))
     assert not node.initial_input.requires_grad
 
 
@@ -494,33 +543,42 @@ def test_bad_inputs(name: str) -> None:
 
 
 def test_bad_inputs_of_several_arguments() -> None:
-    node = SignGDNode("mul", PUBLISHED)
+    node = SignGDNode("mul", PUBLISHED, spikes="signed", initial_input=0.0)
     with pytest.raises(InputError, match="so 2, but 1 came in"):
         node(torch.ones(2, 5))
     with pytest.raises(InputError, match="one T >= 1"):
         sequence(node, torch.ones(2, 5), torch.ones(3, 5))
     with pytest.raises(InputError, match="2 inputs came in, but there are 1 values of initial_inp"):
-        SignGDNode("mul", PUBLISHED, initial_input=torch.ones(5))(torch.ones(2, 5), torch.ones(5))
+        SignGDNode("mul", PUBLISHED, initial_input=torch.ones(5), spikes="signed")(
+            torch.ones(2, 5), torch.ones(5)
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SignGDNode("rely", PUBLISHED), "no nonlinearity is called 'rely'"),
         (
-            lambda: SignGDNode("relu", PUBLISHED, spikes="graded"),
+            lambda: SignGDNode("rely", PUBLISHED, spikes="signed", initial_input=0.0),
+            "no nonlinearity is called 'rely'",
+        ),
+        (
+            lambda: SignGDNode("relu", PUBLISHED, spikes="graded", initial_input=0.0),
             "signed, binary, ternary, decoded",
         ),
-        (lambda: SignGDNode("relu", PUBLISHED, spikes="binary"), "offset"),
-        (lambda: SignGDNode("relu", PUBLISHED, offset=1.0), "only spikes='binary'"),
-        (lambda: SignGDNode("relu", PUBLISHED, scale=0.0), "positive"),
+        (lambda: SignGDNode("relu", PUBLISHED, spikes="binary", initial_input=0.0), "offset"),
         (
-            lambda: SignGDNode("relu", PUBLISHED, spikes="binary", offset=0.0, momentum=0.5),
-            "momentum",
+            lambda: SignGDNode("relu", PUBLISHED, offset=1.0, spikes="signed", initial_input=0.0),
+            "only spikes='binary'",
         ),
         (
-            lambda: SignGDNode("relu", PUBLISHED, spikes="decoded", initial_input=1.0),
-            "would be ignored",
+            lambda: SignGDNode("relu", PUBLISHED, scale=0.0, spikes="signed", initial_input=0.0),
+            "positive",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", PUBLISHED, spikes="binary", offset=0.0, momentum=0.5, initial_input=0.0
+            ),
+            "momentum",
         ),
         (lambda: Encode(PUBLISHED, spikes="graded"), "signed, binary, ternary, decoded"),
         (lambda: Encode(PUBLISHED, spikes="binary", momentum=0.5), "momentum"),
@@ -528,22 +586,52 @@ def test_bad_inputs_of_several_arguments() -> None:
         (lambda: Encode(PUBLISHED, spikes="ternary", members=2), "'signed', or members=1"),
         (lambda: Readout(spikes="ternary"), "ternary spikes are decoded.*schedule"),
         (lambda: Readout(spikes="ternary", schedule=FAST, offset=0.0), "only spikes='binary'"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=1.0), r"in \[0, 1\), but it is 1.0"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=-0.1), r"in \[0, 1\)"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=float("nan")), r"in \[0, 1\)"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=torch.tensor([0.5, 1.5])), "0.5, 1.5"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=0.5, momentum=0.5), "momentum or dead_zone"),
-        (lambda: SignGDNode("relu", FAST, dead_zone=0.5, members=13), "to 12, but it is 13"),
         (
-            lambda: SignGDNode("relu", FAST, dead_zone=0.5, spikes="binary", offset=0.0),
+            lambda: SignGDNode("relu", FAST, dead_zone=1.0, spikes="signed", initial_input=0.0),
+            r"in \[0, 1\), but it is 1.0",
+        ),
+        (
+            lambda: SignGDNode("relu", FAST, dead_zone=-0.1, spikes="signed", initial_input=0.0),
+            r"in \[0, 1\)",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=float("nan"), spikes="signed", initial_input=0.0
+            ),
+            r"in \[0, 1\)",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=torch.tensor([0.5, 1.5]), spikes="signed", initial_input=0.0
+            ),
+            "0.5, 1.5",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=0.5, momentum=0.5, spikes="signed", initial_input=0.0
+            ),
+            "momentum or dead_zone",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=0.5, members=13, spikes="signed", initial_input=0.0
+            ),
+            "to 12, but it is 13",
+        ),
+        (
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=0.5, spikes="binary", offset=0.0, initial_input=0.0
+            ),
             "is silent.*spikes='ternary' or 'signed', or dead_zone=0",
         ),
         (
-            lambda: SignGDNode("relu", FAST, dead_zone=0.5, spikes="ternary", members=2),
+            lambda: SignGDNode(
+                "relu", FAST, dead_zone=0.5, spikes="ternary", members=2, initial_input=0.0
+            ),
             "spikes='signed', or members=1",
         ),
         (
-            lambda: SignGDNode("relu", FAST, spikes="ternary", momentum=0.5),
+            lambda: SignGDNode("relu", FAST, spikes="ternary", momentum=0.5, initial_input=0.0),
             "ternary spike cannot carry momentum",
         ),
         (lambda: Readout(spikes="binary", schedule=PUBLISHED), "offset"),
@@ -559,7 +647,7 @@ def test_bad_parameters(make: Callable[[], nn.Module], message: str) -> None:
 
 
 def test_a_schedule_that_ends() -> None:
-    node = SignGDNode("relu", ListSchedule((0.5, 0.25)))
+    node = SignGDNode("relu", ListSchedule((0.5, 0.25)), spikes="signed", initial_input=0.0)
     with pytest.raises(ValueError, match="Reset the network between inputs"):
         sequence(node, torch.ones(3, 2, 5))
 
@@ -700,7 +788,7 @@ def test_signed_node_is_the_definition(momentum: float) -> None:
     scale, initial = torch.rand(5) + 0.5, torch.randn(5)
     x_seq = torch.randn(12, 3, 5)
     options: dict[str, Any] = {"scale": scale, "momentum": momentum, "dead_zone": 0}
-    node = SignGDNode("gelu", PUBLISHED, initial_input=initial, **options)
+    node = SignGDNode("gelu", PUBLISHED, initial_input=initial, spikes="signed", **options)
     p = SignGDParameters(NONLINEARITIES["gelu"], PUBLISHED, scale, momentum=momentum)
     x = (initial.expand(3, 5),)
     start = SignGDSpikeState(x, signgd_initial_state(x[0], p))
@@ -802,9 +890,9 @@ def test_mlp_becomes_its_source_network() -> None:
     w2, b2 = torch.randn(4, 16, dtype=torch.float64) / 4, torch.randn(4, dtype=torch.float64)
     schedule = ExponentialSchedule(1.0, 0.9)
     net = nn.Sequential(
-        SignGDNode("identity", schedule, initial_input=0.0),
+        SignGDNode("identity", schedule, initial_input=0.0, spikes="signed"),
         linear(w1),
-        SignGDNode("gelu", schedule, initial_input=b1),
+        SignGDNode("gelu", schedule, initial_input=b1, spikes="signed"),
         linear(w2),
         Readout(b2),
     )
@@ -819,13 +907,14 @@ def test_mlp_becomes_its_source_network() -> None:
 
 
 def test_the_worked_example() -> None:
-    """API.md, 'Nodes by hand', word for word."""
+    """The spikes that hardware sees, word for word as the page of nodes by hand has them."""
     from spikingjelly_signgd import SignGDNode
 
     schedule, b1, b2 = ExponentialSchedule(0.5, 0.9), torch.randn(128) / 8, torch.randn(10)
     net = nn.Sequential(
         sg.Encode(schedule),
-        layer.Linear(64, 128, bias=False), SignGDNode("gelu", schedule, initial_input=b1),
+        layer.Linear(64, 128, bias=False),
+        SignGDNode("gelu", schedule, initial_input=b1, spikes="signed"),
         layer.Linear(128, 10, bias=False), sg.Readout(initial=b2),
     )  # fmt: skip
     functional.set_step_mode(net, "m")
@@ -910,7 +999,7 @@ def test_each_argument_has_its_own_initial_input_and_offset() -> None:
 
 def test_v_before_the_first_step_is_where_it_starts() -> None:
     for node, start in (
-        (SignGDNode("relu", PUBLISHED, resting=1.5), 1.5),
+        (SignGDNode("relu", PUBLISHED, resting=1.5, spikes="signed", initial_input=0.0), 1.5),
         (GroupNode(4, 2.0), 0.25),
         (SubgradientNode(), 0.0),
     ):
@@ -931,6 +1020,7 @@ def test_a_function_that_is_a_module_moves_with_the_node() -> None:
     node = SignGDNode(Probe(), PUBLISHED, spikes="decoded")
     assert [name for name, _ in node.named_parameters()] == ["function_module.gain"]
     sequence(node, torch.ones(2, 3, 5))
+    functional.detach_net(node)
     other = copy.deepcopy(node).double()
     gain = torch.tensor(-1.0, dtype=torch.float64)
     other.load_state_dict({"function_module.gain": gain, "dead_zone": ZONE})

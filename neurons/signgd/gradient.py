@@ -11,7 +11,7 @@ its step of the target follows it, whatever it was before; the others move as th
 so what a step's size moves is what the last member within reach and those after it moved. f(x) is
 computed by torch, whose autograd leads on to x and the parameters of f. What is sent has the
 gradient of what it adds to v: "signed" :math:`v(t) - v(t-1)`, and sigma, or the code of binary
-spikes, that in units of the step. Not defined with momentum.
+spikes, that in units of the step. There is none with momentum.
 """
 
 from __future__ import annotations
@@ -60,14 +60,11 @@ def dithered_multi_step(
     ``rest`` carries the gradient of v(0) from one call to the next, for neurons that have been
     silent since the start: what the last call returned, None before the first. ``fan_out``
     broadcasts against v: then ``sent``, the sum of all spikes times it, has a gradient too.
-    Calls of one step each give the gradients of a call of all, but for the order of sums. Raises
-    InputError with momentum, else as ``signgd_multi_step``.
+    Calls of one step each give the gradients of a call of all, but for the order of sums. With
+    momentum there is no gradient: backward raises InputError. Raises as ``signgd_multi_step``.
     """
     if p.momentum:
-        raise InputError(
-            f"signGD neurons: a gradient is asked for, but there is none with momentum="
-            f"{p.momentum}. Set it to 0, or run them under torch.no_grad()."
-        )
+        return _without(x_seq, state, p, x, output, dtype, backend, keep_v, keep_spikes)
     before = state.v if rest is None else state.v + (rest - rest.detach())
     rest = state.v if rest is None and state.t == 0 else rest
     rest = rest if rest is not None and p.sparse and rest.requires_grad else None
@@ -96,6 +93,41 @@ def dithered_multi_step(
         None if fan_out is None else sent,
         None if rest is None or quiet is None else rest.where(quiet[-1], 0.0),
     )
+
+
+def _without(
+    x_seq: Sequence[Tensor],
+    state: SignGDState,
+    p: SignGDParameters,
+    x: Sequence[Tensor] | None,
+    output: str,
+    dtype: torch.dtype | None,
+    backend: str,
+    keep_v: bool,
+    keep_spikes: bool,
+) -> SignGDSequence:
+    """With momentum, whose gradient nobody has: the values, and an error for who asks for one."""
+    options: dict[str, Any] = {"output": output, "dtype": dtype, "backend": backend}
+    with torch.no_grad():
+        done = signgd_multi_step(
+            x_seq, state, p, x=x, **options, keep_v=keep_v, keep_spikes=keep_spikes
+        )
+    y: Tensor = _Refused.apply(done.y, p.momentum, *x_seq, state.v, *p.tensors)  # type: ignore[no-untyped-call]
+    return done._replace(y=y)
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, momentum: float, *asking: Tensor) -> Tensor:
+        ctx.momentum = momentum
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise InputError(
+            f"signGD neurons: a gradient is asked for, but there is none with momentum="
+            f"{ctx.momentum}. Set it to 0, or run them under torch.no_grad()."
+        )
 
 
 def _quiet(codes: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ Written against what SpikingJelly 2.0.0 and 0.0.0.0.14 have in common: memories,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from operator import is_
 from typing import Any, ClassVar
@@ -24,11 +25,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
+from ...errors import FormatError, InputError
 from ...neurons.base import each_tensor
+from ...neurons.by_hand import learned, within
 from ...neurons.choice import BACKENDS, Choice
 from ...neurons.kernels.prepared import keep, unwatched
-from ...neurons.protocol import state_dtype
+from ...neurons.protocol import at_least_float32, state_dtype
 from ...neurons.scan import scan
 from ...neurons.surrogate import Surrogate
 from .. import simulator
@@ -270,10 +272,44 @@ class Kernel(Recording):
 
 
 class Made(Kernel):
-    """A neuron with ``dynamics``, the definition's parameters, made again where one changes."""
+    """A neuron with ``dynamics``, the definition's parameters, made again where one changes.
+
+    Its state dict also holds the ``_definition``, as the bytes of a text; a dict without one, as
+    of earlier versions, is loaded as it is.
+    """
 
     _made: tuple[Sequence[Any], Any] | None = None  # of what, and the dynamics
     _of_start: tuple[str, ...] = ()  # the attributes that a state before a first step is made of
+    _learns: tuple[str, ...] = ()  # the attributes that are nn.Parameter
+
+    def _definition(self) -> dict[str, Any]:
+        """What is no tensor, as plain values by name: that of a state dict is the same."""
+        raise NotImplementedError
+
+    def _numbers(self) -> tuple[str, ...]:
+        """The attributes that are numbers or tensors, of which numbers are saved as a text."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        numbers = {name: getattr(self, name) for name in self._numbers()}
+        plain = {name: float(a) for name, a in numbers.items() if not isinstance(a, Tensor)}
+        text = json.dumps({**self._definition(), "numbers": plain}, default=str)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The numbers; ``_load_from_state_dict`` has compared the rest."""
+        for name, value in _read(state).get("numbers", {}).items():
+            if name in self._numbers() and not isinstance(getattr(self, name), Tensor):
+                setattr(self, name, value)
+
+    def _compare(self, state: Tensor) -> None:
+        own, saved = _read(self.get_extra_state()), _read(state)
+        for name, value in own.items():
+            if name != "numbers" and name in saved and saved[name] != value:
+                raise FormatError(
+                    f"{self._get_name()}: the saved neuron has {name}={saved[name]!r}, this one "
+                    f"{value!r}. Make it with the {name} it was saved with."
+                )
 
     @property
     def dynamics(self) -> Any:
@@ -302,9 +338,26 @@ class Made(Kernel):
         self._make()
         return module
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        key = prefix + "_extra_state"
+        if key in state_dict:
+            self._compare(state_dict[key])
+        else:
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._make()
+
+    def _used(self, name: str) -> Any:
+        """A number or tensor as it counts: in float32 at least, what is learned in its range."""
+        value = at_least_float32(getattr(self, name))
+        return within(name, value) if name in self._learns else value
+
+
+def _read(state: Tensor) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bytes(state.tolist()))
+    return found
 
 
 def known_surrogate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -330,12 +383,31 @@ def unchanged(now: Sequence[Any], made_of: Sequence[Any]) -> bool:
     return all(map(is_, now, made_of)) or all(map(same, now, made_of))
 
 
-def hold(module: nn.Module, name: str, value: Any) -> None:
-    """A tensor becomes a buffer, a copy that is the module's own; a number stays a number."""
+def hold(module: nn.Module, name: str, value: Any, learnable: Sequence[str] = ()) -> bool:
+    """A tensor becomes a buffer, a copy that is the module's own; a number stays a number.
+
+    What is an nn.Parameter stays that one, what is ``learnable`` becomes one. Returns whether it
+    is one.
+    """
+    if name in learnable and not isinstance(value, nn.Parameter):
+        value = nn.Parameter(torch.as_tensor(value, dtype=_wide(value)).detach().clone())
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+        return True
+    if learned(value):
+        raise InputError(
+            f"{module._get_name()}: {name} is a tensor with a gradient, which would be lost. Pass "
+            "an nn.Parameter to train it, or value.detach()."
+        )
     if isinstance(value, Tensor):
-        module.register_buffer(name, value.detach().clone())
+        module.register_buffer(name, value.clone())
     else:
         setattr(module, name, value)
+    return False
+
+
+def _wide(value: Any) -> torch.dtype:
+    return value.dtype if isinstance(value, Tensor) else torch.float32
 
 
 def held(module: nn.Module, names: Iterable[str]) -> list[Any]:

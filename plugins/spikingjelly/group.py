@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...neurons.by_hand import check_learnable, check_members, check_range, refuse
 from ...neurons.choice import Choice
 from ...neurons.group import (
     GroupNeuron,
@@ -24,6 +25,17 @@ with simulator("spikingjelly"):
     from spikingjelly.activation_based import surrogate
 
 
+# what users of SpikingJelly's neurons may look for
+_INSTEAD = {
+    "v_reset": "a spike takes the threshold off v (soft reset), which no value replaces. Leave it "
+    "out, or pass None.",
+    "tau": "v does not leak. Leave it out, or take SpikingJelly's LIFNode.",
+    "decay_input": "v does not leak. Leave it out, or take SpikingJelly's LIFNode.",
+    "scale": "the unit of what is sent is the threshold. Pass v_threshold=...",
+    "spikes": "group neurons send n v_threshold / members, in one form. Leave it out.",
+}
+
+
 class _GroupNodeState(NamedTuple):
     v: Tensor
     sent: Tensor | None
@@ -31,13 +43,19 @@ class _GroupNodeState(NamedTuple):
 
 
 class GroupNode(Made):
-    """Group neuron of m members (``neurons/group.py``): membrane current in, n v_threshold / m out.
+    """Group neuron of m members (``neurons/group``): membrane current in, n v_threshold / m out.
 
-    ``v_threshold`` and ``initial_charge`` broadcast against v [N, *]; tensors become buffers. A
-    ``signed`` neuron may take back what it has sent; ``sent`` counts it.
+    ``GroupNode(initial_charge=0.0)`` is SpikingJelly's ``IFNode(v_reset=None)``, outputs, v and
+    gradients alike, by kernels; by default v begins with half a threshold, which rounds to the
+    nearest level, and m members share the threshold.
 
-    Where the input requires a gradient it passes through ``surrogate_function`` (Sigmoid unless
-    given), the sum over the members; the forward values are the same to the bit.
+    ``v_threshold`` and ``initial_charge`` broadcast against v [N, *]; an ``nn.Parameter`` stays
+    one, another tensor becomes a buffer, and ``learnable`` names which of the two is to become a
+    parameter. A threshold stays positive. A ``signed`` neuron may take back what it has sent;
+    ``sent`` counts it.
+
+    Where an input or a parameter requires a gradient it passes through ``surrogate_function``
+    (Sigmoid unless given), the sum over the members; the forward values are the same to the bit.
     """
 
     State = _GroupNodeState
@@ -45,20 +63,27 @@ class GroupNode(Made):
 
     def __init__(
         self,
-        members: int,
+        members: int = 1,
         v_threshold: float | Tensor = 1.0,
         *,
         initial_charge: float | Tensor = 0.5,
         signed: bool = False,
+        learnable: Iterable[str] = (),
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        v_reset: None = None,
         detach_reset: bool = False,
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
+        **elsewhere: Any,
     ) -> None:
-        by_channel = isinstance(v_threshold, Tensor)
+        owner = type(self).__name__
+        refuse(owner, elsewhere | ({} if v_reset is None else {"v_reset": v_reset}), _INSTEAD)
+        check_members(owner, members)
+        names = check_learnable(owner, learnable, ("v_threshold", "initial_charge"))
+        number = not isinstance(v_threshold, Tensor) and "v_threshold" not in names
         super().__init__(
-            v_threshold=1.0 if by_channel else float(v_threshold),
+            v_threshold=float(v_threshold) if number else 1.0,
             surrogate_function=surrogate_function or surrogate.Sigmoid(),
             detach_reset=detach_reset,
             step_mode=step_mode,
@@ -67,11 +92,17 @@ class GroupNode(Made):
         )
         self.members = members
         self.signed = signed
-        if by_channel:
+        if not number:
             del self.v_threshold  # SpikingJelly's own, a number
-            hold(self, "v_threshold", v_threshold)
-        hold(self, "initial_charge", initial_charge)
+            if hold(self, "v_threshold", v_threshold, names):
+                self._learns += ("v_threshold",)
+                check_range(owner, "v_threshold", self.v_threshold)
+        if hold(self, "initial_charge", initial_charge, names):
+            self._learns += ("initial_charge",)
         self._make()
+        self._begin()
+
+    def _begin(self) -> None:
         if not isinstance(v_initial := self._first_v(), Tensor):
             self._start_from(v_initial)
 
@@ -89,22 +120,42 @@ class GroupNode(Made):
         """The definition's parameters, with the tensors of the buffers."""
         of = held(self, self._of_start)
         made = self._made
-        if made is None or not unchanged(of, made[0]):
+        changed = made is None or not unchanged(of, made[0])
+        # a parameter changes in place, and what it is used as has a graph of its own
+        if changed or self._learns:
             dynamics = GroupNeuronParameters(
                 self.members,
-                at_least_float32(self.v_threshold),
+                self._used("v_threshold"),
                 at_least_float32(self.initial_charge),
                 self.signed,
+                check=changed,
             )
             made = self._made = (of, dynamics)
+        assert made is not None
         return made[1]
+
+    def _definition(self) -> dict[str, Any]:
+        return {"members": self.members, "signed": self.signed}
+
+    def _numbers(self) -> tuple[str, ...]:
+        return ("v_threshold", "initial_charge")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state)
+        if not isinstance(v_initial := self._first_v(), Tensor):
+            self.set_reset_value("v", v_initial)
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _GroupNodeState:
         v = group_initial_v(inputs[0], self.dynamics)
         return _GroupNodeState(v, torch.zeros_like(v) if self.signed else None, None)
 
+    def _trains(self, *tensors: Tensor) -> bool:
+        return torch.is_grad_enabled() and any(
+            isinstance(a, Tensor) and a.requires_grad for a in (*tensors, self.v_threshold)
+        )
+
     def choice(self, x: Tensor) -> Choice:
-        trains = torch.is_grad_enabled() and x.requires_grad
+        trains = self._trains(x)
         gradient = known_surrogate(self.surrogate_function) if trains else None
         return group_choice(self.backend, x, self.dynamics, gradient, self.store_v_seq)
 
@@ -112,7 +163,7 @@ class GroupNode(Made):
         self, inputs: tuple[Tensor, ...], state: _GroupNodeState, record: Record | None
     ) -> tuple[Tensor, _GroupNodeState]:
         (x_seq,) = inputs
-        trains = torch.is_grad_enabled() and (x_seq.requires_grad or state.v.requires_grad)
+        trains = self._trains(x_seq, state.v)
         done = group_multi_step(
             x_seq,
             state.v,
@@ -133,7 +184,7 @@ class GroupNode(Made):
             f"members={self.members}, v_threshold={show(self.v_threshold)}, "
             f"initial_charge={show(self.initial_charge)}, "
             f"{'signed=True, ' if self.signed else ''}detach_reset={self.detach_reset}, "
-            f"step_mode={self.step_mode!r}"
+            f"step_mode={self.step_mode}, backend={self.backend}"
         )
 
 

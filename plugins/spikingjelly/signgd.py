@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...neurons.by_hand import (
+    check_learnable,
+    check_range,
+    chosen_function,
+    chosen_initial,
+    chosen_steps,
+    refuse,
+)
 from ...neurons.choice import Choice
-from ...neurons.nonlinearities import Nonlinearity, nonlinearity
+from ...neurons.nonlinearities import Nonlinearity
 from ...neurons.protocol import (
     at_least_float32,
     check_protocol,
@@ -24,6 +32,14 @@ from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
 from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
 
+# what users of SpikingJelly's neurons may look for
+_INSTEAD = {
+    "v_threshold": "a signGD neuron has no threshold; its step is the schedule's times scale=...",
+    "v_reset": "v is the estimate of f(x) and is never set back. Leave it out, or pass None.",
+    "detach_reset": "there is no reset whose gradient could be left out. Leave it out.",
+    "tau": "v does not leak. Leave it out; the step sizes are schedule=...",
+    "decay_input": "v does not leak. Leave it out.",
+}
 _OF_DYNAMICS = ("schedule", "momentum", "members", "scale", "resting", "dead_zone")
 
 
@@ -32,49 +48,62 @@ class _SignGDNodeState(NamedTuple):
     t: int
     buffer: Tensor | None
     x: tuple[Tensor, ...] | None
+    rest: Tensor | None  # carries the gradient of v(0) (neurons/signgd/gradient.py)
     shapes: Shapes | None
 
 
 class SignGDNode(Made):
-    """signGD neuron of any function of one or several arguments (``neurons/signgd.py``).
+    """signGD neuron of any function of one or several arguments (``neurons/signgd/step.py``).
 
     ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
-    ``{"negative_slope": 0.1}``. ``scale``, ``resting`` and ``dead_zone`` broadcast against v
-    [N, *], ``initial_input`` and ``offset`` against an input, with a tuple of them for several
-    inputs. Tensors become buffers. ``v`` is the decoded output, ``x`` the tuple of the integrated
-    inputs. ``members``, m, is the number of signs of one step, of sizes eta, eta / 2, ...; all
-    neurons of a network with "binary" spikes have the same.
+    ``{"negative_slope": 0.1}``. ``schedule`` and ``members`` are the step sizes and m, the number
+    of signs of one step, of sizes eta, eta / 2, ...; ``neurons/by_hand.py`` says what they are
+    where they are left out. ``scale``, ``resting`` and ``dead_zone`` broadcast against v [N, *],
+    ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
+    ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
+
+    ``spikes``: "decoded" v(t), of the values that a layer with its bias makes; or what hardware
+    sees: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of
+    single signs (``neurons/protocol.py``), between layers without bias, with ``initial_input``
+    the bias. All neurons of a network with "binary" spikes have the same members.
 
     ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
     silent. 0 is the paper's neuron, with a sign at every step; None is
     ``sg.DEAD_ZONE``, but 0 with momentum and with "binary" spikes, which have none.
-    ``spikes``: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary"
-    scale {-1, 0, 1}, of single signs, or "decoded" v(t) (``neurons/protocol.py``).
 
-    ``surrogate_function`` gives outputs a gradient with respect to inputs; without, as after a
-    conversion, none passes a spike and none is recorded. It takes "signed" or "decoded" spikes.
+    An ``nn.Parameter`` stays one, another tensor becomes a buffer; ``learnable`` names what is to
+    become one, of scale, resting, initial_input, dead_zone and the arguments. Scales stay
+    positive, dead zones in [0, 2 / 3].
+
+    Where an input or a parameter asks for a gradient, outputs have the dithered one: v follows its
+    target within reach (``neurons/signgd/gradient.py``). A ``surrogate_function`` is used in its
+    place, with "signed" spikes or "decoded" values. With momentum there is none: backward raises.
     """
 
     State = _SignGDNodeState
 
     def __init__(
         self,
-        function: str | Nonlinearity | Callable[..., Tensor],
-        schedule: Schedule,
+        function: str | Nonlinearity | Callable[..., Tensor] = "relu",
+        schedule: Schedule | None = None,
         *,
         scale: float | Tensor = 1.0,
         resting: float | Tensor = 0.0,
-        initial_input: float | Tensor | tuple[float | Tensor, ...] = 0.0,
-        spikes: str = "signed",
+        initial_input: float | Tensor | tuple[float | Tensor, ...] | None = None,
+        spikes: str = "decoded",
         offset: float | Tensor | tuple[float | Tensor, ...] | None = None,
         arguments: Mapping[str, Any] | None = None,
         momentum: float = 0.0,
-        members: int = 1,
+        members: int | None = None,
         dead_zone: float | Tensor | None = None,
+        learnable: Iterable[str] = (),
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        v_reset: None = None,
+        detach_reset: bool = False,
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
+        **elsewhere: Any,
     ) -> None:
         super().__init__(
             surrogate_function=surrogate_function,
@@ -82,16 +111,21 @@ class SignGDNode(Made):
             backend=backend,
             store_v_seq=store_v_seq,
         )
+        owner = self._get_name()
+        others = {"v_reset": v_reset, "detach_reset": detach_reset or None}
+        refuse(owner, elsewhere | {k: a for k, a in others.items() if a is not None}, _INSTEAD)
+        schedule, members = chosen_steps(owner, schedule, members, spikes, momentum)
         dead_zone = chosen_dead_zone(dead_zone, spikes, momentum)
-        options = (initial_input, offset, momentum, members, dead_zone)
-        check_protocol(self._get_name(), spikes, *options)
+        options = (offset, momentum, members, dead_zone)
+        check_protocol(owner, spikes, 0.0, *options)
+        initial_input = chosen_initial(owner, initial_input, spikes)
         if surrogate_function is not None and not has_gradient(spikes, momentum):
             raise ValueError(
-                f"{self._get_name()}: a gradient passes signed spikes or decoded values without "
-                'momentum. Choose spikes="signed", or leave surrogate_function out.'
+                f"{owner}: a surrogate gradient passes signed spikes or decoded values without "
+                "momentum. Choose one of these, or leave surrogate_function out."
             )
         self._start: tuple[Tensor, ...] | None = None
-        self.function = nonlinearity(function)
+        self.function = chosen_function(owner, function)
         if isinstance(self.function.function, nn.Module):
             self.function_module = self.function.function  # a child: moves, saves and loads
         self._arity = self.function.arity
@@ -99,18 +133,42 @@ class SignGDNode(Made):
         self.spikes = spikes
         self.momentum = momentum
         self.members = members
-        hold(self, "scale", scale)
-        hold(self, "resting", resting)
-        hold(self, "dead_zone", dead_zone)
-        self._initial_inputs = self._hold_each("initial_input", initial_input)
+        self._hold_all(
+            {"scale": scale, "resting": resting, "dead_zone": dead_zone},
+            {"initial_input": initial_input, "offset": 0.0 if offset is None else offset},
+            arguments or {},
+            learnable,
+        )
         self._of_start = ("resting", "spikes", "_start", *self._initial_inputs)
-        self._offsets = self._hold_each("offset", 0.0 if offset is None else offset)
-        self._arguments = {key: f"argument_{key}" for key in arguments or {}}
-        for key, value in (arguments or {}).items():
-            hold(self, f"argument_{key}", value)
         self._make()  # checked at birth
-        if not isinstance(resting, Tensor):
-            self._start_from(float(resting))
+        if not isinstance(self.resting, Tensor):
+            self._start_from(float(self.resting))
+
+    def _hold_all(
+        self,
+        own: Mapping[str, Any],
+        of_inputs: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        learnable: Iterable[str],
+    ) -> None:
+        known = ("scale", "resting", "dead_zone", "initial_input", *arguments)
+        names = check_learnable(self._get_name(), learnable, known)
+        if "initial_input" in names and self.spikes == "decoded":
+            raise InputError(
+                f"{self._get_name()}: with spikes='decoded' there is no initial input to learn; "
+                "learn the bias of the layer before."
+            )
+        for name, value in own.items():
+            if hold(self, name, value, names):
+                self._learns += (name,)
+                check_range(self._get_name(), name, getattr(self, name))
+        self._initial_inputs = self._hold_each("initial_input", of_inputs["initial_input"], names)
+        self._offsets = self._hold_each("offset", of_inputs["offset"])
+        self._arguments = {key: f"argument_{key}" for key in arguments}
+        for key, value in arguments.items():
+            name = f"argument_{key}"
+            if hold(self, name, value, (name,) if key in names else ()):
+                self._learns += (name,)
 
     @classmethod
     def of(cls, node: SignGDNeuron, spikes: str = "decoded") -> SignGDNode:
@@ -119,6 +177,7 @@ class SignGDNode(Made):
             node.schedule,
             scale=node.scale,
             resting=node.resting,
+            initial_input=None if spikes == "decoded" else 0.0,  # ``start`` tells it
             spikes=spikes,
             arguments=node.arguments,
             momentum=node.momentum,
@@ -134,13 +193,13 @@ class SignGDNode(Made):
         super().reset()
         self.__dict__["_start"] = None
 
-    def _hold_each(self, name: str, value: Any) -> tuple[str, ...]:
+    def _hold_each(self, name: str, value: Any, learnable: tuple[str, ...] = ()) -> tuple[str, ...]:
         if not isinstance(value, tuple):
-            hold(self, name, value)
+            hold(self, name, value, learnable)
             return (name,)
         names = tuple(f"{name}_{k}" for k in range(len(value)))
         for key, item in zip(names, value, strict=True):
-            hold(self, key, item)
+            hold(self, key, item, names if name in learnable else ())
         return names
 
     def _held(self, names: tuple[str, ...], inputs: int) -> tuple[float | Tensor, ...]:
@@ -164,6 +223,8 @@ class SignGDNode(Made):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        if (saved := state_dict.get(prefix + "_extra_state")) is not None:
+            self._compare(saved)  # refused before anything is changed
         if not isinstance(self.dead_zone, Tensor):
             self._load_number(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -194,50 +255,60 @@ class SignGDNode(Made):
         """The definition's parameters, with the tensors of the buffers."""
         of = held(self, (*_OF_DYNAMICS, *self._arguments.values()))
         made = self._made
-        if made is None or not unchanged(of, made[0]):
+        changed = made is None or not unchanged(of, made[0])
+        # a parameter changes in place, and what it is used as has a graph of its own
+        if changed or self._learns:
             dynamics = SignGDParameters(
                 self.function,
                 self.schedule,
-                at_least_float32(self.scale),
+                self._used("scale"),
                 at_least_float32(self.resting),
                 {key: at_least_float32(value) for key, value in self.arguments.items()},
                 self.momentum,
                 self.members,
-                at_least_float32(self.dead_zone),
+                self._used("dead_zone"),
+                check=changed,
             )
             made = self._made = (of, dynamics)
+        assert made is not None
         return made[1]
 
-    @torch.no_grad()
+    def _definition(self) -> dict[str, Any]:
+        words = {k: v for k, v in self.arguments.items() if not isinstance(v, Tensor)}
+        return {
+            "function": self.function.name,
+            "arguments": words,
+            "schedule": self.schedule.to_dict(),
+            "members": self.members,
+            "momentum": self.momentum,
+            "spikes": self.spikes,
+        }
+
+    def _numbers(self) -> tuple[str, ...]:
+        return ("scale", "resting", *self._initial_inputs, *self._offsets)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state)
+        if not isinstance(self.resting, Tensor):
+            self.set_reset_value("v", float(self.resting))
+
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _SignGDNodeState:
         initial: tuple[float | Tensor, ...] = ()
         if self.spikes != "decoded":
             initial = self._start or self._held(self._initial_inputs, len(inputs))
         (v, t, buffer), x = signgd_start(inputs, self.dynamics, self.spikes, initial)
-        return _SignGDNodeState(v, t, buffer, x, None)
+        return _SignGDNodeState(v, t, buffer, x, None, None)
 
     def choice(self, x: Tensor) -> Choice:
-        function = self.surrogate_function if torch.is_grad_enabled() else None
-        gradient = None if function is None else known_surrogate(function)
+        gradient = self._surrogate()
         return signgd_choice(self.backend, x, self.dynamics, gradient, self.store_v_seq)
+
+    def _surrogate(self) -> Callable[[Tensor], Tensor] | None:
+        function = self.surrogate_function if torch.is_grad_enabled() else None
+        return None if function is None else known_surrogate(function)
 
     def _sequence(
         self, inputs: tuple[Tensor, ...], state: _SignGDNodeState, record: Record | None
-    ) -> tuple[Tensor, _SignGDNodeState]:
-        function = self.surrogate_function
-        if not torch.is_grad_enabled():
-            return self._run_sequence(inputs, state, record, None)
-        if function is None:
-            with torch.no_grad():
-                return self._run_sequence(inputs, state, record, None)
-        return self._run_sequence(inputs, state, record, known_surrogate(function))
-
-    def _run_sequence(
-        self,
-        inputs: tuple[Tensor, ...],
-        state: _SignGDNodeState,
-        record: Record | None,
-        gradient: Callable[[Tensor], Tensor] | None,
     ) -> tuple[Tensor, _SignGDNodeState]:
         binary = self.spikes == "binary"
         done = signgd_sequence(
@@ -248,18 +319,20 @@ class SignGDNode(Made):
             self.spikes,
             offsets=self._held(self._offsets, len(inputs)) if binary else (),
             backend=self.backend,
-            surrogate=gradient,
+            surrogate=self._surrogate(),
             keep=record is not None,
+            rest=state.rest,
         )
         if record is not None:
             assert done.v_seq is not None
             record.append((done.v_seq, done.spike_seq))
         x = None if state.x is None else done.x
-        return done.y, _SignGDNodeState(*done.state, x, state.shapes)
+        return done.y, _SignGDNodeState(*done.state, x, done.rest, state.shapes)
 
     def extra_repr(self) -> str:
         parts = [self.function.name, repr(self.schedule)]
-        names = ["scale", "resting", *self._initial_inputs, *self._arguments.values()]
+        initial = () if self.spikes == "decoded" else self._initial_inputs
+        names = ["scale", "resting", *initial, *self._arguments.values()]
         if self.spikes == "binary":
             names += self._offsets
         parts += [f"{name}={show(getattr(self, name))}" for name in names]
@@ -269,4 +342,5 @@ class SignGDNode(Made):
             parts.append(f"members={self.members}")
         if isinstance(self.dead_zone, Tensor) or self.dead_zone:
             parts.append(f"dead_zone={show(self.dead_zone)}")
-        return ", ".join([*parts, f"spikes={self.spikes!r}", f"step_mode={self.step_mode!r}"])
+        parts += [f"spikes={self.spikes!r}", f"step_mode={self.step_mode}"]
+        return ", ".join([*parts, f"backend={self.backend}"])

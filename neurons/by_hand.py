@@ -1,0 +1,149 @@
+"""Neurons built by hand: what they are where nothing is said, what learns, and what is refused.
+
+The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
+step, then 1, with 8 members. That follows inputs that change, is near f from the first step on,
+and sends the fewest spikes of what is as near. Single signs, which "ternary" and "binary" spikes
+and momentum are of, have steps that shrink. Given a schedule a neuron has one member, as ever.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .nonlinearities import Nonlinearity, nonlinearity
+from .schedules import ExponentialSchedule, ListSchedule, Schedule
+
+SCHEDULE: Schedule = ListSchedule((4.0, 1.0), tail=1.0)
+MEMBERS = 8
+SINGLE: Schedule = ExponentialSchedule(1.0, 0.8)  # of one member
+# what is learned stays within, at every use
+RANGES = {
+    "scale": (1e-6, math.inf),
+    "dead_zone": (0.0, 2 / 3),  # as far as kernels know the code of a step in closed form
+    "v_threshold": (1e-6, math.inf),
+}
+
+
+def chosen_steps(
+    owner: str, schedule: Schedule | None, members: int | None, spikes: str, momentum: float
+) -> tuple[Schedule, int]:
+    """Schedule and members of a signGD neuron by hand. Raises InputError for what is neither."""
+    if members is None:
+        alone = schedule is not None or spikes in ("binary", "ternary") or momentum
+        members = 1 if alone else MEMBERS
+    check_members(owner, members)
+    if schedule is None:
+        schedule = SINGLE if members == 1 else SCHEDULE
+    check_schedule(owner, schedule)
+    return schedule, members
+
+
+def check_members(owner: str, members: Any) -> None:
+    if isinstance(members, bool) or not isinstance(members, int):
+        raise InputError(
+            f"{owner}: members counts the members of a neuron, so it is an integer, but it is "
+            f"{members!r}, of type {type(members).__name__}."
+        )
+
+
+def check_schedule(owner: str, schedule: Any) -> None:
+    if not isinstance(schedule, Schedule) or isinstance(schedule, type):
+        number = isinstance(schedule, (int, float)) and not isinstance(schedule, bool)
+        fix = f"ConstantSchedule({schedule})" if number else "ExponentialSchedule(0.5, 0.9)"
+        raise InputError(
+            f"{owner}: schedule says the step size of each step, such as {fix}, but it is "
+            f"{schedule!r}. Leave it out for the default."
+        )
+
+
+def chosen_function(
+    owner: str, function: str | Nonlinearity | Callable[..., Tensor]
+) -> Nonlinearity:
+    try:
+        return nonlinearity(function)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{owner}: {error}") from error
+
+
+def chosen_initial(owner: str, given: Any, spikes: str) -> Any:
+    """x(0) of a neuron by hand: what spikes are added to; decoded values need none."""
+    if spikes == "decoded":
+        if not (given is None or (isinstance(given, (int, float)) and given == 0)):
+            warnings.warn(
+                f"{owner}: initial_input is ignored, since with spikes='decoded' a neuron is handed"
+                " x(t) itself. Leave the bias in the layer before.",
+                stacklevel=3,
+            )
+        return 0.0
+    if given is None:
+        raise InputError(
+            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on, which "
+            "is the bias of the layer before, and that layer has none. Pass initial_input=bias, "
+            "or 0.0 where there is no bias, or build the network with spikes='decoded' and turn "
+            "it as a whole: sg.to_spikes(net, example)."
+        )
+    return given
+
+
+def check_learnable(owner: str, learnable: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The names of what is to be learned. Raises InputError for others."""
+    names = (learnable,) if isinstance(learnable, str) else tuple(learnable)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"{owner}: learnable names parameters of the neuron, of {', '.join(known)}, but "
+            f"{unknown[0]!r} is none."
+        )
+    return names
+
+
+def learned(value: Any) -> bool:
+    return isinstance(value, Tensor) and (isinstance(value, nn.Parameter) or value.requires_grad)
+
+
+def check_range(owner: str, name: str, value: Any) -> None:
+    """Raises InputError where what is to be learned begins out of its range."""
+    if not learned(value) or value.is_meta or name not in RANGES:
+        return
+    low, high = RANGES[name]
+    given = value.detach().float()
+    if not bool(((given >= low) & (given <= torch.tensor(high, device=given.device))).all()):
+        raise InputError(
+            f"{owner}: a learned {name} stays in [{low:.4g}, {high:.4g}], but it begins with "
+            f"{float(given.min())!r} to {float(given.max())!r}."
+        )
+
+
+def within(name: str, value: Tensor) -> Tensor:
+    """A learned value in its range, with the gradient that keeps it there or leads back."""
+    out: Tensor = _Within.apply(value, *RANGES[name])  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Within(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.low, ctx.high = low, high
+        return value.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (value,), (g,) = ctx.saved_tensors, gradients
+        out = ((value < ctx.low) & (g > 0)) | ((value > ctx.high) & (g < 0))
+        return g.masked_fill(out, 0.0), None, None
+
+
+def refuse(owner: str, given: Mapping[str, Any], instead: Mapping[str, str]) -> None:
+    """Raises InputError for keywords of other neurons, saying what is here ``instead``."""
+    for name, value in given.items():
+        if name not in instead:
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")
+        raise InputError(f"{owner}: {name}={value!r} has no meaning here: {instead[name]}")
