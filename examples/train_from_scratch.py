@@ -1,7 +1,7 @@
 """One small CNN, one recipe, trained from scratch with the neurons of SpikingJelly, Norse and ours.
 
     python examples/train_from_scratch.py IFNode
-    python examples/train_from_scratch.py GroupNode-4 [--epochs 3] [--seed 0] [--save model.pt]
+    python examples/train_from_scratch.py SignGD-4 [--epochs 3] [--seed 0] [--save model.pt]
 
 Fashion-MNIST, no augmentation, no epoch chosen: test images are read once, at the end. To begin
 your own: take ``layers``, one row of ``NEURONS`` and ``train``.
@@ -57,7 +57,7 @@ class CNN(nn.Module):
     t, the last one (``last``).
     """
 
-    def __init__(self, body: nn.Module, time_steps: int, last: bool) -> None:
+    def __init__(self, body: nn.Sequential, time_steps: int, last: bool) -> None:
         super().__init__()
         first = nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False)
         self.stem = nn.Sequential(first, nn.BatchNorm2d(16))
@@ -92,34 +92,40 @@ class NorseCNN(CNN):
 
 
 class Row(NamedTuple):
-    """A neuron, for so many steps of an image."""
+    """A neuron, as a user writes it, for so many steps of an image."""
 
+    title: str
     make: Callable[[], Make]  # imports its simulator, returns the maker of one layer of neurons
     time_steps: int
     simulator: str = "SpikingJelly"
     last: bool = False
+    spikes: bool = True
 
 
-def if_node() -> Make:
+def jelly(name: str) -> Make:
+    """SpikingJelly's node by name, trained as its examples do."""
     from spikingjelly.activation_based import neuron, surrogate
 
-    return lambda: neuron.IFNode(
-        surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m"
-    )
+    node = getattr(neuron, name)
+    return lambda: node(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m")
 
 
-def lif_node() -> Make:
-    from spikingjelly.activation_based import neuron, surrogate
-
-    return lambda: neuron.LIFNode(
-        surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m"
-    )
-
-
-def group_node(members: int) -> Make:
+def group(members: int) -> Make:
     from spikingjelly_signgd import GroupNode
 
     return lambda: GroupNode(members, step_mode="m")
+
+
+def signgd(function: str = "relu", members: int | None = None) -> Make:
+    from spikingjelly_signgd import SignGDNode
+
+    return lambda: SignGDNode(function, members=members, step_mode="m")
+
+
+def qcfs(levels: int) -> Make:
+    from spikingjelly_signgd import QCFS
+
+    return lambda: QCFS(levels)
 
 
 def norse_lif() -> Make:
@@ -137,13 +143,18 @@ def norse_group(members: int) -> Make:
 
 
 NEURONS = {
-    "ReLU": Row(lambda: nn.ReLU, 1, "torch"),
-    "IFNode": Row(if_node, 4),
-    "LIFNode": Row(lif_node, 4),
-    "GroupNode-1": Row(lambda: group_node(1), 4),
-    "GroupNode-4": Row(lambda: group_node(4), 1),
-    "Norse-LIF": Row(norse_lif, 4, "Norse"),
-    "Norse-Group-4": Row(lambda: norse_group(4), 1, "Norse"),
+    "ReLU": Row("ReLU", lambda: nn.ReLU, 1, "–", spikes=False),
+    "IFNode": Row("IFNode", lambda: jelly("IFNode"), 4),
+    "LIFNode": Row("LIFNode", lambda: jelly("LIFNode"), 4),
+    "Group-1": Row("GroupNode(1)", lambda: group(1), 4),
+    "Group-4": Row("GroupNode(4)", lambda: group(4), 1),
+    "QCFS-4": Row("QCFS(4), run as GroupNode(4)", lambda: qcfs(4), 1),
+    "SignGD-1": Row("SignGDNode(members=1)", lambda: signgd(members=1), 4, last=True),
+    "SignGD-4": Row("SignGDNode(members=4)", lambda: signgd(members=4), 1, last=True),
+    "SignGD": Row("SignGDNode()", signgd, 1, last=True),
+    "SignGD-gelu-4": Row('SignGDNode("gelu", members=4)', lambda: signgd("gelu", 4), 1, last=True),
+    "Norse-LIF": Row("LIF", norse_lif, 4, "Norse"),
+    "Norse-Group-4": Row("GroupNeuron, members=4", lambda: norse_group(4), 1, "Norse"),
 }
 
 
@@ -155,8 +166,7 @@ def make_model(name: str) -> CNN:
         import norse.torch as norse
 
         return NorseCNN(norse.SequentialState(*parts), row.time_steps, row.last)
-    of = SpikingJellyCNN if row.simulator == "SpikingJelly" else CNN
-    return of(nn.Sequential(*parts), row.time_steps, row.last)
+    return SpikingJellyCNN(nn.Sequential(*parts), row.time_steps, row.last)
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
