@@ -27,6 +27,7 @@ from spikingjelly_signgd.neurons import (
     signgd_initial_state,
     signgd_multi_step,
 )
+from spikingjelly_signgd.neurons.by_hand import MEMBERS, SCHEDULE, SINGLE
 from spikingjelly_signgd.neurons.spikes import hear
 
 STEPS = (1, 4, 8, 16, 50)
@@ -34,17 +35,20 @@ LASTS = 10  # steps of each input of a stream
 SIZES = (0.5, 1.0, 3.0)  # standard deviation of inputs
 CANDIDATES: dict[str, tuple[Schedule, int]] = {
     "published, 0.15 * 0.95^(t-1), m = 1": (ExponentialSchedule(0.15, 0.95), 1),
-    "0.8^(t-1), m = 1": (ExponentialSchedule(1.0, 0.8), 1),
+    "0.7^(t-1), m = 1": (ExponentialSchedule(1.0, 0.7), 1),
+    "0.8^(t-1), m = 1 (single signs)": (SINGLE, 1),
+    "0.9^(t-1), m = 1": (ExponentialSchedule(1.0, 0.9), 1),
+    "2 * 0.8^(t-1), m = 1": (ExponentialSchedule(2.0, 0.8), 1),
     "2 * 0.8^(t-1), m = 4": (ExponentialSchedule(2.0, 0.8), 4),
-    "4 * 0.8^(t-1), m = 4": (ExponentialSchedule(4.0, 0.8), 4),
-    "4, then 1, m = 4": (ListSchedule((4.0, 1.0), tail=1.0), 4),
-    "4, then 1, m = 6": (ListSchedule((4.0, 1.0), tail=1.0), 6),
+    "2 * 0.8^(t-1), m = 8": (ExponentialSchedule(2.0, 0.8), 8),
     "2, m = 4": (ConstantSchedule(2.0), 4),
-    "2, m = 6": (ConstantSchedule(2.0), 6),
     "2, m = 8": (ConstantSchedule(2.0), 8),
-    "4, m = 6": (ConstantSchedule(4.0), 6),
     "4, m = 8": (ConstantSchedule(4.0), 8),
     "4, m = 10": (ConstantSchedule(4.0), 10),
+    "4, then 1, m = 4": (SCHEDULE, 4),
+    "4, then 1, m = 6": (SCHEDULE, 6),
+    "4, then 1, m = 8 (default)": (SCHEDULE, MEMBERS),
+    "4, then 0.25, m = 8": (ListSchedule((4.0, 0.25), tail=1.0), 8),
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .nonlinearities import Nonlinearity, nonlinearity
-from .schedules import ExponentialSchedule, ListSchedule, Schedule
+from .schedules import ConstantSchedule, ExponentialSchedule, ListSchedule, Schedule
 
 SCHEDULE: Schedule = ListSchedule((4.0, 1.0), tail=1.0)
 MEMBERS = 8
@@ -43,6 +43,16 @@ def chosen_steps(
         schedule = SINGLE if members == 1 else SCHEDULE
     check_schedule(owner, schedule)
     return schedule, members
+
+
+def chosen_coding(owner: str, schedule: Schedule | None, spikes: str, momentum: float) -> Schedule:
+    """Of the input coding: v follows x at once, but as the neurons do in protocols with one
+    common schedule."""
+    if schedule is None:
+        common = spikes in ("binary", "ternary") or momentum
+        return SINGLE if common else ConstantSchedule(1.0)
+    check_schedule(owner, schedule)
+    return schedule
 
 
 def check_members(owner: str, members: Any) -> None:

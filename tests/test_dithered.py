@@ -164,6 +164,25 @@ def test_spikes_have_the_gradient_of_what_they_add(spikes: str, members: int, zo
         near(actual, expected, name)
 
 
+@pytest.mark.parametrize(("spikes", "members", "zone"), FORMS)
+@pytest.mark.parametrize("steps", [1, 6])
+def test_inputs_have_the_same_gradient_where_scales_have_none(
+    spikes: str, members: int, zone: str, steps: int
+) -> None:
+    torch.manual_seed(6)
+    x_seq, weight = torch.randn(steps, 4, 5), torch.randn(steps, 4, 5)
+    found = []
+    for learned in (False, True):
+        x, resting = x_seq.clone().requires_grad_(), torch.zeros(5).requires_grad_()
+        scale = torch.linspace(0.5, 1.5, 5).requires_grad_(learned)
+        p = parameters(scale=scale, resting=resting, members=members, dead_zone=ZONES[zone])
+        done = run(x, p, spikes)
+        ((done.y * weight).sum() + done.state.v.sum()).backward()
+        found.append([x.grad, resting.grad])
+    near(found[0][0], found[1][0], "x")
+    near(found[0][1], found[1][1], "resting")
+
+
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("spikes", ["decoded", "signed"])
 @pytest.mark.parametrize("counted", [False, True])

@@ -311,9 +311,22 @@ class Made(Kernel):
                     f"{value!r}. Make it with the {name} it was saved with."
                 )
 
+    def _of_dynamics(self) -> Iterable[str]:
+        """The attributes that the dynamics are made of."""
+        raise NotImplementedError
+
+    def _dynamics(self, check: bool) -> Any:
+        raise NotImplementedError
+
     @property
     def dynamics(self) -> Any:
-        raise NotImplementedError
+        """The definition's parameters, with the tensors of the module."""
+        if self._learns:  # a parameter changes in place, and what it is used as has a graph
+            return self._dynamics(check=False)
+        of, made = held(self, self._of_dynamics()), self._made
+        if made is None or not unchanged(of, made[0]):
+            made = self._made = (of, self._dynamics(check=True))
+        return made[1]
 
     def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
         """Kept where it depends on shapes, types and numbers alone; nobody changes it in place."""
@@ -330,7 +343,13 @@ class Made(Kernel):
     def _make(self) -> None:
         """The dynamics now, since torch.compile cannot make them; not of tensors without values."""
         self._made = None
-        if not any(buffer.is_meta for buffer in self.buffers(recurse=False)):
+        own = (*self.buffers(recurse=False), *self.parameters(recurse=False))
+        if any(tensor.is_meta for tensor in own):
+            return
+        if self._learns:
+            with torch.no_grad():
+                self._dynamics(check=True)
+        else:
             self.dynamics  # noqa: B018
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ...neurons.by_hand import chosen_coding
 from ...neurons.coding import (
     CodingState,
     Encoder,
@@ -37,14 +38,15 @@ class Encode(Stateful):
 
     Sends the increments of v ("signed"), v ("decoded"), or (1 + v - x) / 2 ("binary", as
     published: not binary at all, but decoded by the same formula as binary spikes, those of neurons
-    of ``members``), or likewise v - x ("ternary").
+    of ``members``), or likewise v - x ("ternary"). Without a ``schedule`` v is x at once, but with
+    "binary" and "ternary" spikes and momentum follows it with the default of single signs.
     """
 
     State = _EncodeState
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
         momentum: float = 0.0,
         spikes: str = "signed",
@@ -54,7 +56,8 @@ class Encode(Stateful):
         super().__init__(step_mode)
         offset = 0.0 if spikes == "binary" else None
         check_protocol(self._get_name(), spikes, 0.0, offset, momentum, members)
-        self.dynamics = RealCodingParameters(schedule, momentum)
+        chosen = chosen_coding(self._get_name(), schedule, spikes, momentum)
+        self.dynamics = RealCodingParameters(chosen, momentum)
         self.members = members
         self.spikes = spikes
 

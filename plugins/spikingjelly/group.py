@@ -19,7 +19,7 @@ from ...neurons.group import (
 )
 from ...neurons.protocol import at_least_float32
 from .. import simulator
-from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
+from .base import Made, Record, Shapes, hold, known_surrogate, show
 
 with simulator("spikingjelly"):
     from spikingjelly.activation_based import surrogate
@@ -115,24 +115,17 @@ class GroupNode(Made):
         meta = any(buffer.is_meta for buffer in self.buffers(recurse=False))
         return 0.0 if meta else self.dynamics.v_initial
 
-    @property
-    def dynamics(self) -> GroupNeuronParameters:
-        """The definition's parameters, with the tensors of the buffers."""
-        of = held(self, self._of_start)
-        made = self._made
-        changed = made is None or not unchanged(of, made[0])
-        # a parameter changes in place, and what it is used as has a graph of its own
-        if changed or self._learns:
-            dynamics = GroupNeuronParameters(
-                self.members,
-                self._used("v_threshold"),
-                at_least_float32(self.initial_charge),
-                self.signed,
-                check=changed,
-            )
-            made = self._made = (of, dynamics)
-        assert made is not None
-        return made[1]
+    def _of_dynamics(self) -> Iterable[str]:
+        return self._of_start
+
+    def _dynamics(self, check: bool) -> GroupNeuronParameters:
+        return GroupNeuronParameters(
+            self.members,
+            self._used("v_threshold"),
+            at_least_float32(self.initial_charge),
+            self.signed,
+            check=check,
+        )
 
     def _definition(self) -> dict[str, Any]:
         return {"members": self.members, "signed": self.signed}

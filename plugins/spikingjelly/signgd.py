@@ -30,7 +30,7 @@ from ...neurons.protocol import (
 )
 from ...neurons.schedules import Schedule
 from ...neurons.signgd import SignGDNeuron, SignGDParameters, SignGDState, signgd_choice
-from .base import Made, Record, Shapes, held, hold, known_surrogate, show, unchanged
+from .base import Made, Record, Shapes, held, hold, known_surrogate, show
 
 # what users of SpikingJelly's neurons may look for
 _INSTEAD = {
@@ -250,28 +250,21 @@ class SignGDNode(Made):
     def arguments(self) -> dict[str, Any]:
         return dict(zip(self._arguments, held(self, self._arguments.values()), strict=True))
 
-    @property
-    def dynamics(self) -> SignGDParameters:
-        """The definition's parameters, with the tensors of the buffers."""
-        of = held(self, (*_OF_DYNAMICS, *self._arguments.values()))
-        made = self._made
-        changed = made is None or not unchanged(of, made[0])
-        # a parameter changes in place, and what it is used as has a graph of its own
-        if changed or self._learns:
-            dynamics = SignGDParameters(
-                self.function,
-                self.schedule,
-                self._used("scale"),
-                at_least_float32(self.resting),
-                {key: at_least_float32(value) for key, value in self.arguments.items()},
-                self.momentum,
-                self.members,
-                self._used("dead_zone"),
-                check=changed,
-            )
-            made = self._made = (of, dynamics)
-        assert made is not None
-        return made[1]
+    def _of_dynamics(self) -> Iterable[str]:
+        return (*_OF_DYNAMICS, *self._arguments.values())
+
+    def _dynamics(self, check: bool) -> SignGDParameters:
+        return SignGDParameters(
+            self.function,
+            self.schedule,
+            self._used("scale"),
+            at_least_float32(self.resting),
+            {key: at_least_float32(value) for key, value in self.arguments.items()},
+            self.momentum,
+            self.members,
+            self._used("dead_zone"),
+            check=check,
+        )
 
     def _definition(self) -> dict[str, Any]:
         words = {k: v for k, v in self.arguments.items() if not isinstance(v, Tensor)}
