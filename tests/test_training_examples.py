@@ -6,11 +6,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import from_scratch
 import pytest
 import torch
+import train_from_scratch
+from data import Split, fashion_mnist
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = ROOT / "docs/tutorials"
@@ -96,3 +100,106 @@ def test_the_tutorial_of_qcfs(tmp_path, monkeypatch, capsys):
     assert "1 [4, 4]" in capsys.readouterr().out
     assert scope["table"].agreement[0] > 0.995 and scope["table"].accuracy[0] > 0.95
     assert scope["certificate"].ok and scope["counted"].additions_per_mac > 0
+
+
+# -- one CNN, every neuron ----------------------------------------------------------------------
+
+
+SMALL = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+NAMES = list(train_from_scratch.NEURONS)
+
+
+@pytest.mark.spikingjelly
+@pytest.mark.parametrize("name", NAMES)
+def test_every_neuron_trains_every_weight(name):
+    torch.manual_seed(0)
+    model = train_from_scratch.make_model(name)
+    optimizer = train_from_scratch.make_optimizer(model)
+    labels = torch.arange(6)
+    losses = [train_from_scratch.train_step(model, optimizer, SMALL, labels) for _ in range(12)]
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().sum() > 0, key
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+def test_the_example_reaches_more_than_chance(monkeypatch, capsys):
+    """Twenty steps of 64 images."""
+    data = images_of_fashion()
+    few = data._replace(
+        train=Split(data.train.images[:1280], data.train.labels[:1280]),
+        test=Split(data.test.images[:1000], data.test.labels[:1000]),
+    )
+    monkeypatch.setattr(train_from_scratch, "fashion_mnist", lambda: few)
+    monkeypatch.setattr(sys, "argv", ["train_from_scratch.py", "SignGD-4", "--epochs", "1"])
+    train_from_scratch.main()
+    (reached,) = re.findall(r"SignGD-4: test ([\d.]+) %", capsys.readouterr().out)
+    assert float(reached) > 40
+
+
+def images_of_fashion():
+    try:
+        return fashion_mnist()
+    except FileNotFoundError:
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_meetings_are_the_weights_that_a_value_meets(kind):
+    """By setting one value after the other: how many outputs change."""
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    layers = (
+        nn.Sequential(conv) if kind == "conv" else nn.Sequential(nn.Flatten(), nn.Linear(50, 7))
+    )
+    each = from_scratch.meetings(layers, torch.zeros(2, 5, 5))
+    inputs = torch.eye(50).reshape(50, 2, 5, 5)
+    with torch.no_grad():
+        changed = (layers(inputs) != layers(torch.zeros(1, 2, 5, 5))).flatten(1).sum(1)
+    assert torch.equal(each.flatten(), changed.float())
+
+
+def test_spikes_are_heard_of_every_kind():
+    from spikingjelly.activation_based import neuron
+
+    x = 2 * torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(3))
+    node = sg.SignGDNode(members=1, step_mode="m", store_v_seq=True)
+    sent, y = from_scratch.heard(node, x)
+    assert torch.equal(sent, node.spike_seq.abs().double()) and 0 < sent.mean() < 1
+    assert torch.equal(y, node.v_seq)
+    sent, y = from_scratch.heard(sg.GroupNode(4, step_mode="m"), x)
+    assert torch.equal(sent / 4, y.double()) and sent.max() == 4
+    sent, y = from_scratch.heard(neuron.IFNode(step_mode="m"), x)
+    assert torch.equal(sent, y.double()) and 0 < sent.mean() < 1
+
+
+def test_additions_are_those_of_the_counter():
+    """The same network of QCFS activations, converted and counted by the package."""
+    torch.manual_seed(0)
+    model = train_from_scratch.make_model("QCFS-4")
+    model(SMALL)  # statistics of batch norms
+    model.eval()
+    plain = nn.Sequential(*model.stem, *(p for part in model.body for p in parts_of(part)))
+    snn = sg.build(sg.convert(plain, SMALL, method="group"))
+    expected = count_operations(snn, SMALL)
+    found = from_scratch.counted(from_scratch.spiking(model), SMALL)
+    assert found["neurons"] == expected.neurons and found["input_macs"] == expected.input_macs
+    assert found["macs"] == expected.source_macs
+    # folding batch norms rounds: a spike in thousands may differ
+    assert found["spikes"] == pytest.approx(expected.spikes, rel=1e-3)
+    assert found["additions"] == pytest.approx(expected.synaptic, rel=1e-3)
+
+
+def parts_of(part):
+    return list(part) if isinstance(part, train_from_scratch.EachStep) else [part]
+
+
+def test_the_tutorial_shows_the_cells_that_are_there():
+    text = (TUTORIALS / "training.md").read_text()
+    assert from_scratch.page(text) == text
+
+
+@pytest.mark.spikingjelly
+def test_the_tutorial_of_training():
+    scope = read("training.md")
+    assert all(reached > 0.95 for reached in scope["found"].values()), scope["found"]
+    assert scope["norse_accuracy"] > 0.9
