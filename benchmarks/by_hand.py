@@ -27,7 +27,7 @@ from spikingjelly_signgd.neurons import (
     signgd_initial_state,
     signgd_multi_step,
 )
-from spikingjelly_signgd.neurons.by_hand import MEMBERS, SCHEDULE, SINGLE
+from spikingjelly_signgd.neurons.by_hand import MEMBERS, SINGLE, default_schedule
 from spikingjelly_signgd.neurons.spikes import hear
 
 STEPS = (1, 4, 8, 16, 50)
@@ -45,15 +45,18 @@ CANDIDATES: dict[str, tuple[Schedule, int]] = {
     "2, m = 8": (ConstantSchedule(2.0), 8),
     "4, m = 8": (ConstantSchedule(4.0), 8),
     "4, m = 10": (ConstantSchedule(4.0), 10),
-    "4, then 1, m = 4": (SCHEDULE, 4),
-    "4, then 1, m = 6": (SCHEDULE, 6),
-    "4, then 1, m = 8 (default)": (SCHEDULE, MEMBERS),
+    "1, then 0.25, m = 2 (default of 2)": (default_schedule(2), 2),
+    "4, then 1, m = 4": (ListSchedule((4.0, 1.0), tail=1.0), 4),
+    "2, then 0.5, m = 4 (default of 4)": (default_schedule(4), 4),
+    "1, then 0.25, m = 4": (ListSchedule((1.0, 0.25), tail=1.0), 4),
+    "4, then 1, m = 6 (default of 6)": (default_schedule(6), 6),
+    "4, then 1, m = 8 (default)": (default_schedule(MEMBERS), MEMBERS),
     "4, then 0.25, m = 8": (ListSchedule((4.0, 0.25), tail=1.0), 8),
 }
 
 
 def error(y: Tensor, expected: Tensor) -> float:
-    return float((y - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return float(((y - expected).square().mean() / expected.square().mean()).sqrt())
 
 
 def measured(function: str, size: float, p: SignGDParameters, samples: int) -> Tensor:

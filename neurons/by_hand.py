@@ -2,8 +2,9 @@
 
 The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
 step, then 1, with 8 members. That follows inputs that change, is near f from the first step on,
-and sends the fewest spikes of what is as near. Single signs, which "ternary" and "binary" spikes
-and momentum are of, have steps that shrink. Given a schedule a neuron has one member, as ever.
+and sends the fewest spikes of what is as near. Fewer members take smaller steps, which are nearer
+where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have steps
+that shrink. Given a schedule a neuron has one member, as ever.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,9 +22,16 @@ from ..errors import InputError
 from .nonlinearities import Nonlinearity, nonlinearity
 from .schedules import ConstantSchedule, ExponentialSchedule, ListSchedule, Schedule
 
-SCHEDULE: Schedule = ListSchedule((4.0, 1.0), tail=1.0)
 MEMBERS = 8
-SINGLE: Schedule = ExponentialSchedule(1.0, 0.8)  # of one member
+SINGLE: Schedule = ExponentialSchedule(1.0, 0.8)
+
+
+def default_schedule(members: int) -> Schedule:
+    """Of so many members."""
+    first = min(4.0, 2.0 ** (members // 3))
+    return SINGLE if members == 1 else ListSchedule((first, first / 4), tail=1.0)
+
+
 # what is learned stays within, at every use
 RANGES = {
     "scale": (1e-6, math.inf),
@@ -38,9 +47,9 @@ def chosen_steps(
     if members is None:
         alone = schedule is not None or spikes in ("binary", "ternary") or momentum
         members = 1 if alone else MEMBERS
-    check_members(owner, members)
+    members = check_members(owner, members)
     if schedule is None:
-        schedule = SINGLE if members == 1 else SCHEDULE
+        schedule = default_schedule(members)
     check_schedule(owner, schedule)
     return schedule, members
 
@@ -55,12 +64,13 @@ def chosen_coding(owner: str, schedule: Schedule | None, spikes: str, momentum: 
     return schedule
 
 
-def check_members(owner: str, members: Any) -> None:
-    if isinstance(members, bool) or not isinstance(members, int):
+def check_members(owner: str, members: Any) -> int:
+    if isinstance(members, bool) or not isinstance(members, Integral):
         raise InputError(
             f"{owner}: members counts the members of a neuron, so it is an integer, but it is "
             f"{members!r}, of type {type(members).__name__}."
         )
+    return int(members)
 
 
 def check_schedule(owner: str, schedule: Any) -> None:
@@ -133,6 +143,8 @@ def check_range(owner: str, name: str, value: Any) -> None:
 
 def within(name: str, value: Tensor) -> Tensor:
     """A learned value in its range, with the gradient that keeps it there or leads back."""
+    if not torch.is_grad_enabled():
+        return value.clamp(*RANGES[name])
     out: Tensor = _Within.apply(value, *RANGES[name])  # type: ignore[no-untyped-call]
     return out
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd import ExponentialSchedule, GroupNode, InputError, SignGDNode
 from spikingjelly_signgd.errors import FormatError
-from spikingjelly_signgd.neurons.by_hand import MEMBERS, SCHEDULE, SINGLE
+from spikingjelly_signgd.neurons import ListSchedule
+from spikingjelly_signgd.neurons.by_hand import MEMBERS, SINGLE, default_schedule
 
 pytestmark = pytest.mark.spikingjelly
 
@@ -74,7 +76,7 @@ def test_an_input_that_changes_is_followed() -> None:
 def test_no_arguments() -> None:
     node = SignGDNode()
     assert node.function.name == "relu" and node.spikes == "decoded"
-    assert node.schedule == SCHEDULE and node.members == MEMBERS
+    assert node.schedule == default_schedule(MEMBERS) and node.members == MEMBERS
     assert node.dead_zone == sg.DEAD_ZONE
     assert GroupNode().members == 1 and GroupNode().v_threshold == 1.0
     x = torch.randn(4, 5)
@@ -84,7 +86,7 @@ def test_no_arguments() -> None:
 
 def test_what_is_left_out_fits_what_is_said() -> None:
     assert SignGDNode("relu", FAST).members == 1  # as ever, where steps are chosen
-    assert SignGDNode("relu", members=4).schedule == SCHEDULE
+    assert SignGDNode("relu", members=4).schedule == ListSchedule((2.0, 0.5), tail=1.0)
     assert SignGDNode("relu", members=1).schedule == SINGLE
     assert SignGDNode("relu", spikes="ternary", initial_input=0.0).members == 1
     assert SignGDNode("relu", momentum=0.5).schedule == SINGLE
@@ -280,7 +282,11 @@ def test_a_state_dict_holds_what_defines_a_node() -> None:
     ("node", "other", "message"),
     [
         (lambda: SignGDNode("gelu"), lambda: SignGDNode("relu"), "function='gelu', this one 'relu"),
-        (lambda: SignGDNode(), lambda: SignGDNode(members=4), "members=8, this one 4"),
+        (
+            lambda: SignGDNode("relu", FAST, members=8),
+            lambda: SignGDNode("relu", FAST, members=4),
+            "members=8, this one 4",
+        ),
         (lambda: SignGDNode(), lambda: SignGDNode("relu", FAST, members=8), "schedule=.*0.8"),
         (
             lambda: SignGDNode("relu", members=2),
@@ -471,6 +477,15 @@ def test_precisions_train(dtype: torch.dtype) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         run(network(), torch.randn(2, 8, 64)).float().square().mean().backward()
+
+
+def test_the_page_of_nodes_by_hand() -> None:
+    page = (Path(__file__).parents[1] / "docs/by_hand.md").read_text()
+    scope: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, scope)
+    assert float(scope["loss"].detach()) < 1.0 and scope["same"]
+    assert scope["names"] == ["scale", "resting", "dead_zone", "v_threshold", "initial_charge"]
 
 
 def assert_near(actual: Tensor, expected: Tensor, atol: float) -> None:

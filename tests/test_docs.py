@@ -53,6 +53,7 @@ NOT_RUN = {
 }
 # pages whose code other tests run, and where
 ELSEWHERE = {
+    "docs/by_hand.md": "test_by_hand.py",
     "docs/command-line.md": "test_cli_docs.py",
     "docs/counters.md": "test_neurobench.py",
     "docs/lava.md": "test_lava.py",

@@ -331,7 +331,7 @@ class Made(Kernel):
     def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
         """Kept where it depends on shapes, types and numbers alone; nobody changes it in place."""
         of = held(self, self._of_start)
-        if not (all([isinstance(value, _NUMBERS) for value in of]) and unwatched()):
+        if self._learns or not (all([isinstance(value, _NUMBERS) for value in of]) and unwatched()):
             return super()._start_of(inputs, shapes, step_mode)
         where = (inputs[0].device, torch.is_inference_mode_enabled())
         key, known = (*of, shapes, state_dtype(inputs), *where), self.dynamics.ready

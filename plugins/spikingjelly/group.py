@@ -79,7 +79,7 @@ class GroupNode(Made):
     ) -> None:
         owner = type(self).__name__
         refuse(owner, elsewhere | ({} if v_reset is None else {"v_reset": v_reset}), _INSTEAD)
-        check_members(owner, members)
+        members = check_members(owner, members)
         names = check_learnable(owner, learnable, ("v_threshold", "initial_charge"))
         number = not isinstance(v_threshold, Tensor) and "v_threshold" not in names
         super().__init__(
