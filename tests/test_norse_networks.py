@@ -276,10 +276,12 @@ def test_copied_pickled_moved_and_loaded(network):
     expected, state = snn(X)
     for again in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
         assert torch.equal(again(X, pickle.loads(pickle.dumps(state)))[0], snn(X, state)[0])
-    other = sg.build(convert("vgg", 4), "norse")
+    other = sg.build(convert("vgg", 8, scale="channel:0.9"), "norse")
     assert not torch.equal(other(X)[0], expected)
-    other.load_state_dict(snn.state_dict())  # weights, scales and schedules
+    other.load_state_dict(snn.state_dict())  # weights and scales
     assert torch.equal(other(X)[0], expected)
+    with pytest.raises(sg.FormatError, match="schedule="):  # planned for other step sizes
+        sg.build(convert("vgg", 4), "norse").load_state_dict(snn.state_dict())
     snn.double()
     y, state = snn(X.double())
     assert y.dtype == torch.float64

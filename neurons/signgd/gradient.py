@@ -66,7 +66,7 @@ def dithered_multi_step(
     if p.momentum:
         return _without(x_seq, state, p, x, output, dtype, backend, keep_v, keep_spikes)
     before = state.v if rest is None else state.v + (rest - rest.detach())
-    rest = state.v if rest is None and state.t == 0 else rest
+    rest = state.v.view_as(state.v) if rest is None and state.t == 0 else rest
     rest = rest if rest is not None and p.sparse and rest.requires_grad else None
     coded = keep_spikes or not p.sparse or rest is not None or fan_out is not None
     with torch.no_grad():

@@ -101,7 +101,7 @@ __all__ = [
 
 
 # the layer of each kind of node, made of (node, spikes, kernels); a caller can add to it. A network
-# that was converted has no gradient, so thresholds are Norse's "heaviside"
+# that was converted has no gradient, so thresholds are Norse's "heaviside" but where it learns
 MAKERS: dict[str, Callable[[Any, str, str], Layer]] = {
     "signgd": signgd_layer,
     "group": group_layer,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...neurons import coding
 from ...neurons.base import spread
+from ...neurons.by_hand import check_schedule, chosen_coding
 from ...neurons.protocol import (
     check_protocol,
     check_readout,
@@ -16,8 +17,8 @@ from ...neurons.protocol import (
     readout_sequence,
     running_mean,
 )
-from ...neurons.schedules import ExponentialSchedule, Schedule
-from .common import check_schedule, scan_steps, single
+from ...neurons.schedules import Schedule
+from .common import scan_steps, single
 from .module import Cell, Layer, Neuron
 
 
@@ -25,14 +26,15 @@ class EncodeParameters(NamedTuple):
     """Parametrization of real-valued input coding (``neurons/coding.py``).
 
     Parameters:
-        schedule (Schedule): the step sizes, those of the first layer
+        schedule (Schedule): the step sizes; with "binary" and "ternary" spikes those of all
+            neurons. None is chosen by ``neurons/by_hand.py``: x at once where that is possible
         momentum (float): of the step
         spikes (str): what is sent, "signed" increments of v, "decoded" v, "ternary" v - x, or
             "binary" (1 + v - x) / 2, as published
         members (int): of the neurons that take "binary" spikes
     """
 
-    schedule: Schedule = ExponentialSchedule(0.15, 0.95)
+    schedule: Schedule | None = None
     momentum: float = 0.0
     spikes: str = "signed"
     members: int = 1
@@ -57,7 +59,18 @@ class _Encode(Neuron):
     def check_parameters(cls, p: EncodeParameters) -> None:
         offset = 0.0 if p.spikes == "binary" else None
         check_protocol(cls.__name__, p.spikes, 0.0, offset, p.momentum, p.members)
-        check_schedule(cls.__name__, p.schedule)
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A schedule."""
+        return isinstance(value, Schedule) and not isinstance(value, type)
+
+    @classmethod
+    def _normal(cls, p: EncodeParameters) -> EncodeParameters:
+        """p with the schedule that is meant."""
+        p = super()._normal(p)
+        schedule = chosen_coding(cls.__name__, p.schedule, p.spikes, p.momentum)
+        return p._replace(schedule=schedule)
 
     @classmethod
     def sequence(
@@ -69,6 +82,7 @@ class _Encode(Neuron):
             y, after = encode_step(x, coding.CodingState(*state), q, p.spikes, p.members)
             return y, EncodeState(*after)
 
+        assert p.schedule is not None  # ``_normal`` has chosen
         q = coding.RealCodingParameters(p.schedule, p.momentum)
         return scan_steps(step, single(cls, inputs)[0], state, q)
 
@@ -163,7 +177,13 @@ class _Readout(Neuron):
     Parameters = ReadoutParameters
     State = ReadoutState
     counts = ("members",)
+    learns = ("initial",)
     later = {"members": 1}
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """y(0)."""
+        return isinstance(value, (int, float, Tensor))
 
     @classmethod
     def check_parameters(cls, p: ReadoutParameters) -> None:

@@ -10,7 +10,8 @@ neurons take it and is not used: the neurons are defined step by step.
 *Ties.* Norse's neurons fire strictly above the threshold. Ours keep the rule of their definitions:
 a member k of a group neuron fires at h >= k theta, and a signGD neuron sends sigma = +1 at v = f(x)
 where its row of ``NONLINEARITIES`` says so. ``p.method`` and ``p.alpha`` choose the gradient of
-``norse.torch.functional.threshold``, none for "heaviside"; the step stays at our ties.
+``norse.torch.functional.threshold``, none for "heaviside"; the step stays at our ties. signGD
+neurons have another one by default (``neurons/signgd/gradient.py``).
 
 The tensors of ``p`` are buffers of a cell or layer, or its parameters where they are
 ``nn.Parameter``: they move, are saved and are loaded. The rest of ``p`` is in ``state_dict()`` as
@@ -29,13 +30,13 @@ from ...errors import InputError
 from ...neurons.choice import BACKENDS
 from ...neurons.nonlinearities import Nonlinearity
 from ...neurons.scan import scan
-from ...neurons.schedules import Schedule
 from ...neurons.surrogate import Surrogate
 from .. import simulator
 
 with simulator("norse"):
     from norse.torch.functional.threshold import threshold
 
+DITHERED = "dithered"  # of signGD neurons alone
 METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
 
 
@@ -69,14 +70,6 @@ def trains(*values: Any) -> bool:
         return False
     flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
     return any(isinstance(value, Tensor) and value.requires_grad for value in flat)
-
-
-def check_schedule(owner: str, schedule: Any) -> None:
-    if not isinstance(schedule, Schedule):
-        raise ValueError(
-            f"{owner}: schedule is one such as ExponentialSchedule(0.5, 0.9), but it is "
-            f"{schedule!r}."
-        )
 
 
 def check_backend(owner: str, backend: str) -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import group
+from ...neurons.by_hand import learned
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
-from .module import Cell, Dynamic, Layer
+from .module import Cell, Dynamic, Layer, no_field, used
 
 
 class GroupNeuronParameters(NamedTuple):
     """Parametrization of group neurons.
 
     Parameters:
-        members (int): m; member k fires at k v_th / m
-        v_th (float | Tensor): the largest output of one step, broadcasts against v [B, ...]
+        members (int): m; member k fires at k v_th / m; ``GroupNeuron(4)`` has four
+        v_th (float | Tensor): the largest output of one step, positive, broadcasts against v
+            [B, ...]; an ``nn.Parameter`` is trained
         initial_charge (float | Tensor): v(0) as a fraction of v_th / m; 1/2 rounds to the nearest
             level; broadcasts against v
         method (str): Norse's method for the gradient of a member's spike in h - k v_th / m
@@ -36,6 +38,9 @@ class GroupNeuronParameters(NamedTuple):
     alpha: float = 100.0
     backend: str = "auto"
     signed: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_field(self, name)
 
 
 class GroupNeuronState(NamedTuple):
@@ -65,7 +70,14 @@ class _GroupNeuron(Dynamic):
     State = (GroupNeuronState, SignedGroupNeuronState)
     numbers = ("alpha",)
     counts = ("members",)
+    learns = ("v_th", "initial_charge")
+    ranges = {"v_th": "v_threshold"}
     later = {"signed": False}
+
+    @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A number of members, if a wrong one."""
+        return isinstance(value, (int, float, str, Tensor))
 
     @classmethod
     def _normal(cls, p: Any) -> Any:
@@ -82,7 +94,7 @@ class _GroupNeuron(Dynamic):
     @classmethod
     def dynamics(cls, p: GroupNeuronParameters, check: bool = False) -> group.GroupNeuronParameters:
         """What the definition takes, made of p's tensors as they are now."""
-        v_th, charge = at_least_float32(p.v_th), at_least_float32(p.initial_charge)
+        v_th, charge = used("v_threshold", p.v_th), at_least_float32(p.initial_charge)
         return group.GroupNeuronParameters(p.members, v_th, charge, p.signed, check)
 
     @classmethod
@@ -134,7 +146,9 @@ class _GroupNeuron(Dynamic):
 
 def _one_number(value: float | Tensor) -> float | Tensor:
     """A tensor of one element that is not trained, as Norse's parameters are, as a number."""
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad or value.is_meta:
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.requires_grad:
+        return value
+    if value.numel() != 1 or value.is_meta:
         return value
     return float(value.item())
 
@@ -177,11 +191,14 @@ class GroupNeuronCell(_GroupNeuron, Cell):
     """Group neurons, one step [B, ...]: see :func:`group_neuron_feed_forward_step`.
 
     Parameters:
-        p (GroupNeuronParameters): parameters of the neurons, by default those of the class
+        p (GroupNeuronParameters): parameters of the neurons, by default those of the class; a
+            number of members alone for those with so many; its fields are keywords also by
+            themselves, ``GroupNeuron(4, v_th=0.5)``
         dt (float): not used, for compatibility
+        learnable (str | Iterable[str]): which of v_th and initial_charge become parameters
 
     Example:
-        >>> cell = GroupNeuronCell(GroupNeuronParameters(members=8))
+        >>> cell = GroupNeuronCell(8)
         >>> spikes, state = cell(torch.randn(8, 64))
         >>> spikes, state = cell(torch.randn(8, 64), state)
     """
@@ -191,12 +208,15 @@ class GroupNeuron(_GroupNeuron, Layer):
     """Group neurons, T steps [T, B, ...]: see :func:`group_neuron_feed_forward_step`.
 
     Parameters:
-        p (GroupNeuronParameters): parameters of the neurons, by default those of the class
+        p (GroupNeuronParameters): parameters of the neurons, by default those of the class; a
+            number of members alone for those with so many; its fields are keywords also by
+            themselves, ``GroupNeuron(4, v_th=0.5)``
         dt (float): not used, for compatibility
         record_states (bool): return the potentials after each step, [T, B, ...]
+        learnable (str | Iterable[str]): which of v_th and initial_charge become parameters
 
     Example:
-        >>> layer = GroupNeuron(GroupNeuronParameters(members=8))
+        >>> layer = GroupNeuron(8)
         >>> spikes, state = layer(torch.randn(32, 8, 64))
     """
 
@@ -208,7 +228,7 @@ def group_layer(node: group.GroupNeuron, spikes: str, kernels: str) -> GroupNeur
             node.members,
             node.v_threshold,
             node.initial_charge,
-            method="heaviside",
+            method="super" if any(map(learned, node.tensors.values())) else "heaviside",
             backend=kernels,
             signed=node.signed,
         )

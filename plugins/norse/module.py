@@ -13,13 +13,25 @@ from torch import Tensor, nn
 
 from ...errors import FormatError, InputError
 from ...neurons.base import Node, each_tensor, tensors_in
+from ...neurons.by_hand import (
+    RANGES,
+    check_learnable,
+    check_members,
+    check_range,
+    learned,
+    within,
+)
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
-from ...neurons.protocol import state_dtype
-from ...neurons.schedules import Schedule, schedule_from_dict
+from ...neurons.protocol import at_least_float32, state_dtype
+from ...neurons.schedules import Schedule
 from .. import simulator
 
 with simulator("norse"):
     from norse.torch.module.snn import SNN, SNNCell
+
+
+# what a neuron is, where scale, resting value and threshold say how large: never loaded
+DEFINING = ("function", "schedule", "members", "momentum", "spikes", "signed", "averaged", "node")
 
 
 class Neuron(nn.Module):
@@ -33,6 +45,9 @@ class Neuron(nn.Module):
     State: ClassVar[type[Any] | tuple[type[Any], ...]]
     numbers: ClassVar[tuple[str, ...]] = ()  # of p, which may come as tensors of one element
     counts: ClassVar[tuple[str, ...]] = ()  # of p, integers, likewise
+    learns: ClassVar[tuple[str, ...]] = ()  # of p, which ``learnable`` may name
+    # of p, that stay in a range of ``neurons/by_hand.py`` where they are learned, by its name
+    ranges: ClassVar[Mapping[str, str]] = {}
     # of p, that earlier versions had not and did not save: what their neurons did
     later: ClassVar[Mapping[str, Any]] = {}
     dt: float
@@ -66,7 +81,7 @@ class Neuron(nn.Module):
         cls, input_tensor: Tensor | tuple[Tensor, ...], state: Any, p: Any, dt: float = 0.001
     ) -> tuple[Tensor, Any]:
         """One step [B, ...]; no state is the one before the first step."""
-        p = cls._normal(cls.Parameters() if p is None else p)
+        p = cls._normal(cls.given(p))
         cls.check_parameters(p)
         return cls._one_step(cls._inputs(input_tensor), state, p)
 
@@ -125,19 +140,65 @@ class Neuron(nn.Module):
     # -- parameters -----------------------------------------------------------------------------
 
     @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """Whether a value in the place of p is meant as the first field of ``Parameters``."""
+        return False
+
+    @classmethod
+    def given(cls, p: Any, fields: Mapping[str, Any] | None = None) -> Any:
+        """p; the defaults for None; for ``GroupNeuron(4)`` those with this first field.
+
+        ``fields`` are others of its fields, ``GroupNeuron(4, v_th=0.5)``.
+        """
+        for name in fields or ():
+            if name not in cls.Parameters._fields:
+                raise TypeError(
+                    f"{cls.__name__}() got an unexpected keyword argument {name!r}; its parameters "
+                    f"are {', '.join(cls.Parameters._fields)}."
+                )
+        if p is None or cls.is_first(p):
+            p = cls.Parameters() if p is None else cls.Parameters(p)
+        if not isinstance(p, cls.Parameters):
+            raise wrong_class(cls, p)
+        return p._replace(**(fields or {}))
+
+    @classmethod
+    def _behind(cls, p: Any, behind: tuple[Any, ...], dt: float) -> float:
+        """dt, which stands behind parameters as Norse has it, but not behind their first field."""
+        if not behind:
+            return dt
+        if len(behind) > 1 or cls.is_first(p):
+            name = "dt" if len(cls.Parameters._fields) < 2 else cls.Parameters._fields[1]
+            raise TypeError(
+                f"{cls.__name__}: behind {p!r} came {', '.join(map(repr, behind))}, but only p, or "
+                "p and dt, go without a name. Name the others: "
+                f"{cls.__name__}({p!r}, {name}=...)."
+            )
+        return behind[0]  # type: ignore[no-any-return]
+
+    @classmethod
+    def learning(cls, p: Any, learnable: Iterable[str]) -> Any:
+        """p with the values of these names, numbers or tensors, as parameters to be trained."""
+        p = cls._normal(p)
+        arguments = dict(getattr(p, "arguments", None) or {})
+        names = check_learnable(cls.__name__, learnable, (*cls.learns, *arguments))
+        of_f = {key: _parameter(value) for key, value in arguments.items() if key in names}
+        own = {name: _parameter(getattr(p, name)) for name in names if name in cls.learns}
+        p = p._replace(**own, **({"arguments": {**arguments, **of_f}} if of_f else {}))
+        for name, known in cls.ranges.items():
+            check_range(cls.__name__, known, getattr(p, name))
+        return p
+
+    @classmethod
     def _normal(cls, p: Any) -> Any:
         """p with numbers that came as tensors, as Norse's parameters do, as numbers."""
         if not isinstance(p, cls.Parameters):
-            raise ValueError(
-                f"{cls.__name__}: p is {cls.Parameters.__name__}(...), but it is {p!r}."
-            )
+            raise wrong_class(cls, p)
         given = p._asdict()
-        changes = {name: _number(cls, name, given[name]) for name in (*cls.numbers, *cls.counts)}
-        for name in cls.counts:
-            if changes[name] != int(changes[name]):
-                raise ValueError(f"{cls.__name__}: {name} is an integer, not {changes[name]!r}.")
-            changes[name] = int(changes[name])
-        return p._replace(**changes)
+        return p._replace(
+            **{name: _number(cls, name, given[name]) for name in cls.numbers},
+            **{name: _count(cls, name, given[name]) for name in cls.counts},
+        )
 
     @property
     def p(self) -> Any:
@@ -157,11 +218,20 @@ class Neuron(nn.Module):
         self._tensors = list(held)
         self._with_tensors = [k for k, v in layout._asdict().items() if _holds(v)]
         self._layout = layout
+        self._hold_function(getattr(p, "function", None))
         for name, value in held.items():
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             else:
                 self.register_buffer(name, value.clone())
+
+    def _hold_function(self, function: Any) -> None:
+        """A function that is a module becomes a child: it moves, trains, is saved and loaded."""
+        self._modules.pop("function_module", None)
+        if function is not None and isinstance(
+            inside := nonlinearity(function).function, nn.Module
+        ):
+            self.function_module = inside
 
     def get_extra_state(self) -> dict[str, Any]:
         """What of p is no tensor, as plain numbers and text; not where it runs."""
@@ -172,38 +242,33 @@ class Neuron(nn.Module):
         self._layout = self._layout._replace(**self._changes(state))
         self.dt = state.get("dt", self.dt)
 
-    def _changes(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What the saved numbers and texts change of p, or a FormatError."""
+    def _changes(self, state: dict[str, Any], where: str = "") -> dict[str, Any]:
+        """What the saved numbers and texts change of p, or a FormatError: what a neuron computes,
+        its steps and its code are not changed."""
         changes: dict[str, Any] = {}
+        owner = f"{self._get_name()} at {where!r}" if where else self._get_name()
         for name, now in self._layout._asdict().items():
             if name == "backend":
                 continue
-            if name not in state and name in self.later:
-                saved = self.later[name]
-            elif name not in state:
-                raise FormatError(f"{self._get_name()}: the saved state has no {name!r}.")
-            else:
-                saved = state[name]
-            if saved == _plain(now):
+            if name not in state and name not in self.later:
+                raise FormatError(f"{owner}: the saved state has no {name!r}.")
+            saved, mine = state.get(name, self.later.get(name)), _plain(now)
+            if saved == mine:
                 continue
-            if (
-                name in ("function", "spikes", "node")
-                or _has_tensor(_plain(now))
-                or _has_tensor(saved)
-            ):
+            if name in DEFINING or _has_tensor(mine) or _has_tensor(saved):
                 raise FormatError(
-                    f"{self._get_name()}: the saved neuron has {name}={saved!r}, this one "
-                    f"{_plain(now)!r}. Make it with the parameters it was saved with."
+                    f"{owner}: the saved neuron has {name}={_told(saved)}, this one "
+                    f"{_told(mine)}. Make it with the parameters it was saved with."
                 )
-            if name == "schedule" and saved is not None:
-                try:
-                    saved = schedule_from_dict(saved)
-                except ValueError as error:
-                    raise FormatError(
-                        f"{self._get_name()}: {error} Make it with the schedule it was saved with."
-                    ) from error
             changes[name] = saved
         return changes
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What is learned is saved as it counts, in its range, where it then also is."""
+        for name, known in self.ranges.items():
+            if isinstance(value := getattr(self, name, None), nn.Parameter) and not value.is_meta:
+                value.data.clamp_(*RANGES[known])
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -215,14 +280,22 @@ class Neuron(nn.Module):
                 isinstance(a, Tensor) and a.shape == getattr(self, name).shape and not a.is_meta
                 for name, a in loaded.items()
             )
-            layout = self._layout._replace(**self._changes(extra))
+            layout = self._layout._replace(**self._changes(extra, prefix.rstrip(".")))
             if same:  # otherwise torch says what does not fit
-                filled = [_filled(value, loaded.__getitem__) for value in layout]
+                as_mine = {k: self._like_mine(k, a) for k, a in loaded.items()}
+                filled = [_filled(value, as_mine.__getitem__) for value in layout]
                 self.check_parameters(type(layout)(*filled))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _like_mine(self, name: str, loaded: Any) -> Any:
+        """A parameter where mine is one: it then counts within its range."""
+        learns = isinstance(getattr(self, name), nn.Parameter) and loaded.is_floating_point()
+        return nn.Parameter(loaded) if learns else loaded
+
     def extra_repr(self) -> str:
-        parts = [f"{name}={_shown(value)}" for name, value in self.p._asdict().items()]
+        """As Norse's, with the shapes of tensors in the place of their values."""
+        fields = [f"{name}={_shown(value)}" for name, value in self.p._asdict().items()]
+        parts = [f"p={self.Parameters.__name__}({', '.join(fields)})", f"dt={self.dt}"]
         if getattr(self, "record_states", False):
             parts.append("record_states=True")
         return ", ".join(parts)
@@ -265,6 +338,59 @@ def _filled(value: Any, held: Callable[[str], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _filled(item, held) for key, item in value.items()}
     return value
+
+
+def used(name: str, value: Any) -> Any:
+    """A number or tensor as it counts: in float32 at least, what is learned in its range."""
+    value, learns = at_least_float32(value), learned(value)
+    return within(name, value) if learns else value
+
+
+def _parameter(value: Any) -> Any:
+    """A number or tensor, or each of a tuple, as one that is trained."""
+    if isinstance(value, tuple):
+        return tuple(map(_parameter, value))
+    if isinstance(value, nn.Parameter):
+        return value
+    if isinstance(value, Tensor):
+        return nn.Parameter(value.detach().clone())
+    return nn.Parameter(torch.tensor(float(value), dtype=torch.float32))
+
+
+def wrong_class(cls: type[Neuron], p: Any) -> InputError:
+    """Parameters of another class, perhaps of the same name."""
+    name, kind = cls.Parameters.__name__, p if isinstance(p, type) else type(p)
+    known = isinstance(p, (str, int, float, list, dict, Tensor)) and type(p) is not type
+    given = repr(p) if known else f"{kind.__module__}.{kind.__qualname__}"
+    return InputError(
+        f"{cls.__name__}: p is plugins.norse.{name}(...), but it is {given}. Import it with 'from "
+        f"spikingjelly_signgd.plugins.norse import {name}'; its fields are "
+        f"{', '.join(cls.Parameters._fields)}."
+    )
+
+
+def no_field(p: Any, name: str) -> AttributeError:
+    """Where the pure steps of ``neurons/`` are handed a p of Norse's neurons."""
+    kind = type(p).__name__
+    return AttributeError(
+        f"plugins.norse.{kind} has no {name!r}. The steps and sequences of neurons/ take "
+        f"sg.{kind}, another class; the cells, layers and steps of plugins.norse take this one."
+    )
+
+
+def _count(cls: type, name: str, value: Any) -> Any:
+    """An integer, which Norse's users may give as a tensor."""
+    value = item_of(value)
+    if name == "members":
+        check_members(cls.__name__, value)
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{cls.__name__}: {name} is an integer, but it is {value!r}.")
+    return value
+
+
+def item_of(value: Any) -> Any:
+    """The number in a tensor of one."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _number(cls: type, name: str, value: Any) -> Any:
@@ -311,9 +437,16 @@ def _has_tensor(plain: Any) -> bool:
     return isinstance(plain, tuple) and any(map(_has_tensor, plain))
 
 
+def _told(plain: Any) -> str:
+    """A saved value as an error names it."""
+    if isinstance(plain, dict) and set(plain) == {"tensor"}:
+        return "a tensor"
+    return repr(plain)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"Tensor{list(value.shape)}"
+        return f"{type(value).__name__}{list(value.shape)}"
     if isinstance(value, tuple):
         return f"({', '.join(map(_shown, value))})"
     if isinstance(value, Mapping):
@@ -335,8 +468,16 @@ def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:
 class Cell(Neuron, SNNCell):  # type: ignore[misc]
     """One step: ``cell(input [B, ...], state=None) -> (output [B, ...], state)``."""
 
-    def __init__(self, p: Any = None, dt: float = 0.001) -> None:
-        p = self.Parameters() if p is None else p
+    def __init__(
+        self,
+        p: Any = None,
+        *behind: float,
+        dt: float = 0.001,
+        learnable: Iterable[str] = (),
+        **fields: Any,
+    ) -> None:
+        dt = self._behind(p, behind, dt)
+        p = self.learning(self.given(p, fields), learnable)
         super().__init__(self.feed_forward_step, self.initial_state, p, dt)
 
     def initial_state(self, input_tensor: Tensor | tuple[Tensor, ...]) -> Any:
@@ -358,8 +499,17 @@ class Layer(Neuron, SNN):  # type: ignore[misc]
 
     record_states: bool
 
-    def __init__(self, p: Any = None, dt: float = 0.001, record_states: bool = False) -> None:
-        p = self.Parameters() if p is None else p
+    def __init__(
+        self,
+        p: Any = None,
+        *behind: float,
+        dt: float = 0.001,
+        record_states: bool = False,
+        learnable: Iterable[str] = (),
+        **fields: Any,
+    ) -> None:
+        dt = self._behind(p, behind, dt)
+        p = self.learning(self.given(p, fields), learnable)
         super().__init__(
             self.feed_forward_step, self.initial_state, p, dt, record_states=record_states
         )
@@ -406,8 +556,9 @@ class Dynamic(Neuron):
         of = (*p, *(getattr(p, "arguments", None) or {}).values())
         kept = self._kept
         if kept is None or len(of) != len(kept[0]) or not all(map(is_, of, kept[0])):
-            half = any(isinstance(a, Tensor) and a.element_size() < 4 for a in of)
-            if half:  # what is made of it is a copy, which would not follow it
+            # what is made of half precision, or to stay in a range, does not follow its tensor
+            made = any(isinstance(a, Tensor) and (a.element_size() < 4 or learned(a)) for a in of)
+            if made:
                 return ()
             kept = (of, self.dynamics(p))
             self.__dict__["_kept"] = kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...neurons import signgd
+from ...neurons.by_hand import chosen_function, chosen_initial, chosen_steps, learned
 from ...neurons.choice import Choice
-from ...neurons.nonlinearities import Nonlinearity, nonlinearity
+from ...neurons.nonlinearities import Nonlinearity
 from ...neurons.protocol import (
     at_least_float32,
     check_protocol,
@@ -20,31 +21,41 @@ from ...neurons.protocol import (
     signgd_sequence,
     signgd_start,
 )
-from ...neurons.schedules import ExponentialSchedule, Schedule
+from ...neurons.schedules import Schedule
 from ...neurons.surrogate import Surrogate
-from .common import check_backend, check_schedule, of_arity, surrogate, trains
-from .module import Cell, Dynamic, Layer, stale
+from .common import DITHERED, METHODS, check_backend, of_arity, surrogate
+from .module import Cell, Dynamic, Layer, item_of, no_field, stale, used
 
 
 class SignGDParameters(NamedTuple):
-    """Parametrization of signGD neurons.
+    """Parametrization of signGD neurons; ``SignGDParameters()`` follows relu.
+
+    What is None is chosen by ``neurons/by_hand.py``, as for SpikingJelly's nodes, when a cell,
+    layer or step takes the parameters; ``layer.p`` has what was chosen. An ``nn.Parameter`` among
+    them is trained; ``learnable`` of a cell or layer makes parameters of scale, resting,
+    initial_input, dead_zone and of f's arguments.
 
     Parameters:
         function (str | Nonlinearity | Callable): f, a row of ``NONLINEARITIES``, its name, or a
             callable of one or several tensors
-        schedule (Schedule): the step sizes eta(t); the default is the published choice
+        schedule (Schedule): the step sizes eta(t)
         scale (float | Tensor): unit of the steps, positive, broadcasts against v [B, ...]
         resting (float | Tensor): v(0), broadcasts against v
-        initial_input (float | Tensor | tuple): x(0), the bias of the layer before, broadcasts
-            against an input; a tuple for several inputs
-        spikes (str): what is sent, "signed" -eta(t) scale sigma(t), "binary" scale {0, 1},
-            "ternary" scale {-1, 0, 1}, of single signs, or "decoded" v(t)
+        initial_input (float | Tensor | tuple): x(0), the bias of the layer before, which has none;
+            broadcasts against an input; a tuple for several inputs. With "decoded" values there is
+            none, and the layer before keeps its bias; spikes must be given one
+        spikes (str): "decoded", v(t) of decoded values, or what hardware sees: "signed" -eta(t)
+            scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of single signs
             (``neurons/protocol.py``)
         offset (float | Tensor | tuple): W (scale 1) of the layer before, for "binary" alone
         arguments (Mapping): parameters of f, such as ``{"negative_slope": 0.1}``
-        momentum (float): of the step, 0 in the paper
-        method (str): Norse's method for the gradient of a spike in v - f(x)
-        alpha (float): Norse's hyper parameter of that gradient
+        momentum (float): of the step, 0 in the paper; there is no gradient with it
+        method (str): the gradient. "dithered", the default: v follows f(x), so that the
+            derivative of v is that of f where it is within reach (``neurons/signgd/gradient.py``),
+            and of scale, resting value and dead zone by their part in the error. Or Norse's method
+            for the gradient of a spike in v - f(x), "super", "triangle", "tanh", "circ",
+            "heavi_erfc"; "heaviside" for none
+        alpha (float): Norse's hyper parameter of its methods
         backend (str): what runs the neurons, "auto", "cpu", "cupy" or "torch"
         members (int): m, the signs of one step, of sizes eta, eta / 2, ...; at most 8, with a dead
             zone 12, without momentum, and the same for all neurons of a network with "binary"
@@ -56,19 +67,22 @@ class SignGDParameters(NamedTuple):
     """
 
     function: str | Nonlinearity | Callable[..., Tensor] = "relu"
-    schedule: Schedule = ExponentialSchedule(0.15, 0.95)
+    schedule: Schedule | None = None
     scale: float | Tensor = 1.0
     resting: float | Tensor = 0.0
-    initial_input: float | Tensor | tuple[float | Tensor, ...] = 0.0
-    spikes: str = "signed"
+    initial_input: float | Tensor | tuple[float | Tensor, ...] | None = None
+    spikes: str = "decoded"
     offset: float | Tensor | tuple[float | Tensor, ...] | None = None
     arguments: Mapping[str, Any] | None = None
     momentum: float = 0.0
-    method: str = "super"
+    method: str = DITHERED
     alpha: float = 100.0
     backend: str = "auto"
-    members: int = 1
+    members: int | None = None
     dead_zone: float | Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_field(self, name)
 
 
 class SignGDState(NamedTuple):
@@ -79,51 +93,84 @@ class SignGDState(NamedTuple):
         t (int): steps done
         x (tuple[Tensor, ...]): the integrated inputs, None where decoded values pass
         buffer (Tensor): the momentum's memory, None without
+        rest (Tensor): carries the gradient of a resting value that is learned, else None
     """
 
     v: Tensor
     t: int = 0
     x: tuple[Tensor, ...] | None = None
     buffer: Tensor | None = None
+    rest: Tensor | None = None
 
 
 class _SignGD(Dynamic):
     Parameters = SignGDParameters
     State = SignGDState
     numbers = ("momentum", "alpha")
-    counts = ("members",)
+    learns = ("scale", "resting", "initial_input", "dead_zone")
+    ranges = {"scale": "scale", "dead_zone": "dead_zone"}
     later = {"members": 1, "dead_zone": 0.0}
 
     @classmethod
+    def is_first(cls, value: Any) -> bool:
+        """A function: a row, its name, or a callable."""
+        return isinstance(value, (str, Nonlinearity)) or (
+            callable(value) and not isinstance(value, type)
+        )
+
+    @classmethod
     def check_parameters(cls, p: SignGDParameters) -> None:
-        options = (p.initial_input, p.offset, p.momentum, p.members, p.dead_zone)
-        check_protocol(cls.__name__, p.spikes, *options)
-        check_schedule(cls.__name__, p.schedule)
-        surrogate(p.method, p.alpha)
+        assert p.members is not None  # ``_normal`` has chosen
+        options = (p.offset, p.momentum, p.members, p.dead_zone)
+        check_protocol(cls.__name__, p.spikes, 0.0, *options)
+        if p.method not in (DITHERED, *METHODS):
+            raise InputError(
+                f"{cls.__name__}: method is one of {', '.join((DITHERED, *METHODS))}, but it is "
+                f"{p.method!r}."
+            )
+        if p.method != DITHERED:
+            surrogate(p.method, p.alpha)
         check_backend(cls.__name__, p.backend)
         cls.dynamics(p, check=True)
 
     @classmethod
+    def learning(cls, p: SignGDParameters, learnable: Iterable[str]) -> SignGDParameters:
+        names = (learnable,) if isinstance(learnable, str) else tuple(learnable)
+        if "initial_input" in names and p.spikes == "decoded":
+            raise InputError(
+                f"{cls.__name__}: with spikes='decoded' there is no initial input to learn; learn "
+                "the bias of the layer before."
+            )
+        return super().learning(p, names)  # type: ignore[no-any-return]
+
+    @classmethod
     def _normal(cls, p: SignGDParameters) -> SignGDParameters:
-        """p with the dead zone that is meant, so that it is also what is saved."""
-        p = super()._normal(p)
+        """p with what is meant where nothing was said, which is then also what is saved."""
+        p, owner = super()._normal(p), cls.__name__
+        chosen_function(owner, p.function)
+        steps = (p.schedule, item_of(p.members), p.spikes, p.momentum)
+        schedule, members = chosen_steps(owner, *steps)
         theta = chosen_dead_zone(p.dead_zone, p.spikes, p.momentum)
-        signgd.check_dead_zone_type(cls.__name__, theta)
-        return p._replace(dead_zone=theta)
+        signgd.check_dead_zone_type(owner, theta)
+        initial = chosen_initial(owner, p.initial_input, p.spikes)
+        return p._replace(
+            schedule=schedule, members=members, dead_zone=theta, initial_input=initial
+        )
 
     @classmethod
     def dynamics(cls, p: SignGDParameters, check: bool = False) -> signgd.SignGDParameters:
         """What the definition takes, made of p's tensors as they are now."""
+        assert p.schedule is not None and p.members is not None
         arguments = {key: at_least_float32(value) for key, value in (p.arguments or {}).items()}
         return signgd.SignGDParameters(
-            nonlinearity(p.function),
+            chosen_function(cls.__name__, p.function),
             p.schedule,
-            at_least_float32(p.scale),
+            used("scale", p.scale),
             at_least_float32(p.resting),
             arguments,
             p.momentum,
             p.members,
-            at_least_float32(p.dead_zone),
+            used("dead_zone", p.dead_zone),
             check=check,
         )
 
@@ -168,13 +215,9 @@ class _SignGD(Dynamic):
             shape = torch.broadcast_shapes(*shapes) if len(shapes) > 1 else shapes[0]
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
-        gradient = cls._gradient(p, *inputs, *state)
-        if gradient is not None and not has_gradient(p.spikes, p.momentum):
-            raise InputError(
-                f"{cls.__name__}: a gradient passes signed spikes or decoded values without "
-                'momentum. Choose spikes="signed", or method="heaviside" for no gradient.'
-            )
-        with torch.set_grad_enabled(gradient is not None):
+        learns = cls._learns(p, dynamics, *inputs, state.v, *(state.x or ()), state.rest)
+        gradient = cls._surrogate(p, learns)
+        with torch.set_grad_enabled(learns):
             done = signgd_sequence(
                 inputs,
                 signgd.SignGDState(state.v, state.t, state.buffer),
@@ -184,23 +227,39 @@ class _SignGD(Dynamic):
                 offsets=() if p.offset is None else _for_each(p.offset, inputs, cls.__name__),
                 backend=p.backend,
                 surrogate=gradient,
+                rest=state.rest,
             )
         v, t, buffer = done.state
-        return done.y, SignGDState(v, t, None if state.x is None else done.x, buffer)
+        x = None if state.x is None else done.x
+        return done.y, SignGDState(v, t, x, buffer, done.rest)
 
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the
         definition. Raises BackendUnavailable."""
-        return signgd.signgd_choice(
-            self.p.backend, x, self.dynamics(self.p), self._gradient(self.p, x)
-        )
+        p, dynamics = self.p, self.dynamics(self.p)
+        gradient = self._surrogate(p, self._learns(p, dynamics, x))
+        return signgd.signgd_choice(p.backend, x, dynamics, gradient)
 
     @classmethod
-    def _gradient(cls, p: SignGDParameters, *values: Any) -> Surrogate | None:
-        """The surrogate, where one of these values or a tensor of p asks for a gradient."""
-        arguments = tuple((p.arguments or {}).values())
-        learns = trains(*values, p.scale, p.resting, p.initial_input, p.dead_zone, arguments)
-        return surrogate(p.method, p.alpha) if learns else None
+    def _learns(
+        cls, p: SignGDParameters, dynamics: signgd.SignGDParameters, *values: Tensor | None
+    ) -> bool:
+        """Whether a gradient is recorded: one is asked for, and p.method has one."""
+        asked = signgd.trains(dynamics, *values)
+        if not asked or p.method == "heaviside":
+            return False
+        if p.method != DITHERED and not has_gradient(p.spikes, p.momentum):
+            raise InputError(
+                f"{cls.__name__}: the gradient of method={p.method!r} passes signed spikes or "
+                f"decoded values without momentum. Choose method={DITHERED!r} without momentum, "
+                'or method="heaviside" for no gradient.'
+            )
+        return True
+
+    @classmethod
+    def _surrogate(cls, p: SignGDParameters, learns: bool) -> Surrogate | None:
+        """The surrogate of p.method, where a gradient is recorded and it is one of Norse's."""
+        return surrogate(p.method, p.alpha) if learns and p.method != DITHERED else None
 
     def begin(self, inputs: tuple[Tensor, ...]) -> SignGDState:
         """The state of a run whose integrated inputs begin with these values."""
@@ -229,31 +288,34 @@ def signgd_feed_forward_step(
     r"""One step of signGD neurons, with the sign of a gradient step toward f(x) as spike.
 
     .. math::
-        x(t) &= x(t-1) + I(t) \\
         \sigma(t) &= +1 \text{ where } v(t-1) \ge f(x(t)), \text{ else } -1 \\
         v(t) &= v(t-1) - \eta(t)\, s\, \sigma(t)
 
-    The output is :math:`-\eta(t)\, s\, \sigma(t)` unless ``p.spikes`` says otherwise, and I(t) what
-    a layer without bias makes of such outputs; whether v = f(x) fires is a property of f's row.
-    With ``p.members`` m > 1 m signs follow on each other, of which each halves the step, and
-    :math:`-\eta(t)\, s\, 2^{1-m} d(t)` is sent, d(t) the odd integer that they are the digits of.
+    x(t) comes in, what a layer with its bias computes, and v(t) is the output, unless ``p.spikes``
+    says otherwise: with "signed" spikes the output is :math:`-\eta(t)\, s\, \sigma(t)`, and
+    I(t) comes in, what a layer without bias makes of such outputs, with x(t) = x(t-1) + I(t).
+    Whether v = f(x) fires is a property of f's row.
+    With ``p.members`` m > 1 m signs follow on each other, of which each halves the step, and v
+    moves by :math:`-\eta(t)\, s\, 2^{1-m} d(t)`, d(t) the odd integer that they are the digits
+    of.
     With ``p.dead_zone`` theta > 0 a neuron within theta of the step of f(x) is silent: sigma is 0
     where :math:`|v(t-1) - f(x(t))| \le \theta\, \eta(t)\, s`, and d(t) may be even.
     Source: Oh & Lee, ICML 2024 (arXiv:2407.01645).
 
     Parameters:
-        input_tensor (Tensor): I(t) [B, ...] (x(t) with decoded spikes); a tuple for several
+        input_tensor (Tensor): x(t) [B, ...] (I(t) where spikes pass); a tuple for several
             arguments of f
         state (SignGDState): the state, None before the first step
-        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``
+        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``; a
+            function alone, ``"gelu"``, for those with it
         dt (float): not used, for compatibility
 
     Raises InputError where the state is one of another batch, BackendUnavailable where
     ``p.backend`` cannot run.
 
     Example:
-        >>> p = SignGDParameters("gelu", ExponentialSchedule(0.5, 0.9))
-        >>> spikes, state = signgd_feed_forward_step(torch.randn(8, 64), None, p)
+        >>> p = SignGDParameters("gelu")
+        >>> v, state = signgd_feed_forward_step(torch.randn(8, 64), None, p)
     """
     return SignGDCell.feed_forward_step(input_tensor, state, p, dt)
 
@@ -262,13 +324,15 @@ class SignGDCell(_SignGD, Cell):
     """signGD neurons, one step [B, ...]: see :func:`signgd_feed_forward_step`.
 
     Parameters:
-        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``
+        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``; a
+            function alone, ``SignGDCell("gelu")``, for those with it
         dt (float): not used, for compatibility
+        learnable (str | Iterable[str]): which numbers and tensors of p become parameters
 
     Example:
-        >>> cell = SignGDCell(SignGDParameters("gelu"))
-        >>> spikes, state = cell(torch.randn(8, 64))
-        >>> spikes, state = cell(torch.randn(8, 64), state)
+        >>> cell = SignGDCell("gelu")
+        >>> v, state = cell(torch.randn(8, 64))
+        >>> v, state = cell(torch.randn(8, 64), state)
     """
 
 
@@ -276,13 +340,15 @@ class SignGD(_SignGD, Layer):
     """signGD neurons, T steps [T, B, ...]: see :func:`signgd_feed_forward_step`.
 
     Parameters:
-        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``
+        p (SignGDParameters): parameters of the neurons, by default ``SignGDParameters()``; a
+            function alone, ``SignGD("gelu")``, for those with it
         dt (float): not used, for compatibility
         record_states (bool): return the states after each step, with t as a tensor [T]
+        learnable (str | Iterable[str]): which numbers and tensors of p become parameters
 
     Example:
-        >>> layer = SignGD(SignGDParameters("gelu"))
-        >>> spikes, state = layer(torch.randn(32, 8, 64))
+        >>> layer = SignGD("gelu", members=3, learnable="scale")
+        >>> v_seq, state = layer(torch.randn(32, 8, 64))
     """
 
 
@@ -294,10 +360,11 @@ def signgd_layer(node: signgd.SignGDNeuron, spikes: str, kernels: str) -> SignGD
             node.schedule,
             node.scale,
             node.resting,
+            None if spikes == "decoded" else 0.0,  # of a run; ``begin`` says what it is
             spikes=spikes,
             arguments=node.arguments,
             momentum=node.momentum,
-            method="heaviside",
+            method=DITHERED if any(map(learned, node.tensors.values())) else "heaviside",
             backend=kernels,
             members=node.members,
             dead_zone=node.dead_zone,

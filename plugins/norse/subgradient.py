@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...neurons import subgradient
+from ...neurons.by_hand import check_schedule
 from ...neurons.protocol import at_least_float32
 from ...neurons.schedules import InverseSchedule, Schedule
-from .common import check_schedule, scan_steps, single, trains
+from .common import scan_steps, single, trains
 from .module import Cell, Layer, Neuron
 
 
