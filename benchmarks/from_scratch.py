@@ -57,12 +57,19 @@ STEPS = 40  # timed, after 5
 
 
 def spiking(model: CNN) -> CNN:
-    """The model as it is run: QCFS activations become the group neurons that compute the same."""
+    """The model as it is run: QCFS activations become the group neurons that compute the same.
+
+    In a new body: SpikingJelly remembers which modules of the old one it resets.
+    """
     from spikingjelly_signgd import QCFS, GroupNode
 
-    for k, part in enumerate(model.body):
-        if isinstance(part, QCFS):
-            model.body[k] = GroupNode(part.levels, part.v_threshold.item(), step_mode="m")
+    def run_as(part: nn.Module) -> nn.Module:
+        if not isinstance(part, QCFS):
+            return part
+        return GroupNode(part.levels, part.v_threshold.item(), step_mode="m")
+
+    if any(isinstance(part, QCFS) for part in model.body):
+        model.body = nn.Sequential(*map(run_as, model.body))
     return model
 
 

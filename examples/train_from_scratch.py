@@ -116,10 +116,10 @@ def group(members: int) -> Make:
     return lambda: GroupNode(members, step_mode="m")
 
 
-def signgd(function: str = "relu", members: int | None = None) -> Make:
+def signgd(function: str = "relu", **options: Any) -> Make:
     from spikingjelly_signgd import SignGDNode
 
-    return lambda: SignGDNode(function, members=members, step_mode="m")
+    return lambda: SignGDNode(function, step_mode="m", **options)
 
 
 def qcfs(levels: int) -> Make:
@@ -137,11 +137,19 @@ def norse_lif() -> Make:
 
 
 def norse_group(members: int) -> Make:
-    from spikingjelly_signgd.plugins.norse import GroupNeuron, GroupNeuronParameters
+    from spikingjelly_signgd.plugins.norse import GroupNeuron
 
-    return lambda: GroupNeuron(GroupNeuronParameters(members=members))
+    return lambda: GroupNeuron(members)
 
 
+def norse_signgd(**options: Any) -> Make:
+    from spikingjelly_signgd.plugins.norse import SignGD, SignGDParameters
+
+    return lambda: SignGD(SignGDParameters(**options))
+
+
+# of signGD neurons: the fewer steps a range has, the fewer spikes; that of batch norm is about 4
+COARSE: dict[str, Any] = {"members": 4, "scale": 3.0}
 NEURONS = {
     "ReLU": Row("ReLU", lambda: nn.ReLU, 1, "–", spikes=False),
     "IFNode": Row("IFNode", lambda: jelly("IFNode"), 4),
@@ -149,12 +157,19 @@ NEURONS = {
     "Group-1": Row("GroupNode(1)", lambda: group(1), 4),
     "Group-4": Row("GroupNode(4)", lambda: group(4), 1),
     "QCFS-4": Row("QCFS(4), run as GroupNode(4)", lambda: qcfs(4), 1),
-    "SignGD-1": Row("SignGDNode(members=1)", lambda: signgd(members=1), 4, last=True),
-    "SignGD-4": Row("SignGDNode(members=4)", lambda: signgd(members=4), 1, last=True),
+    "SignGD-1": Row(
+        "SignGDNode(members=1, scale=1.5)", lambda: signgd(members=1, scale=1.5), 4, last=True
+    ),
+    "SignGD-4": Row("SignGDNode(members=4, scale=3.0)", lambda: signgd(**COARSE), 1, last=True),
     "SignGD": Row("SignGDNode()", signgd, 1, last=True),
-    "SignGD-gelu-4": Row('SignGDNode("gelu", members=4)', lambda: signgd("gelu", 4), 1, last=True),
+    "SignGD-gelu-4": Row(
+        'SignGDNode("gelu", members=4, scale=3.0)', lambda: signgd("gelu", **COARSE), 1, last=True
+    ),
     "Norse-LIF": Row("LIF", norse_lif, 4, "Norse"),
-    "Norse-Group-4": Row("GroupNeuron, members=4", lambda: norse_group(4), 1, "Norse"),
+    "Norse-Group-4": Row("GroupNeuron(4)", lambda: norse_group(4), 1, "Norse"),
+    "Norse-SignGD-4": Row(
+        "SignGD, members=4, scale=3.0", lambda: norse_signgd(**COARSE), 1, "Norse", last=True
+    ),
 }
 
 
