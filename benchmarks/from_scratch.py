@@ -205,7 +205,7 @@ def table() -> Iterator[str]:
     for name, row in NEURONS.items():
         if found := seeds_of(name):
             timing = cells(name).get("time")
-            shown = "–" if not timing else f"{1000 * timing['step']:.1f} | {timing['ratio']:.2f}"
+            shown = f"{1000 * timing['step']:.1f} | {timing['ratio']:.2f}" if timing else "– | –"
             yield (
                 f"| {row.title} | {row.simulator} | {row.time_steps} | {spread(found)} | "
                 f"{costs(found, control, row.spikes)} | {shown} |"
@@ -217,8 +217,10 @@ def seeds_of(name: str) -> list[dict[str, Any]]:
 
 
 def spread(found: Sequence[Mapping[str, Any]]) -> str:
+    """The mean, and the range of several seeds."""
     values = [each["accuracy"] for each in found]
-    return f"{statistics.fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
 def costs(
