@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.network import SpikingNetwork
+from ..core.network import Function, SpikingNetwork
 from ..errors import InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
@@ -173,11 +173,21 @@ def convert(
     with torch.inference_mode(False):  # what is learned has gradients
         context = Context(model, settings, batches_of(calibration, max_batches))
         network = lower(model, context.batches[0], settings)
+        if time_steps is None and _says_levels(network, settings):
+            context = replace(context, settings=replace(settings, time_steps=1))
+            network = network.replace(time_steps=1)
         if settings.sizes:
             network = _at_sizes(network, context)
         for one in PASSES if passes is None else passes:
             network = one(network, context)
     return network
+
+
+def _says_levels(network: SpikingNetwork, settings: Settings) -> bool:
+    """Whether group neurons stand for activations trained with levels: m = L at T = 1."""
+    exact = settings.chosen["input_coding"] == "exact"
+    trained = any("levels" in node.arguments for node in network.of(Function))
+    return settings.method == "group" and exact and trained
 
 
 def _forms(forms: Forms | None, functions: Forms | None) -> Forms | None:

@@ -67,7 +67,8 @@ class Settings:
         entry "" is the default of the others.
     time_steps
         T that the network is planned for: the default schedule and the members follow it. By
-        default 1 for signGD neurons with dead zones of several members, else 32.
+        default 1 for signGD neurons with dead zones of several members, and for group neurons of
+        a model with QCFS activations (``convert`` sees the model), else 32.
     preset
         "paper" computes what the published implementation does (learning rate 0.15, decay 0.95,
         real-valued input, ReLU scaled by its maximum, sigmoid GELU, local forms). Every other

@@ -61,6 +61,8 @@ ELSEWHERE = {
     "docs/nir.md": "test_nir.py",
     "docs/reference/convert.md": "test_passes.py",
     "docs/report.md": "test_report.py",
+    "docs/tutorials/qcfs.md": "test_training_examples.py",
+    "docs/tutorials/training.md": "test_training_examples.py",
 }
 
 
