@@ -47,8 +47,8 @@ from .walk import Semantics, following, walk
 def hold(module: nn.Module, name: str, value: Tensor, layout: Any = torch.preserve_format) -> None:
     """A parameter of the description as it is, another tensor as a buffer of the module's own."""
     if isinstance(value, nn.Parameter):
-        if layout is not torch.preserve_format:
-            value.data = value.data.contiguous(memory_format=layout)
+        if layout is not torch.preserve_format:  # a clone has strides of its own for sizes of 1
+            value.data = value.data.clone(memory_format=layout)
         module.register_parameter(name, value)
     else:  # a clone: the description keeps its own
         module.register_buffer(name, value.clone(memory_format=layout))

@@ -103,7 +103,10 @@ def test_before_training_values_are_those_of_the_network(model, kind, simulator)
     network, (x, _) = KINDS[kind](model), samples()
     steps = network.time_steps
     expected = sg.run(sg.build(network, simulator), x, range(1, steps + 1))
-    snn = sg.build(network, simulator, trainable=True)
+    snn, plain = (sg.build(network, simulator, trainable=trains) for trains in (True, False))
+    for own, other in zip(snn.operations.values(), plain.operations.values(), strict=True):
+        for name, p in own.named_parameters():  # which convolutions round by
+            assert p.stride() == other.get_buffer(name).stride()
     assert torch.equal(outputs(snn, x, steps), torch.stack([*expected.values()]))
     snn.reset()
     with torch.no_grad():
