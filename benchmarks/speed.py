@@ -387,9 +387,10 @@ def called_of(x: Tensor) -> dict[str, Call]:
         for m in (1, 8):
             for zone, theta in DEAD_ZONES.items():
                 options: dict[str, Any] = {"spikes": spikes, "members": m, "dead_zone": theta}
+                options["initial_input"] = 0.0
                 both(
                     f"signGD relu, m = {m}, {spikes}, {zone}",
-                    sg.SignGDNode("relu", SCHEDULE, step_mode="m", initial_input=0.0, **options),
+                    sg.SignGDNode("relu", SCHEDULE, step_mode="m", **options),
                     norse.SignGD(norse.SignGDParameters("relu", SCHEDULE, **options)),
                 )
     return found

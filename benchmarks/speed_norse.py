@@ -69,11 +69,10 @@ def layers(shape: Sequence[int], seconds: float) -> dict[str, Any]:
         "group, m = 4": (GroupNeuron(GroupNeuronParameters(4)), sg.GroupNode(4, step_mode="m")),
     }
     for name in ("relu", "gelu"):
-        ours = SignGD(SignGDParameters(name, SCHEDULE))
-        pairs[f"signGD {name}"] = (
-            ours,
-            sg.SignGDNode(name, SCHEDULE, step_mode="m", spikes="signed", initial_input=0.0),
-        )
+        signed: dict[str, Any] = {"spikes": "signed", "initial_input": 0.0}
+        ours = SignGD(SignGDParameters(name, SCHEDULE, **signed))
+        node_of = sg.SignGDNode(name, SCHEDULE, step_mode="m", **signed)
+        pairs[f"signGD {name}"] = ours, node_of
     calls: dict[str, Call] = {}
     for name, (layer, theirs) in pairs.items():
         calls[f"{name}, warm-up"] = node(theirs, x)  # both then find the caches as they are left

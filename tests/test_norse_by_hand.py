@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import norse.torch as norse
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -195,8 +196,10 @@ def test_functional_forms(ours):
 
 
 def test_the_first_field_in_the_place_of_p():
-    for module in (GroupNeuron(3), GroupNeuron(p=3), GroupNeuron(torch.tensor(3))):
-        assert module.p == GroupNeuronParameters(3)
+    for three in (3, torch.tensor(3), np.int64(3)):
+        for module in (GroupNeuron(three), GroupNeuron(p=three)):
+            assert module.p == GroupNeuronParameters(3) and type(module.p.members) is int
+        assert type(SignGD("gelu", members=three).p.members) is int
     given = SignGD(SignGDParameters("gelu")).p
     for module in (SignGD("gelu"), SignGD(sg.NONLINEARITIES["gelu"])):
         assert module.p._replace(function="gelu") == given
@@ -412,6 +415,9 @@ def test_arguments_and_read_outs_learn():
     assert [name for name, _ in model[3].named_parameters()] == ["initial"]
     model(X)[0].square().sum().backward()
     assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+    offset = nn.Parameter(torch.zeros(5))
+    SignGD(spikes="binary", initial_input=0.0, offset=offset)(X)[0].sum().backward()
+    assert float(offset.grad.abs().sum()) > 0
     restored = SignGD("prelu", arguments={"weight": 0.1}, learnable="weight")
     restored.load_state_dict(saved(prelu))
     assert same(restored(X)[0], prelu(X)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from ...neurons.by_hand import learned
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
-from .module import Cell, Dynamic, Layer, no_field, used
+from .module import Cell, Dynamic, Layer
+from .parameters import no_field, used
 
 
 class GroupNeuronParameters(NamedTuple):
@@ -77,7 +79,7 @@ class _GroupNeuron(Dynamic):
     @classmethod
     def is_first(cls, value: Any) -> bool:
         """A number of members, if a wrong one."""
-        return isinstance(value, (int, float, str, Tensor))
+        return isinstance(value, (Number, str, Tensor))
 
     @classmethod
     def _normal(cls, p: Any) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
 from functools import partial
 from operator import is_
 from typing import Any, ClassVar
@@ -12,24 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FormatError, InputError
-from ...neurons.base import Node, each_tensor, tensors_in
-from ...neurons.by_hand import (
-    RANGES,
-    check_learnable,
-    check_members,
-    check_range,
-    learned,
-    within,
-)
-from ...neurons.nonlinearities import Nonlinearity, nonlinearity
-from ...neurons.protocol import at_least_float32, state_dtype
-from ...neurons.schedules import Schedule
+from ...neurons.base import each_tensor, tensors_in
+from ...neurons.by_hand import RANGES, check_learnable, check_range, learned
+from ...neurons.nonlinearities import nonlinearity
+from ...neurons.protocol import state_dtype
 from .. import simulator
+from .parameters import (
+    Held,
+    count_of,
+    filled,
+    has_tensor,
+    hold_tensors,
+    holds_tensors,
+    number_of,
+    parameter_of,
+    plain_of,
+    shown,
+    told,
+    wrong_class,
+)
 
 with simulator("norse"):
     from norse.torch.module.snn import SNN, SNNCell
 
 
+_Held = Held  # as modules that earlier versions pickled know it
 # what a neuron is, where scale, resting value and threshold say how large: never loaded
 DEFINING = ("function", "schedule", "members", "momentum", "spikes", "signed", "averaged", "node")
 
@@ -182,8 +188,8 @@ class Neuron(nn.Module):
         p = cls._normal(p)
         arguments = dict(getattr(p, "arguments", None) or {})
         names = check_learnable(cls.__name__, learnable, (*cls.learns, *arguments))
-        of_f = {key: _parameter(value) for key, value in arguments.items() if key in names}
-        own = {name: _parameter(getattr(p, name)) for name in names if name in cls.learns}
+        of_f = {key: parameter_of(value) for key, value in arguments.items() if key in names}
+        own = {name: parameter_of(getattr(p, name)) for name in names if name in cls.learns}
         p = p._replace(**own, **({"arguments": {**arguments, **of_f}} if of_f else {}))
         for name, known in cls.ranges.items():
             check_range(cls.__name__, known, getattr(p, name))
@@ -196,27 +202,29 @@ class Neuron(nn.Module):
             raise wrong_class(cls, p)
         given = p._asdict()
         return p._replace(
-            **{name: _number(cls, name, given[name]) for name in cls.numbers},
-            **{name: _count(cls, name, given[name]) for name in cls.counts},
+            **{name: number_of(cls, name, given[name]) for name in cls.numbers},
+            **{name: count_of(cls, name, given[name]) for name in cls.counts},
         )
 
     @property
     def p(self) -> Any:
         layout = self._layout
-        given = {k: _filled(getattr(layout, k), partial(getattr, self)) for k in self._with_tensors}
+        given = {k: filled(getattr(layout, k), partial(getattr, self)) for k in self._with_tensors}
         return layout._replace(**given) if given else layout
 
     @p.setter
     def p(self, p: Any) -> None:
         p = self._normal(p)
         held: dict[str, Tensor] = {}
-        layout = type(p)(*(_hold(self, name, value, held) for name, value in p._asdict().items()))
+        layout = type(p)(
+            *(hold_tensors(self, name, value, held) for name, value in p._asdict().items())
+        )
         if not any(a.is_meta for a in held.values()):
             self.check_parameters(p)
         for name in self.__dict__.get("_tensors", ()):  # of the p before, which was whole till here
             delattr(self, name)
         self._tensors = list(held)
-        self._with_tensors = [k for k, v in layout._asdict().items() if _holds(v)]
+        self._with_tensors = [k for k, v in layout._asdict().items() if holds_tensors(v)]
         self._layout = layout
         self._hold_function(getattr(p, "function", None))
         for name, value in held.items():
@@ -236,7 +244,7 @@ class Neuron(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """What of p is no tensor, as plain numbers and text; not where it runs."""
         fields = self._layout._asdict().items()
-        return {"dt": self.dt, **{k: _plain(value) for k, value in fields if k != "backend"}}
+        return {"dt": self.dt, **{k: plain_of(value) for k, value in fields if k != "backend"}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._layout = self._layout._replace(**self._changes(state))
@@ -252,13 +260,13 @@ class Neuron(nn.Module):
                 continue
             if name not in state and name not in self.later:
                 raise FormatError(f"{owner}: the saved state has no {name!r}.")
-            saved, mine = state.get(name, self.later.get(name)), _plain(now)
+            saved, mine = state.get(name, self.later.get(name)), plain_of(now)
             if saved == mine:
                 continue
-            if name in DEFINING or _has_tensor(mine) or _has_tensor(saved):
+            if name in DEFINING or has_tensor(mine) or has_tensor(saved):
                 raise FormatError(
-                    f"{owner}: the saved neuron has {name}={_told(saved)}, this one "
-                    f"{_told(mine)}. Make it with the parameters it was saved with."
+                    f"{owner}: the saved neuron has {name}={told(saved)}, this one "
+                    f"{told(mine)}. Make it with the parameters it was saved with."
                 )
             changes[name] = saved
         return changes
@@ -283,8 +291,8 @@ class Neuron(nn.Module):
             layout = self._layout._replace(**self._changes(extra, prefix.rstrip(".")))
             if same:  # otherwise torch says what does not fit
                 as_mine = {k: self._like_mine(k, a) for k, a in loaded.items()}
-                filled = [_filled(value, as_mine.__getitem__) for value in layout]
-                self.check_parameters(type(layout)(*filled))
+                values = [filled(value, as_mine.__getitem__) for value in layout]
+                self.check_parameters(type(layout)(*values))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _like_mine(self, name: str, loaded: Any) -> Any:
@@ -294,164 +302,11 @@ class Neuron(nn.Module):
 
     def extra_repr(self) -> str:
         """As Norse's, with the shapes of tensors in the place of their values."""
-        fields = [f"{name}={_shown(value)}" for name, value in self.p._asdict().items()]
+        fields = [f"{name}={shown(value)}" for name, value in self.p._asdict().items()]
         parts = [f"p={self.Parameters.__name__}({', '.join(fields)})", f"dt={self.dt}"]
         if getattr(self, "record_states", False):
             parts.append("record_states=True")
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """In the place of a tensor of p: the name that the module holds it by."""
-
-    name: str
-
-
-def _hold(owner: nn.Module, name: str, value: Any, held: dict[str, Tensor]) -> Any:
-    """The value with each tensor, which goes into ``held``, replaced by its name."""
-    if isinstance(value, tuple):
-        return tuple(_hold(owner, f"{name}_{k}", item, held) for k, item in enumerate(value))
-    if isinstance(value, Mapping):
-        return {key: _hold(owner, f"{name}_{key}", item, held) for key, item in value.items()}
-    if isinstance(value, list):
-        raise ValueError(
-            f"{owner._get_name()}: {name} is a list; pass a tuple for several inputs, or a tensor."
-        )
-    if not isinstance(value, Tensor):
-        return value
-    if value.requires_grad and not isinstance(value, nn.Parameter):
-        raise ValueError(
-            f"{owner._get_name()}: {name} is a tensor with a gradient, which would be lost. Pass "
-            "an nn.Parameter to train it, or value.detach()."
-        )
-    held[name] = value
-    return _Held(name)
-
-
-def _filled(value: Any, held: Callable[[str], Any]) -> Any:
-    """The value with each name replaced by the tensor that is ``held`` by it."""
-    if isinstance(value, _Held):
-        return held(value.name)
-    if isinstance(value, tuple):
-        return tuple([_filled(item, held) for item in value])
-    if isinstance(value, dict):
-        return {key: _filled(item, held) for key, item in value.items()}
-    return value
-
-
-def used(name: str, value: Any) -> Any:
-    """A number or tensor as it counts: in float32 at least, what is learned in its range."""
-    value, learns = at_least_float32(value), learned(value)
-    return within(name, value) if learns else value
-
-
-def _parameter(value: Any) -> Any:
-    """A number or tensor, or each of a tuple, as one that is trained."""
-    if isinstance(value, tuple):
-        return tuple(map(_parameter, value))
-    if isinstance(value, nn.Parameter):
-        return value
-    if isinstance(value, Tensor):
-        return nn.Parameter(value.detach().clone())
-    return nn.Parameter(torch.tensor(float(value), dtype=torch.float32))
-
-
-def wrong_class(cls: type[Neuron], p: Any) -> InputError:
-    """Parameters of another class, perhaps of the same name."""
-    name, kind = cls.Parameters.__name__, p if isinstance(p, type) else type(p)
-    known = isinstance(p, (str, int, float, list, dict, Tensor)) and type(p) is not type
-    given = repr(p) if known else f"{kind.__module__}.{kind.__qualname__}"
-    return InputError(
-        f"{cls.__name__}: p is plugins.norse.{name}(...), but it is {given}. Import it with 'from "
-        f"spikingjelly_signgd.plugins.norse import {name}'; its fields are "
-        f"{', '.join(cls.Parameters._fields)}."
-    )
-
-
-def no_field(p: Any, name: str) -> AttributeError:
-    """Where the pure steps of ``neurons/`` are handed a p of Norse's neurons."""
-    kind = type(p).__name__
-    return AttributeError(
-        f"plugins.norse.{kind} has no {name!r}. The steps and sequences of neurons/ take "
-        f"sg.{kind}, another class; the cells, layers and steps of plugins.norse take this one."
-    )
-
-
-def _count(cls: type, name: str, value: Any) -> Any:
-    """An integer, which Norse's users may give as a tensor."""
-    value = item_of(value)
-    if name == "members":
-        check_members(cls.__name__, value)
-    elif isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{cls.__name__}: {name} is an integer, but it is {value!r}.")
-    return value
-
-
-def item_of(value: Any) -> Any:
-    """The number in a tensor of one."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-
-
-def _number(cls: type, name: str, value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.numel() != 1 or value.requires_grad:
-        raise ValueError(
-            f"{cls.__name__}: {name} is one number that is not trained, but it is a tensor of "
-            f"{list(value.shape)}{' with a gradient' if value.requires_grad else ''}. Scale the "
-            "weights of the layer before instead."
-        )
-    return value.item()
-
-
-def _plain(value: Any) -> Any:
-    """What ``torch.load`` reads with ``weights_only``; a held tensor as a dictionary."""
-    if isinstance(value, _Held):
-        return {"tensor": value.name}
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Schedule):
-        return value.to_dict()
-    if isinstance(value, Tensor):  # a node's, which is saved by itself
-        return "tensor"
-    if isinstance(value, Node):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
-    is_function = isinstance(value, Nonlinearity) or callable(value)
-    return nonlinearity(value).name if is_function else repr(value)
-
-
-def _holds(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds, value.values()))
-    return isinstance(value, _Held) or (isinstance(value, tuple) and any(map(_holds, value)))
-
-
-def _has_tensor(plain: Any) -> bool:
-    if isinstance(plain, dict):
-        return set(plain) == {"tensor"} or any(map(_has_tensor, plain.values()))
-    return isinstance(plain, tuple) and any(map(_has_tensor, plain))
-
-
-def _told(plain: Any) -> str:
-    """A saved value as an error names it."""
-    if isinstance(plain, dict) and set(plain) == {"tensor"}:
-        return "a tensor"
-    return repr(plain)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{type(value).__name__}{list(value.shape)}"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_shown, value))})"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
-    return value.name if isinstance(value, (Node, Nonlinearity)) else repr(value)
 
 
 def stale(cls: type, inputs: Iterable[Tensor], v: Tensor) -> InputError:

@@ -24,7 +24,8 @@ from ...neurons.protocol import (
 from ...neurons.schedules import Schedule
 from ...neurons.surrogate import Surrogate
 from .common import DITHERED, METHODS, check_backend, of_arity, surrogate
-from .module import Cell, Dynamic, Layer, item_of, no_field, stale, used
+from .module import Cell, Dynamic, Layer, stale
+from .parameters import item_of, no_field, used
 
 
 class SignGDParameters(NamedTuple):
@@ -215,7 +216,9 @@ class _SignGD(Dynamic):
             shape = torch.broadcast_shapes(*shapes) if len(shapes) > 1 else shapes[0]
             if shape != state.v.shape:
                 raise stale(cls, [x[0] for x in inputs], state.v)
-        learns = cls._learns(p, dynamics, *inputs, state.v, *(state.x or ()), state.rest)
+        offsets = () if p.offset is None else _for_each(p.offset, inputs, cls.__name__)
+        asking = (*inputs, state.v, *(state.x or ()), state.rest, *offsets)
+        learns = cls._learns(p, dynamics, *[a for a in asking if isinstance(a, Tensor)])
         gradient = cls._surrogate(p, learns)
         with torch.set_grad_enabled(learns):
             done = signgd_sequence(
@@ -224,7 +227,7 @@ class _SignGD(Dynamic):
                 state.x,
                 dynamics,
                 p.spikes,
-                offsets=() if p.offset is None else _for_each(p.offset, inputs, cls.__name__),
+                offsets=offsets,
                 backend=p.backend,
                 surrogate=gradient,
                 rest=state.rest,
@@ -242,7 +245,7 @@ class _SignGD(Dynamic):
 
     @classmethod
     def _learns(
-        cls, p: SignGDParameters, dynamics: signgd.SignGDParameters, *values: Tensor | None
+        cls, p: SignGDParameters, dynamics: signgd.SignGDParameters, *values: Tensor
     ) -> bool:
         """Whether a gradient is recorded: one is asked for, and p.method has one."""
         asked = signgd.trains(dynamics, *values)
