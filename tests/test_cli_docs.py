@@ -86,7 +86,7 @@ def test_the_session(tmp_path):
 
 def test_every_command_has_a_row_and_an_example():
     _, known = build_parser()
-    assert re.findall(r"^\| `(\w+) ", PAGE, flags=re.MULTILINE)[: len(known)] == list(known)
+    assert re.findall(r"^\| `([\w-]+) ", PAGE, flags=re.MULTILINE)[: len(known)] == list(known)
     shown = " ".join(command for command, _ in session())
     assert all(f"spikingjelly-signgd {name} " in shown for name in known)
 

@@ -25,8 +25,8 @@ CONVERT = ["convert", "zoo:net", "--data", "a.npz", "-o", "net.h5"]
 
 def test_every_command_has_the_common_options():
     _, commands = build_parser()
-    names = "check convert search evaluate doctor export verify energy bench report".split()
-    assert list(commands) == names
+    names = "check convert search fine-tune evaluate doctor export verify energy bench report"
+    assert list(commands) == names.split()
     for command in commands.values():
         known = {option for action in command._actions for option in action.option_strings}
         assert {"--json", "--quiet", "--threads", "--seed", "--config"} <= known

@@ -149,7 +149,8 @@ def test_compiles(ours):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("neuron", ["group", "signGD", "signGD that learns"])
 def test_compiles_while_it_trains(neuron):
-    """In one graph: values and gradients are those of the model as it is."""
+    """In one graph: values are those of the model as it is; gradients, too, but for the order of
+    sums, which uncompiled go through memory in parts."""
     torch.compiler.reset()
     torch.manual_seed(0)
     learnable = ("scale", "resting", "dead_zone") if "learns" in neuron else ()
@@ -161,7 +162,10 @@ def test_compiles_while_it_trains(neuron):
         model.zero_grad()
         y.square().sum().backward()
         found.append((y.detach(), *[p.grad.clone() for p in model.parameters()]))
-    assert same(*found) and all(bool(g.isfinite().all()) for g in found[0])
+    (y, *gradients), (compiled, *others) = found
+    assert same(y, compiled)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_gradient_reaches_the_layer_before(family):

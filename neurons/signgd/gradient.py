@@ -303,7 +303,8 @@ class _Dithered(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, of_v: Tensor, of_last: Tensor, of_sent: Tensor) -> Any:
         target, start, scale, theta, fan_out, v_seq, codes, quiet, eta = ctx.saved_tensors
-        if ctx.zones and not v_seq.is_cuda and bool((theta > 0).all()):
+        in_parts = ctx.zones and not v_seq.is_cuda and not torch.compiler.is_compiling()
+        if in_parts and bool((theta > 0).all()):
             priced = None if fan_out is None or not bool(of_sent) else of_sent * fan_out
             given = Given(target, v_seq, start, scale, theta, priced)
             found = gradients(given, eta.flatten().tolist(), ctx.members, of_v, of_last)
