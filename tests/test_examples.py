@@ -55,11 +55,10 @@ def test_nodes_by_hand():
 
 DIGITS = ["vgg", "resnet", "convnext", "mixer", "resmlp", "vit"]
 # Tuning does not run the simulator, and test_a_digits_network builds all of them on each version:
-# two of the tuned ones are enough there.
-TUNED = [
-    pytest.param(name, marks=[pytest.mark.spikingjelly] if name in ("vgg", "resmlp") else [])
-    for name in DIGITS
-]
+# two of the tuned ones are enough there. Two of them take as long as the others together.
+MARKS = dict.fromkeys(("vgg", "resmlp"), pytest.mark.spikingjelly)
+MARKS |= dict.fromkeys(("mixer", "vit"), pytest.mark.slow)
+TUNED = [pytest.param(name, marks=MARKS.get(name, ())) for name in DIGITS]
 
 
 @pytest.mark.spikingjelly

@@ -334,7 +334,12 @@ def test_choices():
 
 
 @pytest.mark.parametrize(
-    ("name", "spikes"), [("vgg", "decoded"), ("vgg", "signed"), ("vgg qcfs4", "decoded")]
+    ("name", "spikes"),
+    [
+        pytest.param("vgg", "decoded", marks=pytest.mark.slow),
+        ("vgg", "signed"),
+        ("vgg qcfs4", "decoded"),
+    ],
 )
 def test_compiles_in_one_graph(name, spikes):
     """State in, state out; one graph for the first sizes, one for all others."""

@@ -200,7 +200,7 @@ class Deep(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("blocks", [30, 100])
+@pytest.mark.parametrize("blocks", [30, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("members", [4, 6])
 def test_measured_steps_hold_in_deep_networks(blocks, members):
     torch.manual_seed(0)

@@ -46,6 +46,7 @@ def test_a_part_measured_once(results, monkeypatch, capsys):
     assert capsys.readouterr().out == first.out
 
 
+@pytest.mark.slow
 def test_more_samples_are_measured_again(results, monkeypatch):
     monkeypatch.setattr(tuned, "GROUPS", ((2, 8),))
     way = Way("digits", "vgg", 2, "group", members=8)

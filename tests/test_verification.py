@@ -367,6 +367,7 @@ def test_missing_and_damaged_files(group, tmp_path):
             sg.verify(path)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_documentation_is_what_the_code_does(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["export_table.py", "--check"])
     assert export_table.main() == 0, "run python benchmarks/export_table.py"
