@@ -274,14 +274,17 @@ def _usual_steps(node: SignGDNeuron) -> Schedule:
     return default_schedule(1, 1.0, node.members, node.widest_dead_zone)
 
 
-COARSE = 5  # members of one step, up to which rounding weighs as much as range
+# members of one step, up to which rounding weighs as much as range: with dead zones, and without,
+# where 0 is no code
+COARSE, COARSE_SIGNS = 5, 8
 
 
 def _compares(context: Context) -> bool:
     """Whether plans are compared."""
     settings, chosen = context.settings, context.settings.chosen
     m = settings.members
-    coarse = isinstance(m, int) and 1 < m <= COARSE
+    most = COARSE if settings.chosen["dead_zone"] != 0 else COARSE_SIGNS
+    coarse = isinstance(m, int) and 1 < m <= most
     default = chosen["schedule"] is None and chosen["scale"] == "fitted"
     return default and not settings.momentum and (settings.steps > 1 or coarse)
 
