@@ -276,7 +276,7 @@ def _usual_steps(node: SignGDNeuron) -> Schedule:
 
 # members of one step, up to which rounding weighs as much as range: with dead zones, and without,
 # where 0 is no code
-COARSE, COARSE_SIGNS = 5, 8
+COARSE, COARSE_SIGNS = 6, 8
 
 
 def _compares(context: Context) -> bool:
