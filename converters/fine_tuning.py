@@ -56,14 +56,16 @@ class Epoch(NamedTuple):
     """One look at the held-out samples, and what led there.
 
     ``loss`` is the mean of L without additions while training (None before), ``accuracy`` of labels
-    and ``agreement`` with the source network on held-out samples, None where there are none of
-    these; ``additions`` for each MAC of the source, ``weight`` lambda, ``seconds`` since the start.
+    and ``agreement`` with the source network on held-out samples, ``distance`` from its outputs
+    there as in L, None where there are none of these; ``additions`` for each MAC of the source,
+    ``weight`` lambda, ``seconds`` since the start.
     """
 
     epoch: int
     loss: float | None
     accuracy: float | None
     agreement: float | None
+    distance: float | None
     additions: float
     weight: float
     seconds: float
@@ -81,12 +83,12 @@ class FineTuned:
         return {"best": self.best, "history": [each._asdict() for each in self.history]}
 
     def __str__(self) -> str:
-        lines = ["  epoch     loss  accuracy  agreement  additions   seconds"]
+        lines = ["  epoch     loss  accuracy  agreement   distance  additions   seconds"]
         for k, row in enumerate(self.history):
             shares = (_percent(row.accuracy), _percent(row.agreement))
-            loss = "-" if row.loss is None else f"{row.loss:.4f}"
+            loss, far = ("-" if v is None else f"{v:.4f}" for v in (row.loss, row.distance))
             lines.append(
-                f"{row.epoch:>7}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  "
+                f"{row.epoch:>7}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  {far:>9}  "
                 f"{row.additions:>9.3f}  {row.seconds:>8.1f}{'  <- kept' * (k == self.best)}"
             )
         return "\n".join(lines)
@@ -125,9 +127,9 @@ def fine_tune(
     that is written after each epoch and, where it exists, gone on from, to the same result.
 
     The best by held-out samples is kept (of those within ``additions``, if there are any): by
-    accuracy, without labels by agreement, without a classifier by the loss; without held-out
-    samples the last. Raises InputError for what cannot be trained, FormatError for a resume file
-    that is none.
+    accuracy, without labels by agreement, without a classifier by the distance from the source's
+    outputs; without held-out samples the last. Raises InputError for what cannot be trained,
+    FormatError for a resume file that is none or cannot be written.
     """
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed)
     course.check()
@@ -378,11 +380,13 @@ class _Tuner:
         if y is not None:
             parts.append(F.cross_entropy(have[0], y))
         if self.course.distill:
-            each = [
-                _distance(a, b, self.course.temperature) for a, b in zip(have, want, strict=True)
-            ]
-            parts.append(self.course.distill * torch.stack(each).sum())
+            parts.append(self.course.distill * self._distances(have, want))
         return torch.stack(parts).sum()
+
+    def _distances(self, have: list[Tensor], want: list[Tensor]) -> Tensor:
+        """The sum over the outputs."""
+        pairs = zip(have, want, strict=True)
+        return torch.stack([_distance(*pair, self.course.temperature) for pair in pairs]).sum()
 
     def _checked(self, x: Any, y: Tensor | None) -> Tensor | None:
         """y as it is learned: class indices of a classifier. Raises InputError."""
@@ -428,14 +432,14 @@ class _Tuner:
         found = self._measured()
         epoch = Epoch(self.epoch, loss, *found, self.weight, time.perf_counter() - begun)
         self.history.append(epoch)
-        better = len(self.history) == 1 or self._better(epoch, self.history[self.best])
-        if better or self.held_out is None:
+        first = len(self.history) == 1 or self.held_out is None
+        if first or self._rank(epoch) > self._rank(self.history[self.best]):
             self.best = len(self.history) - 1
             self.kept = [p.detach().clone() for p in self.parameters]
 
-    def _measured(self) -> tuple[float | None, float | None, float]:
-        """Accuracy, agreement and additions, on held-out samples or else on a first batch."""
-        n, labelled, right, same, spent = 0, 0, 0, 0, 0.0
+    def _measured(self) -> tuple[float | None, float | None, float | None, float]:
+        """Accuracy, agreement, distance, additions, on held-out samples or else a first batch."""
+        n, labelled, right, same, far, spent = 0, 0, 0, 0, 0.0, 0.0
         classes = _classes(self.network)
         batches = _batches(self.data if self.held_out is None else self.held_out)
         for x, y in batches:
@@ -444,6 +448,7 @@ class _Tuner:
             spent += float(additions_of(self.snn)) * samples_of(x)
             self.snn.reset()
             n += samples_of(x)
+            far += float(self._distances(have, want)) * samples_of(x)
             if classes:
                 guess = have[0].argmax(1)
                 same += int((guess == want[0].argmax(1)).sum())
@@ -454,19 +459,16 @@ class _Tuner:
         if not n:
             raise InputError("the held-out samples, or the loader, give no batches.")
         if self.held_out is None:
-            return None, None, spent / n
+            return None, None, None, spent / n
         shares = right / labelled if labelled else None, same / n if classes else None
-        return *shares, spent / n
-
-    def _better(self, new: Epoch, old: Epoch) -> bool:
-        return self._rank(new) > self._rank(old)
+        return *shares, far / n, spent / n
 
     def _rank(self, epoch: Epoch) -> tuple[float, ...]:
         budget = self.course.additions
         beyond = 0.0 if budget is None else max(0.0, epoch.additions - budget)
+        assert epoch.distance is not None  # of held-out samples
         worth = epoch.accuracy if epoch.accuracy is not None else epoch.agreement
-        loss = math.inf if epoch.loss is None else epoch.loss
-        return -beyond, -loss if worth is None else worth, -loss
+        return -beyond, -epoch.distance if worth is None else worth, -epoch.distance
 
     def _network(self) -> SpikingNetwork:
         with torch.no_grad():

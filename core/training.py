@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import FormatError, InputError
 from ..neurons.base import Learned, Make
 from .module import NetworkModule
 from .network import SpikingNetwork
@@ -41,6 +41,15 @@ def learned(network: SpikingNetwork) -> list[Learning]:
 
     each_learned(network, look)
     return list(found.values())
+
+
+def check_collected(network: SpikingNetwork) -> None:
+    """Raises FormatError for a description of parameters: used, they are kept in their range."""
+    if learned(network):
+        raise FormatError(
+            "the network holds parameters: it is the description of a module that trains. Pass "
+            "collect(module), which holds their values."
+        )
 
 
 def parametrised(network: SpikingNetwork) -> SpikingNetwork:

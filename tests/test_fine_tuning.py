@@ -306,6 +306,21 @@ def test_additions_refuse_neurons_that_tell_nothing():
         sg.additions(snn)
 
 
+def test_parameters_are_not_written_for_their_values(network, tmp_path):
+    """Their values are used in a range, which files do not know of."""
+    snn = sg.build(network, trainable=True)
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.save(snn.network, tmp_path / "net.h5")
+    group = sg.build(group_network(), trainable=True).network
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.export(group, tmp_path / "net.nir")
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.export(group, tmp_path / "net.net", time_steps=2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(sg.FormatError, match=r"one that trains gives collect\(module\)"):
+        sg.save(snn, tmp_path / "net.h5")
+
+
 # -- the description back -------------------------------------------------------------------------
 
 
@@ -517,6 +532,22 @@ def test_outputs_of_another_task_follow_the_source(model):
     assert found.history[-1].loss < 0.7 * found.history[1].loss
     with pytest.raises(sg.InputError, match="one classifier's"):
         sg.fine_tune(network, samples(64), epochs=1)
+
+
+def test_what_held_out_samples_find_worse_is_not_kept():
+    """Where no classes are counted, by the distance from the source's outputs."""
+    torch.manual_seed(0)
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 1)).eval()
+    network, held_out = converted(regression, members=3), samples(64, seed=3)[0]
+    found = sg.fine_tune(network, samples(256)[0], validation=held_out, epochs=2, lr=10.0)
+    assert found.best == 0 and min(row.distance for row in found.history[1:]) > 0.1
+    ways = {"accuracy": None, "agreement": None}
+    assert all(ways.items() <= row._asdict().items() for row in found.history)
+    y, want = (sg.run(sg.build(each), held_out)[1] for each in (found.network, network))
+    assert torch.equal(y, want)
+    source = regression(held_out).detach()
+    expected = (y - source).square().mean() / source.square().mean()
+    assert found.history[0].distance == pytest.approx(float(expected), rel=1e-4)
 
 
 X, Y = samples(32)
