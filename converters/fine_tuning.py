@@ -25,7 +25,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.inputs import batch_of, samples_of
+from ..core.inputs import Inputs, batch_of, samples_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, leaves
 from ..core.progress import progress
@@ -124,20 +124,31 @@ def fine_tune(
     is held out. ``labels`` False leaves y aside; None takes it where there is one. ``distill`` is
     kappa, ``temperature`` tau. ``additions`` is A_max. ``seconds`` ends the course early, the rate
     with it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file
-    that is written after each epoch and, where it exists, gone on from, to the same result.
+    that is written after each epoch and, where it exists, gone on from, to the same result (where a
+    loader draws from torch's own generator).
 
     The best by held-out samples is kept (of those within ``additions``, if there are any): by
     accuracy, without labels by agreement, without a classifier by the distance from the source's
     outputs; without held-out samples the last. Raises InputError for what cannot be trained,
     FormatError for a resume file that is none or cannot be written.
     """
-    course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed)
-    course.check()
+    course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
+    path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         tuner = _Tuner(network, data, held_out, labels, course, device, simulator)
-        return tuner.run(None if resume is None else Path(resume))
+        return tuner.run(path)
+
+
+def _writable(path: Path) -> Path:
+    """Raises InputError, before the first epoch, for what no file can be."""
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
+        raise InputError(
+            f"resume is a file in a folder that is there, but it is '{path}'; make the folder, or "
+            "name another file."
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -153,8 +164,8 @@ class Course:
     amp: bool
     seed: int
 
-    def check(self) -> None:
-        """Raises InputError, naming what cannot be."""
+    def checked(self) -> Course:
+        """With Python's own numbers. Raises InputError, naming what cannot be."""
         if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 1:
             raise InputError(f"epochs is an integer of at least 1, but it is {self.epochs!r}.")
         given = {"seconds": self.seconds, "lr": self.lr, "temperature": self.temperature}
@@ -163,6 +174,8 @@ class Course:
                 raise InputError(f"{name} is a positive number, but it is {value!r}.")
         if not (_is_number(self.distill) and 0 <= self.distill < math.inf):
             raise InputError(f"distill is a number of at least 0, but it is {self.distill!r}.")
+        own = {k: float(v) for k, v in vars(self).items() if isinstance(v, float)}
+        return replace(self, **own)  # not NumPy's, which files cannot hold
 
     def rate(self, done: float) -> float:
         """The rate where ``done`` of the course is behind."""
@@ -269,6 +282,7 @@ class _Tuner:
     ) -> None:
         self.network, self.data, self.held_out = network, data, held_out
         self.labels, self.course, self.device = labels, course, torch.device(device or "cpu")
+        self.simulator = simulator
         self.snn = build(network, simulator, trainable=True).to(self.device)
         self.source = NetworkModule(network, {}).to(self.device)
         _check_network(network, course)
@@ -494,7 +508,7 @@ class _Tuner:
         """A whole file in the place of the one before; ``torch.load`` reads it weights_only."""
         found = {
             "of": fingerprint(self.network),
-            "course": vars(self.course),
+            "course": self._settings(),
             "parameters": [p.detach().cpu() for p in self.parameters],
             "kept": [value.cpu() for value in self.kept],
             "adam": self.adam.state_dict(),
@@ -506,49 +520,112 @@ class _Tuner:
         try:
             torch.save(found, beside)
             os.replace(beside, path)
+        except (OSError, RuntimeError) as error:  # the second is torch's
+            raise FormatError(f"'{path}' cannot be written ({error}).") from error
         finally:
             beside.unlink(missing_ok=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the result depends on beside the network; of a loader its length alone."""
+        size = self.data.size if isinstance(self.data, Samples) else None
+        return {
+            **vars(self.course),
+            "samples": _described(self.data),
+            "validation": _described(self.held_out),
+            "batch_size": size,
+            "labels": self.labels,
+            "simulator": self.simulator,
+        }
 
     def _load(self, path: Path) -> None:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-            of, course = found["of"], found["course"]
+            other = self._other(found["of"], found["course"])
+            if other is None:
+                self._set(found)
         except Exception as error:  # whatever torch makes of a file that is none
             raise FormatError(
                 f"'{path}' is no file that fine_tune(resume=) wrote; name another, or delete it."
             ) from error
-        if of != fingerprint(self.network):
-            raise InputError(f"'{path}' is of another network; name another file, or delete it.")
-        if course != vars(self.course):
-            changed = [k for k, v in vars(self.course).items() if course.get(k) != v]
-            before = ", ".join(f"{name}={course.get(name)!r}" for name in changed)
-            raise InputError(
-                f"'{path}' is of a course with {before}; go on with these, name another file, or "
-                "delete it."
-            )
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, found["parameters"], strict=True):
-                parameter.copy_(value)
-        self.kept = [value.to(self.device) for value in found["kept"]]
+        if other is not None:
+            raise InputError(f"'{path}' is of {other}name another file, or delete it.")
+
+    def _other(self, network: str, course: dict[str, Any]) -> str | None:
+        """What a file is of, where that is not what is trained now."""
+        if network != fingerprint(self.network):
+            return "another network; "
+        now = self._settings()
+        changed = [f"{k}={course[k]!r}" for k, value in now.items() if course[k] != value]
+        return f"a course with {', '.join(changed)}; go on with these, " if changed else None
+
+    @torch.no_grad()
+    def _set(self, found: dict[str, Any]) -> None:
+        """Raises what it may for values that ``_save`` did not write."""
         self.adam.load_state_dict(found["adam"])
         torch.set_rng_state(found["rng"])
         self.history = [Epoch(*row) for row in found["history"]]
-        for name in _NUMBERS:
-            setattr(self, name, found[name])
+        for name, kinds in _NUMBERS.items():
+            setattr(self, name, _of(kinds, found[name]))
+        self.kept = [value.to(self.device) for value in found["kept"]]
+        pairs = [*zip(self.parameters, found["parameters"], strict=True)]
+        for parameter, value in pairs + [*zip(self.parameters, self.kept, strict=True)]:
+            _of_shape(parameter.shape, value)
+        for parameter, state in self.adam.state.items():
+            _of_shape(parameter.shape, state["exp_avg"], state["exp_avg_sq"])
+        for parameter, value in pairs:
+            parameter.copy_(value)
+        self.history[self.best]
 
 
-_NUMBERS = ("weight", "epoch", "spent", "best", "steps", "before")
+def _of(kinds: Any, value: Any) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{value!r} is of another kind")
+    return value
+
+
+def _of_shape(shape: torch.Size, *values: Tensor) -> None:
+    if any(value.shape != shape for value in values):
+        raise ValueError(f"values of another shape than {list(shape)}")
+
+
+_NUMBERS: dict[str, Any] = {
+    "weight": float,
+    "epoch": int,
+    "spent": float,
+    "best": int,
+    "steps": (int, type(None)),
+    "before": float,
+}
 AIM = 0.95  # of what additions may be, so that held-out samples stay within it
 
 
 def fingerprint(network: SpikingNetwork) -> str:
     """Of the nodes and all numbers of a network."""
+    nodes = [
+        [node.kind, {each.name: getattr(node, each.name) for each in fields(node)}]
+        for node in network.nodes
+    ]
+    return _digest([*nodes, [network.outputs, network.time_steps]])
+
+
+def _described(data: Any) -> str | None:
+    """How many samples there are, and a digest of their numbers; of a loader its batches."""
+    if data is None:
+        return None
+    if isinstance(data, Samples):
+        x = data.x.tensors if isinstance(data.x, Inputs) else data.x
+        return f"{len(data.x)} of {_digest([x, data.y])[:16]}"
+    return f"a loader of {_length(data)} batches"
+
+
+def _digest(values: Any) -> str:
     found = hashlib.sha256()
 
     def put(value: Any) -> None:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{list(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
         elif isinstance(value, Mapping):
             for name, item in value.items():
                 found.update(str(name).encode())
@@ -559,9 +636,7 @@ def fingerprint(network: SpikingNetwork) -> str:
         else:  # of a row the name: its function has an address
             found.update(str(getattr(value, "name", value)).encode())
 
-    for node in network.nodes:
-        put([node.kind, {each.name: getattr(node, each.name) for each in fields(node)}])
-    put([network.outputs, network.time_steps])
+    put(values)
     return found.hexdigest()
 
 

@@ -84,9 +84,16 @@ def collect(snn: NetworkModule) -> SpikingNetwork:
     """The description of a network that trains, with the values that its parameters have now.
 
     A new description, which shares no memory with ``snn``: to be built, verified, saved, exported.
-    Raises InputError for what was not built with ``trainable=True``.
+    Raises InputError for what was not built with ``trainable=True``, and where parameters of the
+    module were replaced, which the description does not hold.
     """
     network = trained("collect", snn).network
+    own = {id(p) for p in snn.parameters()}
+    if any(id(p) not in own for p, _ in learned(network)):
+        raise InputError(
+            "collect: parameters of the module were replaced, as by load_state_dict(assign=True), "
+            "pruning or parametrizations; copy values into them instead."
+        )
     made: dict[int, Any] = {}
 
     def make(value: Any, how: Learned) -> Any:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -367,6 +368,15 @@ def test_it_holds_no_memory_of_the_module(network):
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
+def test_parameters_that_were_replaced_are_not_collected(network, simulator):
+    snn = sg.build(network, simulator, trainable=True)
+    state = {name: 1.01 * p.detach() for name, p in snn.named_parameters()}
+    snn.load_state_dict(state, strict=False, assign=True)
+    with pytest.raises(sg.InputError, match="parameters of the module were replaced"):
+        sg.collect(snn)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
 def test_scales_and_zones_stay_where_they_may_be(network, simulator):
     """However far an optimiser goes, also in the description."""
     snn, (x, _) = sg.build(network, simulator, trainable=True), samples()
@@ -464,6 +474,20 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
         sg.fine_tune(network, samples(64), epochs=1, resume=path)
     with pytest.raises(sg.InputError, match=r"is of a course with epochs=1"):
         sg.fine_tune(coarse, samples(64), epochs=2, resume=path)
+    course, x = {"epochs": 1, "resume": path}, samples(64)[0]
+    for data, other, text in (
+        (samples(64, seed=1), {}, "samples='58 of"),
+        (samples(96), {}, "samples='58 of"),
+        (x, {}, "samples='58 of"),
+        (samples(64), {"labels": False}, "labels=None"),
+        (samples(64), {"batch_size": 8}, "batch_size=64"),
+        (samples(64), {"validation": x}, "validation='6 of"),
+        (samples(64), {"simulator": "norse"}, "simulator='spikingjelly'"),
+        ([samples(64)], {}, "samples='58 of"),
+    ):
+        with pytest.raises(sg.InputError, match=f"is of a course with .*{text}"):
+            sg.fine_tune(coarse, data, **course, **other)
+    assert len(sg.fine_tune(coarse, samples(64), **course).history) == 2
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
@@ -478,6 +502,56 @@ def test_a_pickle_in_its_place_is_not_run(coarse, tmp_path):
     with pytest.raises(sg.FormatError):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
     assert not (tmp_path / "run").exists()
+
+
+DAMAGES = {
+    "a list": lambda found: [],
+    "numbers": lambda found: {**found, "epoch": "one"},
+    "the best": lambda found: {**found, "best": 7},
+    "history": lambda found: {**found, "history": [[1]]},
+    "a shape": lambda found: {**found, "parameters": [p[:1] for p in found["parameters"]]},
+    "what is kept": lambda found: {**found, "kept": [p[..., None] for p in found["kept"]]},
+    "too few": lambda found: {**found, "kept": found["kept"][1:]},
+    "Adam": lambda found: {**found, "adam": {"state": {}, "param_groups": []}},
+    "the generator": lambda found: {**found, "rng": torch.zeros(3)},
+} | {f"no {key}": lambda found, key=key: {k: v for k, v in found.items() if k != key}
+     for key in ("of", "course", "adam", "history", "spent")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def course_file(coarse, tmp_path_factory):
+    path = tmp_path_factory.mktemp("course") / "course.pt"
+    sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_resume_file_is_refused(coarse, course_file, tmp_path, name):
+    torch.save(DAMAGES[name](course_file), tmp_path / "course.pt")
+    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+        sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
+
+
+def test_where_no_resume_file_can_be_is_said_before_training(coarse, tmp_path, monkeypatch):
+    monkeypatch.setattr(sg.converters.fine_tuning._Tuner, "_train", None)  # is not reached
+    for path in (tmp_path, tmp_path / "nowhere/course.pt"):
+        with pytest.raises(sg.InputError, match="resume is a file"):
+            sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
+
+
+def test_a_disk_that_does_not_take_it_is_said(coarse, tmp_path, monkeypatch):
+    def full(*given):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(sg.FormatError, match="cannot be written .*the disk is full"):
+        sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
+
+
+def test_numbers_of_numpy_are_gone_on_from(coarse, tmp_path):
+    given = {"lr": numpy.float64(1e-3), "epochs": 1, "resume": tmp_path / "course.pt"}
+    for _ in range(2):
+        assert len(sg.fine_tune(coarse, samples(64), **given).history) == 2
 
 
 def test_loaders_and_tensors(coarse):
