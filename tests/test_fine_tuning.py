@@ -639,6 +639,12 @@ WRONG = {
     "held out": (((X, Y),), {"validation": []}, "no batches"),
     "additions": (((X, Y),), {"additions": 0}, "additions is a positive number"),
     "unreachable": (((X, Y),), {"additions": 1e-3}, "cannot be reached"),
+    "no lr": (((X, Y),), {"lr": None}, "lr is a positive number"),
+    "seed": (((X, Y),), {"seed": "a"}, "seed is an integer"),
+    "a list": (((X, Y.tolist()),), {}, "labels are a tensor of class indices .*not list"),
+    "lists": (([(X, Y.tolist())],), {}, "labels are a tensor of class indices .*not list"),
+    "arrays": (([X.numpy()],), {}, "x is ndarray"),
+    "no classes": (((X, Y),), {"temperature": None}, "with a temperature"),
     "epochs": (((X, Y),), {"epochs": 0}, "epochs is an integer"),
     "half": (((X, Y),), {"epochs": 0.5}, "epochs is an integer"),
     "seconds": (((X, Y),), {"seconds": -1}, "seconds is a positive number"),
@@ -657,6 +663,92 @@ def test_refused(coarse, name):
     arguments, options, text = WRONG[name]
     with pytest.raises(sg.InputError, match=text):
         sg.fine_tune(coarse, *arguments, **options)
+
+
+def test_only_a_description_is_fine_tuned(network):
+    for given, name in ((sg.build(network, trainable=True), "Network"), ("net.h5", "str")):
+        with pytest.raises(sg.InputError, match=f"not .*{name}; a file gives it by load"):
+            sg.fine_tune(given, (X, Y), epochs=1)
+
+
+def test_without_gradients_of_its_caller_it_learns_the_same(coarse):
+    expected = sg.fine_tune(coarse, (X, Y), epochs=1)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = sg.fine_tune(coarse, (X, Y), epochs=1)
+        assert [row[:-1] for row in found.history] == [row[:-1] for row in expected.history]
+
+
+def test_a_seed_is_that_of_the_cpu_alone(coarse, monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", None)  # which seeds each GPU
+    sg.fine_tune(coarse, (X, Y), epochs=1, seed=5)
+
+
+def test_numbers_that_are_no_classes_follow_the_source_by_their_square():
+    torch.manual_seed(0)
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 2)).eval()
+    network, x = converted(regression, members=1), samples(256)[0]
+    options = {"epochs": 2, "lr": 1e-3, "validation": x[:64]}
+    found = sg.fine_tune(network, x, temperature=None, **options)
+    assert all(row.agreement is None for row in found.history)
+    y, want = sg.run(sg.build(network), x[:64])[1], regression(x[:64]).detach()
+    expected = (y - want).square().mean() / want.square().mean()
+    assert found.history[0].distance == pytest.approx(float(expected), rel=1e-4)
+    assert sg.fine_tune(network, x, **options).history[0].agreement is not None
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, u, w):
+        return self.head(F.gelu(self.one(u) + self.two(w)))
+
+
+def test_several_inputs_are_samples_by_name(tmp_path):
+    torch.manual_seed(0)
+    x, y = {"u": torch.randn(64, 6), "w": torch.randn(64, 4)}, torch.arange(64) % 3
+    network = sg.convert(Both().eval(), x, time_steps=1, members=2, tune=False)
+    options = {"epochs": 1, "resume": tmp_path / "course.pt"}
+    found = sg.fine_tune(network, (x, y), **options)
+    assert found.history[1].accuracy is not None
+    with pytest.raises(sg.InputError, match="samples='58 of"):
+        sg.fine_tune(network, ({**x, "w": x["w"] + 1}, y), **options)
+    assert sg.fine_tune(network, x, epochs=1).history[1].agreement is not None
+    with pytest.raises(sg.InputError, match="with N >= 1"):
+        sg.fine_tune(network, ({**x, "w": x["w"][:9]}, y), epochs=1)
+
+
+def relus(method, steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    options = {"time_steps": steps, "input_coding": "poisson" if method == "signgd" else "real"}
+    return sg.convert(model, samples(64)[0].abs(), method=method, tune=False, **options)
+
+
+def max_pooled_groups():
+    parts = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    model = nn.Sequential(*parts, nn.Linear(16, 3)).eval()
+    return sg.convert(model, samples(64)[0], method="group", time_steps=2, members=4)
+
+
+UNCOUNTED = {
+    "Poisson": lambda: relus("signgd", 2),
+    "subgradients": lambda: relus("subgradient", 2),
+    "maxima": max_pooled_groups,
+}
+
+
+@pytest.mark.parametrize("kind", UNCOUNTED)
+def test_what_has_no_count_of_additions_is_trained_without_a_budget(kind):
+    network = UNCOUNTED[kind]()
+    x, y = samples(64)
+    found = sg.fine_tune(network, (x.abs(), y), epochs=1)
+    assert [row.additions for row in found.history] == [None, None] and str(found)
+    with pytest.raises(sg.InputError, match="additions"):
+        sg.fine_tune(network, (x.abs(), y), epochs=1, additions=1e3)
 
 
 def test_a_generator_is_used_up(coarse):
