@@ -313,7 +313,7 @@ class _Tuner:
         self.classes = 0 if course.temperature is None else _classes(network)
         self.snn = build(network, simulator, trainable=True).to(self.device)
         self.source = NetworkModule(network, {}).to(self.device)
-        _check_network(network, course)
+        check_budget(network, course.additions)
         self.learned = learned(self.snn.network)
         self.parameters = [each.parameter for each in self.learned]
         # what neurons learn moves in its own units, so that of weights is a group by itself
@@ -704,15 +704,15 @@ def _distance(have: Tensor, want: Tensor, temperature: float | None) -> Tensor:
     return (have - want).square().mean() / want.square().mean().clamp(min=1e-12)
 
 
-def _check_network(network: SpikingNetwork, course: Course) -> None:
+def check_budget(network: SpikingNetwork, additions: float | None) -> None:
     """Raises InputError where additions cannot come down to the budget."""
-    if course.additions is None:
+    if additions is None:
         return
     prices = Prices.of(network, network.time_steps)
     left = prices.fixed / max(1.0, prices.source)
-    if course.additions <= left:
+    if additions <= left:
         raise InputError(
-            f"additions={course.additions:g} cannot be reached: {left:.3g} for each MAC of the "
+            f"additions={additions:g} cannot be reached: {left:.3g} for each MAC of the "
             "source are products of real values, of the input and of functions, which no spike "
             "less makes fewer."
         )

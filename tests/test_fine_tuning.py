@@ -288,6 +288,38 @@ def test_additions_begin_anew_after_a_reset(network):
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.parametrize("mode", ["s", "m", "norse"])
+def test_additions_of_a_run_in_parts(model, mode):
+    """With states detached in between: all count, those since the last backward with a gradient."""
+    from spikingjelly.activation_based import functional
+
+    network, (x, y) = KINDS["two steps"](model), samples()
+    simulator, options = ("norse", {}) if mode == "norse" else ("spikingjelly", {"step_mode": mode})
+    whole, parts = (sg.build(network, simulator, trainable=True, **each) for each in ({}, options))
+    outputs(whole, x, 4)
+    state, grads = None, []
+    for _ in range(2):
+        if mode == "s":
+            out = [parts(x) for _ in range(2)][-1]
+        elif mode == "m":
+            out = parts(x.expand(2, *x.shape))[-1]
+        else:
+            out, state = parts(x.expand(2, *x.shape), state)
+            out, state = out[-1], torch.utils._pytree.tree_map(detached, state)
+        spent = sg.additions(parts)
+        parts.zero_grad()
+        (F.cross_entropy(out, y) + spent).backward()
+        grads.append([p.grad for p in parts.parameters() if p.grad is not None])
+        if mode != "norse":
+            functional.detach_net(parts)
+    torch.testing.assert_close(spent, sg.additions(whole))
+    assert len(grads[1]) > len(grads[0]) / 2 and all(bool(g.isfinite().all()) for g in grads[1])
+
+
+def detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 def test_additions_and_collect_refuse(network):
     with pytest.raises(sg.InputError, match="call the network first"):
         sg.additions(sg.build(network, trainable=True))
