@@ -44,6 +44,7 @@ from networks import load_network  # noqa: E402
 import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.analysis import count_operations  # noqa: E402
 from spikingjelly_signgd.converters.additions import Prices  # noqa: E402
+from spikingjelly_signgd.converters.fine_tuning import check_budget  # noqa: E402
 from spikingjelly_signgd.core.network import Function  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "fine_tuning"
@@ -131,10 +132,23 @@ def budget_of(cell: Cell, network: sg.SpikingNetwork) -> float | None:
     return BUDGET if left <= BUDGET / 2 else left + OF_SPIKES
 
 
+def unreachable(cell: Cell) -> str | None:
+    """Why, where the budget is below what is multiplied whatever neurons send."""
+    network = converted(cell.network, cell.members, cell.steps)
+    try:
+        check_budget(network, budget_of(cell, network))
+    except sg.InputError as error:
+        return str(error)
+    return None
+
+
 def measure(cell: Cell, resume: Path | None) -> dict[str, Any]:
     network = converted(cell.network, cell.members, cell.steps)
     train, held_out = data().train, data().validation
-    file = None if resume is None else resume / f"{cell.network} {cell.key}.pt"
+    file = None
+    if resume is not None:
+        resume.mkdir(parents=True, exist_ok=True)
+        file = resume / f"{cell.network} {cell.key}.pt"
     budget = budget_of(cell, network)
     begun = time.process_time()
     found = sg.fine_tune(
@@ -206,7 +220,7 @@ def main_table(given: argparse.Namespace) -> Iterator[str]:
             for steps in given.time_steps:
                 rows = found(name, members, steps, 0.0, given)
                 if rows:
-                    yield line(name, members, steps, rows, control)
+                    yield line(name, members, steps, rows, control, len(given.seeds))
 
 
 def found(
@@ -225,6 +239,7 @@ def line(
     steps: int,
     rows: list[dict[str, Any]],
     control: list[dict[str, Any]],
+    seeds: int,
 ) -> str:
     before, after = rows[0]["before"], [row["after"] for row in rows]
     floats = [row["accuracy"] for row in control]
@@ -234,18 +249,20 @@ def line(
         against = f"{100 * (statistics.mean(accuracy) - statistics.mean(floats)):+.2f}"
     spikes = statistics.mean(row["parts"]["spikes"] for row in after)
     return (
-        f"| {name} | {100 * before['source']:.2f} | {spread(floats) if floats else '-'} "
+        f"| {name} | {100 * before['source']:.2f} | {spread(floats, seeds) if floats else '-'} "
         f"| {members} | {steps} | {100 * before['accuracy']:.2f}, {100 * before['agreement']:.2f}, "
-        f"{before['additions']:.2f} | **{spread(accuracy)}**, "
-        f"{spread([row['agreement'] for row in after])}, "
+        f"{before['additions']:.2f} | **{spread(accuracy, seeds)}**, "
+        f"{spread([row['agreement'] for row in after], seeds)}, "
         f"{statistics.mean(row['additions'] for row in after):.2f} ({spikes:.2f}) | {against} |"
     )
 
 
-def spread(values: list[float]) -> str:
-    """Percent: the mean, and the standard deviation over seeds."""
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+def spread(values: list[float], seeds: int) -> str:
+    """Percent: the mean, the standard deviation, and of how many where not all seeds are there."""
+    shown = f"{100 * statistics.mean(values):.2f}"
+    if len(values) > 1:
+        shown += f" ± {100 * statistics.stdev(values):.2f}"
+    return shown if len(values) == seeds else f"{shown} (n = {len(values)})"
 
 
 def curve(given: argparse.Namespace) -> Iterator[str]:
@@ -255,15 +272,15 @@ def curve(given: argparse.Namespace) -> Iterator[str]:
     for name in given.networks:
         each = [found(name, 3, 1, budget, given) for budget in BUDGETS]
         if any(each):
-            yield f"| {name} | {' | '.join(map(point, each))} |"
+            yield f"| {name} | {' | '.join(point(rows, len(given.seeds)) for rows in each)} |"
 
 
-def point(rows: list[dict[str, Any]]) -> str:
+def point(rows: list[dict[str, Any]], seeds: int) -> str:
     if not rows:
         return "-"
     after = [row["after"] for row in rows]
     additions = statistics.mean(row["additions"] for row in after)
-    return f"{spread([row['accuracy'] for row in after])} ({additions:.2f})"
+    return f"{spread([row['accuracy'] for row in after], seeds)} ({additions:.2f})"
 
 
 def write(text: str) -> None:
@@ -293,11 +310,11 @@ def main() -> None:
         for cell in cells(given.parts or list(PARTS), given):
             if cell.key in stored(cell.network):
                 continue
-            try:
-                result = measure(cell, given.resume)
-            except sg.InputError as error:  # a budget below what is multiplied whatever is sent
-                print(f"{cell.network} {cell.key}: {error}", flush=True)
+            reason = unreachable(cell)
+            if reason is not None:
+                print(f"{cell.network} {cell.key}: {reason}", flush=True)
                 continue
+            result = measure(cell, given.resume)
             store(cell, result)
             after = {k: v for k, v in result["after"].items() if k != "parts"}
             print(f"{cell.network} {cell.key}: {after}, {result['seconds']:.0f} s", flush=True)

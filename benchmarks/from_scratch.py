@@ -2,7 +2,7 @@
 
     python benchmarks/from_scratch.py [--neurons IFNode ...] [--seeds 0 1 2] [--epochs 3]
     python benchmarks/from_scratch.py --surrogates
-    python benchmarks/from_scratch.py --print | --write
+    python benchmarks/from_scratch.py --print | --write     --write of 3 epochs
 
 The network and the recipe are those of ``examples/train_from_scratch.py``, for all the same. Each
 cell is one training on Fashion-MNIST, read on all 10,000 test images; a cell that is there is not
@@ -169,6 +169,11 @@ def step_seconds(
     return time.process_time() - began
 
 
+def cell_of(seed: int, epochs: int) -> str:
+    """Of ``EPOCHS`` they are called by the seed alone."""
+    return f"seed {seed}" if epochs == EPOCHS else f"seed {seed} epochs {epochs}"
+
+
 def cells(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -184,11 +189,11 @@ def keep(name: str, cell: str, values: Mapping[str, Any]) -> None:
 
 
 def run(names: Sequence[str], seeds: Sequence[int], epochs: int) -> None:
-    """The cells that are not there, or were trained for other epochs."""
+    """The cells that are not there."""
     for seed in seeds:
         for name in names:
-            cell = f"seed {seed}"
-            if cells(name).get(cell, {}).get("epochs") != epochs:
+            cell = cell_of(seed, epochs)
+            if cell not in cells(name):
                 keep(name, cell, trained(name, seed, epochs))
                 print(name, cell, json.dumps(cells(name)[cell]), flush=True)
     for name in names:
@@ -197,13 +202,13 @@ def run(names: Sequence[str], seeds: Sequence[int], epochs: int) -> None:
             print(name, "time", json.dumps(cells(name)["time"]), flush=True)
 
 
-def table() -> Iterator[str]:
+def table(epochs: int = EPOCHS) -> Iterator[str]:
     heads = ("neuron", "simulator", "T", "test accuracy, %", "spikes of an image", "additions")
     yield f"| {' | '.join(heads)} | to IFNode's | training step, ms | to IFNode's |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    control = seeds_of(CONTROL)
+    control = seeds_of(CONTROL, epochs)
     for name, row in NEURONS.items():
-        if found := seeds_of(name):
+        if found := seeds_of(name, epochs):
             timing = cells(name).get("time")
             shown = f"{1000 * timing['step']:.1f} | {timing['ratio']:.2f}" if timing else "– | –"
             yield (
@@ -212,8 +217,14 @@ def table() -> Iterator[str]:
             )
 
 
-def seeds_of(name: str) -> list[dict[str, Any]]:
-    return [values for cell, values in cells(name).items() if cell.startswith("seed")]
+def seeds_of(name: str, epochs: int) -> list[dict[str, Any]]:
+    """Of a training of so many epochs."""
+    found = [(cell.split(), values) for cell, values in cells(name).items()]
+    return [
+        values
+        for words, values in found
+        if words[0] == "seed" and " ".join(words) == cell_of(int(words[1]), epochs)
+    ]
 
 
 def spread(found: Sequence[Mapping[str, Any]]) -> str:
@@ -317,7 +328,7 @@ def main() -> None:
     if given.write:
         PAGE.write_text(page(PAGE.read_text()))
     elif given.print:
-        print("\n".join(surrogate_table() if given.surrogates else table()))
+        print("\n".join(surrogate_table() if given.surrogates else table(given.epochs)))
     elif given.surrogates:
         run_surrogates(given.seeds)
     else:

@@ -107,8 +107,9 @@ def additions(snn: NetworkModule) -> Tensor:
 
     Of all forward passes since the run began (a reset, in Norse a call without state): the mean
     over their batch, as the module's docstring counts it; at T = 1 what
-    ``analysis.count_operations`` counts. Raises InputError before a forward pass, and where
-    neurons do not tell what they send.
+    ``analysis.count_operations`` counts. In a run that goes on after a backward pass, as with
+    detached states, what was sent before that still counts, without a gradient. Raises InputError
+    before a forward pass, and where neurons do not tell what they send.
     """
     snn = trained("additions", snn)
     tally: Any = snn.tally
@@ -125,7 +126,11 @@ def additions(snn: NetworkModule) -> Tensor:
         )
     sent = torch.stack([*tally.sent.values()]).sum() if tally.sent else torch.zeros(())
     prices: Prices = snn.prices  # type: ignore[assignment]
-    return prices.at(tally.steps).per_mac(sent / tally.samples)
+    found = prices.at(tally.steps).per_mac(sent / tally.samples)
+    if found.requires_grad:  # backward frees the graph of what was sent until now
+        before = dict(tally.sent)
+        found.register_hook(lambda grad: tally.settle(before))
+    return found
 
 
 def _fitting(node: Node, one: Tensor, grad: Tensor | None) -> Tensor:

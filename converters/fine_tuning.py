@@ -25,7 +25,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.inputs import batch_of, samples_of
+from ..core.inputs import Batch, Inputs, batch_of, samples_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, leaves
 from ..core.progress import progress
@@ -56,15 +56,17 @@ class Epoch(NamedTuple):
     """One look at the held-out samples, and what led there.
 
     ``loss`` is the mean of L without additions while training (None before), ``accuracy`` of labels
-    and ``agreement`` with the source network on held-out samples, None where there are none of
-    these; ``additions`` for each MAC of the source, ``weight`` lambda, ``seconds`` since the start.
+    and ``agreement`` with the source network on held-out samples, ``distance`` from its outputs
+    there as in L, None where there are none of these; ``additions`` for each MAC of the source,
+    None where they are not counted; ``weight`` lambda, ``seconds`` since the start.
     """
 
     epoch: int
     loss: float | None
     accuracy: float | None
     agreement: float | None
-    additions: float
+    distance: float | None
+    additions: float | None
     weight: float
     seconds: float
 
@@ -81,15 +83,21 @@ class FineTuned:
         return {"best": self.best, "history": [each._asdict() for each in self.history]}
 
     def __str__(self) -> str:
-        lines = ["  epoch     loss  accuracy  agreement  additions   seconds"]
+        lines = ["  epoch     loss  accuracy  agreement   distance  additions   seconds"]
         for k, row in enumerate(self.history):
             shares = (_percent(row.accuracy), _percent(row.agreement))
-            loss = "-" if row.loss is None else f"{row.loss:.4f}"
+            loss, far = (_places(value, 4) for value in (row.loss, row.distance))
             lines.append(
-                f"{row.epoch:>7}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  "
-                f"{row.additions:>9.3f}  {row.seconds:>8.1f}{'  <- kept' * (k == self.best)}"
+                f"{row.epoch:>7}  {loss:>7}  {shares[0]:>8}  {shares[1]:>9}  {far:>9}  "
+                f"{_places(row.additions, 3):>9}  {row.seconds:>8.1f}"
+                + "  <- kept"
+                * (k == self.best)
             )
         return "\n".join(lines)
+
+
+def _places(value: float | None, places: int) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -103,7 +111,7 @@ def fine_tune(
     validation: Any = None,
     labels: bool | None = None,
     distill: float = 1.0,
-    temperature: float = 2.0,
+    temperature: float | None = 2.0,
     additions: float | None = None,
     epochs: int = 3,
     seconds: float | None = None,
@@ -119,23 +127,43 @@ def fine_tune(
 
     ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, or x
     alone, of which batches of ``batch_size`` are drawn and, unless ``validation`` is given, a tenth
-    is held out. ``labels`` False leaves y aside; None takes it where there is one. ``distill`` is
-    kappa, ``temperature`` tau. ``additions`` is A_max. ``seconds`` ends the course early, the rate
-    with it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file
-    that is written after each epoch and, where it exists, gone on from, to the same result.
+    is held out; several inputs are a dict by name. ``labels`` False leaves y aside; None takes it
+    where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or more
+    count as classes unless it is None: then all outputs are followed by their squared distance, and
+    no class is counted. ``additions`` is A_max. ``seconds`` ends the course early, the rate with
+    it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
+    written after each epoch and, where it exists, gone on from, to the same result (where a loader
+    draws from torch's own generator).
 
     The best by held-out samples is kept (of those within ``additions``, if there are any): by
-    accuracy, without labels by agreement, without a classifier by the loss; without held-out
-    samples the last. Raises InputError for what cannot be trained, FormatError for a resume file
-    that is none.
+    accuracy, without labels by agreement, without a classifier by the distance from the source's
+    outputs; without held-out samples the last. Raises InputError for what cannot be trained,
+    FormatError for a resume file that is none or cannot be written.
     """
-    course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed)
-    course.check()
+    if not isinstance(network, SpikingNetwork):
+        raise InputError(
+            f"fine_tune takes the SpikingNetwork that convert returned, not "
+            f"{type(network).__name__}; a file gives it by load(path), a built module as "
+            "module.network, one that trains as collect(module)."
+        )
+    course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
+    path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    grad = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
+    with torch.random.fork_rng(devices=[]), grad[0], grad[1]:
+        torch.default_generator.manual_seed(course.seed)
         tuner = _Tuner(network, data, held_out, labels, course, device, simulator)
-        return tuner.run(None if resume is None else Path(resume))
+        return tuner.run(path)
+
+
+def _writable(path: Path) -> Path:
+    """Raises InputError, before the first epoch, for what no file can be."""
+    if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
+        raise InputError(
+            f"resume is a file in a folder that is there, but it is '{path}'; make the folder, or "
+            "name another file."
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -146,21 +174,26 @@ class Course:
     seconds: float | None
     lr: float
     distill: float
-    temperature: float
+    temperature: float | None
     additions: float | None
     amp: bool
     seed: int
 
-    def check(self) -> None:
-        """Raises InputError, naming what cannot be."""
+    def checked(self) -> Course:
+        """With Python's own numbers. Raises InputError, naming what cannot be."""
         if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 1:
             raise InputError(f"epochs is an integer of at least 1, but it is {self.epochs!r}.")
-        given = {"seconds": self.seconds, "lr": self.lr, "temperature": self.temperature}
-        for name, value in {**given, "additions": self.additions}.items():
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+        for name in ("seconds", "lr", "temperature", "additions"):
+            value = getattr(self, name)
+            left_out = value is None and name != "lr"
+            if not left_out and not (_is_number(value) and 0 < value < math.inf):
                 raise InputError(f"{name} is a positive number, but it is {value!r}.")
+        if not hasattr(self.seed, "__index__"):
+            raise InputError(f"seed is an integer, but it is {self.seed!r}.")
         if not (_is_number(self.distill) and 0 <= self.distill < math.inf):
             raise InputError(f"distill is a number of at least 0, but it is {self.distill!r}.")
+        own: dict[str, Any] = {k: float(v) for k, v in vars(self).items() if isinstance(v, float)}
+        return replace(self, **own, seed=int(self.seed))  # not NumPy's, which files cannot hold
 
     def rate(self, done: float) -> float:
         """The rate where ``done`` of the course is behind."""
@@ -179,16 +212,16 @@ def _is_number(value: Any) -> bool:
 class Samples(NamedTuple):
     """Tensors of which batches are drawn, in an order of torch's generator, or as they are."""
 
-    x: Tensor
+    x: Batch
     y: Tensor | None
     size: int
     shuffled: bool
 
     def __len__(self) -> int:  # type: ignore[override]
-        return -(-self.x.shape[0] // self.size)
+        return -(-len(self.x) // self.size)
 
     def batches(self) -> Iterator[Any]:
-        n = self.x.shape[0]
+        n = len(self.x)
         order = torch.randperm(n) if self.shuffled else torch.arange(n)
         for pick in order.split(self.size):
             yield self.x[pick] if self.y is None else (self.x[pick], self.y[pick])
@@ -198,12 +231,12 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
     """What is trained on, and what is held out or None."""
     if not isinstance(size, int) or size < 1:
         raise InputError(f"batch_size is an integer of at least 1, but it is {size!r}.")
-    data, held_out = _samples(loader, size, True), validation
+    data = _samples(loader, size, True)
     if validation is not None:
         return data, _samples(validation, 4 * size, False)
     if not isinstance(data, Samples):
         return data, None
-    n = data.x.shape[0]
+    n = len(data.x)
     held = min(MOST_HELD_OUT, round(HELD_OUT * n))
     if held == 0:
         return data, None
@@ -218,15 +251,9 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
 
 def _samples(given: Any, size: int, shuffled: bool) -> Any:
     """Tensors as ``Samples``, a loader as it is."""
-    pair = isinstance(given, tuple) and len(given) == 2
-    if isinstance(given, Tensor) or (pair and all(isinstance(part, Tensor) for part in given)):
-        x, y = given if isinstance(given, tuple) else (given, None)
-        if len(x) == 0 or (y is not None and len(x) != len(y)):
-            raise InputError(
-                f"samples are x [N, ...] and y [N] with N >= 1, but they are {list(x.shape)}"
-                + ("." if y is None else f" and {list(y.shape)}.")
-            )
-        return Samples(x, y, size, shuffled)
+    x, y = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(x, (Tensor, Inputs, Mapping)):
+        return _whole(batch_of(x), y, size, shuffled)
     if not isinstance(given, Iterable):
         raise InputError(
             f"a loader gives batches (x, y) or x, or is such tensors, not {type(given).__name__}."
@@ -234,14 +261,29 @@ def _samples(given: Any, size: int, shuffled: bool) -> Any:
     return given
 
 
+def _whole(x: Batch, y: Any, size: int, shuffled: bool) -> Samples:
+    if not (y is None or isinstance(y, Tensor)):
+        raise InputError(f"labels are a tensor of class indices [N], not {type(y).__name__}.")
+    each = [*x.tensors.values()] if isinstance(x, Inputs) else [x]
+    lengths = {len(part) if part.dim() else 0 for part in (*each, *([] if y is None else [y]))}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = [list(part.shape) for part in each]
+        raise InputError(
+            "samples are x [N, ...] and y [N] with N >= 1, but they are "
+            f"{', '.join(map(str, shapes))}" + ("." if y is None else f" and {list(y.shape)}.")
+        )
+    return Samples(x, y, size, shuffled)
+
+
 def _batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
     for batch in data.batches() if isinstance(data, Samples) else data:
-        if not isinstance(batch, (tuple, list)):
-            yield batch_of(batch), None
-        elif len(batch) in (1, 2):
-            yield batch_of(batch[0]), batch[1] if len(batch) == 2 else None
-        else:
-            raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if len(parts) not in (1, 2):
+            raise InputError(f"a batch is x or (x, y), but the loader gives {len(parts)} values.")
+        x = batch_of(parts[0])
+        if not isinstance(x, (Tensor, Inputs)):
+            raise InputError(f"a batch is tensors, x or (x, y), but x is {type(x).__name__}.")
+        yield x, parts[1] if len(parts) == 2 else None
 
 
 def _length(data: Any) -> int | None:
@@ -267,9 +309,11 @@ class _Tuner:
     ) -> None:
         self.network, self.data, self.held_out = network, data, held_out
         self.labels, self.course, self.device = labels, course, torch.device(device or "cpu")
+        self.simulator = simulator
+        self.classes = 0 if course.temperature is None else _classes(network)
         self.snn = build(network, simulator, trainable=True).to(self.device)
         self.source = NetworkModule(network, {}).to(self.device)
-        _check_network(network, course)
+        check_budget(network, course.additions)
         self.learned = learned(self.snn.network)
         self.parameters = [each.parameter for each in self.learned]
         # what neurons learn moves in its own units, so that of weights is a group by itself
@@ -281,7 +325,7 @@ class _Tuner:
         self.best = 0
         self.kept: list[Tensor] = []
         self.steps = _length(data)
-        self.before = math.nan  # additions of the network as it is
+        self.before: float | None = None  # additions of the network as it is
 
     def run(self, resume: Path | None) -> FineTuned:
         if resume is not None and resume.is_file():
@@ -378,11 +422,13 @@ class _Tuner:
         if y is not None:
             parts.append(F.cross_entropy(have[0], y))
         if self.course.distill:
-            each = [
-                _distance(a, b, self.course.temperature) for a, b in zip(have, want, strict=True)
-            ]
-            parts.append(self.course.distill * torch.stack(each).sum())
+            parts.append(self.course.distill * self._distances(have, want))
         return torch.stack(parts).sum()
+
+    def _distances(self, have: list[Tensor], want: list[Tensor]) -> Tensor:
+        """The sum over the outputs."""
+        pairs = zip(have, want, strict=True)
+        return torch.stack([_distance(*pair, self.course.temperature) for pair in pairs]).sum()
 
     def _checked(self, x: Any, y: Tensor | None) -> Tensor | None:
         """y as it is learned: class indices of a classifier. Raises InputError."""
@@ -392,12 +438,14 @@ class _Tuner:
             if not self.course.distill:
                 raise InputError("without labels there is nothing to learn where distill is 0.")
             return None
-        classes = _classes(self.network)
+        classes = self.classes
         if not classes:
             raise InputError(
-                "labels are learned where the output is one classifier's, [B, classes]; pass "
-                "labels=False to learn the source's outputs alone."
+                "labels are learned where the output is one classifier's, [B, classes], with a "
+                "temperature; pass labels=False to learn the source's outputs alone."
             )
+        if not isinstance(y, Tensor):
+            raise InputError(f"labels are a tensor of class indices [B], not {type(y).__name__}.")
         if y.is_floating_point() or tuple(y.shape) != (samples_of(x),):
             raise InputError(
                 f"labels are class indices [B], one for each sample, but y is {y.dtype} "
@@ -412,8 +460,9 @@ class _Tuner:
 
     def _weighed(self, spent: float, done: float) -> float:
         """lambda in this step: what has grown, and at once more where more is spent."""
-        budget, before = self.course.additions, max(self.before, self.course.additions or 0.0)
+        budget = self.course.additions
         assert budget is not None
+        before = max(self.before or 0.0, budget)
         aim = budget * (before / budget) ** max(0.0, 1 - done / REACHED)
         beyond = max(-1.0, min(1.0, 5 * (spent / aim - AIM)))
         step = FASTEST * beyond / (self.course.epochs * (self.steps or 400))
@@ -428,23 +477,25 @@ class _Tuner:
         found = self._measured()
         epoch = Epoch(self.epoch, loss, *found, self.weight, time.perf_counter() - begun)
         self.history.append(epoch)
-        better = len(self.history) == 1 or self._better(epoch, self.history[self.best])
-        if better or self.held_out is None:
+        first = len(self.history) == 1 or self.held_out is None
+        if first or self._rank(epoch) > self._rank(self.history[self.best]):
             self.best = len(self.history) - 1
             self.kept = [p.detach().clone() for p in self.parameters]
 
-    def _measured(self) -> tuple[float | None, float | None, float]:
-        """Accuracy, agreement and additions, on held-out samples or else on a first batch."""
-        n, labelled, right, same, spent = 0, 0, 0, 0, 0.0
-        classes = _classes(self.network)
+    def _measured(self) -> tuple[float | None, float | None, float | None, float | None]:
+        """Accuracy, agreement, distance, additions, on held-out samples or else a first batch."""
+        n, labelled, right, same, far = 0, 0, 0, 0, 0.0
+        spent: float | None = 0.0
         batches = _batches(self.data if self.held_out is None else self.held_out)
         for x, y in batches:
             x, y = x.to(self.device), self._checked(x, y)
             have, want = self._outputs(x), _flat(self.source.ann(x))
-            spent += float(additions_of(self.snn)) * samples_of(x)
+            each = self._additions()
+            spent = None if each is None or spent is None else spent + each * samples_of(x)
             self.snn.reset()
             n += samples_of(x)
-            if classes:
+            far += float(self._distances(have, want)) * samples_of(x)
+            if self.classes:
                 guess = have[0].argmax(1)
                 same += int((guess == want[0].argmax(1)).sum())
                 right += int((guess == y).sum()) if y is not None else 0
@@ -453,20 +504,27 @@ class _Tuner:
                 break
         if not n:
             raise InputError("the held-out samples, or the loader, give no batches.")
+        spent = None if spent is None else spent / n
         if self.held_out is None:
-            return None, None, spent / n
-        shares = right / labelled if labelled else None, same / n if classes else None
-        return *shares, spent / n
+            return None, None, None, spent
+        shares = right / labelled if labelled else None, same / n if self.classes else None
+        return *shares, far / n, spent
 
-    def _better(self, new: Epoch, old: Epoch) -> bool:
-        return self._rank(new) > self._rank(old)
+    def _additions(self) -> float | None:
+        """None where they cannot be counted, which a budget alone asks for."""
+        try:
+            return float(additions_of(self.snn).detach())
+        except InputError:
+            if self.course.additions is not None:
+                raise
+            return None
 
     def _rank(self, epoch: Epoch) -> tuple[float, ...]:
         budget = self.course.additions
-        beyond = 0.0 if budget is None else max(0.0, epoch.additions - budget)
+        beyond = 0.0 if budget is None else max(0.0, (epoch.additions or 0.0) - budget)
+        assert epoch.distance is not None  # of held-out samples
         worth = epoch.accuracy if epoch.accuracy is not None else epoch.agreement
-        loss = math.inf if epoch.loss is None else epoch.loss
-        return -beyond, -loss if worth is None else worth, -loss
+        return -beyond, -epoch.distance if worth is None else worth, -epoch.distance
 
     def _network(self) -> SpikingNetwork:
         with torch.no_grad():
@@ -478,7 +536,7 @@ class _Tuner:
 
     def _warn(self) -> None:
         budget, found = self.course.additions, self.history[self.best].additions
-        if budget is not None and found > budget:
+        if budget is not None and found is not None and found > budget:
             warnings.warn(
                 f"fine_tune: {found:.3g} additions for each MAC of the source are left, more than "
                 f"additions={budget:g}. Train for more epochs, or start from a network of fewer "
@@ -492,7 +550,7 @@ class _Tuner:
         """A whole file in the place of the one before; ``torch.load`` reads it weights_only."""
         found = {
             "of": fingerprint(self.network),
-            "course": vars(self.course),
+            "course": self._settings(),
             "parameters": [p.detach().cpu() for p in self.parameters],
             "kept": [value.cpu() for value in self.kept],
             "adam": self.adam.state_dict(),
@@ -504,49 +562,112 @@ class _Tuner:
         try:
             torch.save(found, beside)
             os.replace(beside, path)
+        except (OSError, RuntimeError) as error:  # the second is torch's
+            raise FormatError(f"'{path}' cannot be written ({error}).") from error
         finally:
             beside.unlink(missing_ok=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the result depends on beside the network; of a loader its length alone."""
+        size = self.data.size if isinstance(self.data, Samples) else None
+        return {
+            **vars(self.course),
+            "samples": _described(self.data),
+            "validation": _described(self.held_out),
+            "batch_size": size,
+            "labels": self.labels,
+            "simulator": self.simulator,
+        }
 
     def _load(self, path: Path) -> None:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-            of, course = found["of"], found["course"]
+            other = self._other(found["of"], found["course"])
+            if other is None:
+                self._set(found)
         except Exception as error:  # whatever torch makes of a file that is none
             raise FormatError(
                 f"'{path}' is no file that fine_tune(resume=) wrote; name another, or delete it."
             ) from error
-        if of != fingerprint(self.network):
-            raise InputError(f"'{path}' is of another network; name another file, or delete it.")
-        if course != vars(self.course):
-            changed = [k for k, v in vars(self.course).items() if course.get(k) != v]
-            before = ", ".join(f"{name}={course.get(name)!r}" for name in changed)
-            raise InputError(
-                f"'{path}' is of a course with {before}; go on with these, name another file, or "
-                "delete it."
-            )
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, found["parameters"], strict=True):
-                parameter.copy_(value)
-        self.kept = [value.to(self.device) for value in found["kept"]]
+        if other is not None:
+            raise InputError(f"'{path}' is of {other}name another file, or delete it.")
+
+    def _other(self, network: str, course: dict[str, Any]) -> str | None:
+        """What a file is of, where that is not what is trained now."""
+        if network != fingerprint(self.network):
+            return "another network; "
+        now = self._settings()
+        changed = [f"{k}={course[k]!r}" for k, value in now.items() if course[k] != value]
+        return f"a course with {', '.join(changed)}; go on with these, " if changed else None
+
+    @torch.no_grad()
+    def _set(self, found: dict[str, Any]) -> None:
+        """Raises what it may for values that ``_save`` did not write."""
         self.adam.load_state_dict(found["adam"])
         torch.set_rng_state(found["rng"])
         self.history = [Epoch(*row) for row in found["history"]]
-        for name in _NUMBERS:
-            setattr(self, name, found[name])
+        for name, kinds in _NUMBERS.items():
+            setattr(self, name, _of(kinds, found[name]))
+        self.kept = [value.to(self.device) for value in found["kept"]]
+        pairs = [*zip(self.parameters, found["parameters"], strict=True)]
+        for parameter, value in pairs + [*zip(self.parameters, self.kept, strict=True)]:
+            _of_shape(parameter.shape, value)
+        for moved, state in self.adam.state.items():
+            _of_shape(moved.shape, state["exp_avg"], state["exp_avg_sq"])
+        for parameter, value in pairs:
+            parameter.copy_(value)
+        self.history[self.best]
 
 
-_NUMBERS = ("weight", "epoch", "spent", "best", "steps", "before")
+def _of(kinds: Any, value: Any) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{value!r} is of another kind")
+    return value
+
+
+def _of_shape(shape: torch.Size, *values: Tensor) -> None:
+    if any(value.shape != shape for value in values):
+        raise ValueError(f"values of another shape than {list(shape)}")
+
+
+_NUMBERS: dict[str, Any] = {
+    "weight": float,
+    "epoch": int,
+    "spent": float,
+    "best": int,
+    "steps": (int, type(None)),
+    "before": (float, type(None)),
+}
 AIM = 0.95  # of what additions may be, so that held-out samples stay within it
 
 
 def fingerprint(network: SpikingNetwork) -> str:
     """Of the nodes and all numbers of a network."""
+    nodes = [
+        [node.kind, {each.name: getattr(node, each.name) for each in fields(node)}]
+        for node in network.nodes
+    ]
+    return _digest([*nodes, [network.outputs, network.time_steps]])
+
+
+def _described(data: Any) -> str | None:
+    """How many samples there are, and a digest of their numbers; of a loader its batches."""
+    if data is None:
+        return None
+    if isinstance(data, Samples):
+        x = data.x.tensors if isinstance(data.x, Inputs) else data.x
+        return f"{len(data.x)} of {_digest([x, data.y])[:16]}"
+    return f"a loader of {_length(data)} batches"
+
+
+def _digest(values: Any) -> str:
     found = hashlib.sha256()
 
     def put(value: Any) -> None:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{list(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            found.update(flat.view(torch.uint8).numpy().tobytes())
         elif isinstance(value, Mapping):
             for name, item in value.items():
                 found.update(str(name).encode())
@@ -557,9 +678,7 @@ def fingerprint(network: SpikingNetwork) -> str:
         else:  # of a row the name: its function has an address
             found.update(str(getattr(value, "name", value)).encode())
 
-    for node in network.nodes:
-        put([node.kind, {each.name: getattr(node, each.name) for each in fields(node)}])
-    put([network.outputs, network.time_steps])
+    put(values)
     return found.hexdigest()
 
 
@@ -576,8 +695,8 @@ def _classes(network: SpikingNetwork) -> int:
     return last if isinstance(last, int) and last > 1 else 0
 
 
-def _distance(have: Tensor, want: Tensor, temperature: float) -> Tensor:
-    if have.dim() == 2 and have.shape[1] > 1:
+def _distance(have: Tensor, want: Tensor, temperature: float | None) -> Tensor:
+    if temperature is not None and have.dim() == 2 and have.shape[1] > 1:
         log = F.log_softmax(have / temperature, 1)
         aim = F.log_softmax(want / temperature, 1)
         kl = F.kl_div(log, aim, reduction="batchmean", log_target=True)
@@ -585,15 +704,15 @@ def _distance(have: Tensor, want: Tensor, temperature: float) -> Tensor:
     return (have - want).square().mean() / want.square().mean().clamp(min=1e-12)
 
 
-def _check_network(network: SpikingNetwork, course: Course) -> None:
+def check_budget(network: SpikingNetwork, additions: float | None) -> None:
     """Raises InputError where additions cannot come down to the budget."""
-    if course.additions is None:
+    if additions is None:
         return
     prices = Prices.of(network, network.time_steps)
     left = prices.fixed / max(1.0, prices.source)
-    if course.additions <= left:
+    if additions <= left:
         raise InputError(
-            f"additions={course.additions:g} cannot be reached: {left:.3g} for each MAC of the "
+            f"additions={additions:g} cannot be reached: {left:.3g} for each MAC of the "
             "source are products of real values, of the input and of functions, which no spike "
             "less makes fewer."
         )

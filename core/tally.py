@@ -32,6 +32,12 @@ class Tally:
         for each in sent:
             self.sent[name] = self.sent[name] + each if name in self.sent else each
 
+    def settle(self, before: dict[str, Tensor]) -> None:
+        """Without a gradient what was sent up to sums ``before``, where nothing was added since."""
+        for name, sent in before.items():
+            if self.sent.get(name) is sent:
+                self.sent[name] = sent.detach()
+
     def of(self, node: Node, like: Tensor) -> Tensor | None:
         """The connections of a node, where ``like`` is; None of one that sends nothing."""
         fan_out = self.fan_out.get(node.name)

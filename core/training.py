@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import FormatError, InputError
 from ..neurons.base import Learned, Make
 from .module import NetworkModule
 from .network import SpikingNetwork
@@ -41,6 +41,15 @@ def learned(network: SpikingNetwork) -> list[Learning]:
 
     each_learned(network, look)
     return list(found.values())
+
+
+def check_collected(network: SpikingNetwork) -> None:
+    """Raises FormatError for a description of parameters: used, they are kept in their range."""
+    if learned(network):
+        raise FormatError(
+            "the network holds parameters: it is the description of a module that trains. Pass "
+            "collect(module), which holds their values."
+        )
 
 
 def parametrised(network: SpikingNetwork) -> SpikingNetwork:
@@ -75,9 +84,16 @@ def collect(snn: NetworkModule) -> SpikingNetwork:
     """The description of a network that trains, with the values that its parameters have now.
 
     A new description, which shares no memory with ``snn``: to be built, verified, saved, exported.
-    Raises InputError for what was not built with ``trainable=True``.
+    Raises InputError for what was not built with ``trainable=True``, and where parameters of the
+    module were replaced, which the description does not hold.
     """
     network = trained("collect", snn).network
+    own = {id(p) for p in snn.parameters()}
+    if any(id(p) not in own for p, _ in learned(network)):
+        raise InputError(
+            "collect: parameters of the module were replaced, as by load_state_dict(assign=True), "
+            "pruning or parametrizations; copy values into them instead."
+        )
     made: dict[int, Any] = {}
 
     def make(value: Any, how: Learned) -> Any:

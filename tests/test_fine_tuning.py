@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -287,6 +288,38 @@ def test_additions_begin_anew_after_a_reset(network):
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.parametrize("mode", ["s", "m", "norse"])
+def test_additions_of_a_run_in_parts(model, mode):
+    """With states detached in between: all count, those since the last backward with a gradient."""
+    from spikingjelly.activation_based import functional
+
+    network, (x, y) = KINDS["two steps"](model), samples()
+    simulator, options = ("norse", {}) if mode == "norse" else ("spikingjelly", {"step_mode": mode})
+    whole, parts = (sg.build(network, simulator, trainable=True, **each) for each in ({}, options))
+    outputs(whole, x, 4)
+    state, grads = None, []
+    for _ in range(2):
+        if mode == "s":
+            out = [parts(x) for _ in range(2)][-1]
+        elif mode == "m":
+            out = parts(x.expand(2, *x.shape))[-1]
+        else:
+            out, state = parts(x.expand(2, *x.shape), state)
+            out, state = out[-1], torch.utils._pytree.tree_map(detached, state)
+        spent = sg.additions(parts)
+        parts.zero_grad()
+        (F.cross_entropy(out, y) + spent).backward()
+        grads.append([p.grad for p in parts.parameters() if p.grad is not None])
+        if mode != "norse":
+            functional.detach_net(parts)
+    torch.testing.assert_close(spent, sg.additions(whole))
+    assert len(grads[1]) > len(grads[0]) / 2 and all(bool(g.isfinite().all()) for g in grads[1])
+
+
+def detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 def test_additions_and_collect_refuse(network):
     with pytest.raises(sg.InputError, match="call the network first"):
         sg.additions(sg.build(network, trainable=True))
@@ -304,6 +337,21 @@ def test_additions_refuse_neurons_that_tell_nothing():
     outputs(snn, samples()[0], 2)
     with pytest.raises(sg.InputError, match="has no gradient"):
         sg.additions(snn)
+
+
+def test_parameters_are_not_written_for_their_values(network, tmp_path):
+    """Their values are used in a range, which files do not know of."""
+    snn = sg.build(network, trainable=True)
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.save(snn.network, tmp_path / "net.h5")
+    group = sg.build(group_network(), trainable=True).network
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.export(group, tmp_path / "net.nir")
+    with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
+        sg.export(group, tmp_path / "net.net", time_steps=2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(sg.FormatError, match=r"one that trains gives collect\(module\)"):
+        sg.save(snn, tmp_path / "net.h5")
 
 
 # -- the description back -------------------------------------------------------------------------
@@ -349,6 +397,15 @@ def test_it_holds_no_memory_of_the_module(network):
         for p in snn.parameters():
             p.add_(1.0)
     assert torch.equal(sg.run(sg.build(found), x)[1], before)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_parameters_that_were_replaced_are_not_collected(network, simulator):
+    snn = sg.build(network, simulator, trainable=True)
+    state = {name: 1.01 * p.detach() for name, p in snn.named_parameters()}
+    snn.load_state_dict(state, strict=False, assign=True)
+    with pytest.raises(sg.InputError, match="parameters of the module were replaced"):
+        sg.collect(snn)
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
@@ -449,6 +506,20 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
         sg.fine_tune(network, samples(64), epochs=1, resume=path)
     with pytest.raises(sg.InputError, match=r"is of a course with epochs=1"):
         sg.fine_tune(coarse, samples(64), epochs=2, resume=path)
+    course, x = {"epochs": 1, "resume": path}, samples(64)[0]
+    for data, other, text in (
+        (samples(64, seed=1), {}, "samples='58 of"),
+        (samples(96), {}, "samples='58 of"),
+        (x, {}, "samples='58 of"),
+        (samples(64), {"labels": False}, "labels=None"),
+        (samples(64), {"batch_size": 8}, "batch_size=64"),
+        (samples(64), {"validation": x}, "validation='6 of"),
+        (samples(64), {"simulator": "norse"}, "simulator='spikingjelly'"),
+        ([samples(64)], {}, "samples='58 of"),
+    ):
+        with pytest.raises(sg.InputError, match=f"is of a course with .*{text}"):
+            sg.fine_tune(coarse, data, **course, **other)
+    assert len(sg.fine_tune(coarse, samples(64), **course).history) == 2
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
@@ -463,6 +534,56 @@ def test_a_pickle_in_its_place_is_not_run(coarse, tmp_path):
     with pytest.raises(sg.FormatError):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
     assert not (tmp_path / "run").exists()
+
+
+DAMAGES = {
+    "a list": lambda found: [],
+    "numbers": lambda found: {**found, "epoch": "one"},
+    "the best": lambda found: {**found, "best": 7},
+    "history": lambda found: {**found, "history": [[1]]},
+    "a shape": lambda found: {**found, "parameters": [p[:1] for p in found["parameters"]]},
+    "what is kept": lambda found: {**found, "kept": [p[..., None] for p in found["kept"]]},
+    "too few": lambda found: {**found, "kept": found["kept"][1:]},
+    "Adam": lambda found: {**found, "adam": {"state": {}, "param_groups": []}},
+    "the generator": lambda found: {**found, "rng": torch.zeros(3)},
+} | {f"no {key}": lambda found, key=key: {k: v for k, v in found.items() if k != key}
+     for key in ("of", "course", "adam", "history", "spent")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def course_file(coarse, tmp_path_factory):
+    path = tmp_path_factory.mktemp("course") / "course.pt"
+    sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_resume_file_is_refused(coarse, course_file, tmp_path, name):
+    torch.save(DAMAGES[name](course_file), tmp_path / "course.pt")
+    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+        sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
+
+
+def test_where_no_resume_file_can_be_is_said_before_training(coarse, tmp_path, monkeypatch):
+    monkeypatch.setattr(sg.converters.fine_tuning._Tuner, "_train", None)  # is not reached
+    for path in (tmp_path, tmp_path / "nowhere/course.pt"):
+        with pytest.raises(sg.InputError, match="resume is a file"):
+            sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
+
+
+def test_a_disk_that_does_not_take_it_is_said(coarse, tmp_path, monkeypatch):
+    def full(*given):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(sg.FormatError, match="cannot be written .*the disk is full"):
+        sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
+
+
+def test_numbers_of_numpy_are_gone_on_from(coarse, tmp_path):
+    given = {"lr": numpy.float64(1e-3), "epochs": 1, "resume": tmp_path / "course.pt"}
+    for _ in range(2):
+        assert len(sg.fine_tune(coarse, samples(64), **given).history) == 2
 
 
 def test_loaders_and_tensors(coarse):
@@ -519,6 +640,22 @@ def test_outputs_of_another_task_follow_the_source(model):
         sg.fine_tune(network, samples(64), epochs=1)
 
 
+def test_what_held_out_samples_find_worse_is_not_kept():
+    """Where no classes are counted, by the distance from the source's outputs."""
+    torch.manual_seed(0)
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 1)).eval()
+    network, held_out = converted(regression, members=3), samples(64, seed=3)[0]
+    found = sg.fine_tune(network, samples(256)[0], validation=held_out, epochs=2, lr=10.0)
+    assert found.best == 0 and min(row.distance for row in found.history[1:]) > 0.1
+    ways = {"accuracy": None, "agreement": None}
+    assert all(ways.items() <= row._asdict().items() for row in found.history)
+    y, want = (sg.run(sg.build(each), held_out)[1] for each in (found.network, network))
+    assert torch.equal(y, want)
+    source = regression(held_out).detach()
+    expected = (y - source).square().mean() / source.square().mean()
+    assert found.history[0].distance == pytest.approx(float(expected), rel=1e-4)
+
+
 X, Y = samples(32)
 WRONG = {
     "labels": (((X, Y + 1),), {}, "labels are from 0 to 2"),
@@ -534,6 +671,12 @@ WRONG = {
     "held out": (((X, Y),), {"validation": []}, "no batches"),
     "additions": (((X, Y),), {"additions": 0}, "additions is a positive number"),
     "unreachable": (((X, Y),), {"additions": 1e-3}, "cannot be reached"),
+    "no lr": (((X, Y),), {"lr": None}, "lr is a positive number"),
+    "seed": (((X, Y),), {"seed": "a"}, "seed is an integer"),
+    "a list": (((X, Y.tolist()),), {}, "labels are a tensor of class indices .*not list"),
+    "lists": (([(X, Y.tolist())],), {}, "labels are a tensor of class indices .*not list"),
+    "arrays": (([X.numpy()],), {}, "x is ndarray"),
+    "no classes": (((X, Y),), {"temperature": None}, "with a temperature"),
     "epochs": (((X, Y),), {"epochs": 0}, "epochs is an integer"),
     "half": (((X, Y),), {"epochs": 0.5}, "epochs is an integer"),
     "seconds": (((X, Y),), {"seconds": -1}, "seconds is a positive number"),
@@ -552,6 +695,92 @@ def test_refused(coarse, name):
     arguments, options, text = WRONG[name]
     with pytest.raises(sg.InputError, match=text):
         sg.fine_tune(coarse, *arguments, **options)
+
+
+def test_only_a_description_is_fine_tuned(network):
+    for given, name in ((sg.build(network, trainable=True), "Network"), ("net.h5", "str")):
+        with pytest.raises(sg.InputError, match=f"not .*{name}; a file gives it by load"):
+            sg.fine_tune(given, (X, Y), epochs=1)
+
+
+def test_without_gradients_of_its_caller_it_learns_the_same(coarse):
+    expected = sg.fine_tune(coarse, (X, Y), epochs=1)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = sg.fine_tune(coarse, (X, Y), epochs=1)
+        assert [row[:-1] for row in found.history] == [row[:-1] for row in expected.history]
+
+
+def test_a_seed_is_that_of_the_cpu_alone(coarse, monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", None)  # which seeds each GPU
+    sg.fine_tune(coarse, (X, Y), epochs=1, seed=5)
+
+
+def test_numbers_that_are_no_classes_follow_the_source_by_their_square():
+    torch.manual_seed(0)
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 2)).eval()
+    network, x = converted(regression, members=1), samples(256)[0]
+    options = {"epochs": 2, "lr": 1e-3, "validation": x[:64]}
+    found = sg.fine_tune(network, x, temperature=None, **options)
+    assert all(row.agreement is None for row in found.history)
+    y, want = sg.run(sg.build(network), x[:64])[1], regression(x[:64]).detach()
+    expected = (y - want).square().mean() / want.square().mean()
+    assert found.history[0].distance == pytest.approx(float(expected), rel=1e-4)
+    assert sg.fine_tune(network, x, **options).history[0].agreement is not None
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, u, w):
+        return self.head(F.gelu(self.one(u) + self.two(w)))
+
+
+def test_several_inputs_are_samples_by_name(tmp_path):
+    torch.manual_seed(0)
+    x, y = {"u": torch.randn(64, 6), "w": torch.randn(64, 4)}, torch.arange(64) % 3
+    network = sg.convert(Both().eval(), x, time_steps=1, members=2, tune=False)
+    options = {"epochs": 1, "resume": tmp_path / "course.pt"}
+    found = sg.fine_tune(network, (x, y), **options)
+    assert found.history[1].accuracy is not None
+    with pytest.raises(sg.InputError, match="samples='58 of"):
+        sg.fine_tune(network, ({**x, "w": x["w"] + 1}, y), **options)
+    assert sg.fine_tune(network, x, epochs=1).history[1].agreement is not None
+    with pytest.raises(sg.InputError, match="with N >= 1"):
+        sg.fine_tune(network, ({**x, "w": x["w"][:9]}, y), epochs=1)
+
+
+def relus(method, steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    options = {"time_steps": steps, "input_coding": "poisson" if method == "signgd" else "real"}
+    return sg.convert(model, samples(64)[0].abs(), method=method, tune=False, **options)
+
+
+def max_pooled_groups():
+    parts = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    model = nn.Sequential(*parts, nn.Linear(16, 3)).eval()
+    return sg.convert(model, samples(64)[0], method="group", time_steps=2, members=4)
+
+
+UNCOUNTED = {
+    "Poisson": lambda: relus("signgd", 2),
+    "subgradients": lambda: relus("subgradient", 2),
+    "maxima": max_pooled_groups,
+}
+
+
+@pytest.mark.parametrize("kind", UNCOUNTED)
+def test_what_has_no_count_of_additions_is_trained_without_a_budget(kind):
+    network = UNCOUNTED[kind]()
+    x, y = samples(64)
+    found = sg.fine_tune(network, (x.abs(), y), epochs=1)
+    assert [row.additions for row in found.history] == [None, None] and str(found)
+    with pytest.raises(sg.InputError, match="additions"):
+        sg.fine_tune(network, (x.abs(), y), epochs=1, additions=1e3)
 
 
 def test_a_generator_is_used_up(coarse):

@@ -202,6 +202,10 @@ def test_tables_are_written_where_the_tutorial_has_them(tmp_path, monkeypatch):
         for seed in range(3):
             values = {"accuracy": 90.0 + seed, "spikes": 3000.0, "additions": 1e5 * factor}
             from_scratch.keep(name, f"seed {seed}", values)
+    for seed in range(2):  # shorter trainings are a table of their own
+        values = {"accuracy": 50.0, "spikes": 1.0, "additions": 1.0}
+        from_scratch.keep("SignGD-4", from_scratch.cell_of(seed, 1), values)
+    assert any("| 50.00 (50.00 to 50.00) |" in line for line in from_scratch.table(1))
     from_scratch.keep("SignGD-4", "time", {"step": 0.01, "ratio": 0.4})
     written = from_scratch.page((TUTORIALS / "training.md").read_text())
     rows = [line for line in written.splitlines() if line.startswith("| ") and " 91.00 " in line]
@@ -210,6 +214,19 @@ def test_tables_are_written_where_the_tutorial_has_them(tmp_path, monkeypatch):
         "91.00 (90.00 to 92.00) | 3,000 | 50,000 | 0.50 | 10.0 | 0.40 |",
     ]
     assert from_scratch.page(written) == written
+
+
+def test_a_cell_is_of_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(from_scratch, "RESULTS", tmp_path)
+    monkeypatch.setattr(from_scratch, "trained", lambda *given: {"given": given})
+    from_scratch.keep("IFNode", "time", {})
+    for epochs in (from_scratch.EPOCHS, 1, from_scratch.EPOCHS):
+        from_scratch.run(["IFNode"], [0], epochs)
+    assert from_scratch.cells("IFNode") == {
+        "time": {},
+        "seed 0": {"given": ["IFNode", 0, 3]},
+        "seed 0 epochs 1": {"given": ["IFNode", 0, 1]},
+    }
 
 
 def test_the_tutorial_of_training():  # on 2.0.0: before, BatchNorm1d takes no [T, N, C]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...core.network import NODES, Node, SpikingNetwork
 from ...core.registry import look_up
+from ...core.training import check_collected
 from ...errors import FormatError
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ...neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
@@ -41,7 +42,8 @@ def save(
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"save takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
-            "a built module keeps it as module.network."
+            "a built module keeps it as module.network, "
+            "one that trains gives collect(module)."
         )
     write(content_of(network, class_names), path)
 
@@ -59,6 +61,7 @@ def load(
 
 def content_of(network: SpikingNetwork, class_names: Sequence[str] | None = None) -> Content:
     """The network as plain data."""
+    check_collected(network)
     provenance = dict(network.provenance)
     names = provenance.pop("class_names", None) if class_names is None else class_names
     if names is not None and (

@@ -37,6 +37,7 @@ from ...core.network import (
     SpikingNetwork,
 )
 from ...core.operations import apply, apply_linear, follows_batch
+from ...core.training import check_collected
 from ...core.walk import Semantics, visits
 from ...errors import FormatError
 from .netx import LARGEST_BIAS
@@ -201,8 +202,10 @@ def check_output(network: SpikingNetwork) -> None:
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"Lava takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
-            "a built module keeps it as module.network."
+            "a built module keeps it as module.network, "
+            "one that trains gives collect(module)."
         )
+    check_collected(network)
     last = network.nodes[-1].name
     if network.outputs != last:
         raise FormatError(

@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from ...core.network import SpikingNetwork
+from ...core.training import check_collected
 from ...errors import FormatError
 from ..files import write_whole
 from .graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
@@ -34,8 +35,10 @@ def to_graph(
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"NIR files are written from the SpikingNetwork that convert returned, not from "
-            f"{type(network).__name__}; a built module keeps it as module.network."
+            f"{type(network).__name__}; a built module keeps it as module.network, "
+            "one that trains gives collect(module)."
         )
+    check_collected(network)
     choices = (("mode", mode, MODES), ("dialect", dialect, DIALECTS), ("pooling", pooling, POOLING))
     for name, value, known in choices:
         if value not in known:
