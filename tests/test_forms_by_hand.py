@@ -449,6 +449,36 @@ def test_both_forms_agree_in_norse(name: str, spikes: str, over_time: bool) -> N
     assert_close(norse_steps(decoded, x, over_time), wanted)
 
 
+class Total(nn.Module):
+    """The sum over time so far."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(0)
+
+
+@pytest.mark.parametrize("over_time", [True, False], ids=["layers", "cells"])
+def test_a_layer_that_stands_twice_in_norse_is_called_twice(over_time: bool) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    gelu, relu = norse_node(over_time, "gelu"), norse_node(over_time)
+    net = SequentialState(shared, gelu, shared, relu, nn.Linear(6, 3)).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    example = x.expand(2, *x.shape) if over_time else x
+    spiking = sg.to_spikes(net, example)
+    decoded = sg.to_decoded(spiking, example)
+    assert len(spiking) == 7 and all(sg.check(n, example).ok for n in (net, spiking, decoded))
+    wanted = norse_steps(net, x, over_time)
+    assert_close(norse_steps(spiking, x, over_time), wanted)
+    assert_close(norse_steps(decoded, x, over_time), wanted)
+
+
+def test_a_layer_of_norse_that_takes_values_and_spikes_is_refused() -> None:
+    shared = nn.Linear(6, 6)
+    net = SequentialState(shared, Total(), shared, norse_node(True))
+    with pytest.raises(sg.InputError, match=r"'0' \(Linear\) is called with increments and with"):
+        sg.to_spikes(net, torch.randn(3, 4, 6))
+
+
 # -- faults ---------------------------------------------------------------------------------------
 
 

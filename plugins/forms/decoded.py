@@ -101,7 +101,8 @@ def _over_time(hand: Hand) -> bool:
 def _chain(hand: Hand, value: fx.Node) -> Iterator[fx.Node]:
     """The modules before, as long as each is called once and feeds the next one alone."""
     while len(value.users) == 1 and value.op == "call_module" and hand.part(value) is None:
-        if sum(other.target == value.target for other in hand.graph.nodes) > 1:
+        module = hand.module(value)
+        if sum(hand.module(other) is module for other in hand.graph.nodes) > 1:
             return
         yield value
         value = value.all_input_nodes[0]

@@ -133,11 +133,11 @@ class Hand:
                 return None
             if key is not None and (not order or order[-1] != key):
                 order.append(key)
-        kept = dict(self.root.named_children())
+        kept = self.root._modules
         # Dropped: what was removed. Of the others each stands once: nothing was put inside one
         if len(set(order)) != len(order):
             return None
-        return {key: kept[key] for key in order}
+        return {key: child for key in order if (child := kept[key]) is not None}
 
 
 def _child(call: fx.Node) -> str | None:

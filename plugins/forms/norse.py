@@ -109,7 +109,9 @@ def _each(value: object) -> tuple[float | Tensor, ...]:
 
 def _leaves(net: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a SequentialState calls one after the other, with their paths."""
-    for name, module in net.named_children():
+    for name, module in net._modules.items():  # where one stands twice, ``children`` has it once
+        if module is None:
+            continue
         if isinstance(module, SequentialState):
             yield from _leaves(module, f"{prefix}{name}.")
         else:
