@@ -264,11 +264,18 @@ def saved(module: nn.Module) -> dict[str, Any]:
 def test_a_state_dict_holds_what_defines_a_node() -> None:
     given: list[tuple[nn.Module, nn.Module]] = [
         (SignGDNode("gelu", scale=2.0, resting=0.5, dead_zone=0.25), SignGDNode("gelu")),
+        (SignGDNode("gelu", dead_zone=0.0), SignGDNode("gelu")),
         (SignGDNode("gelu", learnable="scale"), SignGDNode("gelu", scale=3.0, learnable="scale")),
         (GroupNode(4, 0.7, initial_charge=0.25), GroupNode(4)),
         (
             SignGDNode("relu", FAST, spikes="signed", initial_input=0.5),
             SignGDNode("relu", FAST, spikes="signed", initial_input=0.0),
+        ),
+        (sg.Readout(0.5), sg.Readout()),
+        (sg.Readout(torch.rand(5)), sg.Readout(torch.zeros(5))),
+        (
+            sg.Readout(0.5, spikes="binary", schedule=FAST, offset=2.0),
+            sg.Readout(0.0, spikes="binary", schedule=FAST, offset=1.0),
         ),
     ]
     x = torch.randn(4, 3, 5)
@@ -299,6 +306,14 @@ def test_a_state_dict_holds_what_defines_a_node() -> None:
             "arguments=.*negative_slope",
         ),
         (lambda: GroupNode(4), lambda: GroupNode(2), "members=4, this one 2"),
+        (lambda: sg.Encode(), lambda: sg.Encode(FAST), "Encode: .* schedule="),
+        (lambda: sg.Encode(), lambda: sg.Encode(spikes="decoded"), "spikes='signed', this one"),
+        (lambda: sg.Encode(momentum=0.5), lambda: sg.Encode(), "schedule=|momentum=0.5"),
+        (
+            lambda: sg.Readout(spikes="ternary", schedule=FAST),
+            lambda: sg.Readout(spikes="ternary", schedule=ExponentialSchedule(1.0, 0.5)),
+            "Readout: .* schedule=",
+        ),
         (lambda: GroupNode(4), lambda: GroupNode(4, signed=True), "signed=False, this one True"),
     ],
 )
@@ -318,6 +333,10 @@ def test_a_state_dict_of_an_earlier_version_is_loaded() -> None:
     assert torch.equal(other.scale, node.scale)
     group = GroupNode(4, torch.rand(5) + 0.5)
     GroupNode(4, torch.ones(5)).load_state_dict({"v_threshold": group.v_threshold})
+    readout = sg.Readout(torch.zeros(5))
+    readout.load_state_dict({"initial": torch.ones(5)})
+    assert torch.equal(readout.initial, torch.ones(5))
+    sg.Encode().load_state_dict({})
 
 
 # -------------------------------------------------------------------------------------- habits

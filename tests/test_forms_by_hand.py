@@ -1068,6 +1068,18 @@ def test_the_result_is_saved_and_loaded(name: str, tmp_path: Any) -> None:
     assert all(map(torch.equal, steps(other, x), steps(net, x)))
 
 
+def test_a_read_out_that_begins_at_a_number_is_saved_and_loaded() -> None:
+    """As of a bias of one value."""
+    torch.manual_seed(0)
+    nets, x = [mlp(), mlp()], torch.randn(4, 6)
+    for value, net in enumerate(nets):
+        nn.init.constant_(net[4].bias, 3.0 * value)
+        net[1].resting = net[3].resting = 0.0
+    one, other = (sg.to_spikes(net, x) for net in nets)
+    other.load_state_dict(one.state_dict())
+    assert all(map(torch.equal, steps(other, x), steps(one, x)))
+
+
 def test_parameters_of_nodes_stay_and_train() -> None:
     torch.manual_seed(0)
     act = node("gelu", resting=nn.Parameter(torch.rand(8)), learnable=("scale", "dead_zone"))

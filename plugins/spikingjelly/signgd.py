@@ -237,6 +237,8 @@ class SignGDNode(Made):
             theta, offset = float(state_dict.pop(key)), 0.0 if self.spikes == "binary" else None
             check_protocol(self._get_name(), self.spikes, 0.0, offset, dead_zone=theta)
             self.dead_zone = theta
+        elif saved is None and prefix + "_extra_state" in state_dict:
+            self.dead_zone = 0.0
         elif saved is None and self.dead_zone:
             warnings.warn(
                 f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has dead_zone="
