@@ -133,12 +133,20 @@ def check_range(owner: str, name: str, value: Any) -> None:
     if not learned(value) or value.is_meta or name not in RANGES:
         return
     low, high = RANGES[name]
-    given = value.detach().float()
-    if not bool(((given >= low) & (given <= torch.tensor(high, device=given.device))).all()):
+    given = value.detach()
+    least, most = given.new_tensor(low), given.new_tensor(high)  # rounded as the value is
+    if not bool(((given.float() >= least.float()) & (given.float() <= most.float())).all()):
         raise InputError(
             f"{owner}: a learned {name} stays in [{low:.4g}, {high:.4g}], but it begins with "
             f"{float(given.min())!r} to {float(given.max())!r}."
         )
+
+
+@torch.no_grad()
+def put_within(name: str, value: Any) -> None:
+    """Moves what is learned into its range, in place; it counts as what it is there anyway."""
+    if learned(value):
+        value.clamp_(*RANGES[name])
 
 
 def within(name: str, value: Tensor) -> Tensor:

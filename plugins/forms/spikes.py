@@ -82,6 +82,9 @@ def _check(hand: Hand, example: Any, spikes: str) -> None:
     neurons = hand.neurons()
     if not neurons:
         raise InputError(f"{hand.name} has no signGD neurons, and others have one form alone.")
+    for call in hand.mixed():
+        fault, fix = hand.simulator.unlike_others
+        raise InputError(f"{hand.where(call)} {fault}; {fix}.")
     parts = {call: part for call, part in hand.parts() if part.role != "readout"}
     if spikes == "signed":
         return
