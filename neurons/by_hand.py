@@ -1,10 +1,12 @@
 """Neurons built by hand: what they are where nothing is said, what learns, and what is refused.
 
 The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
-step, then 1, with 8 members. That follows inputs that change, is near f from the first step on,
-and sends the fewest spikes of what is as near. Fewer members take smaller steps, which are nearer
-where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have steps
-that shrink. Given a schedule a neuron has one member, as ever.
+step, then 1, with 8 members. That is near f from the first step on, follows inputs by which f moves
+by at most about 2 scale a step from the second step on (1 scale with 4 members), and sends the
+fewest spikes of what is as near. Inputs that jump from step to step take
+``ConstantSchedule(4.0), members=8`` or a larger scale. Fewer members take smaller steps, which are
+nearer where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have
+steps that shrink. Given a schedule a neuron has one member, as ever.
 """
 
 from __future__ import annotations
@@ -104,10 +106,10 @@ def chosen_initial(owner: str, given: Any, spikes: str) -> Any:
         return 0.0
     if given is None:
         raise InputError(
-            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on, which "
-            "is the bias of the layer before, and that layer has none. Pass initial_input=bias, "
-            "or 0.0 where there is no bias, or build the network with spikes='decoded' and turn "
-            "it as a whole: sg.to_spikes(net, example)."
+            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on: the "
+            "bias of the layer before, which has none itself, plus W v(0) where its senders have a "
+            "resting value. Pass initial_input=bias, or 0.0 where there is neither, or build the "
+            "network with spikes='decoded' and turn it as a whole: sg.to_spikes(net, example)."
         )
     return given
 

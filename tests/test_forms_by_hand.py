@@ -466,7 +466,9 @@ def test_a_layer_that_stands_twice_in_norse_is_called_twice(over_time: bool) -> 
     example = x.expand(2, *x.shape) if over_time else x
     spiking = sg.to_spikes(net, example)
     decoded = sg.to_decoded(spiking, example)
-    assert len(spiking) == 7 and all(sg.check(n, example).ok for n in (net, spiking, decoded))
+    assert len(spiking._modules) == 7 and all(
+        sg.check(n, example).ok for n in (net, spiking, decoded)
+    )
     wanted = norse_steps(net, x, over_time)
     assert_close(norse_steps(spiking, x, over_time), wanted)
     assert_close(norse_steps(decoded, x, over_time), wanted)
@@ -824,7 +826,7 @@ def mixed_modes(simulator: str) -> nn.Module:
     if simulator == "norse":
         first, second = norse_node(False, "gelu"), norse_node(True)
         return SequentialState(nn.Linear(6, 8), first, nn.Linear(8, 7), second, norse_node(True))
-    net = nn.Sequential(*mlp(), node())
+    net: Any = nn.Sequential(*mlp(), node())
     functional.set_step_mode(net, "m")
     net[1].step_mode = "s"
     return net

@@ -26,7 +26,8 @@ def to_decoded(net: nn.Module, example: Any) -> nn.Module:
     Biases are put back into the layers before the neurons, or where those can hold none, added by
     a module of its own, ``Shift``. ``Readout`` is removed, and ``Encode`` where it is exact
     (``ConstantSchedule(1)``); another one stays, in the decoded form, so that values agree to
-    rounding at every step. A network in the decoded form is copied.
+    rounding at every step. A norm comes back with its mean in its bias; to train further, train the
+    network that was handed to ``to_spikes``. A network in the decoded form is copied.
 
     Raises InputError for a network in which ``check`` finds a fault.
     """

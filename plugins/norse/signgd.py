@@ -42,9 +42,10 @@ class SignGDParameters(NamedTuple):
         schedule (Schedule): the step sizes eta(t)
         scale (float | Tensor): unit of the steps, positive, broadcasts against v [B, ...]
         resting (float | Tensor): v(0), broadcasts against v
-        initial_input (float | Tensor | tuple): x(0), the bias of the layer before, which has none;
-            broadcasts against an input; a tuple for several inputs. With "decoded" values there is
-            none, and the layer before keeps its bias; spikes must be given one
+        initial_input (float | Tensor | tuple): x(0): the bias of the layer before, which has none
+            itself, plus W v(0) where its senders have a resting value; broadcasts against an
+            input; a tuple for several inputs. With "decoded" values there is none, and the layer
+            before keeps its bias; spikes must be given one
         spikes (str): "decoded", v(t) of decoded values, or what hardware sees: "signed" -eta(t)
             scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of single signs
             (``neurons/protocol.py``)

@@ -64,8 +64,9 @@ class SignGDNode(Made):
 
     ``spikes``: "decoded" v(t), of the values that a layer with its bias makes; or what hardware
     sees: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of
-    single signs (``neurons/protocol.py``), between layers without bias, with ``initial_input``
-    the bias. All neurons of a network with "binary" spikes have the same members.
+    single signs (``neurons/protocol.py``), between layers without bias. ``initial_input`` is then
+    x(0): the bias of the layer before, plus W v(0) where its senders have a resting value. All
+    neurons of a network with "binary" spikes have the same members.
 
     ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
     silent. 0 is the paper's neuron, with a sign at every step; None is
