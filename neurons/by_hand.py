@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -75,6 +75,17 @@ def check_members(owner: str, members: Any) -> int:
     return int(members)
 
 
+def check_number(owner: str, name: str, value: Any) -> None:
+    """Raises InputError for what is neither a number nor a tensor, nor a tuple of them."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, (Real, Tensor)):
+            listed = isinstance(item, list) or hasattr(item, "__array__")
+            raise InputError(
+                f"{owner}: {name} is a number or a tensor, but it is {item!r}, of type "
+                f"{type(item).__name__}. Pass {f'torch.tensor({name})' if listed else 'a number'}."
+            )
+
+
 def check_schedule(owner: str, schedule: Any) -> None:
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
         number = isinstance(schedule, (int, float)) and not isinstance(schedule, bool)
@@ -88,6 +99,18 @@ def check_schedule(owner: str, schedule: Any) -> None:
 def chosen_function(
     owner: str, function: str | Nonlinearity | Callable[..., Tensor]
 ) -> Nonlinearity:
+    """The row of f. Raises InputError for what is none, also where it can be called."""
+    if isinstance(function, type):
+        raise InputError(
+            f"{owner}: function is a row's name, a Nonlinearity or a callable, but it is the class "
+            f"{function.__name__}, whose calls make an object. Pass {function.__name__}(), or the "
+            "name of a row, such as 'gelu'."
+        )
+    if isinstance(function, Schedule):
+        raise InputError(
+            f"{owner}: the first argument is the function, but it is the schedule {function!r}. "
+            "Pass schedule=..., or 'relu' before it."
+        )
     try:
         return nonlinearity(function)
     except (TypeError, ValueError) as error:
@@ -124,6 +147,16 @@ def check_learnable(owner: str, learnable: Iterable[str], known: Iterable[str]) 
             f"{unknown[0]!r} is none."
         )
     return names
+
+
+def check_learned_zone(owner: str, names: Iterable[str], spikes: str, momentum: float) -> None:
+    """Raises InputError where a dead zone would be learned that could only be 0."""
+    if "dead_zone" in names and (spikes == "binary" or momentum):
+        why = f"with momentum={momentum}" if momentum else "with spikes='binary'"
+        raise InputError(
+            f"{owner}: {why} a neuron has no dead zone, so there is none to learn. Leave it out of "
+            "learnable, or choose spikes='signed' and no momentum."
+        )
 
 
 def learned(value: Any) -> bool:

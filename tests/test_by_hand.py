@@ -378,6 +378,23 @@ def test_keywords_of_the_if_node() -> None:
         (lambda: encode(0.5), r"ConstantSchedule\(0.5\)"),
         (lambda: signgd("rely"), "no nonlinearity is called 'rely'"),
         (lambda: signgd(3), "a row's name, a Nonlinearity or a callable"),
+        (lambda: signgd(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
+        (lambda: signgd(FAST), "the first argument is the function.* Pass schedule="),
+        (lambda: signgd(scale=[1.0, 2.0]), r"scale is .*list. Pass torch.tensor\(scale\)"),
+        (lambda: signgd(scale="2"), "scale is a number or a tensor, but it is '2', of type str"),
+        (lambda: signgd(scale=None), "scale is .*NoneType"),
+        (lambda: signgd(resting="a"), "resting is .*'a'"),
+        (lambda: signgd(momentum="a"), "momentum is .*'a'"),
+        (lambda: signgd(spikes="signed", initial_input=[1.0]), "initial_input is .*list"),
+        (lambda: signgd(spikes="signed", initial_input=(0.0, "a")), "initial_input is .*'a'"),
+        (lambda: group(v_threshold=None), "v_threshold is .*NoneType"),
+        (lambda: group(v_threshold="1"), "v_threshold is .*'1'"),
+        (lambda: group(initial_charge="1"), "initial_charge is .*'1'"),
+        (lambda: signgd(momentum=0.5, learnable="dead_zone"), "momentum=0.5 .*no dead zone"),
+        (
+            lambda: signgd(spikes="binary", initial_input=0.0, offset=1.0, learnable="dead_zone"),
+            "spikes='binary' .*no dead zone",
+        ),
     ],
 )
 def test_what_is_meant_otherwise_is_told_at_construction(

@@ -1227,6 +1227,14 @@ def test_biases_that_are_zero_leave_too_lest_they_are_learned() -> None:
     assert [name for name, p in names.items() if "bias" in name and p.requires_grad] == []
 
 
+def test_a_bias_beside_a_weight_that_does_not_train_trains() -> None:
+    net, x = mlp(), torch.randn(4, 6)
+    net[0].weight.requires_grad_(False)
+    decoded = sg.to_decoded(sg.to_spikes(net, x), x)
+    trains = {name: p.requires_grad for name, p in decoded.named_parameters()}
+    assert not trains["0.weight"] and trains["0.bias"] and trains["2.weight"]
+
+
 def test_one_spiking_form_into_another() -> None:
     torch.manual_seed(0)
     net, x = mlp().double(), torch.randn(4, 6, dtype=torch.float64)

@@ -122,7 +122,7 @@ def _take_bias(module: nn.Module, y: Tensor, bias: float | Tensor, over_time: bo
         return False
     weight: Tensor = module.weight  # type: ignore[assignment]
     values = given.flatten().expand(channels).clone()
-    module.bias = nn.Parameter(values.to(weight), requires_grad=weight.requires_grad)
+    module.bias = nn.Parameter(values.to(weight))  # trains, also beside a weight that does not
     return True
 
 

@@ -176,7 +176,7 @@ class _Examined:
         """No Encode: named with the biases between the input and the neurons."""
         self._fault(
             call,
-            f"takes {takes} spikes, and no Encode before it makes such of the input",
+            f"takes {takes} spikes, and no Encode before it codes the input as such spikes",
             f'put Encode(schedule, spikes="{takes}") at the input; {_TO_SPIKES}',
         )
         for earlier in before([call]):

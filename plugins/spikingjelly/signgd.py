@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...neurons.by_hand import (
     check_learnable,
+    check_learned_zone,
+    check_number,
     check_range,
     chosen_function,
     chosen_initial,
@@ -115,11 +117,14 @@ class SignGDNode(Made):
         owner = self._get_name()
         others = {"v_reset": v_reset, "detach_reset": detach_reset or None}
         refuse(owner, elsewhere | {k: a for k, a in others.items() if a is not None}, _INSTEAD)
+        for name, value in (("scale", scale), ("resting", resting), ("momentum", momentum)):
+            check_number(owner, name, value)
         schedule, members = chosen_steps(owner, schedule, members, spikes, momentum)
         dead_zone = chosen_dead_zone(dead_zone, spikes, momentum)
         options = (offset, momentum, members, dead_zone)
         check_protocol(owner, spikes, 0.0, *options)
         initial_input = chosen_initial(owner, initial_input, spikes)
+        check_number(owner, "initial_input", initial_input)
         if surrogate_function is not None and not has_gradient(spikes, momentum):
             raise ValueError(
                 f"{owner}: a surrogate gradient passes signed spikes or decoded values without "
@@ -154,6 +159,7 @@ class SignGDNode(Made):
     ) -> None:
         known = ("scale", "resting", "dead_zone", "initial_input", *arguments)
         names = check_learnable(self._get_name(), learnable, known)
+        check_learned_zone(self._get_name(), names, self.spikes, self.momentum)
         if "initial_input" in names and self.spikes == "decoded":
             raise InputError(
                 f"{self._get_name()}: with spikes='decoded' there is no initial input to learn; "
