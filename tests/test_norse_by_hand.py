@@ -287,7 +287,7 @@ def test_a_schedule_is_one(schedule):
     ("make", "message"),
     [
         (lambda: SignGD(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
-        (lambda: SignGD(SignGDParameters(nn.GELU)), "is the class GELU"),
+        (lambda: SignGD(SignGDParameters(nn.GELU)), "is the class GELU"),  # type: ignore[arg-type]
         (lambda: SignGD(SCHEDULE), "the first argument is the function.* Pass schedule="),
         (lambda: SignGD(spikes="foo"), "spikes is one of .*'foo'"),
         (lambda: SignGD(scale=[1.0, 2.0]), r"scale is .*list. Pass torch.tensor\(scale\)"),
