@@ -1,10 +1,12 @@
 """Neurons built by hand: what they are where nothing is said, what learns, and what is refused.
 
 The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
-step, then 1, with 8 members. That follows inputs that change, is near f from the first step on,
-and sends the fewest spikes of what is as near. Fewer members take smaller steps, which are nearer
-where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have steps
-that shrink. Given a schedule a neuron has one member, as ever.
+step, then 1, with 8 members. That is near f from the first step on, follows inputs by which f moves
+by at most about 2 scale a step from the second step on (1 scale with 4 members), and sends the
+fewest spikes of what is as near. Inputs that jump from step to step take
+``ConstantSchedule(4.0), members=8`` or a larger scale. Fewer members take smaller steps, which are
+nearer where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have
+steps that shrink. Given a schedule a neuron has one member, as ever.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -73,6 +75,17 @@ def check_members(owner: str, members: Any) -> int:
     return int(members)
 
 
+def check_number(owner: str, name: str, value: Any) -> None:
+    """Raises InputError for what is neither a number nor a tensor, nor a tuple of them."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, (Real, Tensor)):
+            listed = isinstance(item, list) or hasattr(item, "__array__")
+            raise InputError(
+                f"{owner}: {name} is a number or a tensor, but it is {item!r}, of type "
+                f"{type(item).__name__}. Pass {f'torch.tensor({name})' if listed else 'a number'}."
+            )
+
+
 def check_schedule(owner: str, schedule: Any) -> None:
     if not isinstance(schedule, Schedule) or isinstance(schedule, type):
         number = isinstance(schedule, (int, float)) and not isinstance(schedule, bool)
@@ -86,6 +99,18 @@ def check_schedule(owner: str, schedule: Any) -> None:
 def chosen_function(
     owner: str, function: str | Nonlinearity | Callable[..., Tensor]
 ) -> Nonlinearity:
+    """The row of f. Raises InputError for what is none, also where it can be called."""
+    if isinstance(function, type):
+        raise InputError(
+            f"{owner}: function is a row's name, a Nonlinearity or a callable, but it is the class "
+            f"{function.__name__}, whose calls make an object. Pass {function.__name__}(), or the "
+            "name of a row, such as 'gelu'."
+        )
+    if isinstance(function, Schedule):
+        raise InputError(
+            f"{owner}: the first argument is the function, but it is the schedule {function!r}. "
+            "Pass schedule=..., or 'relu' before it."
+        )
     try:
         return nonlinearity(function)
     except (TypeError, ValueError) as error:
@@ -104,10 +129,10 @@ def chosen_initial(owner: str, given: Any, spikes: str) -> Any:
         return 0.0
     if given is None:
         raise InputError(
-            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on, which "
-            "is the bias of the layer before, and that layer has none. Pass initial_input=bias, "
-            "or 0.0 where there is no bias, or build the network with spikes='decoded' and turn "
-            "it as a whole: sg.to_spikes(net, example)."
+            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on: the "
+            "bias of the layer before, which has none itself, plus W v(0) where its senders have a "
+            "resting value. Pass initial_input=bias, or 0.0 where there is neither, or build the "
+            "network with spikes='decoded' and turn it as a whole: sg.to_spikes(net, example)."
         )
     return given
 
@@ -124,6 +149,16 @@ def check_learnable(owner: str, learnable: Iterable[str], known: Iterable[str]) 
     return names
 
 
+def check_learned_zone(owner: str, names: Iterable[str], spikes: str, momentum: float) -> None:
+    """Raises InputError where a dead zone would be learned that could only be 0."""
+    if "dead_zone" in names and (spikes == "binary" or momentum):
+        why = f"with momentum={momentum}" if momentum else "with spikes='binary'"
+        raise InputError(
+            f"{owner}: {why} a neuron has no dead zone, so there is none to learn. Leave it out of "
+            "learnable, or choose spikes='signed' and no momentum."
+        )
+
+
 def learned(value: Any) -> bool:
     return isinstance(value, Tensor) and (isinstance(value, nn.Parameter) or value.requires_grad)
 
@@ -133,12 +168,20 @@ def check_range(owner: str, name: str, value: Any) -> None:
     if not learned(value) or value.is_meta or name not in RANGES:
         return
     low, high = RANGES[name]
-    given = value.detach().float()
-    if not bool(((given >= low) & (given <= torch.tensor(high, device=given.device))).all()):
+    given = value.detach()
+    least, most = given.new_tensor(low), given.new_tensor(high)  # rounded as the value is
+    if not bool(((given.float() >= least.float()) & (given.float() <= most.float())).all()):
         raise InputError(
             f"{owner}: a learned {name} stays in [{low:.4g}, {high:.4g}], but it begins with "
             f"{float(given.min())!r} to {float(given.max())!r}."
         )
+
+
+@torch.no_grad()
+def put_within(name: str, value: Any) -> None:
+    """Moves what is learned into its range, in place; it counts as what it is there anyway."""
+    if learned(value):
+        value.clamp_(*RANGES[name])
 
 
 def within(name: str, value: Tensor) -> Tensor:

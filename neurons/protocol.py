@@ -74,8 +74,7 @@ def check_protocol(
     dead_zone: Any = 0.0,
 ) -> None:
     """Raises ValueError where the options of a neuron contradict each other."""
-    if spikes not in SPIKES:
-        raise ValueError(f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}.")
+    check_spikes(owner, spikes)
     if spikes == "decoded" and not _is_zero(initial):
         raise ValueError(
             f"{owner}: with spikes='decoded' the input is x(t) itself, so an initial value would "
@@ -103,6 +102,11 @@ def check_protocol(
         raise ValueError(
             f"{owner}: only spikes='binary' has an offset, but spikes is {spikes!r}. Leave it out."
         )
+
+
+def check_spikes(owner: str, spikes: Any) -> None:
+    if spikes not in SPIKES:
+        raise ValueError(f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}.")
 
 
 def _check_single(owner: str, members: int) -> None:

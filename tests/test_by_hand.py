@@ -264,11 +264,18 @@ def saved(module: nn.Module) -> dict[str, Any]:
 def test_a_state_dict_holds_what_defines_a_node() -> None:
     given: list[tuple[nn.Module, nn.Module]] = [
         (SignGDNode("gelu", scale=2.0, resting=0.5, dead_zone=0.25), SignGDNode("gelu")),
+        (SignGDNode("gelu", dead_zone=0.0), SignGDNode("gelu")),
         (SignGDNode("gelu", learnable="scale"), SignGDNode("gelu", scale=3.0, learnable="scale")),
         (GroupNode(4, 0.7, initial_charge=0.25), GroupNode(4)),
         (
             SignGDNode("relu", FAST, spikes="signed", initial_input=0.5),
             SignGDNode("relu", FAST, spikes="signed", initial_input=0.0),
+        ),
+        (sg.Readout(0.5), sg.Readout()),
+        (sg.Readout(torch.rand(5)), sg.Readout(torch.zeros(5))),
+        (
+            sg.Readout(0.5, spikes="binary", schedule=FAST, offset=2.0),
+            sg.Readout(0.0, spikes="binary", schedule=FAST, offset=1.0),
         ),
     ]
     x = torch.randn(4, 3, 5)
@@ -299,6 +306,14 @@ def test_a_state_dict_holds_what_defines_a_node() -> None:
             "arguments=.*negative_slope",
         ),
         (lambda: GroupNode(4), lambda: GroupNode(2), "members=4, this one 2"),
+        (lambda: sg.Encode(), lambda: sg.Encode(FAST), "Encode: .* schedule="),
+        (lambda: sg.Encode(), lambda: sg.Encode(spikes="decoded"), "spikes='signed', this one"),
+        (lambda: sg.Encode(momentum=0.5), lambda: sg.Encode(), "schedule=|momentum=0.5"),
+        (
+            lambda: sg.Readout(spikes="ternary", schedule=FAST),
+            lambda: sg.Readout(spikes="ternary", schedule=ExponentialSchedule(1.0, 0.5)),
+            "Readout: .* schedule=",
+        ),
         (lambda: GroupNode(4), lambda: GroupNode(4, signed=True), "signed=False, this one True"),
     ],
 )
@@ -318,6 +333,10 @@ def test_a_state_dict_of_an_earlier_version_is_loaded() -> None:
     assert torch.equal(other.scale, node.scale)
     group = GroupNode(4, torch.rand(5) + 0.5)
     GroupNode(4, torch.ones(5)).load_state_dict({"v_threshold": group.v_threshold})
+    readout = sg.Readout(torch.zeros(5))
+    readout.load_state_dict({"initial": torch.ones(5)})
+    assert torch.equal(readout.initial, torch.ones(5))
+    sg.Encode().load_state_dict({})
 
 
 # -------------------------------------------------------------------------------------- habits
@@ -359,6 +378,23 @@ def test_keywords_of_the_if_node() -> None:
         (lambda: encode(0.5), r"ConstantSchedule\(0.5\)"),
         (lambda: signgd("rely"), "no nonlinearity is called 'rely'"),
         (lambda: signgd(3), "a row's name, a Nonlinearity or a callable"),
+        (lambda: signgd(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
+        (lambda: signgd(FAST), "the first argument is the function.* Pass schedule="),
+        (lambda: signgd(scale=[1.0, 2.0]), r"scale is .*list. Pass torch.tensor\(scale\)"),
+        (lambda: signgd(scale="2"), "scale is a number or a tensor, but it is '2', of type str"),
+        (lambda: signgd(scale=None), "scale is .*NoneType"),
+        (lambda: signgd(resting="a"), "resting is .*'a'"),
+        (lambda: signgd(momentum="a"), "momentum is .*'a'"),
+        (lambda: signgd(spikes="signed", initial_input=[1.0]), "initial_input is .*list"),
+        (lambda: signgd(spikes="signed", initial_input=(0.0, "a")), "initial_input is .*'a'"),
+        (lambda: group(v_threshold=None), "v_threshold is .*NoneType"),
+        (lambda: group(v_threshold="1"), "v_threshold is .*'1'"),
+        (lambda: group(initial_charge="1"), "initial_charge is .*'1'"),
+        (lambda: signgd(momentum=0.5, learnable="dead_zone"), "momentum=0.5 .*no dead zone"),
+        (
+            lambda: signgd(spikes="binary", initial_input=0.0, offset=1.0, learnable="dead_zone"),
+            "spikes='binary' .*no dead zone",
+        ),
     ],
 )
 def test_what_is_meant_otherwise_is_told_at_construction(

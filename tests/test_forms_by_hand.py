@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 pytest.importorskip("spikingjelly")
 pytest.importorskip("norse")
 
-from norse.torch import LIFCell, Lift, SequentialState
+from norse.torch import LICell, LIFCell, Lift, SequentialState
 from spikingjelly.activation_based import base, functional, layer, neuron
 
 import spikingjelly_signgd as sg
@@ -449,6 +449,38 @@ def test_both_forms_agree_in_norse(name: str, spikes: str, over_time: bool) -> N
     assert_close(norse_steps(decoded, x, over_time), wanted)
 
 
+class Total(nn.Module):
+    """The sum over time so far."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(0)
+
+
+@pytest.mark.parametrize("over_time", [True, False], ids=["layers", "cells"])
+def test_a_layer_that_stands_twice_in_norse_is_called_twice(over_time: bool) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    gelu, relu = norse_node(over_time, "gelu"), norse_node(over_time)
+    net = SequentialState(shared, gelu, shared, relu, nn.Linear(6, 3)).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    example = x.expand(2, *x.shape) if over_time else x
+    spiking = sg.to_spikes(net, example)
+    decoded = sg.to_decoded(spiking, example)
+    assert len(spiking._modules) == 7 and all(
+        sg.check(n, example).ok for n in (net, spiking, decoded)
+    )
+    wanted = norse_steps(net, x, over_time)
+    assert_close(norse_steps(spiking, x, over_time), wanted)
+    assert_close(norse_steps(decoded, x, over_time), wanted)
+
+
+def test_a_layer_of_norse_that_takes_values_and_spikes_is_refused() -> None:
+    shared = nn.Linear(6, 6)
+    net = SequentialState(shared, Total(), shared, norse_node(True))
+    with pytest.raises(sg.InputError, match=r"'0' \(Linear\) is called with increments and with"):
+        sg.to_spikes(net, torch.randn(3, 4, 6))
+
+
 # -- faults ---------------------------------------------------------------------------------------
 
 
@@ -778,6 +810,55 @@ class Twice(nn.Module):
         return self.act(self.layer(self.act(x)))
 
 
+class TwoPlaces(nn.Module):
+    """One node in two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act, self.last = nn.Linear(6, 6), nn.Linear(6, 6), node(), node()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.act(self.a(x)) + self.act(self.b(x)))
+
+
+def mixed_modes(simulator: str) -> nn.Module:
+    """Of three neurons the first takes a step, and the others all of time."""
+    if simulator == "norse":
+        first, second = norse_node(False, "gelu"), norse_node(True)
+        return SequentialState(nn.Linear(6, 8), first, nn.Linear(8, 7), second, norse_node(True))
+    net: Any = nn.Sequential(*mlp(), node())
+    functional.set_step_mode(net, "m")
+    net[1].step_mode = "s"
+    return net
+
+
+def test_a_network_of_norse_may_end_with_a_neuron_of_norse() -> None:
+    torch.manual_seed(0)
+    net = SequentialState(nn.Linear(6, 8), norse_node(False), nn.Linear(8, 4), LICell()).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    spiking = sg.to_spikes(net, x)
+    assert isinstance(spiking, SequentialState)
+    assert_close(norse_steps(spiking, x, False), norse_steps(net, x, False))
+
+
+def test_a_neuron_that_keeps_its_state_back_is_found() -> None:
+    net = SequentialState(nn.Sequential(nn.Linear(6, 8), norse_node(False)), nn.Linear(8, 2))
+    with pytest.raises(sg.InputError, match="Put that into the SequentialState"):
+        sg.check(net, IMAGE)
+
+
+@pytest.mark.parametrize("make", [Twice, TwoPlaces])
+def test_a_node_at_two_places_is_found(make: Any) -> None:
+    (row,) = sg.check(make(), IMAGE).blockers
+    assert row.path == "act" and "is called 2 times in one forward" in row.detail
+
+
+@pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
+def test_mixed_step_modes_are_found(simulator: str) -> None:
+    (row,) = sg.check(mixed_modes(simulator), IMAGE.expand(3, 4, 6)).blockers
+    assert row.path == "1" and re.match("has another step_mode|takes steps where", row.detail)
+
+
 class Gated(nn.Module):
     """A product of two values, as a plain operation."""
 
@@ -837,6 +918,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "signed",
         r"'1' \(LIFCell\) has a state of its own",
     ),
+    "a neuron in a module of torch": (
+        lambda: SequentialState(nn.Sequential(nn.Linear(6, 8), norse_node(False)), nn.Linear(8, 2)),
+        "signed",
+        r"'0' \(Sequential\) holds a SignGDCell and does not hand on its state",
+    ),
+    "a layer of neurons in Lift": (
+        lambda: SequentialState(nn.Linear(6, 8), Lift(norse_node(False))),
+        "signed",
+        r"'1' \(Lift\) holds a SignGDCell and does not hand on its state",
+    ),
     "a group neuron": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4), node()),
         "signed",
@@ -859,6 +950,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         r"'net.1' \(SignGDNode\) is called 6 times.*leave the loop over time",
     ),
     "a node called twice": (Twice, "signed", r"'act' \(SignGDNode\) is called 2 times"),
+    "step modes": (
+        lambda: mixed_modes("spikingjelly"),
+        "signed",
+        r"'1' \(SignGDNode\) has another step_mode than the others; call functional.set_step",
+    ),
+    "cells and layers": (
+        lambda: mixed_modes("norse"),
+        "signed",
+        r"'1' \(SignGDCell\) takes steps where others take all of time.*of layers, or of cells",
+    ),
     "training": (
         lambda: sequence(nn.Linear(6, 8), nn.BatchNorm1d(8), node()),
         "signed",
@@ -1038,6 +1139,19 @@ def test_the_result_is_saved_and_loaded(name: str, tmp_path: Any) -> None:
     assert all(map(torch.equal, steps(other, x), steps(net, x)))
 
 
+def test_a_read_out_that_begins_at_a_number_is_saved_and_loaded() -> None:
+    """As of a bias of one value."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    nets: list[Any] = [mlp(), mlp()]
+    for value, net in enumerate(nets):
+        nn.init.constant_(net[4].bias, 3.0 * value)
+        net[1].resting = net[3].resting = 0.0
+    one, other = (sg.to_spikes(net, x) for net in nets)
+    other.load_state_dict(one.state_dict())
+    assert all(map(torch.equal, steps(other, x), steps(one, x)))
+
+
 def test_parameters_of_nodes_stay_and_train() -> None:
     torch.manual_seed(0)
     act = node("gelu", resting=nn.Parameter(torch.rand(8)), learnable=("scale", "dead_zone"))
@@ -1052,6 +1166,27 @@ def test_parameters_of_nodes_stay_and_train() -> None:
     decoded(x).square().sum().backward()
     assert all(p.grad is not None for p in decoded.parameters())
     assert not any(a is b for a in decoded.parameters() for b in spiking.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
+def test_what_was_learned_beyond_its_range_is_taken_into_it(
+    simulator: str, dtype: torch.dtype
+) -> None:
+    learnable = ("scale", "dead_zone")
+    act: Any = SignGDNode("gelu", learnable=learnable)
+    if simulator == "norse":
+        act = norse.SignGDCell(norse.SignGDParameters("gelu"), learnable=learnable)
+    net: Any = (SequentialState if simulator == "norse" else nn.Sequential)(nn.Linear(6, 4), act)
+    net, x = net.to(dtype), torch.randn(4, 6, dtype=dtype)
+    with torch.no_grad():
+        for value, name in ((0.7, "dead_zone"), (-1.0, "scale")):
+            (parameter,) = (p for key, p in net.named_parameters() if name in key)
+            sg.to_spikes(net, x)
+            parameter.fill_(value)
+            spiking = sg.to_spikes(net, x)
+            assert float(parameter) == torch.tensor(value, dtype=dtype).item()
+    assert sg.check(spiking, x).ok and sg.check(sg.to_decoded(spiking, x), x).ok
 
 
 @pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
@@ -1090,6 +1225,14 @@ def test_biases_that_are_zero_leave_too_lest_they_are_learned() -> None:
             nn.init.zeros_(parameter)
     names = dict(sg.to_spikes(net, torch.randn(2, 1, 6, 6)).named_parameters())
     assert [name for name, p in names.items() if "bias" in name and p.requires_grad] == []
+
+
+def test_a_bias_beside_a_weight_that_does_not_train_trains() -> None:
+    net, x = mlp(), torch.randn(4, 6)
+    net[0].weight.requires_grad_(False)
+    decoded = sg.to_decoded(sg.to_spikes(net, x), x)
+    trains = {name: p.requires_grad for name, p in decoded.named_parameters()}
+    assert not trains["0.weight"] and trains["0.bias"] and trains["2.weight"]
 
 
 def test_one_spiking_form_into_another() -> None:

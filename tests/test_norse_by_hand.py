@@ -283,6 +283,31 @@ def test_a_schedule_is_one(schedule):
         assert repr(schedule) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SignGD(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
+        (lambda: SignGD(SignGDParameters(nn.GELU)), "is the class GELU"),  # type: ignore[arg-type]
+        (lambda: SignGD(SCHEDULE), "the first argument is the function.* Pass schedule="),
+        (lambda: SignGD(spikes="foo"), "spikes is one of .*'foo'"),
+        (lambda: SignGD(scale=[1.0, 2.0]), r"scale is .*list. Pass torch.tensor\(scale\)"),
+        (lambda: SignGD(scale="2"), "scale is .*'2'"),
+        (lambda: SignGDCell(resting=None), "resting is .*NoneType"),
+        (lambda: SignGDCell(momentum="a"), "momentum is .*'a'"),
+        (lambda: GroupNeuron(4, v_th=None), "v_th is .*NoneType"),
+        (lambda: GroupNeuron(4, initial_charge="1"), "initial_charge is .*'1'"),
+        (lambda: SignGD(momentum=0.5, learnable="dead_zone"), "no dead zone"),
+        (
+            lambda: SignGD(spikes="binary", initial_input=0.0, offset=1.0, learnable="dead_zone"),
+            "spikes='binary' .*no dead zone",
+        ),
+    ],
+)
+def test_what_is_meant_otherwise_is_told_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 # -- it works as written --------------------------------------------------------------------------
 
 

@@ -479,7 +479,7 @@ def test_which_tensors_are_buffers() -> None:
     )
     names = {"scale", "resting", "initial_input", "offset", "argument_weight"}
     assert held(node) == names
-    assert set(Readout(torch.zeros(3)).state_dict()) == {"initial"}
+    assert set(Readout(torch.zeros(3)).state_dict()) == {"initial", "_extra_state"}
     assert held(SignGDNode(Probe(), FAST, dead_zone=0)) == {"function_module.gain"}
     two = SignGDNode("mul", FAST, initial_input=(torch.ones(2), 0.5), dead_zone=0, spikes="signed")
     assert held(two) == {"initial_input_0"}

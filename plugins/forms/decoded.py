@@ -26,7 +26,8 @@ def to_decoded(net: nn.Module, example: Any) -> nn.Module:
     Biases are put back into the layers before the neurons, or where those can hold none, added by
     a module of its own, ``Shift``. ``Readout`` is removed, and ``Encode`` where it is exact
     (``ConstantSchedule(1)``); another one stays, in the decoded form, so that values agree to
-    rounding at every step. A network in the decoded form is copied.
+    rounding at every step. A norm comes back with its mean in its bias; to train further, train the
+    network that was handed to ``to_spikes``. A network in the decoded form is copied.
 
     Raises InputError for a network in which ``check`` finds a fault.
     """
@@ -101,7 +102,8 @@ def _over_time(hand: Hand) -> bool:
 def _chain(hand: Hand, value: fx.Node) -> Iterator[fx.Node]:
     """The modules before, as long as each is called once and feeds the next one alone."""
     while len(value.users) == 1 and value.op == "call_module" and hand.part(value) is None:
-        if sum(other.target == value.target for other in hand.graph.nodes) > 1:
+        module = hand.module(value)
+        if sum(hand.module(other) is module for other in hand.graph.nodes) > 1:
             return
         yield value
         value = value.all_input_nodes[0]
@@ -120,7 +122,7 @@ def _take_bias(module: nn.Module, y: Tensor, bias: float | Tensor, over_time: bo
         return False
     weight: Tensor = module.weight  # type: ignore[assignment]
     values = given.flatten().expand(channels).clone()
-    module.bias = nn.Parameter(values.to(weight), requires_grad=weight.requires_grad)
+    module.bias = nn.Parameter(values.to(weight))  # trains, also beside a weight that does not
     return True
 
 

@@ -76,6 +76,7 @@ class _Examined:
     def report(self) -> HandReport:
         for call in self.hand.graph.nodes:
             self._visit(call)
+        self._calls()
         self._common()
         if self.spiking and not self.faults:
             self._starts()
@@ -175,7 +176,7 @@ class _Examined:
         """No Encode: named with the biases between the input and the neurons."""
         self._fault(
             call,
-            f"takes {takes} spikes, and no Encode before it makes such of the input",
+            f"takes {takes} spikes, and no Encode before it codes the input as such spikes",
             f'put Encode(schedule, spikes="{takes}") at the input; {_TO_SPIKES}',
         )
         for earlier in before([call]):
@@ -241,6 +242,14 @@ class _Examined:
         return self.hand.where(self._source(path)) if path else "the input"
 
     # -- the network as a whole -------------------------------------------------------------------
+
+    def _calls(self) -> None:
+        """One place for each neuron, and one step mode."""
+        for call, n in self.hand.repeated():
+            fault = f"is called {n} times in one forward, but has one state"
+            self._fault(call, fault, "give each place a node of its own")
+        for call in self.hand.mixed():
+            self._fault(call, *self.hand.simulator.unlike_others)
 
     def _common(self) -> None:
         """One schedule and one m, where the receivers of spikes have to know them."""

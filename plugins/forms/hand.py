@@ -84,6 +84,27 @@ class Hand:
                     "time to step_mode 'm' or to the caller."
                 )
 
+    def repeated(self) -> list[tuple[fx.Node, int]]:
+        """The calls of neurons that stand at several places of one step, and how often each does.
+
+        In a loop over time each neuron is called as often as the others, and none is fed by an
+        earlier call of itself.
+        """
+        calls: dict[str, list[fx.Node]] = {}
+        for call in self.neurons():
+            calls.setdefault(str(call.target), []).append(call)
+        fewest = min(map(len, calls.values()), default=0)
+        several = [each for each in calls.values() if len(each) > fewest or before(each) & {*each}]
+        return [(each[0], len(each)) for each in several]
+
+    def mixed(self) -> list[fx.Node]:
+        """The calls of modules of ours that run over time where most do not, or the reverse; those
+        in a loop over time left out."""
+        calls = Counter(call.target for call, _ in self.parts())
+        modes = {call: p.over_time for call, p in self.parts() if calls[call.target] == 1}
+        most = Counter(modes.values()).most_common(1)
+        return [call for call, over_time in modes.items() if over_time != most[0][0]]
+
     # -- changes ----------------------------------------------------------------------------------
 
     def put(self, call: fx.Node, module: nn.Module) -> None:
@@ -133,11 +154,11 @@ class Hand:
                 return None
             if key is not None and (not order or order[-1] != key):
                 order.append(key)
-        kept = dict(self.root.named_children())
+        kept = self.root._modules
         # Dropped: what was removed. Of the others each stands once: nothing was put inside one
         if len(set(order)) != len(order):
             return None
-        return {key: kept[key] for key in order}
+        return {key: child for key in order if (child := kept[key]) is not None}
 
 
 def _child(call: fx.Node) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, fx, nn
 
 from ...errors import InputError
+from ...neurons.by_hand import put_within
 from ...neurons.schedules import Schedule
 from .. import simulator
 from ..norse import (
@@ -19,7 +20,7 @@ from ..norse import (
     SignGD,
     SignGDCell,
 )
-from ..norse.module import Layer
+from ..norse.module import Cell, Layer
 from .parts import Part, Simulator, single
 
 with simulator("norse"):
@@ -28,6 +29,11 @@ with simulator("norse"):
 
 
 class _Norse(Simulator):
+    unlike_others = (
+        "takes steps where others take all of time, or the reverse",
+        "build the network of layers, or of cells, alone",
+    )
+
     def part(self, module: nn.Module) -> Part | None:
         timed = isinstance(module, Layer)
         if isinstance(module, (SignGD, SignGDCell)):
@@ -62,10 +68,22 @@ class _Norse(Simulator):
         value = graph.placeholder("input_tensor")
         for path, module in _leaves(net, ""):
             value = graph.call_module(path, (value,))
+            self._check_leaf(path, module)
             if _is_module_stateful(module) and self.part(module) is None:
                 value = graph.call_function(lambda pair: pair[0], (value,))
+                value.meta["path"] = path
         graph.output(value)
         return graph
+
+    def _check_leaf(self, path: str, module: nn.Module) -> None:
+        """Raises InputError for a module that calls a neuron of ours and keeps its state back."""
+        inside = [part for part in module.modules() if isinstance(part, (Cell, Layer))]
+        if inside and not isinstance(module, (Cell, Layer)):
+            raise InputError(
+                f"'{path}' ({type(module).__name__}) holds a {type(inside[0]).__name__} and does "
+                "not hand on its state. Put that into the SequentialState itself, or into another "
+                "SequentialState in it."
+            )
 
     def chained(self, net: nn.Module, children: dict[str, nn.Module]) -> nn.Module | None:
         chain = SequentialState(*children.values())
@@ -80,6 +98,8 @@ class _Norse(Simulator):
         offset: tuple[float | Tensor, ...] | None,
     ) -> nn.Module:
         assert isinstance(module, (SignGD, SignGDCell))
+        put_within("scale", module.p.scale)
+        put_within("dead_zone", module.p.dead_zone)
         none = type(module.p)._field_defaults["initial_input"]
         p = module.p._replace(
             spikes=spikes,
@@ -109,7 +129,9 @@ def _each(value: object) -> tuple[float | Tensor, ...]:
 
 def _leaves(net: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a SequentialState calls one after the other, with their paths."""
-    for name, module in net.named_children():
+    for name, module in net._modules.items():  # where one stands twice, ``children`` has it once
+        if module is None:
+            continue
         if isinstance(module, SequentialState):
             yield from _leaves(module, f"{prefix}{name}.")
         else:

@@ -41,6 +41,10 @@ class Part:
 class Simulator(ABC):
     """How a simulator's modules are told apart and made."""
 
+    unlike_others: tuple[
+        str, str
+    ]  # a module takes steps where others take all of time, and the fix
+
     @abstractmethod
     def part(self, module: nn.Module) -> Part | None:
         """What a module of ours is, None for every other."""

@@ -82,6 +82,9 @@ def _check(hand: Hand, example: Any, spikes: str) -> None:
     neurons = hand.neurons()
     if not neurons:
         raise InputError(f"{hand.name} has no signGD neurons, and others have one form alone.")
+    for call in hand.mixed():
+        fault, fix = hand.simulator.unlike_others
+        raise InputError(f"{hand.where(call)} {fault}; {fix}.")
     parts = {call: part for call, part in hand.parts() if part.role != "readout"}
     if spikes == "signed":
         return
@@ -272,9 +275,9 @@ class _Coder:
                 self.hand.edited = True
 
     def _check_shared(self) -> None:
-        targets = {call.target for call in self.passed if call.op == "call_module"}
+        passed = {self.hand.module(call) for call in self.passed} - {None}
         for call in self.hand.graph.nodes:
-            if call.op == "call_module" and call.target in targets and call not in self.passed:
+            if self.hand.module(call) in passed and call not in self.passed:
                 raise InputError(
                     f"{self.hand.where(call)} is called with increments and with values, so it "
                     "cannot lose its bias. Give each place a layer of its own."

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, fx, nn
 
+from ...neurons.by_hand import put_within
 from ...neurons.protocol import has_gradient
 from ...neurons.schedules import Schedule
 from ..spikingjelly import Encode, Readout, SignGDNode
@@ -15,6 +16,11 @@ from .parts import Part, Simulator, single
 
 
 class _SpikingJelly(Simulator):
+    unlike_others = (
+        "has another step_mode than the others",
+        "call functional.set_step_mode(net, 'm'), or 's'",
+    )
+
     def part(self, module: nn.Module) -> Part | None:
         if isinstance(module, SignGDNode):
             return _neuron(module)
@@ -53,6 +59,8 @@ class _SpikingJelly(Simulator):
         offset: tuple[float | Tensor, ...] | None,
     ) -> nn.Module:
         assert isinstance(module, SignGDNode)
+        put_within("scale", module.scale)
+        put_within("dead_zone", module.dead_zone)
         gradient = module.surrogate_function if has_gradient(spikes, module.momentum) else None
         begins = {"initial_input": single(initial)} if initial else {}
         return SignGDNode(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import group
-from ...neurons.by_hand import learned
+from ...neurons.by_hand import check_number, learned
 from ...neurons.choice import Choice
 from ...neurons.protocol import at_least_float32
 from .common import check_backend, single, surrogate, trains
@@ -85,6 +85,8 @@ class _GroupNeuron(Dynamic):
     def _normal(cls, p: Any) -> Any:
         p = super()._normal(p)
         given = {name: getattr(p, name) for name in ("v_th", "initial_charge")}
+        for name, value in given.items():
+            check_number(cls.__name__, name, value)
         return p._replace(**{name: _one_number(value) for name, value in given.items()})
 
     @classmethod

@@ -6,16 +6,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neurons import signgd
-from ...neurons.by_hand import chosen_function, chosen_initial, chosen_steps, learned
+from ...neurons.by_hand import (
+    check_learned_zone,
+    check_number,
+    chosen_function,
+    chosen_initial,
+    chosen_steps,
+    learned,
+)
 from ...neurons.choice import Choice
 from ...neurons.nonlinearities import Nonlinearity
 from ...neurons.protocol import (
     at_least_float32,
     check_protocol,
+    check_spikes,
     chosen_dead_zone,
     has_gradient,
     signgd_sequence,
@@ -42,9 +50,10 @@ class SignGDParameters(NamedTuple):
         schedule (Schedule): the step sizes eta(t)
         scale (float | Tensor): unit of the steps, positive, broadcasts against v [B, ...]
         resting (float | Tensor): v(0), broadcasts against v
-        initial_input (float | Tensor | tuple): x(0), the bias of the layer before, which has none;
-            broadcasts against an input; a tuple for several inputs. With "decoded" values there is
-            none, and the layer before keeps its bias; spikes must be given one
+        initial_input (float | Tensor | tuple): x(0): the bias of the layer before, which has none
+            itself, plus W v(0) where its senders have a resting value; broadcasts against an
+            input; a tuple for several inputs. With "decoded" values there is none, and the layer
+            before keeps its bias; spikes must be given one
         spikes (str): "decoded", v(t) of decoded values, or what hardware sees: "signed" -eta(t)
             scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of single signs
             (``neurons/protocol.py``)
@@ -114,10 +123,10 @@ class _SignGD(Dynamic):
 
     @classmethod
     def is_first(cls, value: Any) -> bool:
-        """A function: a row, its name, or a callable."""
-        return isinstance(value, (str, Nonlinearity)) or (
-            callable(value) and not isinstance(value, type)
-        )
+        """A function: a row, its name, or a callable; a class of modules is refused as one."""
+        if isinstance(value, type):
+            return issubclass(value, nn.Module)
+        return isinstance(value, (str, Nonlinearity)) or callable(value)
 
     @classmethod
     def check_parameters(cls, p: SignGDParameters) -> None:
@@ -142,12 +151,16 @@ class _SignGD(Dynamic):
                 f"{cls.__name__}: with spikes='decoded' there is no initial input to learn; learn "
                 "the bias of the layer before."
             )
+        check_learned_zone(cls.__name__, names, p.spikes, p.momentum)
         return super().learning(p, names)  # type: ignore[no-any-return]
 
     @classmethod
     def _normal(cls, p: SignGDParameters) -> SignGDParameters:
         """p with what is meant where nothing was said, which is then also what is saved."""
         p, owner = super()._normal(p), cls.__name__
+        check_spikes(owner, p.spikes)
+        for name in ("scale", "resting", "momentum"):
+            check_number(owner, name, getattr(p, name))
         chosen_function(owner, p.function)
         steps = (p.schedule, item_of(p.members), p.spikes, p.momentum)
         schedule, members = chosen_steps(owner, *steps)

@@ -189,6 +189,52 @@ class Stateful(base.MemoryModule):
         return module
 
 
+class Defined(Stateful):
+    """A module whose state dict also holds its ``_definition``, as the bytes of a text.
+
+    A dict without one, as of earlier versions, is loaded as it is.
+    """
+
+    def _definition(self) -> dict[str, Any]:
+        """What is no tensor, as plain values by name: that of a state dict is the same."""
+        raise NotImplementedError
+
+    def _numbers(self) -> tuple[str, ...]:
+        """The attributes that are numbers or tensors, of which numbers are saved as a text."""
+        return ()
+
+    def get_extra_state(self) -> Tensor:
+        numbers = {name: getattr(self, name) for name in self._numbers()}
+        plain = {name: float(a) for name, a in numbers.items() if not isinstance(a, Tensor)}
+        text = json.dumps({**self._definition(), "numbers": plain}, default=str)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The numbers; ``_load_from_state_dict`` has compared the rest."""
+        for name, value in _read(state).get("numbers", {}).items():
+            if name in self._numbers() and not isinstance(getattr(self, name), Tensor):
+                setattr(self, name, value)
+
+    def _compare(self, state: Tensor) -> None:
+        own, saved = _read(self.get_extra_state()), _read(state)
+        for name, value in own.items():
+            if name != "numbers" and name in saved and saved[name] != value:
+                raise FormatError(
+                    f"{self._get_name()}: the saved one has {name}={saved[name]!r}, this one "
+                    f"{value!r}. Make it with the {name} it was saved with."
+                )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        key = prefix + "_extra_state"
+        if key in state_dict:
+            self._compare(state_dict[key])
+        else:
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
 class Recording(Stateful, neuron.BaseNode):
     """A neuron that keeps ``v_seq`` and ``spike_seq`` [T, N, *] if ``store_v_seq``.
 
@@ -271,45 +317,12 @@ class Kernel(Recording):
         raise NotImplementedError
 
 
-class Made(Kernel):
-    """A neuron with ``dynamics``, the definition's parameters, made again where one changes.
-
-    Its state dict also holds the ``_definition``, as the bytes of a text; a dict without one, as
-    of earlier versions, is loaded as it is.
-    """
+class Made(Defined, Kernel):
+    """A neuron with ``dynamics``, the definition's parameters, made again where one changes."""
 
     _made: tuple[Sequence[Any], Any] | None = None  # of what, and the dynamics
     _of_start: tuple[str, ...] = ()  # the attributes that a state before a first step is made of
     _learns: tuple[str, ...] = ()  # the attributes that are nn.Parameter
-
-    def _definition(self) -> dict[str, Any]:
-        """What is no tensor, as plain values by name: that of a state dict is the same."""
-        raise NotImplementedError
-
-    def _numbers(self) -> tuple[str, ...]:
-        """The attributes that are numbers or tensors, of which numbers are saved as a text."""
-        raise NotImplementedError
-
-    def get_extra_state(self) -> Tensor:
-        numbers = {name: getattr(self, name) for name in self._numbers()}
-        plain = {name: float(a) for name, a in numbers.items() if not isinstance(a, Tensor)}
-        text = json.dumps({**self._definition(), "numbers": plain}, default=str)
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """The numbers; ``_load_from_state_dict`` has compared the rest."""
-        for name, value in _read(state).get("numbers", {}).items():
-            if name in self._numbers() and not isinstance(getattr(self, name), Tensor):
-                setattr(self, name, value)
-
-    def _compare(self, state: Tensor) -> None:
-        own, saved = _read(self.get_extra_state()), _read(state)
-        for name, value in own.items():
-            if name != "numbers" and name in saved and saved[name] != value:
-                raise FormatError(
-                    f"{self._get_name()}: the saved neuron has {name}={saved[name]!r}, this one "
-                    f"{value!r}. Make it with the {name} it was saved with."
-                )
 
     def _of_dynamics(self) -> Iterable[str]:
         """The attributes that the dynamics are made of."""
@@ -360,11 +373,6 @@ class Made(Kernel):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        key = prefix + "_extra_state"
-        if key in state_dict:
-            self._compare(state_dict[key])
-        else:
-            state_dict[key] = self.get_extra_state()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._make()
 

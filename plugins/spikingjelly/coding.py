@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from ...neurons.protocol import (
     running_mean,
 )
 from ...neurons.schedules import Schedule
-from .base import Record, Shapes, Stateful, hold, show
+from .base import Defined, Record, Shapes, Stateful, hold, show
 
 
 class _EncodeState(NamedTuple):
@@ -33,7 +33,7 @@ class _EncodeState(NamedTuple):
     shapes: Shapes | None = None
 
 
-class Encode(Stateful):
+class Encode(Defined):
     """Real-valued input coding (``neurons/coding.py``): v follows the input x, v(0) = 0.
 
     Sends the increments of v ("signed"), v ("decoded"), or (1 + v - x) / 2 ("binary", as
@@ -60,6 +60,14 @@ class Encode(Stateful):
         self.dynamics = RealCodingParameters(chosen, momentum)
         self.members = members
         self.spikes = spikes
+
+    def _definition(self) -> dict[str, Any]:
+        return {
+            "schedule": self.dynamics.schedule.to_dict(),
+            "momentum": self.dynamics.momentum,
+            "members": self.members,
+            "spikes": self.spikes,
+        }
 
     def _step(
         self, inputs: tuple[Tensor, ...], state: _EncodeState, record: Record | None
@@ -123,7 +131,7 @@ class _ReadoutState(NamedTuple):
     shapes: Shapes | None = None
 
 
-class Readout(Stateful):
+class Readout(Defined):
     """Accumulates what the last linear layer makes of the spikes to the decoded output y(t).
 
     ``initial`` is the layer's bias, y(0); "binary" needs the senders' ``schedule`` and ``members``
@@ -150,6 +158,16 @@ class Readout(Stateful):
         self.schedule = schedule
         self.members = members
         self.spikes = spikes
+
+    def _definition(self) -> dict[str, Any]:
+        return {
+            "schedule": None if self.schedule is None else self.schedule.to_dict(),
+            "members": self.members,
+            "spikes": self.spikes,
+        }
+
+    def _numbers(self) -> tuple[str, ...]:
+        return ("initial", "offset")
 
     def _initial_state(self, inputs: tuple[Tensor, ...]) -> _ReadoutState:
         (current,) = inputs

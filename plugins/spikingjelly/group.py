@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...neurons.by_hand import check_learnable, check_members, check_range, refuse
+from ...neurons.by_hand import check_learnable, check_members, check_number, check_range, refuse
 from ...neurons.choice import Choice
 from ...neurons.group import (
     GroupNeuron,
@@ -80,6 +80,8 @@ class GroupNode(Made):
         owner = type(self).__name__
         refuse(owner, elsewhere | ({} if v_reset is None else {"v_reset": v_reset}), _INSTEAD)
         members = check_members(owner, members)
+        check_number(owner, "v_threshold", v_threshold)
+        check_number(owner, "initial_charge", initial_charge)
         names = check_learnable(owner, learnable, ("v_threshold", "initial_charge"))
         number = not isinstance(v_threshold, Tensor) and "v_threshold" not in names
         super().__init__(

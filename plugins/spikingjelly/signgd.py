@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...neurons.by_hand import (
     check_learnable,
+    check_learned_zone,
+    check_number,
     check_range,
     chosen_function,
     chosen_initial,
@@ -64,8 +66,9 @@ class SignGDNode(Made):
 
     ``spikes``: "decoded" v(t), of the values that a layer with its bias makes; or what hardware
     sees: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of
-    single signs (``neurons/protocol.py``), between layers without bias, with ``initial_input``
-    the bias. All neurons of a network with "binary" spikes have the same members.
+    single signs (``neurons/protocol.py``), between layers without bias. ``initial_input`` is then
+    x(0): the bias of the layer before, plus W v(0) where its senders have a resting value. All
+    neurons of a network with "binary" spikes have the same members.
 
     ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
     silent. 0 is the paper's neuron, with a sign at every step; None is
@@ -114,11 +117,14 @@ class SignGDNode(Made):
         owner = self._get_name()
         others = {"v_reset": v_reset, "detach_reset": detach_reset or None}
         refuse(owner, elsewhere | {k: a for k, a in others.items() if a is not None}, _INSTEAD)
+        for name, value in (("scale", scale), ("resting", resting), ("momentum", momentum)):
+            check_number(owner, name, value)
         schedule, members = chosen_steps(owner, schedule, members, spikes, momentum)
         dead_zone = chosen_dead_zone(dead_zone, spikes, momentum)
         options = (offset, momentum, members, dead_zone)
         check_protocol(owner, spikes, 0.0, *options)
         initial_input = chosen_initial(owner, initial_input, spikes)
+        check_number(owner, "initial_input", initial_input)
         if surrogate_function is not None and not has_gradient(spikes, momentum):
             raise ValueError(
                 f"{owner}: a surrogate gradient passes signed spikes or decoded values without "
@@ -153,6 +159,7 @@ class SignGDNode(Made):
     ) -> None:
         known = ("scale", "resting", "dead_zone", "initial_input", *arguments)
         names = check_learnable(self._get_name(), learnable, known)
+        check_learned_zone(self._get_name(), names, self.spikes, self.momentum)
         if "initial_input" in names and self.spikes == "decoded":
             raise InputError(
                 f"{self._get_name()}: with spikes='decoded' there is no initial input to learn; "
@@ -237,6 +244,8 @@ class SignGDNode(Made):
             theta, offset = float(state_dict.pop(key)), 0.0 if self.spikes == "binary" else None
             check_protocol(self._get_name(), self.spikes, 0.0, offset, dead_zone=theta)
             self.dead_zone = theta
+        elif saved is None and prefix + "_extra_state" in state_dict:
+            self.dead_zone = 0.0
         elif saved is None and self.dead_zone:
             warnings.warn(
                 f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has dead_zone="
