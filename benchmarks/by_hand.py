@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=200)
     options = parser.parse_args()
-    print(f"{'':36} zone " + "".join(f"{f'T = {t}':>9}" for t in STEPS) + "   stream   spikes")
+    print(f"{'':36} zone " + "".join(f"{f'T = {t}':>9}" for t in STEPS) + "  changing  spikes")
     for name, (schedule, members) in CANDIDATES.items():
         for zone in (0.0, 0.5, 2 / 3):
             if members > 8 and not zone:

@@ -20,9 +20,7 @@ go on side by side.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+import real  # noqa: E402
 from data import Data, fashion_mnist  # noqa: E402
 from networks import load_network  # noqa: E402
 
@@ -119,17 +118,11 @@ def key(zone: float, members: int, steps: int, way: str) -> str:
 
 
 def cells(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    return real.cells(RESULTS / f"{name}.json")
 
 
 def keep(name: str, cell: str, values: Mapping[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({**cells(name), cell: dict(values)}, indent=1) + "\n")
-    os.replace(partial, path)
+    real.keep(RESULTS / f"{name}.json", cell, values)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -22,7 +22,6 @@ is interrupted goes on after its last epoch (--resume FOLDER). Several runs with
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -38,6 +37,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+import real  # noqa: E402
 from data import Data, fashion_mnist  # noqa: E402
 from networks import load_network  # noqa: E402
 
@@ -188,17 +188,11 @@ def figures(network: sg.SpikingNetwork, cell: Cell) -> dict[str, Any]:
 
 
 def stored(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return real.cells(RESULTS / f"{name}.json")
 
 
 def store(cell: Cell, found: dict[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{cell.network}.json"
-    partial = path.with_suffix(".partial")
-    text = json.dumps(stored(cell.network) | {cell.key: found}, indent=1)
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    real.keep(RESULTS / f"{cell.network}.json", cell.key, found)
 
 
 # -- the tables -----------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import copy
 import json
-import os
 import statistics
 import sys
 import time
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
+import real  # noqa: E402
 from data import digits, fashion_mnist  # noqa: E402
 from train import accuracy, batches  # noqa: E402
 from train_from_scratch import (  # noqa: E402
@@ -175,17 +175,11 @@ def cell_of(seed: int, epochs: int) -> str:
 
 
 def cells(name: str) -> dict[str, Any]:
-    path = RESULTS / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    return real.cells(RESULTS / f"{name}.json")
 
 
 def keep(name: str, cell: str, values: Mapping[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({**cells(name), cell: dict(values)}, indent=1) + "\n")
-    os.replace(partial, path)
+    real.keep(RESULTS / f"{name}.json", cell, values)
 
 
 def run(names: Sequence[str], seeds: Sequence[int], epochs: int) -> None:
