@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -290,6 +290,8 @@ def _compares(context: Context) -> bool:
 
 
 OFF = 0.2  # of the outputs, from where a plan is warned of
+# Calibration samples up to which a plan may fit these alone: from DOUBTFUL on it is looked for
+FEW, DOUBTFUL = 64, 0.05
 
 
 def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -301,6 +303,7 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     said = {"error": error, "samples": len(x)}
     network = network.replace(provenance={**network.provenance, "planned": said})
     if error <= OFF:
+        _check_unseen(network, context, error)
         return network
     off = {name: (a / b) ** 0.5 for name, (a, b) in steps.off.items() if b}
     worst = sorted(off, key=lambda name: -off[name])[:3]
@@ -314,6 +317,37 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         stacklevel=4,
     )
     return network
+
+
+def _check_unseen(network: SpikingNetwork, context: Context, seen: float) -> None:
+    """Warns of a plan of few samples that is close on these alone: one that half of them make is
+    held against the other half."""
+    coded = context.settings.chosen["input_coding"] != "exact"
+    if seen <= DOUBTFUL or coded or not 8 <= context.samples <= FEW:
+        return
+    x = torch.cat(list(context.batches))
+    half = replace(context, batches=[x[::2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that half of the samples are even fewer
+        for make in (calibrate, plan, fit_thresholds, fit_steps):
+            unplanned = network if make is not calibrate else _of_functions(network)
+            network = make(unplanned, half)
+    _, error = residuals.run(network, x[1::2])
+    if error > OFF:
+        warnings.warn(
+            f"the plan is {100 * seen:.0f} % off on the {context.samples} samples that calibrated "
+            f"it, but one made of half of them is {100 * error:.0f} % off on the other half: they "
+            "are too few. Calibrate with more samples.",
+            PlanWarning,
+            stacklevel=5,
+        )
+
+
+def _of_functions(network: SpikingNetwork) -> SpikingNetwork:
+    """The network before it was planned."""
+    names = [each.name for each in fields(Function)]
+    functions = {n.name: Function(**{k: getattr(n, k) for k in names}) for n in network.neurons}
+    return network.with_nodes(functions).replace(statistics={})
 
 
 def _some(context: Context) -> Tensor | Inputs:

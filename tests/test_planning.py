@@ -284,6 +284,19 @@ def test_a_plan_that_is_far_off_is_warned_of_by_layer_and_number():
         assert sg.convert(model, x, tune=False).provenance["planned"]["error"] < 0.2
 
 
+def test_a_plan_of_too_few_samples_is_warned_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU())
+    alike = torch.randn(16, 16)
+    of_two_sizes = torch.where(torch.arange(16).remainder(2).bool().unsqueeze(1), 30.0, 1.0) * alike
+    with pytest.warns(sg.PlanWarning, match=r"the 16 samples .* half of them is \d+ % off"):
+        network = sg.convert(model, of_two_sizes, members=4, tune=False)
+    assert network.provenance["planned"]["error"] < 0.2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sg.convert(model, alike, members=4, tune=False)
+
+
 def test_channels_that_calibration_leaves_silent_are_warned_of():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 80), nn.ReLU(), nn.Linear(80, 2))
