@@ -175,6 +175,7 @@ def fine_tune(options: argparse.Namespace) -> Result:
         seed=options.seed,
         simulator=options.simulator,
         **_given(options, FINE_TUNING),
+        **({"temperature": None, "labels": False} if options.no_classes else {}),
     )
     tuned = _with_command(found.network, options)
     save(tuned, output, class_names=data.class_names)

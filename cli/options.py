@@ -312,7 +312,11 @@ def _fine_tuning(command: Parser) -> None:
     command.add_argument(
         "--distill", type=number, metavar="K", help="weight of the source's outputs, by default 1"
     )
-    command.add_argument("--temperature", type=positive, metavar="T", help="of those, by default 2")
+    outputs = command.add_mutually_exclusive_group()
+    outputs.add_argument("--temperature", type=positive, metavar="T", help="of those, by default 2")
+    outputs.add_argument(
+        "--no-classes", action="store_true", help="follow outputs by distance: they are no classes"
+    )
     command.add_argument(
         "--amp", action="store_true", default=None, help="linear operations in bfloat16"
     )

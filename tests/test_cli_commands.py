@@ -149,6 +149,13 @@ def test_bad(name, folder):
     assert set(folder.iterdir()) == before, "a file was left behind"
 
 
+def test_fine_tuning_follows_outputs_that_are_no_classes(folder, capsys):
+    arguments = ["--epochs", "1", "--no-classes", "-o", "far.h5", "--json"]
+    assert main(["fine-tune", "net.h5", *DATA, *arguments]) == 0
+    last = document(capsys)["fine_tuning"]["history"][-1]
+    assert last["accuracy"] is last["agreement"] is None and last["distance"] > 0
+
+
 def test_every_command_is_run_with_good_and_bad_input():
     from spikingjelly_signgd.cli.commands import COMMANDS
 
