@@ -45,7 +45,13 @@ def assert_compiles(snn: nn.Module, backend: str) -> None:
 
 
 # its functions of one and of many arguments are no matter of SpikingJelly's version
-@pytest.mark.parametrize("name", [pytest.param("vgg", marks=pytest.mark.spikingjelly), "convnext"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vgg", marks=pytest.mark.spikingjelly),
+        pytest.param("convnext", marks=pytest.mark.slow),
+    ],
+)
 def test_signgd_network(name: str) -> None:
     network = sg.convert(load_network(name, "digits"), X, time_steps=8)
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")

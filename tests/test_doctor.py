@@ -127,7 +127,7 @@ SPIKING = [
 
 @pytest.mark.parametrize(
     ("name", "layer", "cause", "fix", "seed"),
-    SPIKING,
+    [slow(*case) if case[0] == "vit" else case for case in SPIKING],
     ids=[f"{s[0]} {s[2]} {s[1]}" for s in SPIKING],
 )
 def test_spikes(name, layer, cause, fix, seed):
@@ -244,7 +244,7 @@ DESCRIPTION = [
 
 @pytest.mark.parametrize(
     ("name", "layer", "cause", "text", "seed"),
-    DESCRIPTION,
+    [slow(*case) if case[0] == "vit" else case for case in DESCRIPTION],
     ids=[f"{s[0]} {s[2]} {s[1]}" for s in DESCRIPTION],
 )
 def test_description(name, layer, cause, text, seed):

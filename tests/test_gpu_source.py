@@ -244,6 +244,7 @@ def test_a_row_that_does_not_compile_names_its_code_and_the_log_once(on_host):
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_memory_and_arithmetic_are_sound():
     """Every kernel once with the sanitizers of g++, which end the process."""

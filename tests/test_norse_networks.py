@@ -337,7 +337,7 @@ def test_choices():
     ("name", "spikes"),
     [
         pytest.param("vgg", "decoded", marks=pytest.mark.slow),
-        ("vgg", "signed"),
+        pytest.param("vgg", "signed", marks=pytest.mark.slow),
         ("vgg qcfs4", "decoded"),
     ],
 )
