@@ -704,3 +704,12 @@ def test_both_views_send_the_same(network):
     total = sum(a.numel() for a in numbers[0])
     assert differ <= 1e-3 * total, (differ, total)
     assert sum(int((a != 0).sum()) for a in numbers[0]) > 0.01 * total
+
+
+def test_the_op_counter_says_what_it_takes(network, x):
+    from spikingjelly_signgd.plugins import op_counter
+
+    with pytest.raises(sg.InputError, match=r"build\(network.replace\(stream=False\)"):
+        op_counter.count(sg.build(network, spikes="signed"), x[0], 1)
+    plain = sg.build(network.replace(stream=False), spikes="signed")
+    assert op_counter.count(plain, x[0], 1).synaptic > 0
