@@ -713,3 +713,30 @@ def test_the_op_counter_says_what_it_takes(network, x):
         op_counter.count(sg.build(network, spikes="signed"), x[0], 1)
     plain = sg.build(network.replace(stream=False), spikes="signed")
     assert op_counter.count(plain, x[0], 1).synaptic > 0
+
+
+# -- other sizes -----------------------------------------------------------------------------------
+
+
+def test_streams_of_another_size(model):
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    options = {"time_steps": 1, "members": 7, "tune": False, "input_coding": "spike"}
+    plan = for_streams(sg.convert(model, images, sizes=[(2, 8, 8)], **options))
+    large = clip(shape=(2, 8, 8))
+    for view in VIEWS:
+        snn = sg.build(plan, spikes=view)
+        y = kept(snn, large)
+        error = (y["map"].flatten(0, 1) - model(large.flatten(0, 1))["map"]).norm()
+        assert error / y["map"].norm() < 0.05
+        with pytest.raises(sg.InputError, match=r"a frame is \[3, 2, 6, 6\] now"):
+            kept(snn, clip())
+        state = snn.state()
+        want = kept(snn, large)
+        snn.load_state(state)
+        assert_same(kept(snn, large), want)
+    with sg.watch(sg.build(plan)) as w:
+        w(large[0, 0])
+        one, of_large = w.operations, w.operations.source_macs
+        w.reset()
+        w(clip()[0, 0])
+        assert of_large > w.operations.source_macs and one.neurons > w.operations.neurons
