@@ -25,10 +25,12 @@ if TYPE_CHECKING:
         tune,
     )
     from .converters.additions import additions
+    from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
     from .core.network import SpikingNetwork
     from .core.running import Evaluation, build, evaluate, run
     from .core.training import collect
+    from .core.windows import windows
     from .errors import (
         BackendUnavailable,
         CalibrationError,
@@ -125,11 +127,13 @@ __all__ = [
     "run",
     "save",
     "search",
+    "step_by_step",
     "stream",
     "to_decoded",
     "to_spikes",
     "tune",
     "verify",
+    "windows",
 ]
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
@@ -201,6 +205,8 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "step_by_step": "converters.stepping",
+    "windows": "core.windows",
 }
 
 

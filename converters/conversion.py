@@ -15,6 +15,7 @@ from ..errors import InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
+from .carried import Carries, at, frames_of, unrolled
 from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
@@ -114,6 +115,7 @@ def convert(
     sizes: Sequence[Sequence[int]] = (),
     max_batches: int | None = 32,
     seed: int = 0,
+    carries: Carries | None = None,
     passes: Sequence[Pass] | None = None,
     functions: Forms | None = None,
 ) -> SpikingNetwork:
@@ -141,6 +143,8 @@ def convert(
         neurons       which operation is which neuron: sg.NEURONS | {...}
         sizes         other shapes of samples that it is to run at, checked against the model
         max_batches   of the calibration, at most; seed: of what is drawn
+        carries       inputs that are outputs of the frame before, {"h": 1}; the calibration is
+                      a clip [F, N, ...] then, F frames of N streams, without what is carried
         passes        in place of converters.PASSES; functions: the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
@@ -169,7 +173,10 @@ def convert(
         sizes=sizes,
         max_batches=max_batches,
         seed=seed,
+        carries=carries or {},
     )
+    if carries:
+        calibration = frames_of(unrolled(model, calibration, carries))
     with torch.inference_mode(False):  # what is learned has gradients
         context = Context(model, settings, batches_of(calibration, max_batches))
         network = lower(model, context.batches[0], settings)
@@ -180,6 +187,9 @@ def convert(
             network = _at_sizes(network, context)
         for one in PASSES if passes is None else passes:
             network = one(network, context)
+    if carries:
+        found = {name: at(network.outputs, path, name) for name, path in carries.items()}
+        network = network.replace(carries=found)
     return network
 
 
