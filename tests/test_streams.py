@@ -1,9 +1,12 @@
 """Streams: the state is kept from frame to frame, in both simulators and views, bit for bit."""
 
+import copy
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from spikingjelly.activation_based import functional
 from torch import nn
 
 import spikingjelly_signgd as sg
@@ -441,3 +444,103 @@ def test_a_still_image_sends_nothing_from_the_second_frame_on(network, x, simula
     total = torch.stack(sent).sum(0)
     assert total[0] > 0 and total[1:].sum() == 0
     assert torch.equal(y["map"][0], y["map"][3])
+
+
+# -- the state as a value --------------------------------------------------------------------------
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("other", SIMULATORS)
+def test_a_state_goes_on_elsewhere(network, x, simulator, other, view):
+    snn = sg.build(network, simulator, spikes=view)
+    kept(snn, x[:5])
+    state = through_a_file(snn.state())
+    assert state["frames"] == 5
+    want = kept(snn, x[5:])
+    elsewhere = sg.build(network, other, spikes=view)
+    elsewhere.load_state(state)
+    assert_same(kept(elsewhere, x[5:]), want)
+    assert elsewhere.seen.frames == FRAMES
+    snn.load_state(state)  # which nobody has changed meanwhile
+    assert_same(kept(snn, x[5:]), want)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_states_of_masks_and_of_what_is_carried(remembering, simulator, view):
+    _, plan = remembering
+    x = clip(shape=(6,))
+    snn = sg.build(plan, simulator, spikes=view)
+    kept(snn, x[:5])
+    copied, state = copy.deepcopy(snn), through_a_file(snn.state())
+    want = kept(snn, x[5:])
+    assert_same(kept(copied, x[5:]), want)
+    snn.reset()
+    snn.load_state(state)
+    assert_same(kept(snn, x[5:]), want)
+
+
+def test_states_that_do_not_fit_are_refused(network, remembering, x):
+    snn = sg.build(network)
+    with pytest.raises(sg.InputError, match="no frame of a stream"):
+        snn.state()
+    kept(snn, x)
+    state = snn.state()
+    with pytest.raises(sg.InputError, match="that of another network"):
+        sg.build(remembering[1]).load_state(state)
+    weights = {"last": replace(network["last"], tensors={**network["last"].tensors})}
+    weights["last"].tensors["weight"] = weights["last"].tensors["weight"] * 1.01
+    with pytest.raises(sg.InputError, match="other weights"):
+        sg.build(network.with_nodes(weights)).load_state(state)
+    with pytest.raises(sg.InputError, match='one of spikes="decoded", but .*spikes="signed"'):
+        sg.build(network, spikes="signed").load_state(state)
+    with pytest.raises(sg.InputError, match="of version 7"):
+        snn.load_state({**state, "version": 7})
+    with pytest.raises(sg.InputError, match="but it is list"):
+        snn.load_state([])
+    with pytest.raises(sg.InputError, match="incomplete"):
+        snn.load_state({**state, "neurons": {"gelu": []}})
+    snn.load_state(state)
+    with pytest.raises(sg.InputError, match="a frame is"):
+        kept(snn, x[:, :2])
+
+
+# -- as users of the simulators run them -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_spikingjelly_runs_frames_itself(network, x, view, step_mode):
+    snn = sg.build(network, spikes=view, step_mode=step_mode)
+    want = kept(snn, x, chunk=1)
+    functional.reset_net(snn)
+    with torch.no_grad():
+        if step_mode == "s":
+            y = [snn(frame) for frame in x]
+            y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+        else:
+            y = snn(x)
+    assert_close(y, want, 1e-6)
+    functional.reset_net(snn)
+    assert snn.state_kept is None and snn.seen is None
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_norse_takes_frames_and_hands_the_state_on(network, x, view):
+    snn = sg.build(network, "norse", spikes=view)
+    want = kept(snn, x, chunk=1)
+    state, y = None, []
+    with torch.no_grad():
+        for frame in x:
+            out, state = snn(frame, state)
+            y.append(out)
+    y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+    assert_close(y, want, 1e-6)
