@@ -68,7 +68,9 @@ def folder_of(given: str | None) -> Path:
         raise SystemExit("pip install --no-deps silero-vad, or name its folder by --folder.")
     folder = Path(given) if given is not None else Path(str(found and found.origin)).parent
     if not (folder / "data" / "silero_vad.jit").is_file():
-        raise SystemExit(f"{folder} is not the folder of silero-vad 6.2: it has no data/silero_vad.jit")
+        raise SystemExit(
+            f"{folder} is not the folder of silero-vad 6.2: it has no data/silero_vad.jit"
+        )
     return folder
 
 
@@ -123,7 +125,7 @@ def source(model: Detector, frames: Tensor) -> Tensor:
 
 
 def voices(streams: int, seconds: float, seed: int = 0) -> Tensor:
-    """Waves [B, N] at 16 kHz in which somebody says vowels, pauses, and speaks on, in some noise."""
+    """Waves [B, N] at 16 kHz in which somebody says vowels, pauses, and speaks on, with noise."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([_speaker(seconds, generator) for _ in range(streams)])
 

@@ -1,5 +1,7 @@
 """Networks with a memory of their own: what they feed themselves, and models step by step."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -332,3 +334,96 @@ def test_paths_lead_into_structures():
     structure = {"y": 1, "memory": (2, {"c": 3})}
     assert at(structure, ("memory", 1, "c"), "c") == 3
     assert at((1, 2), 1, "h") == 2
+
+
+# -- networks that feed themselves -----------------------------------------------------------------
+
+
+def of_streams(frames, dim):
+    """Frames of one step [F, B, 1, 5] as sequences, [B, F, 5] or [B, 5, F]."""
+    return frames.movedim(0, 1).squeeze(2) if dim == 1 else frames.permute(1, 3, 0, 2).squeeze(3)
+
+
+NETWORKS = {
+    "GRU": (lambda: Tagger(nn.GRU(6, 7, batch_first=True)), 1),
+    "LSTM": (lambda: Tagger(nn.LSTM(6, 7)), 1),
+    "TCN": (lambda: tcn("class"), 2),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_spiking_network_that_feeds_itself_follows_the_source(name):
+    torch.manual_seed(0)
+    make, dim = NETWORKS[name]
+    model, clip = make().eval(), clip_of(frames=30).unsqueeze(2)
+    clip = clip if dim == 1 else clip.transpose(2, 3)
+    sequence = of_streams(clip if dim == 1 else clip.transpose(2, 3), dim)
+    step = sg.step_by_step(model, sequence[:2, :6] if dim == 1 else sequence[:2, :, :6], dim=dim)
+    network = sg.convert(step, clip, carries=step.carries)
+    assert set(network.carries) == {"state"}
+    assert network["state"].shape == network[network.carries["state"]].shape
+
+    want = model(sequence).movedim(dim, 0).unsqueeze(1 + dim)
+    have = sg.run(sg.build(network), clip, sequence=True, keep_state=True)[1][0]
+    error = (have - want).flatten(1).norm(dim=1) / want.norm() * len(want) ** 0.5
+    assert error.max() < 0.03
+    assert error[-10:].mean() < 2 * error[5:15].mean()  # what is fed back does not add up
+    assert 0 < error.max()  # it is a spiking network
+
+
+@torch.no_grad()
+def test_both_simulators_carry_alike_and_a_reset_forgets():
+    torch.manual_seed(0)
+    model, clip = Cell(), clip_of(10)
+    given = {"x": clip, "h": torch.zeros(8, 4)}
+    network = sg.convert(model, given, carries=CARRIES)
+    runs = []
+    for simulator in ("spikingjelly", "norse"):
+        snn = sg.build(network, simulator)
+        first = sg.run(snn, clip, sequence=True, keep_state=True)[1]
+        again = sg.run(snn, clip, sequence=True, keep_state=True)[1]
+        snn.reset()
+        anew = sg.run(snn, clip, sequence=True, keep_state=True)[1]
+        assert torch.equal(first["y"], anew["y"])
+        assert not torch.equal(first["y"][0], again["y"][0])  # it remembers the first pass
+        runs.append(first["y"])
+    assert torch.equal(*runs)
+    assert torch.equal(first["memory"][0][-1], first["memory"][0][9])
+
+
+@pytest.mark.parametrize("coding", ["exact", "spike"])
+def test_what_is_carried_is_not_coded_again(coding):
+    """Its spikes are those of the neurons it comes from, a frame later."""
+    given = {"x": clip_of(), "h": torch.zeros(8, 4)}
+    network = sg.convert(
+        Cell(), given, carries=CARRIES, input_coding=coding, time_steps=1, members=8
+    )
+    readers = {name for node in network.nodes for name in node.inputs}
+    coded = [node.name for node in network.neurons if {"x", "h"} & set(node.inputs)]
+    assert "h" in readers
+    assert len(coded) == (coding == "spike")
+
+
+# -- voice detection -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_voice_detection_frame_after_frame():
+    """With the package's weights where it is installed, else with random ones."""
+    import voice
+
+    spec = importlib.util.find_spec("silero_vad")
+    torch.manual_seed(0)
+    model = voice.load_model(voice.folder_of(None)) if spec else voice.Detector().eval()
+    frames = voice.frames_of(voice.voices(4, 1.5))
+    want = voice.source(model, frames)
+    if spec:
+        own = voice.theirs(voice.published(voice.folder_of(None)), voice.voices(4, 1.5))
+        torch.testing.assert_close(want[: len(own)], own, atol=1e-5, rtol=1e-5)
+        assert (want > voice.VOICE).float().mean() > 0.2  # somebody speaks
+    calibration = voice.frames_of(voice.voices(4, 1.5, seed=1))
+    snn = sg.build(voice.converted(model, calibration, members=12))
+    have = sg.run(snn, frames, sequence=True, keep_state=True)[1][0]
+    assert (have - want).norm() / want.norm() < 0.3
+    assert ((have > voice.VOICE) == (want > voice.VOICE)).float().mean() > 0.9
