@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .converters.additions import additions
     from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
+    from .core.events import Events
     from .core.network import SpikingNetwork
     from .core.running import Evaluation, build, evaluate, run
     from .core.training import collect
@@ -78,6 +79,7 @@ __all__ = [
     "ConstantSchedule",
     "Encode",
     "Evaluation",
+    "Events",
     "Exit",
     "ExitRule",
     "ExponentialSchedule",
@@ -205,6 +207,7 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "Events": "core.events",
     "step_by_step": "converters.stepping",
     "windows": "core.windows",
 }

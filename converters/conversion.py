@@ -126,7 +126,7 @@ def convert(
     with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
     whose whole numbers stay exact. None is the preset's choice; ``converters.Settings`` says more.
 
-        method        "signgd", "group", "subgradient", or a dict from module paths
+        method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
@@ -143,8 +143,7 @@ def convert(
         neurons       which operation is which neuron: sg.NEURONS | {...}
         sizes         other shapes of samples that it is to run at, checked against the model
         max_batches   of the calibration, at most; seed: of what is drawn
-        carries       inputs that are outputs of the frame before, {"h": 1}; the calibration is
-                      a clip [F, N, ...] then, F frames of N streams, without what is carried
+        carries       inputs that are outputs of the frame before: {"h": 1}
         passes        in place of converters.PASSES; functions: the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,

@@ -134,14 +134,16 @@ def _speaker(seconds: float, generator: torch.Generator) -> Tensor:
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    pitch, parts, left = between(90, 220), [], int(seconds * RATE)
+    pitch, left = between(90, 220), int(seconds * RATE)
+    parts: list[Tensor] = []
     while left > 0:
         if parts and between(0, 1) < 0.3:
             parts.append(torch.zeros(int(between(0.4, 1.2) * RATE)))
         else:
             names = list(VOWELS)
-            pair = [names[int(between(0, len(names)))] for _ in range(2)]
-            parts.append(_syllable(*pair, pitch * between(0.85, 1.2), between(0.15, 0.35)))
+            first, last = (names[int(between(0, len(names)))] for _ in range(2))
+            spoken = pitch * between(0.85, 1.2)
+            parts.append(_syllable(first, last, spoken, between(0.15, 0.35)))
         left -= len(parts[-1])
     wave = torch.cat(parts)[: int(seconds * RATE)]
     noise = torch.randn(len(wave), generator=generator)
