@@ -10,6 +10,7 @@ from .core.registry import FORMATS, SIMULATORS
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
+    from .analysis.watching import watch
     from .converters import (
         NEURONS,
         CalibrationWarning,
@@ -135,6 +136,7 @@ __all__ = [
     "to_spikes",
     "tune",
     "verify",
+    "watch",
     "windows",
 ]
 
@@ -209,6 +211,7 @@ _HOME = {
     "collect": "core.training",
     "Events": "core.events",
     "step_by_step": "converters.stepping",
+    "watch": "analysis.watching",
     "windows": "core.windows",
 }
 
