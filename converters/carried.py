@@ -7,7 +7,7 @@ its calibration clip frame by frame, so that the carried inputs are calibrated a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,18 @@ def at(structure: Any, path: Path, name: str) -> Any:
                 "is where the model returns it: an index, a key, or several of these."
             ) from error
     return found
+
+
+def clips_with(model: nn.Module, calibration: Any, carries: Carries) -> list[dict[str, Tensor]]:
+    """Clips, one or an iterable of several, with the carried inputs as the source has them."""
+    one = isinstance(calibration, (Tensor, Mapping, Inputs)) or not isinstance(
+        calibration, Iterable
+    )
+    clips = [calibration] if one else list(calibration)
+    clips = [clip[0] if isinstance(clip, (tuple, list)) else clip for clip in clips]
+    if not clips:
+        raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
+    return [unrolled(model, clip, carries) for clip in clips]
 
 
 def unrolled(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]:

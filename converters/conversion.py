@@ -15,7 +15,7 @@ from ..errors import InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
-from .carried import Carries, at, frames_of, unrolled
+from .carried import Carries, at, clips_with, frames_of
 from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
@@ -175,7 +175,7 @@ def convert(
         carries=carries or {},
     )
     if carries:
-        calibration = frames_of(unrolled(model, calibration, carries))
+        calibration = map(frames_of, clips_with(model, calibration, carries))
     with torch.inference_mode(False):  # what is learned has gradients
         context = Context(model, settings, batches_of(calibration, max_batches))
         network = lower(model, context.batches[0], settings)

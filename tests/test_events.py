@@ -317,3 +317,22 @@ def test_events_that_neurons_read_themselves_cost_one():
     model = nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(4, 2))
     network = sg.convert(model, torch.randn(16, 1, 2, 2))
     assert event_additions(network, torch.ones(1, 1, 1, 2, 2)).tolist() == [4]
+
+
+def test_the_example_of_a_camera():
+    """A small network on few digits: what moves costs, what stands still does not."""
+    import events as example
+
+    x, labels = example.images("digits", "train")
+    model = example.train(x, labels, 10)
+    calibration = example.seen(example.videos(x[-8:], 6, 0.5, seed=1), 0.2)
+    assert float((calibration.sums - calibration.light).abs().max()) < 0.2 + 1e-4
+    spiking = sg.convert(model, calibration.sums.flatten(0, 1))
+    rows = [
+        example.measured(model, spiking, example.seen(example.videos(x[:8], 8, v), 0.2), labels[:8])
+        for v in (0.0, 0.5)
+    ]
+    assert rows[0]["events"] == rows[0]["first"] == 0
+    assert rows[0]["all"] < 0.02 < rows[1]["all"]
+    assert min(row["same"] for row in rows) > 0.9
+    assert rows[1]["spiking"] > 0.5

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters.carried import at, unrolled
+from spikingjelly_signgd.converters.carried import at, clips_with, unrolled
 
 # -- windows of a signal ---------------------------------------------------------------------------
 
@@ -278,6 +278,16 @@ def test_the_source_is_run_over_the_clip():
     for frame in range(6):
         assert torch.equal(found["h"][frame], h)
         h = model(clip[frame], h)["memory"][0].detach()
+
+
+def test_several_clips_are_run_one_by_one():
+    model, zeros = Cell(), torch.zeros(8, 4)
+    pairs = [({"x": clip_of(n), "h": zeros}, torch.zeros(n)) for n in (4, 6)]
+    found = clips_with(model, iter(pairs), CARRIES)
+    assert [len(clip["h"]) for clip in found] == [4, 6]
+    assert torch.equal(found[1]["h"], unrolled(model, pairs[1][0], CARRIES)["h"])
+    with pytest.raises(sg.CalibrationError, match="there is no clip"):
+        clips_with(model, [], CARRIES)
 
 
 def test_a_default_of_none_says_the_shape():
