@@ -433,7 +433,7 @@ def test_voice_detection_frame_after_frame():
         torch.testing.assert_close(want[: len(own)], own, atol=1e-5, rtol=1e-5)
         assert (want > voice.VOICE).float().mean() > 0.2  # somebody speaks
     calibration = voice.frames_of(voice.voices(4, 1.5, seed=1))
-    snn = sg.build(voice.converted(model, calibration, members=12))
+    snn = sg.build(voice.converted(model, calibration))
     have = sg.run(snn, frames, sequence=True, keep_state=True)[1][0]
-    assert (have - want).norm() / want.norm() < 0.3
-    assert ((have > voice.VOICE) == (want > voice.VOICE)).float().mean() > 0.9
+    assert (have - want).norm() / want.norm() < 0.05
+    assert ((have > voice.VOICE) == (want > voice.VOICE)).float().mean() > 0.97
