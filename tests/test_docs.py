@@ -209,6 +209,19 @@ def test_streams(folder):
     assert torch.equal(scope["later"], scope["outputs"][12:])
 
 
+def test_stream_inputs(folder, capsys):
+    scope = run("docs/stream_inputs.md")
+    assert scope["y"].shape == (24, 8, 3) and scope["h"].shape == (24, 8, 16)
+    assert scope["error"] < 0.02
+    assert "'layer.h': (1, 16)" in capsys.readouterr().out
+
+
+def test_events_tutorial(folder, capsys):
+    scope = run("docs/tutorials/events.md")
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(steps) == 12 and scope["right"] >= 0.6
+
+
 def test_fine_tuning(folder, capsys):
     scope = run("docs/fine_tuning.md")
     history = scope["tuned"].history
