@@ -74,11 +74,6 @@ def unrolled(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]
     return frames | {name: torch.stack(values) for name, values in seen.items()}
 
 
-def frames_of(clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Its frames as samples, [F N, ...]."""
-    return {name: x.flatten(0, 1) for name, x in clip.items()}
-
-
 def _carried(
     model: nn.Module,
     frames: Mapping[str, Tensor],

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import batch_of
 from ..core.network import Function, SpikingNetwork
-from ..errors import InputError, UnsupportedOperation
+from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
-from .carried import Carries, at, clips_with, frames_of
+from .carried import Carries, at, clips_with
+from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
 from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
@@ -113,6 +115,8 @@ def convert(
     objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
     sizes: Sequence[Sequence[int]] = (),
+    stream: bool | Motion = False,
+    noise: float = 0.0,
     max_batches: int | None = 32,
     seed: int = 0,
     carries: Carries | None = None,
@@ -131,9 +135,9 @@ def convert(
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
         input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
-        scale         "fitted", "channel", "tensor", "published", "unit" or a range
-        resting       v(0): "zero" or "mean"; momentum: of the step rule, in [0, 1)
-        members       m of signGD (signs a step) and group neurons; also by module path
+        scale         "fitted", "channel", "tensor", "published", "unit", a range
+        resting       v(0): "zero" or "mean"; momentum: of the steps, in [0, 1)
+        members       m of signGD and group neurons; also by module path
         dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
@@ -141,7 +145,9 @@ def convert(
         tune          whether steps, scales, v(0), dead zones are learned; tune_seconds: a limit
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
-        sizes         other shapes of samples that it is to run at, checked against the model
+        sizes         other shapes of samples that it is to run at
+        stream        True: of clips [F, N, ...]; sg.Motion(): of moving stills;
+                      noise: of its sensor, which the input is silent at
         max_batches   of the calibration, at most; seed: of what is drawn
         carries       inputs that are outputs of the frame before: {"h": 1}
         passes        in place of converters.PASSES; functions: the older name of forms
@@ -170,15 +176,17 @@ def convert(
         objective=objective,
         neurons=neurons,
         sizes=sizes,
+        stream=stream,
+        noise=noise,
         max_batches=max_batches,
         seed=seed,
         carries=carries or {},
     )
     if carries:
-        calibration = map(frames_of, clips_with(model, calibration, carries))
+        calibration = _carrying(model, settings, calibration)
     with torch.inference_mode(False):  # what is learned has gradients
-        context = Context(model, settings, batches_of(calibration, max_batches))
-        network = lower(model, context.batches[0], settings)
+        context = _context(model, settings, calibration)
+        network = _lower_first(model, context)
         if time_steps is None and _says_levels(network, settings):
             context = replace(context, settings=replace(settings, time_steps=1))
             network = network.replace(time_steps=1)
@@ -190,6 +198,38 @@ def convert(
         found = {name: at(network.outputs, path, name) for name, path in carries.items()}
         network = network.replace(carries=found)
     return network
+
+
+def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) -> Calibration:
+    """Clips with what is carried; for a plan that is none for streams their frames."""
+    if settings.motion is not None:
+        raise InputError(
+            "a network that feeds itself is calibrated on clips, not on stills that move; pass "
+            "stream=True and clips [F, N, ...], such as stream.clips(stills)."
+        )
+    clips = clips_with(model, calibration, settings.carries)
+    return clips if settings.streams else map(frames_of, map(batch_of, clips))
+
+
+def _context(model: nn.Module, settings: Settings, calibration: Calibration) -> Context:
+    if not settings.streams:
+        return Context(model, settings, batches_of(calibration, settings.max_batches))
+    clips = clips_of(calibration, settings.motion, settings.max_batches)
+    return Context(model, settings, batches_of(batches_of_frames(clips)), clips)
+
+
+def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
+    """The network for the first batch; of a stream a frame of another rank is a still."""
+    settings = context.settings
+    try:
+        return lower(model, context.batches[0], settings).replace(stream=settings.streams)
+    except CalibrationError as error:
+        if not settings.streams or settings.motion is not None:
+            raise
+        raise CalibrationError(
+            f"stream=True takes clips [F, N, ...], whose frames [N, ...] the model is called with: "
+            f"{error} {STILLS}"
+        ) from error
 
 
 def _says_levels(network: SpikingNetwork, settings: Settings) -> bool:

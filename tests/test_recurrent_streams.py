@@ -383,6 +383,27 @@ def test_a_spiking_network_that_feeds_itself_follows_the_source(name):
 
 
 @torch.no_grad()
+def test_a_plan_for_streams_carries_too():
+    torch.manual_seed(0)
+    model, clip = Cell(), clip_of(24)
+    given = {"x": clip, "h": torch.zeros(8, 4)}
+    network = sg.convert(model, given, carries=CARRIES, stream=True, objective=1e-4)
+    assert network.stream
+    assert list(network.carries) == ["h"]
+    assert not [n for n in network.neurons if "h" in n.inputs]
+    have = sg.run(sg.build(network), clip, sequence=True, keep_state=True)[1]["y"]
+    want, h = [], torch.zeros(8, 4)
+    for frame in clip:
+        returned = model(frame, h)
+        want.append(returned["y"])
+        (h,) = returned["memory"]
+    want = torch.stack(want)
+    assert (have - want).norm() / want.norm() < 0.03
+    with pytest.raises(sg.InputError, match="not on stills that move"):
+        sg.convert(model, given, carries=CARRIES, stream=sg.Motion())
+
+
+@torch.no_grad()
 def test_both_simulators_carry_alike_and_a_reset_forgets():
     torch.manual_seed(0)
     model, clip = Cell(), clip_of(10)
