@@ -211,8 +211,10 @@ def main() -> None:
     have = torch.stack(found)
     same = ((have > VOICE) == (want > VOICE)).float().mean()
     error = float((have - want).norm() / want.norm())
+    each = ((have - want).norm(dim=0) / want.norm(dim=0)).flatten().tolist()
     print(f"voice in {100 * float((want > VOICE).float().mean()):.0f} % of the frames")
-    print(f"spiking: error {error:.4f}, same decision in {100 * float(same):.2f} % of the frames")
+    print(f"spiking: same decision in {100 * float(same):.2f} % of the frames")
+    print(f"error {error:.4f}, of a speaker from {min(each):.4f} to {max(each):.4f}")
     print(f"spikes make {sum(additions) / len(additions):.3f} additions for each MAC of the source")
     print("second  source  spiking, first speaker")
     for f in range(0, len(frames), max(1, len(frames) // 24)):

@@ -218,8 +218,11 @@ def test_stream_inputs(folder, capsys):
 
 def test_events_tutorial(folder, capsys):
     scope = run("docs/tutorials/events.md")
-    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert len(steps) == 12 and scope["right"] >= 0.6
+    printed = capsys.readouterr().out.splitlines()
+    shown = PAGES["docs/tutorials/events.md"].split("prints\n\n```\n")[1].split("```")[0]
+    assert printed[0] == shown.splitlines()[0]
+    assert len([line for line in printed if line.startswith("step ")]) == 12
+    assert scope["right"] >= 0.6
 
 
 def test_fine_tuning(folder, capsys):

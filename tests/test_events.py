@@ -1,5 +1,6 @@
 """Events of cameras: what they are read from, what is refused, and what a network makes of them."""
 
+import struct
 import sys
 import types
 
@@ -203,6 +204,37 @@ def test_aedat_files(tmp_path, monkeypatch):
     assert same(sg.Events.read(tmp_path / "a.aedat4"), events())
     with pytest.raises(sg.FormatError, match="no stream of events 5"):
         sg.Events.read(tmp_path / "a.aedat4", key=5)
+
+
+INFO = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
+<node name="0" path="/mainloop/Recorder/outInfo/0/">
+<attr key="compression" type="string">NONE</attr>
+<attr key="originalModuleName" type="string">capture</attr>
+<attr key="originalOutputName" type="string">events</attr>
+<attr key="typeDescription" type="string">Array of events.</attr>
+<attr key="typeIdentifier" type="string">EVTS</attr>
+<node name="info" path="/mainloop/Recorder/outInfo/0/info/">
+<attr key="sizeX" type="int">4</attr><attr key="sizeY" type="int">2</attr>
+</node></node></node></dv>"""
+
+
+def aedat4(packets):
+    """A file: its magic bytes, a header and packets, flatbuffers IOHE and EVTS by hand."""
+    text = INFO.encode()
+    header = struct.pack("<I4s5H2xiiqII", 20, b"IOHE", 10, 20, 4, 8, 16, 12, 0, -1, 4, len(text))
+    header += text + b"\0"
+    found = b"#!AER-DAT4.0\r\n" + struct.pack("<I", len(header)) + header
+    for rows in packets:
+        body = struct.pack("<I4s3H2xiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(rows))
+        body += b"".join(struct.pack("<qhh?3x", t, x, y, bool(p)) for x, y, t, p in rows)
+        found += struct.pack("<iiI", 0, len(body) + 4, len(body)) + body
+    return found
+
+
+def test_aedat_files_by_the_package_itself(tmp_path):
+    pytest.importorskip("aedat")
+    (tmp_path / "a.aedat4").write_bytes(aedat4([ROWS[:2], ROWS[2:]]))
+    assert same(sg.Events.read(tmp_path / "a.aedat4"), events())
 
 
 def test_what_is_no_aedat_is_refused(tmp_path):

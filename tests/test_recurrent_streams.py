@@ -113,7 +113,7 @@ class Loop(nn.Module):
         self.cell = cell
 
     def forward(self, x):
-        state = x.new_zeros(len(x), self.cell.hidden_size)
+        state = x.new_zeros(x.shape[0], self.cell.hidden_size)
         state = (state, state) if isinstance(self.cell, nn.LSTMCell) else state
         outputs = []
         for step in x.unbind(1):
