@@ -174,6 +174,39 @@ def test_strides_take_hops_that_they_divide():
         sg.step_by_step(model, x, hop=3, dim=2)
 
 
+class Padded(nn.Module):
+    """A convolution after ``left`` zeros, and ``cut`` of its outputs cut off."""
+
+    def __init__(self, conv, left, cut):
+        super().__init__()
+        self.conv, self.left, self.cut = conv, left, cut
+
+    def forward(self, x):
+        y = self.conv(F.pad(x, (self.left, 0)))
+        return y[..., : y.shape[-1] - self.cut]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_padding", [False, True])
+@pytest.mark.parametrize("hop", [1, 2, 3, 6])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (2, 1), (2, 3), (3, 2), (5, 1)])
+def test_causal_convolutions_of_all_sizes(kernel, dilation, stride, hop, by_padding):
+    """That of the newest hop is that of the sequence, or it is refused."""
+    torch.manual_seed(0)
+    reach = (kernel - 1) * dilation
+    conv = nn.Conv1d(2, 3, kernel, stride, reach if by_padding else 0, dilation)
+    model = Padded(conv, 0 if by_padding else reach, -(-reach // stride) if by_padding else 0)
+    x = torch.randn(2, 2, 24)
+    if hop % stride or not reach:
+        with pytest.raises(sg.UnsupportedOperation):
+            sg.step_by_step(model, x[..., :18], hop=hop, dim=2)
+        return
+    step = sg.step_by_step(model, x[..., :18], hop=hop, dim=2)
+    have = torch.cat(step_through(step, x.split(hop, 2)), 2)
+    torch.testing.assert_close(have, model(x), rtol=1e-5, atol=1e-6)
+
+
 def test_the_model_is_left_as_it_was_and_its_weights_are_shared():
     model = Tagger(nn.GRU(6, 7, batch_first=True))
     step = sg.step_by_step(model, torch.randn(2, 5, 5))
