@@ -27,10 +27,13 @@ if TYPE_CHECKING:
         tune,
     )
     from .converters.additions import additions
+    from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
+    from .core.events import Events
     from .core.network import SpikingNetwork
     from .core.running import Evaluation, build, evaluate, run
     from .core.training import collect
+    from .core.windows import windows
     from .errors import (
         BackendUnavailable,
         CalibrationError,
@@ -78,6 +81,7 @@ __all__ = [
     "ConstantSchedule",
     "Encode",
     "Evaluation",
+    "Events",
     "Exit",
     "ExitRule",
     "ExponentialSchedule",
@@ -128,12 +132,14 @@ __all__ = [
     "run",
     "save",
     "search",
+    "step_by_step",
     "stream",
     "to_decoded",
     "to_spikes",
     "tune",
     "verify",
     "watch",
+    "windows",
 ]
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
@@ -206,7 +212,10 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "Events": "core.events",
+    "step_by_step": "converters.stepping",
     "watch": "analysis.watching",
+    "windows": "core.windows",
 }
 
 

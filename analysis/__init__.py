@@ -1,6 +1,7 @@
 """What was measured: errors layer by layer, what it costs, pictures, and one report of all."""
 
 from ..core.metrics import METRICS, Metric
+from .arriving import event_additions
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
@@ -38,6 +39,7 @@ __all__ = [
     "count_operations",
     "diagnose",
     "estimate_energy",
+    "event_additions",
     "plot_accuracy",
     "plot_decoded",
     "plot_energy",

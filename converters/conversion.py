@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.inputs import batch_of
 from ..core.network import Function, SpikingNetwork
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
-from .clips import STILLS, Motion, batches_of_frames, clips_of
+from .carried import Carries, at, clips_with
+from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
 from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
@@ -117,6 +119,7 @@ def convert(
     noise: float = 0.0,
     max_batches: int | None = 32,
     seed: int = 0,
+    carries: Carries | None = None,
     passes: Sequence[Pass] | None = None,
     functions: Forms | None = None,
 ) -> SpikingNetwork:
@@ -146,6 +149,7 @@ def convert(
         stream        True: of clips [F, N, ...]; sg.Motion(): of moving stills;
                       noise: of its sensor, which the input is silent at
         max_batches   of the calibration, at most; seed: of what is drawn
+        carries       inputs that are outputs of the frame before: {"h": 1}
         passes        in place of converters.PASSES; functions: the older name of forms
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
@@ -176,7 +180,10 @@ def convert(
         noise=noise,
         max_batches=max_batches,
         seed=seed,
+        carries=carries or {},
     )
+    if carries:
+        calibration = _carrying(model, settings, calibration)
     with torch.inference_mode(False):  # what is learned has gradients
         context = _context(model, settings, calibration)
         network = _lower_first(model, context)
@@ -187,7 +194,21 @@ def convert(
             network = _at_sizes(network, context)
         for one in PASSES if passes is None else passes:
             network = one(network, context)
+    if carries:
+        found = {name: at(network.outputs, path, name) for name, path in carries.items()}
+        network = network.replace(carries=found)
     return network
+
+
+def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) -> Calibration:
+    """Clips with what is carried; for a plan that is none for streams their frames."""
+    if settings.motion is not None:
+        raise InputError(
+            "a network that feeds itself is calibrated on clips, not on stills that move; pass "
+            "stream=True and clips [F, N, ...], such as stream.clips(stills)."
+        )
+    clips = clips_with(model, calibration, settings.carries)
+    return clips if settings.streams else map(frames_of, map(batch_of, clips))
 
 
 def _context(model: nn.Module, settings: Settings, calibration: Calibration) -> Context:

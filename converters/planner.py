@@ -113,7 +113,8 @@ class _Planner(Semantics[str]):
     def input(self, node: Input) -> str:
         self._emit(node, "static")
         settings, coding = self.settings, self.settings.chosen["input_coding"]
-        if coding == "exact" or not node.coded:
+        # what is carried comes from neurons: their spikes, a frame later
+        if coding == "exact" or not node.coded or node.name in settings.carries:
             return node.name
         name = self._unique("input.encode")
         common: dict[str, Any] = dict(name=name, inputs=(node.name,), shape=node.shape)

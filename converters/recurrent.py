@@ -1,7 +1,8 @@
-"""Recurrent layers, unrolled over their sequence, whose length a network fixes.
+"""Recurrent layers: unrolled over their sequence, whose length a network fixes, or step by step.
 
 ``DECOMPOSITIONS`` is what ``torch.export`` writes them as: linear layers, sums, products, sigmoid
 and tanh at every step. torch has the layers; the cells are these formulas, of its documentation.
+In a stream they go on from the frame before (``stepping``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._decomp import decomposition_table
+
+from ..errors import UnsupportedOperation
+from .memory import Memory, Remembering
 
 aten = torch.ops.aten
 Bias = Tensor | None
@@ -54,3 +58,71 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.rnn_tanh_cell.default: _cell(torch.tanh),
     aten.rnn_relu_cell.default: _cell(torch.relu),
 }
+
+
+# -- layers and cells that go on from the frame before ---------------------------------------------
+
+
+class RememberingLayer(Remembering):
+    """nn.LSTM, nn.GRU or nn.RNN whose state is kept: each frame begins where the last one ended."""
+
+    def __init__(self, layer: nn.RNNBase, path: str, memory: Memory) -> None:
+        super().__init__(layer, path, memory)
+        layers = layer.num_layers
+        memory.shapes[f"{path}.h"] = (layers, layer.proj_size or layer.hidden_size)
+        if isinstance(layer, nn.LSTM):
+            memory.shapes[f"{path}.c"] = (layers, layer.hidden_size)
+        self.names = [name for name in memory.shapes if name.rpartition(".")[0] == path]
+
+    def forward(self, x: Tensor, _: Any = None) -> tuple[Tensor, Any]:
+        state = tuple(self.memory.before[name].transpose(0, 1) for name in self.names)
+        out, after = self.layer(x, state if len(state) > 1 else state[0])
+        after_each = after if isinstance(after, tuple) else (after,)
+        for name, value in zip(self.names, after_each, strict=True):
+            self.memory.after[name] = value.transpose(0, 1)
+        return out, after
+
+
+class RememberingCell(Remembering):
+    """nn.LSTMCell, nn.GRUCell or nn.RNNCell whose first call in a frame goes on from the last one
+    of the frame before."""
+
+    def __init__(self, cell: nn.RNNCellBase, path: str, memory: Memory) -> None:
+        super().__init__(cell, path, memory)
+        parts = ("h", "c") if isinstance(cell, nn.LSTMCell) else ("h",)
+        self.names = [f"{path}.{part}" for part in parts]
+        memory.shapes |= dict.fromkeys(self.names, (cell.hidden_size,))
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        first = self.names[0] not in self.memory.after
+        if first:
+            kept = tuple(self.memory.before[name] for name in self.names)
+            state = kept if len(kept) > 1 else kept[0]
+        after = self.layer(x, state)
+        after_each = after if isinstance(after, tuple) else (after,)
+        self.memory.after |= dict(zip(self.names, after_each, strict=True))
+        return after
+
+
+def check_remembers(module: nn.Module, path: str, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Raises UnsupportedOperation, naming the module, where its state cannot be kept: one that
+    reads both ways, starts from something else than zeros, or is called more than once a run."""
+    kind = type(module).__name__
+    if isinstance(module, nn.RNNBase) and module.bidirectional:
+        raise UnsupportedOperation(
+            f"'{path}' (nn.{kind}) reads the sequence both ways, so that no output is known before "
+            "its end. Train it with bidirectional=False, or convert the whole sequence as one "
+            "input."
+        )
+    if isinstance(module, nn.RNNBase) and len(calls) > 1:
+        raise UnsupportedOperation(
+            f"'{path}' (nn.{kind}) is called {len(calls)} times in one run, which would be several "
+            "memories. Give each call a layer of its own, with the same weights."
+        )
+    given = calls[0][1] if calls and len(calls[0]) > 1 else None
+    states = given if isinstance(given, (tuple, list)) else (given,)
+    if any(isinstance(state, Tensor) and bool(state.any()) for state in states):
+        raise UnsupportedOperation(
+            f"'{path}' (nn.{kind}) starts from a state that is not zero; a stream begins with "
+            "zeros. Write the model as one step, forward(x, h) -> (y, h), and use carries=."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..core.network import Function, Node
 from ..errors import InputError
 from ..neurons.schedules import ConstantSchedule, ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
+from .carried import Path
 from .clips import Motion
 from .lowering import Forms, Options, forms
 from .objectives import weight_of
@@ -153,6 +154,10 @@ class Settings:
         Of the calibration, at most; None: all. Of a stream clips.
     seed
         Of what is drawn: samples for quantiles, held-out samples, Poisson input.
+    carries
+        For each argument of forward that the model feeds itself, where its output of the frame
+        before is: ``{"h": 1}`` for ``forward(x, h) -> (y, h)``, a key, or several of these for what
+        is nested. The calibration is a clip then (``converters/carried.py``).
 
     Raises InputError for what is out of range, contradictory, or read by no neuron.
     """
@@ -180,6 +185,7 @@ class Settings:
     noise: float = 0.0
     max_batches: int | None = 32
     seed: int = 0
+    carries: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.time_steps is not None:
@@ -458,7 +464,10 @@ class Context:
     def input_scale(self) -> float:
         """The amplitude of coded inputs."""
         scale: float | None = self.settings.chosen["input_scale"]
-        floats = [v for x in self.batches for v in (x.floats if isinstance(x, Inputs) else [x])]
+        carried = self.settings.carries
+        given = [x.tensors if isinstance(x, Inputs) else {"": x} for x in self.batches]
+        coded = [v for x in given for name, v in x.items() if name not in carried]
+        floats = [v for v in coded if v.is_floating_point()]
         return scale or max(float(x.abs().max()) for x in floats) or 1.0
 
 

@@ -209,6 +209,22 @@ def test_streams(folder):
     assert torch.equal(scope["later"], scope["outputs"][12:])
 
 
+def test_stream_inputs(folder, capsys):
+    scope = run("docs/stream_inputs.md")
+    assert scope["y"].shape == (24, 8, 3) and scope["h"].shape == (24, 8, 16)
+    assert scope["error"] < 0.02
+    assert "'layer.h': (1, 16)" in capsys.readouterr().out
+
+
+def test_events_tutorial(folder, capsys):
+    scope = run("docs/tutorials/events.md")
+    printed = capsys.readouterr().out.splitlines()
+    shown = PAGES["docs/tutorials/events.md"].split("prints\n\n```\n")[1].split("```")[0]
+    assert printed[0] == shown.splitlines()[0]
+    assert len([line for line in printed if line.startswith("step ")]) == 12
+    assert scope["right"] >= 0.6
+
+
 def test_fine_tuning(folder, capsys):
     scope = run("docs/fine_tuning.md")
     history = scope["tuned"].history

@@ -1,0 +1,370 @@
+"""Events of a camera: what changed, pixel by pixel, as increments of a network's input.
+
+An event camera sends an event (x, y, t, p) whenever the logarithm of the light at a pixel has risen
+(p = 1) or fallen (p = 0) by theta since its last event. The input of a network on log intensities
+is then the running sum of +-theta, and an event is one increment: one pass of a column of W into x
+of the first layer, with no frames in between. Source: Lichtsteiner, Posch & Delbruck, 2008.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable, FormatError, InputError
+
+# the names that a field has in files
+FIELDS = {
+    "x": ("x",),
+    "y": ("y",),
+    "t": ("t", "ts", "timestamp"),
+    "p": ("p", "on", "polarity", "pol"),
+}
+GROUPS = ("events", "CD/events")  # where HDF5 files keep them
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Events in the order of time: pixels x and y, t in microseconds, whole numbers [N], and p,
+    bool [N], whether it became brighter; ``size`` is (height, width) of the sensor.
+
+    Raises InputError for events that are outside the sensor or out of order.
+    """
+
+    x: Tensor
+    y: Tensor
+    t: Tensor
+    p: Tensor
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        for name in ("x", "y", "t"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        object.__setattr__(self, "p", _polarity(self.p))
+        lengths = {name: tuple(getattr(self, name).shape) for name in FIELDS}
+        if len(set(lengths.values())) > 1 or self.x.dim() != 1:
+            raise InputError(f"x, y, t and p of events are [N] each, but they are {lengths}.")
+        self._check_inside()
+        falls = (self.t.diff() < 0).nonzero()
+        if len(falls):
+            n = int(falls[0]) + 1
+            raise InputError(
+                f"event {n} is at {int(self.t[n])} us, before the one in front of it, at "
+                f"{int(self.t[n - 1])} us. Events are in the order of time: pass sort=True to "
+                "Events.of or Events.read."
+            )
+
+    def _check_inside(self) -> None:
+        for name, most in (("x", self.size[1]), ("y", self.size[0])):
+            value = getattr(self, name)
+            outside = ((value < 0) | (value >= most)).nonzero()
+            if len(outside):
+                n = int(outside[0])
+                raise InputError(
+                    f"event {n} is at {name} = {int(value[n])}, but a sensor of size (height, "
+                    f"width) = {tuple(self.size)} has {name} from 0 to {most - 1}. Pass the "
+                    "sensor's size, or remove what is none of its pixels."
+                )
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    # -- where they come from ---------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, array: Any, size: tuple[int, int], *, sort: bool = False) -> Events:
+        """Of a structured array with the fields x, y, t and p, as NumPy files have them and
+        ``tonic`` takes and returns; or of a dict of such columns. ``sort``: by time."""
+        columns = _columns(array)
+        if sort:
+            order = torch.argsort(columns["t"], stable=True)
+            columns = {name: value[order] for name, value in columns.items()}
+        return cls(**columns, size=size)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        size: tuple[int, int] | None = None,
+        *,
+        key: str | None = None,
+        sort: bool = False,
+    ) -> Events:
+        """Of a file: NumPy (.npy, .npz: a structured array, or arrays x, y, t, p), HDF5 (.h5,
+        .hdf5, by h5py: a group of four columns or a compound dataset, at ``key``, by default
+        "events" or "CD/events"), or AEDAT4 (.aedat4, by the package aedat, with the sensor's size).
+
+        Nothing is unpickled. Raises FormatError, InputError, BackendUnavailable.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix not in READERS:
+            raise FormatError(
+                f"{path}: events are read from {', '.join(READERS)}, not {suffix or 'no suffix'}. "
+                "Read the file yourself, and pass its columns to Events.of."
+            )
+        array, found = READERS[suffix](Path(path), key)
+        if size is None and found is None:
+            raise InputError(
+                f"{path} does not say how large the sensor is; pass size=(height, width)."
+            )
+        chosen = size or found
+        assert chosen is not None
+        return cls.of(array, chosen, sort=sort)
+
+    @classmethod
+    def simulated(
+        cls, video: Tensor, theta: float = 0.2, *, interval: int = 1000, floor: float = 1e-3
+    ) -> Events:
+        """Of a video of intensities [F, H, W], a frame every ``interval`` microseconds, as an ideal
+        camera sends them: log(intensity + floor) is a line between frames, and each time it is
+        theta further from where it was at a pixel's last event there is another one.
+
+        Source: ESIM (Rebecq, Gehrig & Scaramuzza, CoRL 2018), without noise. Events of a frame are
+        before it: after ``counts(interval)`` of f steps the sum is within theta of frame f.
+        Raises InputError.
+        """
+        _check_video(video, theta, interval)
+        light = (video.double() + floor).log()
+        if not bool(light.isfinite().all()):
+            raise InputError("intensities are finite and above -floor, but some are not.")
+        last, found = light[0].clone(), []
+        for f in range(1, len(light)):
+            found.append(_between(light[f - 1], light[f], last, theta, f - 1, interval))
+        columns = [torch.cat(each) for each in zip(*found, strict=True)]
+        order = torch.argsort(columns[2], stable=True)
+        x, y, t, p = (column[order] for column in columns)
+        return cls(x, y, t, p, (video.shape[1], video.shape[2]))
+
+    # -- what a network is fed --------------------------------------------------------------------
+
+    def counts(
+        self, dt: int, steps: int | None = None, *, start: int | None = None, channels: int = 1
+    ) -> Tensor:
+        """Events of each step of ``dt`` microseconds, [F, channels, H, W]: whole numbers, float32.
+
+        With one channel brighter less darker, the increments; with two darker and brighter apart,
+        as ``tonic`` orders them. The first step begins at ``start``, by default with the first
+        event, and there are ``steps``, by default up to the last; what is outside is left out.
+        """
+        for name, value in (("dt", dt), ("steps", 1 if steps is None else steps)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
+        if channels not in (1, 2):
+            raise InputError(f"channels is 1 or 2, but it is {channels!r}.")
+        first = start if start is not None else int(self.t[0]) if len(self) else 0
+        step = torch.div(self.t - first, dt, rounding_mode="floor")
+        if steps is None:
+            steps = int(step[-1]) + 1 if len(self) and int(step[-1]) >= 0 else 1
+        inside = (step >= 0) & (step < steps)
+        height, width = self.size
+        sign = torch.where(self.p, 1.0, -1.0) if channels == 1 else torch.ones(len(self))
+        channel = self.p.long() if channels == 2 else torch.zeros_like(step)
+        place = ((step * channels + channel) * height + self.y) * width + self.x
+        found = torch.zeros(steps * channels * height * width)
+        found.index_add_(0, place[inside], sign[inside])
+        return found.reshape(steps, channels, height, width)
+
+    def sums(
+        self,
+        dt: int,
+        steps: int | None = None,
+        *,
+        theta: float,
+        start: int | None = None,
+        first: Tensor | float = 0.0,
+    ) -> Tensor:
+        """The input of a network on log intensities, [F, 1, H, W]: after each step ``first``, what
+        they were at the start, plus theta times all counts so far. It cannot drift: what is summed
+        are whole numbers."""
+        total = self.counts(dt, steps, start=start).double().cumsum(0)
+        return (torch.as_tensor(first).double() + theta * total).float()
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def _check_size(size: Any) -> None:
+    fits = isinstance(size, (tuple, list)) and len(size) == 2
+    if not fits or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
+        raise InputError(f"the size of a sensor is (height, width), but it is {size!r}.")
+
+
+def _whole(name: str, value: Any) -> Tensor:
+    """int64; raises InputError for what is no whole number."""
+    value = torch.as_tensor(value)
+    if value.is_floating_point() and not bool((value == value.floor()).all()):
+        n = int((value != value.floor()).nonzero()[0, 0])
+        raise InputError(
+            f"{name} of event {n} is {float(value[n])}, but pixels and microseconds are whole "
+            "numbers. Remove what is NaN; write seconds as (1e6 * t).round()."
+        )
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise InputError(f"{name} of some events is infinite; remove these.")
+    return value.long()
+
+
+def _polarity(value: Any) -> Tensor:
+    """bool; of -1 and 1, 0 and 1, or bool."""
+    value = torch.as_tensor(value)
+    if not bool(((value == 1) | (value == 0)).all() | ((value == 1) | (value == -1)).all()):
+        raise InputError(
+            "p is 0 or 1, or -1 or 1, for darker and brighter, but it is also "
+            f"{float(value[(value != 1) & (value != 0)][0])}."
+        )
+    return value == 1
+
+
+def _columns(array: Any) -> dict[str, Tensor]:
+    """The four columns by the names here."""
+    given = array.keys() if isinstance(array, Mapping) else getattr(array, "dtype", array)
+    names = list(given) if isinstance(array, Mapping) else list(getattr(given, "names", None) or ())
+    names += list(getattr(getattr(array, "dtype", None), "fields", None) or ())  # and their titles
+    found = {}
+    for name, known in FIELDS.items():
+        name_there = next((each for each in known if each in names), None)
+        if name_there is None:
+            raise FormatError(
+                "events are a structured array with the fields x, y, t, p, or a dict of these "
+                f"columns, but {name!r} is missing; there are {', '.join(names) or 'none'}."
+            )
+        found[name] = _tensor(array[name_there])
+    return found
+
+
+def _tensor(column: Any) -> Tensor:
+    """A column of a file as torch has it: unsigned and big-endian numbers as int64."""
+    if isinstance(column, Tensor):
+        return column
+    kind = getattr(getattr(column, "dtype", None), "kind", "")
+    wider = {"u": "int64", "i": "int64", "b": "bool", "f": "float64"}.get(kind)
+    return torch.as_tensor(column if wider is None else column.astype(wider))
+
+
+def _check_video(video: Any, theta: float, interval: int) -> None:
+    if not isinstance(video, Tensor) or video.dim() != 3 or len(video) < 2:
+        shown = list(getattr(video, "shape", ())) or type(video).__name__
+        raise InputError(f"a video is [F, H, W] of at least two frames, but it is {shown}.")
+    if not theta > 0:
+        raise InputError(f"theta is a step of log intensity above 0, but it is {theta!r}.")
+    if not isinstance(interval, int) or interval < 2:
+        raise InputError(f"interval is a whole number of microseconds from 2, not {interval!r}.")
+
+
+# -- the simulated camera --------------------------------------------------------------------------
+
+
+def _between(
+    before: Tensor, after: Tensor, last: Tensor, theta: float, frame: int, interval: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, y, t, p of the events from one frame to the next; ``last``, the log intensity at the last
+    event of each pixel, is moved on in place."""
+    change = after - last
+    number = (change.abs() / theta).floor().long()
+    y, x = number.nonzero(as_tuple=True)
+    times = number[y, x]
+    y, x = y.repeat_interleave(times), x.repeat_interleave(times)
+    ends = times.cumsum(0)
+    k = torch.arange(1, len(x) + 1) - (ends - times).repeat_interleave(times)  # 1, 2, .. of a pixel
+    sign = change.sign()[y, x]
+    level = last[y, x] + sign * theta * k
+    share = ((level - before[y, x]) / (after - before)[y, x]).clamp(0, 1)
+    t = frame * interval + (share * interval).long().clamp(max=interval - 1)
+    last += change.sign() * theta * number
+    return x, y, t, sign > 0
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+Found = tuple[Any, "tuple[int, int] | None"]  # the columns, and the size of the sensor
+
+
+def _read_numpy(path: Path, key: str | None) -> Found:
+    numpy = _library("numpy", "numpy")
+    try:
+        content = numpy.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise FormatError(
+            f"{path} cannot be read without unpickling, which could run code: {error}. Save the "
+            "columns as arrays of numbers: numpy.savez(path, x=, y=, t=, p=)."
+        ) from error
+    if not hasattr(content, "files"):
+        return content, None
+    if key is None and len(content.files) == 1:
+        key = content.files[0]
+    try:
+        return (content[key] if key is not None else {k: content[k] for k in content.files}), None
+    except (KeyError, ValueError) as error:
+        raise FormatError(
+            f"{path} has {', '.join(content.files)}, of which {key!r} is no array of events: "
+            f"{error}"
+        ) from error
+
+
+def _read_hdf5(path: Path, key: str | None) -> Found:
+    h5py = _library("h5py", "h5py")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise FormatError(f"{path} is no HDF5 file: {error}") from error
+    with file:
+        place = next((k for k in ([key] if key else GROUPS) if k in file), None)
+        if place is None and key is not None:
+            raise FormatError(f"{path} has no {key!r}; it has {', '.join(file)}.")
+        held = file if place is None else file[place]
+        size = next((s for s in map(_size_of, (held, file)) if s), None)
+        if hasattr(held, "keys"):
+            fields = {name for known in FIELDS.values() for name in known}
+            return {k: held[k][()] for k in held if k in fields}, size
+        return held[()], size
+
+
+def _size_of(held: Any) -> tuple[int, int] | None:
+    attributes = held.attrs
+    if "height" in attributes and "width" in attributes:
+        return int(attributes["height"]), int(attributes["width"])
+    return None
+
+
+def _read_aedat(path: Path, key: str | None) -> Found:
+    numpy, aedat = _library("numpy", "numpy"), _library("aedat", "aedat")
+    try:
+        decoder = aedat.Decoder(str(path))
+        streams = {n: s for n, s in decoder.id_to_stream().items() if s["type"] == "events"}
+        chosen = next(iter(streams)) if key is None and streams else key
+        packets = [p["events"] for p in decoder if "events" in p and p["stream_id"] == chosen]
+    except Exception as error:  # the decoder's own type differs with its version
+        raise FormatError(
+            f"{path} is no AEDAT4 file that the package aedat reads: {error}"
+        ) from error
+    if chosen not in streams:
+        raise FormatError(f"{path} has no stream of events {key!r}; they are {list(streams)}.")
+    stream = streams[chosen]
+    array = numpy.concatenate(packets) if packets else numpy.zeros(0, EMPTY)
+    return array, (stream["height"], stream["width"])
+
+
+EMPTY = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("p", "?")]
+READERS = {
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    ".aedat4": _read_aedat,
+}
+
+
+def _library(name: str, package: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"reading such files needs {name}: pip install {package}"
+        ) from error
