@@ -1,0 +1,548 @@
+"""The walk of a stream's first frame, which plans what the frames after it run (``silent_steps``).
+
+How what changed passes an operation is in ``UPDATES``, and for functions of more than their own
+place in ``FUNCTIONS``; what is in neither is computed whole by torch wherever an input changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..neurons.choice import uncompiled
+from ..neurons.kernels import arguments, launch, silence
+from ..neurons.signgd import SignGDParameters, signgd_choice
+from .module import LinearOperation, NetworkModule, from_step_0, key
+from .network import ANEW, KEPT, Constant, Encoder, Function, Input, Linear, Neuron, Node, Timed
+from .operations import apply_linear, moves
+from .silent_steps import ALWAYS, Kept, Program, SilentStep, Windows, is_dense, order_of
+from .walk import Semantics
+
+Compute = Callable[[], Tensor]
+MOST_CONNECTIONS = 2**22  # of a sum that is not given by a formula
+
+
+class _Stepped:
+    """A neuron or an encoder by its definition, with its state."""
+
+    def __init__(self, node: Timed, inputs: Sequence[Kept], state: Any) -> None:
+        self.node, self.inputs, self.state = node, inputs, state
+
+    def __call__(self) -> Tensor:
+        given = tuple(x.tensor for x in self.inputs)
+        anew = self.state is None or self.node.frame == ANEW
+        before = self.node.start(given) if anew else from_step_0(self.state)
+        y, self.state = self.node.step(given, before)
+        return y
+
+
+class _V(NamedTuple):
+    """A state of which v alone is kept."""
+
+    v: Tensor
+    t: int = 0
+
+
+class SilentWalk(Semantics[Kept]):
+    """Values that are kept: the walk computes those of the first frame x [B, ...], and collects the
+    steps that the frames after it run."""
+
+    outputs: Mapping[str, Kept]
+
+    def __init__(
+        self, module: NetworkModule, x: Tensor, before: Mapping[str, Any], kernels: bool
+    ) -> None:
+        self.module, self.x, self.batch, self.kernels = module, x, len(x), kernels
+        self.before = before
+        self.steps: list[SilentStep] = []
+        self.stepped: dict[str, _Stepped] = {}
+        self.v: dict[str, Kept] = {}
+        self.keep: list[Any] = []  # what the kernels' arguments point at
+        self.laid: dict[tuple[int, tuple[int, ...]], Kept] = {}
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    def finish(self, break_even: float | None) -> None:
+        """All steps are known: every neuron is awake, since the first frame moved it."""
+        self.program = Program(self.steps, self.kernels)
+        for step, struct in zip(self.steps, self.program.structs, strict=True):
+            if step.compute is not None and step.kind not in ("hop", "settle"):
+                size = sum(x.size for x in step.inputs)
+                if break_even is not None:
+                    step.limit = ALWAYS if break_even == 1 else int(break_even * size)
+                elif self.kernels:
+                    step.limit = measured(step, struct)
+                struct.limit = step.limit
+        for step in self.steps:
+            if step.awake:
+                step.out.places.copy_(torch.arange(step.out.size))
+                step.out.struct.changed = step.out.size
+
+    def show(self, x: Tensor) -> None:
+        """One more frame [B, ...]."""
+        if x.shape != self.x.shape:
+            raise InputError(
+                f"a frame is {list(x.shape)} now, but the state kept is that of frames of "
+                f"{list(self.x.shape)}. Reset before frames of another size or another number of "
+                "streams."
+            )
+        self.given.fresh.copy_(x)
+        self.program.run()
+
+    def states(self) -> dict[str, Any]:
+        """v of the neurons that go on, by name."""
+        found: dict[str, Any] = {name: _V(kept.tensor) for name, kept in self.v.items()}
+        found |= {k: each.state for k, each in self.stepped.items() if each.node.frame == KEPT}
+        return found
+
+    # -- nodes -------------------------------------------------------------------------------------
+
+    def add(self, step: SilentStep) -> Kept:
+        self.steps.append(step)
+        return step.out
+
+    def hop(
+        self, node: Node, inputs: Sequence[Kept], compute: Compute, awake: bool = False
+    ) -> Kept:
+        """What torch computes wherever an input changed."""
+        out = Kept(compute())
+        return self.add(SilentStep("hop", inputs, out, compute, node.name, awake))
+
+    def input(self, node: Input) -> Kept:
+        convolved = any(n.op == "conv" and n.tensors["weight"].dim() == self.x.dim()
+                        for n in self.module.network.of(Linear))  # fmt: skip
+        out = Kept(channels_last(self.x) if convolved else self.x.contiguous())
+        self.given = SilentStep("settle", (), out, None, node.name)
+        return self.add(self.given)
+
+    def constant(self, node: Constant) -> Kept:
+        return Kept(self.module.operations[key(node.name)].value)  # type: ignore[arg-type]
+
+    def linear(self, node: Linear, inputs: list[Kept]) -> Kept:
+        operation: Any = self.module.operations[key(node.name)]
+        given = [x.tensor for x in inputs]
+        compute = partial(operation, *given, batch=self.batch)
+        value: Tensor = compute()
+        if moves(node.op, node.attributes):
+            return self._moved(node, inputs, value, operation)
+        make = UPDATES.get(node.op)
+        step = make(self, operation, inputs, value) if make is not None else None
+        if step is None:
+            return self.hop(node, inputs, compute)
+        return self.add(replace(step, compute=compute, name=node.name))
+
+    def function(self, node: Function, inputs: list[Kept]) -> Kept:
+        function: Any = self.module.functions[key(node.name)]
+        return self.hop(node, inputs, partial(function, *[x.tensor for x in inputs]))
+
+    def timed(self, node: Timed, inputs: list[Kept]) -> Kept:
+        run = self.stepped[node.name] = _Stepped(node, inputs, self._state(node, inputs))
+        out = Kept(run())
+        return self.add(SilentStep("hop", inputs, out, run, node.name, awake=True))
+
+    def _state(self, node: Timed, inputs: list[Kept]) -> Any:
+        """What the module keeps of it, else that before a first step."""
+        start = node.start(tuple(x.tensor for x in inputs))
+        found = self.before.get(node.name)
+        if found is None or node.frame != KEPT:
+            return start
+        return from_step_0(start._replace(v=found) if isinstance(found, Tensor) else found)
+
+    def encoder(self, node: Encoder, inputs: list[Kept]) -> Kept:
+        return self.timed(node, inputs)
+
+    def neuron(self, node: Neuron, inputs: list[Kept]) -> Kept:
+        if key(node.name) not in self.module.neurons:
+            return self.function(node, inputs)
+        p: SignGDParameters | None = node.tracks
+        if p is None or signgd_choice("auto", inputs[0].tensor, p).backend != "cpu":
+            return self.timed(node, inputs)
+        state = self._state(node, inputs)
+        if not _in_kernel(p, inputs, state.v):
+            inputs, p = [self._target(node, p, inputs)], replace_function(p)
+        inputs = [self.relaid(x, inputs[0].tensor) for x in inputs]
+        return self._tracked(node, p, inputs, state)
+
+    def _tracked(self, node: Neuron, p: SignGDParameters, inputs: list[Kept], state: Any) -> Kept:
+        """A neuron whose places are those of its arguments."""
+        out = Kept(inputs[0].like().copy_(state.v))
+        follow = replace(node, function=p.function, arguments=dict(p.arguments))
+        given = tuple(x.tensor for x in inputs)
+
+        def advance() -> Tensor:
+            return follow.step(given, state._replace(v=out.tensor, t=0))[0]
+
+        step = SilentStep("neuron", inputs, out, None, node.name, awake=True, advance=advance)
+        if self.kernels:
+            function = launch.IDENTITY if p.in_c is None else launch.function_of(p.in_c.key)
+            step.arguments, kept = neuron_arguments(p, step)
+            step.kernel = silence.range_of(function)
+            self.keep += kept
+        y, _ = follow.sequence(tuple(x.unsqueeze(0) for x in given), state) if self.kernels else (
+            advance().unsqueeze(0), None)  # fmt: skip
+        out.tensor.copy_(y[0])
+        self.v[node.name] = out
+        return self.add(step)
+
+    def _target(self, node: Neuron, p: SignGDParameters, inputs: list[Kept]) -> Kept:
+        """f of its arguments, which neurons then follow."""
+        compute = partial(p.target, *[x.tensor for x in inputs])
+        name = f"{node.name}.f"
+        make = FUNCTIONS.get(p.function.name)
+        step = make(self, p.arguments, inputs, compute()) if make is not None else None
+        if step is None:
+            return self.hop(replace(node, name=name), inputs, compute)
+        return self.add(replace(step, compute=compute, name=name))
+
+    # -- moves -------------------------------------------------------------------------------------
+
+    def _moved(
+        self, node: Linear, inputs: list[Kept], value: Tensor, operation: LinearOperation
+    ) -> Kept:
+        if len(inputs) == 1 and _same_memory(inputs[0].tensor, value):
+            return inputs[0].seen_as(value)
+        numbers = numbered(inputs)
+        tensors = {k: v for k, v in operation._tensors.items() if k != "bias"}
+        found = apply_linear(node.op, numbers, operation.attributes, tensors, self.batch)
+        out = Kept(value)
+        compute = partial(operation, *[x.tensor for x in inputs], batch=self.batch)
+        return self.add(
+            SilentStep("move", inputs, out, compute, node.name, maps=maps_of(inputs, out, found))
+        )
+
+    def relaid(self, x: Kept, like: Tensor) -> Kept:
+        """The same value in memory as ``like`` is, of its shape."""
+        order = order_of(like)
+        if order_of(x.tensor) == order:
+            return x
+        known = (x.data.data_ptr(), *x.tensor.shape), tuple(order)
+        if known not in self.laid:
+            out = Kept(torch.empty_like(like, dtype=torch.float32).copy_(x.tensor))
+            maps = maps_of([x], out, numbered([x])[0])
+            step = SilentStep("move", [x], out, lambda: x.tensor, "in another order", maps=maps)
+            self.laid[known] = self.add(step)  # type: ignore[index]
+        return self.laid[known]  # type: ignore[index]
+
+
+def _same_memory(x: Tensor, value: Tensor) -> bool:
+    """Whether ``value`` is a view of all of x, in its order."""
+    return value.data_ptr() == x.data_ptr() and value.numel() == x.numel() and is_dense(value)
+
+
+def replace_function(p: SignGDParameters) -> SignGDParameters:
+    """Neurons that are handed f(x)."""
+    function = replace(p.function, function=_itself, arity=1, elementwise=True, code="x",
+                       parameters={})  # fmt: skip
+    return replace(p, function=function, arguments={})
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _in_kernel(p: SignGDParameters, inputs: Sequence[Kept], v: Tensor) -> bool:
+    """Whether the kernel of its own function runs a part of the neurons."""
+    if p.in_c is None or any(x.tensor.shape != v.shape for x in inputs):
+        return False
+    few = len(inputs) + len(p.in_c.tensors) <= launch.ARGUMENTS
+    return few and len(p.in_c.numbers) <= launch.PARAMETERS and not uncompiled(p.in_c.key, "cpu")
+
+
+def neuron_arguments(p: SignGDParameters, step: SilentStep) -> tuple[Any, list[Tensor]]:
+    """Those of the kernels for one step from v to ``step.fresh``, and the tensors they point at."""
+    out, v = step.out, step.out.tensor
+    laid = [out.in_order(value) for value in (*p.read, *p.sizes)]
+    read, sizes = laid[: len(p.read)], laid[len(p.read) :]
+    led = [(x.unsqueeze(0), True) for x in (*[x.tensor for x in step.inputs], *read)]
+    space, found = arguments.describe(v, [*led, (v, False), *[(size, False) for size in sizes]])
+    a = arguments.SignGD(space=space)
+    a.x[: len(led)] = found[: len(led)]
+    a.v, *rest = found[len(led) :]
+    scaled, zoned = (isinstance(value, Tensor) for value in (p.scale, p.dead_zone))
+    if scaled:
+        a.scale = rest[0]
+    if zoned:
+        a.zones = rest[-1]
+    theta = 0.0 if zoned else float(p.dead_zone)
+    a.zone, a.sparse = theta, 2 if zoned else int(theta > 0)
+    a.y = a.v_last = step.fresh.data_ptr()
+    a.steps, a.signs, a.fires_at_tie = 1, p.members, p.function.fires_at_tie
+    numbers = () if p.in_c is None else p.in_c.numbers
+    a.parameters[: len(numbers)] = numbers
+    a.eta[0] = p.schedule(1) * (1.0 if scaled else float(p.scale))
+    return a, laid
+
+
+# -- where values go -------------------------------------------------------------------------------
+
+
+def channels_last(value: Tensor) -> Tensor:
+    """[N, C, *] in memory as [N, *, C]."""
+    return value.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def numbered(inputs: Sequence[Kept]) -> list[Tensor]:
+    """Each element of all inputs by its number, from 1 on, in the order of memory."""
+    found, first = [], 1
+    for x in inputs:
+        found.append(x.like(torch.double))
+        flat = found[-1].as_strided((x.size,), (1,))
+        flat.copy_(torch.arange(first, first + x.size))
+        first += x.size
+    return found
+
+
+def maps_of(inputs: Sequence[Kept], out: Kept, found: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of what ``found`` for each output, the number of an input or 0: each input's outputs."""
+    source = out.like(torch.double).copy_(found).as_strided((out.size,), (1,)).long() - 1
+    first, maps = 0, []
+    for x in inputs:
+        ends = ((source >= first) & (source < first + x.size)).nonzero().squeeze(1)
+        maps.append(reached(source[ends] - first, ends, x.size)[:2])
+        first += x.size
+    return maps
+
+
+def reached(sources: Tensor, ends: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Connections by their source: starts [size + 1], ends in that order, and the order."""
+    order = sources.argsort(stable=True)
+    starts = torch.zeros(size + 1, dtype=torch.int32)
+    starts[1:] = torch.bincount(sources, minlength=size).cumsum(0)
+    return starts, ends[order].int(), order
+
+
+# -- the updates of linear operations --------------------------------------------------------------
+
+
+def _conv(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    a, weight = op.attributes, op._tensors["weight"]
+    n = len(a["stride"])
+    if n > 2 or inputs[0].tensor.dim() != n + 2:
+        return None
+    given = plan.relaid(inputs[0], channels_last(inputs[0].tensor))
+    out = Kept(channels_last(value))
+
+    kernel, dilation, padding = list(weight.shape[2:]), a["dilation"], a["padding"]
+    if padding == "valid":
+        padding = [0] * n
+    if padding == "same":  # what is odd goes behind
+        padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+    windows = Windows(
+        channels=given.tensor.shape[1],
+        outputs=value.shape[1],
+        size=_two(given.tensor.shape[2:], 1),
+        out_size=_two(value.shape[2:], 1),
+        kernel=_two(kernel, 1),
+        stride=_two(a["stride"], 1),
+        padding=_two(padding, 0),
+        dilation=_two(dilation, 1),
+        groups=a["groups"],
+    )
+    return SilentStep("conv", [given], out, windows=windows, weight=by_inputs(weight, windows))
+
+
+def _two(sizes: Sequence[int], one: int) -> tuple[int, int]:
+    """Of one spatial dimension the second."""
+    first, second = (one, *sizes)[-2:]
+    return first, second
+
+
+def by_inputs(weight: Tensor, windows: Windows) -> Tensor:
+    """[outputs, inputs / groups, *kernel] to [inputs, taps, outputs / groups], or [taps, channels]
+    where every channel is a group of its own."""
+    w = weight.detach().flatten(2) if weight.dim() > 2 else weight.detach().unsqueeze(-1)
+    if windows.depthwise:
+        return w[:, 0].t().contiguous()
+    w = w.reshape(windows.groups, -1, *w.shape[1:]).permute(0, 2, 3, 1)
+    return w.flatten(0, 1).contiguous()
+
+
+def _rows(plan: SilentWalk, weight: Tensor, inputs: list[Kept], value: Tensor) -> Any:
+    """Each row of the last dimension by ``weight`` [outputs, inputs]."""
+    given = plan.relaid(inputs[0], inputs[0].tensor.contiguous())
+    rows = given.size // weight.shape[1]
+    windows = Windows(weight.shape[1], weight.shape[0], (1, rows), (1, rows))
+    out = Kept(value.contiguous())
+    return SilentStep("conv", [given], out, windows=windows, weight=by_inputs(weight, windows))
+
+
+def _linear(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    return _rows(plan, op._tensors["weight"], inputs, value)
+
+
+def _matmul(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    weight = op._tensors["weight"]
+    if op.attributes["side"] == "left" or weight.dim() != 2:
+        return None
+    return _rows(plan, weight.t(), inputs, value)
+
+
+def _affine(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    (x,) = inputs
+    if x.tensor.shape != value.shape:
+        return None
+    out = Kept(x.like().copy_(value))
+    weight, shift = (op._tensors.get(name) for name in ("weight", "bias"))
+    laid = [None if each is None else out.in_order(each.detach()) for each in (weight, shift)]
+    return SilentStep("affine", inputs, out, weight=laid[0], shift=laid[1])
+
+
+def _add(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    """Of coefficients whose products are exact: torch rounds a sum with others once."""
+    coefficients = op.attributes["coefficients"]
+    shapes = {x.tensor.shape for x in inputs}
+    if shapes != {value.shape} or any(abs(c) != 1 for c in coefficients):
+        return None
+    given = [plan.relaid(x, inputs[0].tensor) for x in inputs]
+    out = Kept(given[0].like().copy_(value))
+    return SilentStep("add", given, out, coefficients=tuple(coefficients))
+
+
+def _mean(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    """Means and sums over whole dimensions."""
+    (x,), a = inputs, op.attributes
+    dims = a["dim"] if "dim" in a else list(range(-len(a["output_size"]), 0))
+    if not dims or any(size != 1 for size in a.get("output_size", ())):
+        return None
+    out = Kept(value)
+    numbers = numbered([out])[0]
+    if not a.get("keepdim", "output_size" in a):
+        for dim in sorted(d % x.tensor.dim() for d in dims):
+            numbers = numbers.unsqueeze(dim)
+    ends = x.like(torch.double).copy_(numbers).as_strided((x.size,), (1,)).long() - 1
+    count = prod(x.tensor.shape[d] for d in dims)
+    share = 1.0 if op.op == "sum" else 1.0 / count
+    return _summed(x, out, torch.arange(x.size), ends, torch.full((x.size,), share).double())
+
+
+def _summed(x: Kept, out: Kept, sources: Tensor, ends: Tensor, factors: Tensor) -> SilentStep:
+    starts, ends, order = reached(sources, ends, x.size)
+    return SilentStep("sum", [x], out, maps=[(starts, ends)], factors=factors[order].double())
+
+
+def _any_sum(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    """An operation of one input, by the outputs of each of its elements, where they are few."""
+    (x,), out = inputs, Kept(value)
+    if x.size * max(x.size, out.size) > MOST_CONNECTIONS:
+        return None
+    one = torch.eye(x.size, dtype=torch.double)
+    tensors = {k: v.double() for k, v in op._tensors.items() if k != "bias"}
+    columns = []
+    for row in one:
+        given = x.like(torch.double)
+        given.as_strided((x.size,), (1,)).copy_(row)
+        found = apply_linear(op.op, [given], op.attributes, tensors, plan.batch)
+        columns.append(out.like(torch.double).copy_(found).as_strided((out.size,), (1,)))
+    sources, ends = (found := torch.stack(columns)).nonzero(as_tuple=True)
+    return _summed(x, out, sources, ends, found[sources, ends])
+
+
+def _pooled(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
+    step = _mean(plan, op, inputs, value)
+    return _any_sum(plan, op, inputs, value) if step is None else step
+
+
+# how what changed passes an operation; what is not here is computed whole wherever an input changed
+UPDATES: dict[str, Callable[[SilentWalk, LinearOperation, list[Kept], Tensor], Any]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "matmul": _matmul,
+    "affine": _affine,
+    "add": _add,
+    "mean": _mean,
+    "sum": _mean,
+    "adaptive_avg_pool": _pooled,
+    "avg_pool": _any_sum,
+    "upsample": _any_sum,
+    "conv_transpose": _any_sum,
+    "einsum": _any_sum,
+}
+
+
+# -- functions of more than their own place --------------------------------------------------------
+
+
+def _max_pool(plan: SilentWalk, a: Mapping[str, Any], inputs: list[Kept], value: Tensor) -> Any:
+    (x,) = inputs
+    if len(a["kernel_size"]) != 2 or x.tensor.dim() != 4:
+        return None
+    given = plan.relaid(x, channels_last(x.tensor))
+    windows = Windows(
+        channels=value.shape[1],
+        outputs=value.shape[1],
+        size=_two(x.tensor.shape[2:], 1),
+        out_size=_two(value.shape[2:], 1),
+        kernel=_two(a["kernel_size"], 1),
+        stride=_two(a["stride"], 1),
+        padding=_two(a["padding"], 0),
+        dilation=_two(a["dilation"], 1),
+    )
+    return SilentStep("largest", [given], Kept(channels_last(value)), windows=windows)
+
+
+def _layer_norm(plan: SilentWalk, a: Mapping[str, Any], inputs: list[Kept], value: Tensor) -> Any:
+    if a["dims"] != 1:
+        return None
+    given = plan.relaid(inputs[0], inputs[0].tensor.contiguous())
+    width = value.shape[-1]
+    windows = Windows(width, width, (1, 1), (1, 1))
+    return SilentStep("norm", [given], Kept(value.contiguous()), windows=windows, epsilon=a["eps"])
+
+
+FUNCTIONS: dict[str, Callable[[SilentWalk, Mapping[str, Any], list[Kept], Tensor], Any]] = {
+    "max_pool": _max_pool,
+    "layer_norm": _layer_norm,
+}
+
+
+# -- break-even ------------------------------------------------------------------------------------
+
+_MEASURED: dict[Any, int] = {}
+
+
+def measured(step: SilentStep, struct: silence.Step) -> int:
+    """The number of changed inputs from which torch is faster, by the clock, on this machine."""
+    sizes = tuple(x.size for x in step.inputs), step.out.size, torch.get_num_threads()
+    known = (step.kind, step.windows, *sizes, tuple(order_of(step.inputs[0].tensor)))
+    if known not in _MEASURED:
+        _MEASURED[known] = _break_even(step, struct)
+    return _MEASURED[known]
+
+
+def _break_even(step: SilentStep, struct: silence.Step) -> int:
+    run, one = silence.runner(), (silence.Step * 1).from_address(ctypes.addressof(struct))
+    struct.limit, count = ALWAYS, 0
+    for x in step.inputs:
+        channels = step.windows.channels if step.windows else 16
+        places = torch.arange(x.size)
+        places = places[(places // channels) % 8 == 0]
+        x.places[: len(places)] = places.int()
+        x.before[: len(places)] = x.data[places]
+        x.struct.changed, count = len(places), count + len(places)
+
+    def whole() -> None:
+        step.by_torch(struct)
+        run(one, 0, 1, 1)
+
+    by_events, by_torch = _seconds(lambda: run(one, 0, 1, 0)), _seconds(whole)
+    for x in (*step.inputs, step.out):
+        x.struct.changed = 0
+    return int(count * by_torch / by_events)
+
+
+def _seconds(call: Callable[[], Any], times: int = 5) -> float:
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -1,0 +1,324 @@
+// The steps of a network whose values are kept from frame to frame: each touches what changed alone.
+// Definitions in torch, and what lies where, are in core/silent_steps.py.
+#pragma once
+
+struct Kept {
+  float *data;     // [size], in the order in which the value lies in memory
+  int *places;     // [changed], rising: where it changed in this frame
+  float *before;   // [changed]: what it was there
+  index_t size, changed;
+};
+
+enum SilentKind { SETTLE, CONV, MOVE, SUM, AFFINE, ADD, NEURON, LARGEST, NORM, HOP };
+
+struct SilentStep {
+  Kept *const *in;       // [inputs]
+  Kept *out;
+  float *fresh;          // [size of out]: what was computed of it in this frame
+  double *sums;          // [size of out]: W v + b
+  unsigned char *marks;  // of outputs, pixels or rows; 0 between frames
+  const float *weight;   // CONV [groups, inputs, taps, outputs]; AFFINE [size of out] or NULL
+  const float *shift;    // AFFINE [size of out] or NULL
+  const int *const *starts, *const *ends;  // MOVE, SUM: [inputs], the outputs of each element
+  const double *factors;                   // SUM: by which they are reached
+  void (*range)(const void *, long long, long long);  // NEURON: a kernel, and its arguments
+  const void *arguments;
+  index_t limit;  // more changed inputs than these are for torch
+  index_t work;   // additions, and other updates, of this frame
+  float first, second;  // ADD: the coefficients
+  double epsilon;       // NORM
+  int kind, inputs, awake;  // awake: runs again where its own value changed in the frame before
+  int channels, outputs, groups, height, width, out_height, out_width;
+  int kernel[2], stride[2], padding[2], dilation[2];
+};
+
+static inline void silent_put(Kept &out, index_t place, float value) {
+  if (value == out.data[place]) return;
+  out.places[out.changed] = (int)place;
+  out.before[out.changed++] = out.data[place];
+  out.data[place] = value;
+}
+
+// What was computed anew from ``first`` to ``last``: most of it is often as it was
+static void silent_compare(Kept &out, const float *fresh, index_t first, index_t last) {
+  enum { BLOCK = 16 };
+  index_t i = first;
+  for (; i + BLOCK <= last; i += BLOCK) {
+    int other = 0;
+    for (int k = 0; k < BLOCK; ++k) other |= fresh[i + k] != out.data[i + k];
+    if (!other) continue;
+    for (int k = 0; k < BLOCK; ++k) silent_put(out, i + k, fresh[i + k]);
+  }
+  for (; i < last; ++i) silent_put(out, i, fresh[i]);
+}
+
+static void silent_settle(SilentStep &s) {
+  s.out->changed = 0;
+  silent_compare(*s.out, s.fresh, 0, s.out->size);
+  if (s.sums)
+    for (index_t i = 0; i < s.out->size; ++i) s.sums[i] = (double)s.fresh[i];
+}
+
+// Calls ``of(i)`` for each mark i < count, in order, and takes it away
+template <class Of>
+static inline void silent_marked(unsigned char *marks, index_t count, const Of &of) {
+  index_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    unsigned long long eight;
+    __builtin_memcpy(&eight, marks + i, 8);
+    if (!eight) continue;
+    for (int k = 0; k < 8; ++k)
+      if (marks[i + k]) marks[i + k] = 0, of(i + k);
+  }
+  for (; i < count; ++i)
+    if (marks[i]) marks[i] = 0, of(i);
+}
+
+static inline double silent_change(const Kept &in, index_t k) {
+  return (double)in.data[in.places[k]] - (double)in.before[k];
+}
+
+// Calls ``of(tap, output pixel)`` for what an input pixel reaches
+template <class Of>
+static inline void silent_reached(const SilentStep &s, index_t pixel, const Of &of) {
+  const int x = (int)(pixel % s.width), y = (int)(pixel / s.width % s.height);
+  const index_t image = pixel / s.width / s.height * s.out_height * s.out_width;
+  for (int i = 0; i < s.kernel[0]; ++i) {
+    const int down = y + s.padding[0] - i * s.dilation[0], row = down / s.stride[0];
+    if (down < 0 || down % s.stride[0] || row >= s.out_height) continue;
+    for (int j = 0; j < s.kernel[1]; ++j) {
+      const int along = x + s.padding[1] - j * s.dilation[1], column = along / s.stride[1];
+      if (along < 0 || along % s.stride[1] || column >= s.out_width) continue;
+      of(i * s.kernel[1] + j, image + row * s.out_width + column);
+    }
+  }
+}
+
+// sums[j] += weight[e][j] change[e], one e after the other
+static inline void silent_add(double *sums, int outputs, const float *const *rows,
+                              const double *changes, int events) {
+  enum { BLOCK = 32 };
+  int j = 0;
+  for (; j + BLOCK <= outputs; j += BLOCK) {
+    double s[BLOCK];
+    for (int k = 0; k < BLOCK; ++k) s[k] = sums[j + k];
+    for (int e = 0; e < events; ++e) {
+      const float *w = rows[e] + j;
+      const double change = changes[e];
+      for (int k = 0; k < BLOCK; ++k) s[k] += (double)w[k] * change;
+    }
+    for (int k = 0; k < BLOCK; ++k) sums[j + k] = s[k];
+  }
+  for (int e = 0; e < events && j < outputs; ++e)
+    for (int k = j; k < outputs; ++k) sums[k] += (double)rows[e][k] * changes[e];
+}
+
+static void silent_events(SilentStep &s) {
+  enum { MOST = 64 };  // events at once
+  const Kept &in = *s.in[0];
+  const int of_group = s.channels / s.groups, to_group = s.outputs / s.groups;
+  const int taps = s.kernel[0] * s.kernel[1];
+  double changes[MOST];
+  const float *weights[MOST], *rows[MOST];
+  for (index_t k = 0, end; k < in.changed; k = end) {
+    const index_t pixel = in.places[k] / s.channels;
+    const int group = (int)(in.places[k] - pixel * s.channels) / of_group;
+    const index_t behind = pixel * s.channels + (index_t)(group + 1) * of_group;
+    int events = 0;
+    for (end = k; end < in.changed && in.places[end] < behind && events < MOST; ++end, ++events) {
+      const index_t channel = in.places[end] - pixel * s.channels;
+      changes[events] = silent_change(in, end);
+      weights[events] = s.weight + channel * taps * to_group;
+    }
+    silent_reached(s, pixel, [&](int tap, index_t to) {
+      for (int e = 0; e < events; ++e) rows[e] = weights[e] + tap * to_group;
+      silent_add(s.sums + to * s.outputs + group * to_group, to_group, rows, changes, events);
+      s.marks[to] = 1;
+      s.work += (index_t)events * to_group;
+    });
+  }
+}
+
+// As silent_events, where each channel is a group with one output: weight [taps, channels]
+static void silent_depthwise(SilentStep &s) {
+  const Kept &in = *s.in[0];
+  for (index_t k = 0, end; k < in.changed; k = end) {
+    const index_t pixel = in.places[k] / s.channels, behind = (pixel + 1) * s.channels;
+    for (end = k; end < in.changed && in.places[end] < behind;) ++end;
+    silent_reached(s, pixel, [&](int tap, index_t to) {
+      const float *weight = s.weight + (index_t)tap * s.channels;
+      double *sums = s.sums + to * s.channels;
+      for (index_t e = k; e < end; ++e) {
+        const index_t channel = in.places[e] - pixel * s.channels;
+        sums[channel] += (double)weight[channel] * silent_change(in, e);
+      }
+      s.marks[to] = 1;
+      s.work += end - k;
+    });
+  }
+}
+
+static void silent_conv(SilentStep &s) {
+  if (s.groups == s.channels && s.outputs == s.channels)
+    silent_depthwise(s);
+  else
+    silent_events(s);
+  silent_marked(s.marks, s.out->size / s.outputs, [&](index_t pixel) {
+    const index_t first = pixel * s.outputs;
+    for (index_t i = first; i < first + s.outputs; ++i) s.fresh[i] = (float)s.sums[i];
+    silent_compare(*s.out, s.fresh, first, first + s.outputs);
+  });
+}
+
+static void silent_move(SilentStep &s) {
+  for (int n = 0; n < s.inputs; ++n) {
+    const Kept &in = *s.in[n];
+    for (index_t k = 0; k < in.changed; ++k) {
+      const int place = in.places[k];
+      for (int e = s.starts[n][place]; e < s.starts[n][place + 1]; ++e) {
+        s.fresh[s.ends[n][e]] = in.data[place];
+        s.marks[s.ends[n][e]] = 1;
+      }
+      s.work += s.starts[n][place + 1] - s.starts[n][place];
+    }
+  }
+  silent_marked(s.marks, s.out->size, [&](index_t i) { silent_put(*s.out, i, s.fresh[i]); });
+}
+
+static void silent_sum(SilentStep &s) {
+  const Kept &in = *s.in[0];
+  for (index_t k = 0; k < in.changed; ++k) {
+    const double change = silent_change(in, k);
+    const int place = in.places[k];
+    for (int e = s.starts[0][place]; e < s.starts[0][place + 1]; ++e) {
+      s.sums[s.ends[0][e]] += s.factors[e] * change;
+      s.marks[s.ends[0][e]] = 1;
+    }
+    s.work += s.starts[0][place + 1] - s.starts[0][place];
+  }
+  silent_marked(s.marks, s.out->size,
+                [&](index_t i) { silent_put(*s.out, i, (float)s.sums[i]); });
+}
+
+static void silent_affine(SilentStep &s) {
+  const Kept &in = *s.in[0];
+  for (index_t k = 0; k < in.changed; ++k) {
+    const int place = in.places[k];
+    float y = in.data[place];
+    if (s.weight) y = y * s.weight[place];
+    if (s.shift) y = y + s.shift[place];
+    silent_put(*s.out, place, y);
+  }
+  s.work += in.changed;
+}
+
+static void silent_sum_of_two(SilentStep &s) {
+  const Kept &a = *s.in[0], &b = *s.in[1];
+  index_t i = 0, j = 0;
+  while (i < a.changed || j < b.changed) {
+    const int left = i < a.changed ? a.places[i] : 0x7fffffff;
+    const int right = j < b.changed ? b.places[j] : 0x7fffffff;
+    const int place = left < right ? left : right;
+    i += left == place, j += right == place;
+    silent_put(*s.out, place, a.data[place] * s.first + b.data[place] * s.second);
+    ++s.work;
+  }
+}
+
+static void silent_neurons(SilentStep &s, index_t awake) {
+  enum { GAP = 16 };  // what lies between is as it was: to compute it takes less than another call
+  for (int n = 0; n < s.inputs; ++n)
+    for (index_t k = 0; k < s.in[n]->changed; ++k) s.marks[s.in[n]->places[k]] = 1;
+  for (index_t k = 0; k < awake; ++k) s.marks[s.out->places[k]] = 1;
+  index_t first = -1, last = -1;
+  const auto run = [&] {
+    s.range(s.arguments, first, last);
+    silent_compare(*s.out, s.fresh, first, last);
+    s.work += last - first;
+  };
+  silent_marked(s.marks, s.out->size, [&](index_t i) {
+    if (first >= 0 && i > last + GAP) run(), first = i;
+    if (first < 0) first = i;
+    last = i + 1;
+  });
+  if (first >= 0) run();
+}
+
+static void silent_largest(SilentStep &s) {
+  const Kept &in = *s.in[0];
+  const int channels = s.channels;
+  for (index_t k = 0, pixel = -1; k < in.changed; ++k) {
+    if (in.places[k] / channels == pixel) continue;
+    pixel = in.places[k] / channels;
+    silent_reached(s, pixel, [&](int, index_t to) { s.marks[to] = 1; });
+  }
+  silent_marked(s.marks, s.out->size / channels, [&](index_t pixel) {
+    const int x = (int)(pixel % s.out_width), y = (int)(pixel / s.out_width % s.out_height);
+    const index_t image = pixel / s.out_width / s.out_height * s.height * s.width;
+    float *largest = s.fresh + pixel * channels;
+    for (int c = 0; c < channels; ++c) largest[c] = -__builtin_inff();
+    for (int i = 0; i < s.kernel[0]; ++i) {
+      const int row = y * s.stride[0] - s.padding[0] + i * s.dilation[0];
+      if (row < 0 || row >= s.height) continue;
+      for (int j = 0; j < s.kernel[1]; ++j) {
+        const int column = x * s.stride[1] - s.padding[1] + j * s.dilation[1];
+        if (column < 0 || column >= s.width) continue;
+        const float *from = in.data + (image + (index_t)row * s.width + column) * channels;
+        for (int c = 0; c < channels; ++c) largest[c] = from[c] > largest[c] ? from[c] : largest[c];
+        s.work += channels;
+      }
+    }
+    silent_compare(*s.out, s.fresh, pixel * channels, (pixel + 1) * channels);
+  });
+}
+
+static void silent_norm(SilentStep &s) {
+  const Kept &in = *s.in[0];
+  const int width = s.channels;
+  for (index_t k = 0; k < in.changed; ++k) s.marks[in.places[k] / width] = 1;
+  silent_marked(s.marks, s.out->size / width, [&](index_t row) {
+    const float *x = in.data + row * width;
+    double mean = 0.0, variance = 0.0;
+    for (int i = 0; i < width; ++i) mean += (double)x[i];
+    mean /= width;
+    for (int i = 0; i < width; ++i) variance += ((double)x[i] - mean) * ((double)x[i] - mean);
+    const double deviation = __builtin_sqrt(variance / width + s.epsilon);
+    for (int i = 0; i < width; ++i)
+      s.fresh[row * width + i] = (float)(((double)x[i] - mean) / deviation);
+    silent_compare(*s.out, s.fresh, row * width, (row + 1) * width);
+    s.work += width;
+  });
+}
+
+// Whether the step was done; what is for torch is not
+static bool silent_step(SilentStep &s) {
+  index_t changed = 0;
+  const index_t before = s.out->changed;
+  s.out->changed = 0;
+  s.work = 0;
+  for (int n = 0; n < s.inputs; ++n) changed += s.in[n]->changed;
+  if (s.awake) changed += before;
+  if (s.kind == SETTLE) return silent_settle(s), true;
+  if (!changed) return true;
+  if (s.kind == HOP || changed > s.limit) return s.work = -1, false;
+  switch (s.kind) {
+    case CONV: silent_conv(s); break;
+    case MOVE: silent_move(s); break;
+    case SUM: silent_sum(s); break;
+    case AFFINE: silent_affine(s); break;
+    case ADD: silent_sum_of_two(s); break;
+    case NEURON: silent_neurons(s, before); break;
+    case LARGEST: silent_largest(s); break;
+    case NORM: silent_norm(s); break;
+  }
+  return true;
+}
+
+// Runs steps from ``first`` on, of which torch has computed that one if ``settle``; returns the next
+// that is for torch
+static long long silent_run(void *given, long long first, long long count, int settle) {
+  SilentStep *steps = (SilentStep *)given;
+  if (settle) silent_settle(steps[first++]);
+  while (first < count && silent_step(steps[first])) ++first;
+  return first;
+}
