@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -607,6 +608,29 @@ class NetworkModule(nn.Module):
     def reset(self) -> None:
         """Forget what is kept from step to step, and from frame to frame."""
         self.state_kept = self.seen = None
+
+    def state(self) -> dict[str, Any]:
+        """The state that is kept between frames of a stream: of tensors, numbers, texts, lists and
+        dicts (``core/states.py``), a copy. Raises InputError where no frame was seen."""
+        found: dict[str, Any] = import_module(".states", __package__).state_of(self)
+        return found
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where ``state`` was taken of this network, in this simulator or another.
+
+        Raises InputError where it is that of another network or view.
+        """
+        import_module(".states", __package__).load_state(self, state)
+
+    def neuron_states(self) -> dict[str, Any]:
+        """The state of each neuron by name, in whatever nesting of tuples, between two frames."""
+        return {} if self.state_kept is None else dict(self.state_kept.neurons)
+
+    def set_neuron_states(self, states: Mapping[str, Any]) -> None:
+        """These neurons in such states."""
+        assert self.state_kept is not None
+        neurons = {**self.state_kept.neurons, **states}
+        self.state_kept = self.state_kept._replace(neurons=neurons)
 
     def new_frame(self, state: NetworkState | None) -> NetworkState | None:
         """The state with which a new frame of a stream begins, at step 0."""

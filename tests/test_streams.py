@@ -1,12 +1,17 @@
 """Streams: the state is kept from frame to frame, in both simulators and views, bit for bit."""
 
+import copy
+import io
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from spikingjelly.activation_based import functional
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import cost
 from spikingjelly_signgd.core.network import Encoder, Neuron, SignGDNeuron, Timed
 from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.core.streams import in_blocks
@@ -441,3 +446,220 @@ def test_a_still_image_sends_nothing_from_the_second_frame_on(network, x, simula
     total = torch.stack(sent).sum(0)
     assert total[0] > 0 and total[1:].sum() == 0
     assert torch.equal(y["map"][0], y["map"][3])
+
+
+# -- the state as a value --------------------------------------------------------------------------
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("other", SIMULATORS)
+def test_a_state_goes_on_elsewhere(network, x, simulator, other, view):
+    snn = sg.build(network, simulator, spikes=view)
+    kept(snn, x[:5])
+    state = through_a_file(snn.state())
+    assert state["frames"] == 5
+    want = kept(snn, x[5:])
+    elsewhere = sg.build(network, other, spikes=view)
+    elsewhere.load_state(state)
+    assert_same(kept(elsewhere, x[5:]), want)
+    assert elsewhere.seen.frames == FRAMES
+    snn.load_state(state)  # which nobody has changed meanwhile
+    assert_same(kept(snn, x[5:]), want)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_states_of_masks_and_of_what_is_carried(remembering, simulator, view):
+    _, plan = remembering
+    x = clip(shape=(6,))
+    snn = sg.build(plan, simulator, spikes=view)
+    kept(snn, x[:5])
+    copied, state = copy.deepcopy(snn), through_a_file(snn.state())
+    want = kept(snn, x[5:])
+    assert_same(kept(copied, x[5:]), want)
+    snn.reset()
+    snn.load_state(state)
+    assert_same(kept(snn, x[5:]), want)
+
+
+def test_states_that_do_not_fit_are_refused(network, remembering, x):
+    snn = sg.build(network)
+    with pytest.raises(sg.InputError, match="no frame of a stream"):
+        snn.state()
+    kept(snn, x)
+    state = snn.state()
+    with pytest.raises(sg.InputError, match="that of another network"):
+        sg.build(remembering[1]).load_state(state)
+    weights = {"last": replace(network["last"], tensors={**network["last"].tensors})}
+    weights["last"].tensors["weight"] = weights["last"].tensors["weight"] * 1.01
+    with pytest.raises(sg.InputError, match="other weights"):
+        sg.build(network.with_nodes(weights)).load_state(state)
+    with pytest.raises(sg.InputError, match='one of spikes="decoded", but .*spikes="signed"'):
+        sg.build(network, spikes="signed").load_state(state)
+    with pytest.raises(sg.InputError, match="of version 7"):
+        snn.load_state({**state, "version": 7})
+    with pytest.raises(sg.InputError, match="but it is list"):
+        snn.load_state([])
+    with pytest.raises(sg.InputError, match="incomplete"):
+        snn.load_state({**state, "neurons": {"gelu": []}})
+    snn.load_state(state)
+    with pytest.raises(sg.InputError, match="a frame is"):
+        kept(snn, x[:, :2])
+
+
+# -- as users of the simulators run them -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_spikingjelly_runs_frames_itself(network, x, view, step_mode):
+    snn = sg.build(network, spikes=view, step_mode=step_mode)
+    want = kept(snn, x, chunk=1)
+    functional.reset_net(snn)
+    with torch.no_grad():
+        if step_mode == "s":
+            y = [snn(frame) for frame in x]
+            y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+        else:
+            y = snn(x)
+    assert_close(y, want, 1e-6)
+    functional.reset_net(snn)
+    assert snn.state_kept is None and snn.seen is None
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_norse_takes_frames_and_hands_the_state_on(network, x, view):
+    snn = sg.build(network, "norse", spikes=view)
+    want = kept(snn, x, chunk=1)
+    state, y = None, []
+    with torch.no_grad():
+        for frame in x:
+            out, state = snn(frame, state)
+            y.append(out)
+    y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+    assert_close(y, want, 1e-6)
+
+
+# -- live use --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_watch_is_a_run_frame_by_frame(network, x, simulator, view):
+    snn = sg.build(network, simulator, spikes=view)
+    want = kept(snn, x, chunk=1)
+    with sg.watch(snn) as w:
+        assert w.frames == 0
+        found = []
+        for f, frame in enumerate(x):
+            found.append(w(frame))
+            assert w.frames == f + 1
+        assert_same({k: torch.stack([y[k] for y in found]) for k in want}, want)
+        w.reset()
+        assert w.frames == 0
+        assert_same(w(x[0]), found[0])
+    assert snn.seen is None
+
+
+def test_a_watch_of_one_stream_takes_frames_without_a_batch(network, remembering, x):
+    with sg.watch(sg.build(network)) as w:
+        alone = [w(frame[0]) for frame in x]
+    with sg.watch(sg.build(network)) as w:
+        batch = [w(frame[:1]) for frame in x]
+    assert alone[0]["classes"].shape == (4,)
+    for one, other in zip(alone, batch, strict=True):
+        assert_same(one, {k: y[0] for k, y in other.items()})
+    with sg.watch(sg.build(remembering[1])) as w:  # which feeds itself h
+        frame = torch.randn(6, generator=generator(1))
+        assert w({"x": frame})["y"].shape == w(frame)["y"].shape == (3,)
+
+
+def test_a_watch_goes_on_from_a_state(network, x):
+    snn = sg.build(network)
+    with sg.watch(snn) as w:
+        for frame in x[:5]:
+            w(frame)
+        state = through_a_file(w.state())
+        want = [w(frame) for frame in x[5:]]
+    with sg.watch(sg.build(network, "norse"), state=state) as w:
+        assert w.frames == 5
+        for frame, y in zip(x[5:], want, strict=True):
+            assert_same(w(frame), y)
+
+
+def counted(snn, x):
+    """By the rules of ``count_operations``, of each frame: spikes, and additions of a weight."""
+    found = []
+    for frame in x:
+        sent = {}
+        with listening(snn, lambda each: sent.update({each.node.name: each})):  # noqa: B023
+            kept(snn, frame.unsqueeze(0))
+        spikes = {k: s.events.spikes.double() for k, s in sent.items() if s.events is not None}
+        counts = cost.Counts(snn.network, 1, same=False)
+        counts.add(spikes, frame.shape[0], 0)
+        found.append(counts.at(1))
+    return found
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_operations_are_counted_as_sent(network, x, view):
+    snn = sg.build(network, spikes=view)
+    want = counted(snn, x)
+    with sg.watch(snn) as w:
+        for frame, operations in zip(x, want, strict=True):
+            w(frame)
+            found = w.operations
+            assert found.spikes == pytest.approx(operations.spikes, rel=1e-12)
+            assert found.synaptic == pytest.approx(operations.synaptic, rel=1e-6)
+            assert found.neurons == operations.neurons
+            assert found.source_macs == operations.source_macs + operations.source_multiplies
+        assert set(found.spikes_of) == set(network.names())
+        json.dumps(found.to_dict())
+        assert f"frame {FRAMES - 1}:" in str(found)
+
+
+def test_operations_of_pooled_spikes_and_of_several_steps(group_network, x):
+    snn, other = sg.build(group_network), sg.build(group_network)
+    with sg.watch(snn) as w:
+        for frame in x[:3]:
+            w(frame)
+            want = sg.analysis.count_operations(other, frame, 3)
+            assert w.operations.spikes == pytest.approx(want.spikes, rel=1e-12)
+            assert w.operations.synaptic == pytest.approx(want.synaptic, rel=1e-6)
+
+
+def test_a_still_camera_costs_nothing(network, x):
+    with sg.watch(sg.build(network)) as w:
+        w(x[0])
+        assert w.operations.spikes > 0
+        w(x[0])
+        assert w.operations.spikes == w.operations.synaptic == w.operations.rate == 0
+
+
+def test_a_watch_says_what_does_not_fit(network, group_network, x):
+    with pytest.raises(sg.InputError, match="watch takes the module"):
+        sg.watch(network)
+    with pytest.raises(sg.InputError, match="watch: this network runs on no streams"):
+        sg.watch(sg.build(with_momentum(network)))
+    snn = sg.build(network)
+    with sg.watch(snn) as w:
+        with pytest.raises(sg.InputError, match="none was seen"):
+            _ = w.operations
+        w(x[0])
+        with pytest.raises(sg.InputError, match=r"a frame is \[1, 2, 6, 6\] now"):
+            w(x[0, 0])
+        with pytest.raises(sg.InputError, match="the input is"):
+            w(x[0, 0, 0])
+        with pytest.raises(sg.InputError, match="NaN"):
+            w(x[0] * torch.nan)
+        snn.mode = "ann"
+        with pytest.raises(sg.InputError, match='mode is "ann"|mode is .ann'):
+            w(x[0])

@@ -6,7 +6,7 @@ Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -98,8 +98,24 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
 
+    def neuron_states(self) -> dict[str, Any]:
+        return {node.name: tuple(self._memory(node.name).values()) for node in self._timed}
+
+    def set_neuron_states(self, states: Mapping[str, Any]) -> None:
+        for name, state in states.items():
+            module: Any = self.neuron(name)
+            module._memories.update(zip(self._memory(name), state, strict=True))
+
+    @property
+    def _timed(self) -> tuple[Timed, ...]:
+        return self.network.of(Timed)
+
+    def _memory(self, name: str) -> dict[str, Any]:
+        module: Any = self.neuron(name)
+        return {key: value for key, value in module._memories.items() if key != "shapes"}
+
     def new_frame(self, state: NetworkState | None) -> NetworkState | None:
-        for node in self.network.of(Timed):
+        for node in self._timed:
             module: Any = self.neuron(node.name)
             if node.frame != KEPT:
                 module.reset()
