@@ -67,6 +67,13 @@ class Kept:
         self.data[places] = values
         self.struct.changed = count + len(places)
 
+    def as_before(self) -> Tensor:
+        """What it was before this frame."""
+        value = self.like()
+        flat = value.as_strided((self.size,), (1,)).copy_(self.data)
+        flat[self.changed] = self.before[: self.struct.changed]
+        return value
+
     def like(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor that lies in memory as the value does."""
         return torch.zeros_like(self.tensor, dtype=dtype)
@@ -165,12 +172,23 @@ class SilentStep:
     sums: Tensor | None = field(default=None, init=False)
     found: Tensor | None = field(default=None, init=False)  # by torch, whose memory is read
     pointers: list[Any] = field(default_factory=list, init=False)
+    ran: bool = field(default=True, init=False)  # what runs by definition, in the last frame
 
     def __post_init__(self) -> None:
         self.fresh = self.out.like()
         if self.kind in ("conv", "sum"):
             self.sums = self.out.tensor.double()
         self.marks = torch.zeros(self.out.size + 8, dtype=torch.uint8)
+
+    @property
+    def size(self) -> int:
+        """How many inputs it has."""
+        return sum(each.size for each in self.inputs)
+
+    @property
+    def changed(self) -> int:
+        """How many of them the last frame changed."""
+        return sum(each.struct.changed for each in self.inputs)
 
     # -- as the kernels read it --------------------------------------------------------------------
 
@@ -210,8 +228,8 @@ class SilentStep:
     def define(self) -> None:
         """The step in torch: the definition of the kernels."""
         before, self.out.struct.changed = self.out.changed, 0
-        changed = sum(each.struct.changed for each in self.inputs)
-        changed += len(before) if self.awake else 0
+        changed = self.changed + (len(before) if self.awake else 0)
+        self.ran = bool(changed)
         if self.kind == "settle":
             self.settle(self.fresh)
         elif changed and (self.kind == "hop" or changed > self.limit):
@@ -319,6 +337,7 @@ class Program:
         self.structs = (silence.Step * len(steps))()
         for step, struct in zip(steps, self.structs, strict=True):
             step.fill(struct)
+        self.hops = [step for step in steps if step.kind == "hop"]
         self.run = self._by_kernels if kernels else self._by_definition
 
     def _by_definition(self) -> None:
@@ -327,7 +346,10 @@ class Program:
 
     def _by_kernels(self) -> None:
         run, count = silence.runner(), len(self.steps)
+        for step in self.hops:
+            step.ran = False
         i = run(self.structs, 0, count, 0)
         while i < count:
+            self.steps[i].ran = True
             self.steps[i].by_torch(self.structs[i])
             i = run(self.structs, i, count, 1)

@@ -12,19 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..neurons.choice import uncompiled
 from ..neurons.kernels import arguments, launch, silence
-from ..neurons.signgd import SignGDParameters, signgd_choice
+from ..neurons.signgd import SignGDParameters, SignGDState, signgd_choice
+from ..neurons.spikes import Told, hear, joined
 from .module import LinearOperation, NetworkModule, from_step_0, key
 from .network import ANEW, KEPT, Constant, Encoder, Function, Input, Linear, Neuron, Node, Timed
 from .operations import apply_linear, moves
 from .silent_steps import ALWAYS, Kept, Program, SilentStep, Windows, is_dense, order_of
+from .spikes import Sent
 from .walk import Semantics
 
 Compute = Callable[[], Tensor]
@@ -32,24 +33,25 @@ MOST_CONNECTIONS = 2**22  # of a sum that is not given by a formula
 
 
 class _Stepped:
-    """A neuron or an encoder by its definition, with its state."""
+    """A neuron or an encoder by its definition; v is that after a frame with these inputs."""
 
-    def __init__(self, node: Timed, inputs: Sequence[Kept], state: Any) -> None:
-        self.node, self.inputs, self.state = node, inputs, state
+    def __init__(self, node: Timed, inputs: Sequence[Kept], v: Tensor | None) -> None:
+        self.node, self.inputs = node, inputs
+        self.state = node.start(self.given)
+        if v is not None:
+            self.state = self.state._replace(v=v)
+        self.told: Told = []
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        return tuple(x.tensor for x in self.inputs)
 
     def __call__(self) -> Tensor:
-        given = tuple(x.tensor for x in self.inputs)
-        anew = self.state is None or self.node.frame == ANEW
-        before = self.node.start(given) if anew else from_step_0(self.state)
-        y, self.state = self.node.step(given, before)
+        anew = self.node.frame == ANEW
+        before = self.node.start(self.given) if anew else from_step_0(self.state)
+        with hear() as self.told:
+            y, self.state = self.node.step(self.given, before)
         return y
-
-
-class _V(NamedTuple):
-    """A state of which v alone is kept."""
-
-    v: Tensor
-    t: int = 0
 
 
 class SilentWalk(Semantics[Kept]):
@@ -59,13 +61,14 @@ class SilentWalk(Semantics[Kept]):
     outputs: Mapping[str, Kept]
 
     def __init__(
-        self, module: NetworkModule, x: Tensor, before: Mapping[str, Any], kernels: bool
+        self, module: NetworkModule, x: Tensor, v: Mapping[str, Tensor], kernels: bool
     ) -> None:
-        self.module, self.x, self.batch, self.kernels = module, x, len(x), kernels
-        self.before = before
+        self.network, self.x, self.batch, self.kernels = module.network, x, len(x), kernels
+        self.operations, self.functions = module.operations, module.functions
+        self.simulated, self.after = module.neurons, v
         self.steps: list[SilentStep] = []
         self.stepped: dict[str, _Stepped] = {}
-        self.v: dict[str, Kept] = {}
+        self.tracked: dict[str, tuple[Neuron, SilentStep]] = {}
         self.keep: list[Any] = []  # what the kernels' arguments point at
         self.laid: dict[tuple[int, tuple[int, ...]], Kept] = {}
 
@@ -76,9 +79,8 @@ class SilentWalk(Semantics[Kept]):
         self.program = Program(self.steps, self.kernels)
         for step, struct in zip(self.steps, self.program.structs, strict=True):
             if step.compute is not None and step.kind not in ("hop", "settle"):
-                size = sum(x.size for x in step.inputs)
                 if break_even is not None:
-                    step.limit = ALWAYS if break_even == 1 else int(break_even * size)
+                    step.limit = ALWAYS if break_even == 1 else int(break_even * step.size)
                 elif self.kernels:
                     step.limit = measured(step, struct)
                 struct.limit = step.limit
@@ -89,20 +91,28 @@ class SilentWalk(Semantics[Kept]):
 
     def show(self, x: Tensor) -> None:
         """One more frame [B, ...]."""
-        if x.shape != self.x.shape:
-            raise InputError(
-                f"a frame is {list(x.shape)} now, but the state kept is that of frames of "
-                f"{list(self.x.shape)}. Reset before frames of another size or another number of "
-                "streams."
-            )
         self.given.fresh.copy_(x)
         self.program.run()
 
-    def states(self) -> dict[str, Any]:
+    def states(self) -> dict[str, Tensor]:
         """v of the neurons that go on, by name."""
-        found: dict[str, Any] = {name: _V(kept.tensor) for name, kept in self.v.items()}
-        found |= {k: each.state for k, each in self.stepped.items() if each.node.frame == KEPT}
-        return found
+        found = {name: step.out.tensor for name, (_, step) in self.tracked.items()}
+        stepped = {k: each.state.v for k, each in self.stepped.items() if each.node.frame == KEPT}
+        return {**found, **stepped}
+
+    def sent(self) -> list[Sent]:
+        """What was sent in the frame that is shown."""
+        steps = {step.name: step for step in self.steps}
+        found: dict[str, Sent] = {}
+        for name, (node, step) in self.tracked.items():
+            given = tuple(x.tensor.unsqueeze(0) for x in step.inputs)
+            with hear() as told:
+                y, _ = node.sequence(given, SignGDState(step.out.as_before()))
+            found[name] = Sent(node, y, partial(joined, told))
+        for name, run in self.stepped.items():
+            told = run.told if steps[name].ran else []
+            found[name] = Sent(run.node, steps[name].out.tensor.unsqueeze(0), partial(joined, told))
+        return [found[node.name] for node in self.network.nodes if node.name in found]
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -119,16 +129,16 @@ class SilentWalk(Semantics[Kept]):
 
     def input(self, node: Input) -> Kept:
         convolved = any(n.op == "conv" and n.tensors["weight"].dim() == self.x.dim()
-                        for n in self.module.network.of(Linear))  # fmt: skip
+                        for n in self.network.of(Linear))  # fmt: skip
         out = Kept(channels_last(self.x) if convolved else self.x.contiguous())
         self.given = SilentStep("settle", (), out, None, node.name)
         return self.add(self.given)
 
     def constant(self, node: Constant) -> Kept:
-        return Kept(self.module.operations[key(node.name)].value)  # type: ignore[arg-type]
+        return Kept(self.operations[key(node.name)].value)  # type: ignore[arg-type]
 
     def linear(self, node: Linear, inputs: list[Kept]) -> Kept:
-        operation: Any = self.module.operations[key(node.name)]
+        operation: Any = self.operations[key(node.name)]
         given = [x.tensor for x in inputs]
         compute = partial(operation, *given, batch=self.batch)
         value: Tensor = compute()
@@ -141,45 +151,37 @@ class SilentWalk(Semantics[Kept]):
         return self.add(replace(step, compute=compute, name=node.name))
 
     def function(self, node: Function, inputs: list[Kept]) -> Kept:
-        function: Any = self.module.functions[key(node.name)]
+        function: Any = self.functions[key(node.name)]
         return self.hop(node, inputs, partial(function, *[x.tensor for x in inputs]))
 
     def timed(self, node: Timed, inputs: list[Kept]) -> Kept:
-        run = self.stepped[node.name] = _Stepped(node, inputs, self._state(node, inputs))
-        out = Kept(run())
+        v = self.after.get(node.name)
+        run = self.stepped[node.name] = _Stepped(node, inputs, v)
+        out = Kept(run() if v is None else v)
         return self.add(SilentStep("hop", inputs, out, run, node.name, awake=True))
-
-    def _state(self, node: Timed, inputs: list[Kept]) -> Any:
-        """What the module keeps of it, else that before a first step."""
-        start = node.start(tuple(x.tensor for x in inputs))
-        found = self.before.get(node.name)
-        if found is None or node.frame != KEPT:
-            return start
-        return from_step_0(start._replace(v=found) if isinstance(found, Tensor) else found)
 
     def encoder(self, node: Encoder, inputs: list[Kept]) -> Kept:
         return self.timed(node, inputs)
 
     def neuron(self, node: Neuron, inputs: list[Kept]) -> Kept:
-        if key(node.name) not in self.module.neurons:
+        if key(node.name) not in self.simulated:
             return self.function(node, inputs)
         p: SignGDParameters | None = node.tracks
         if p is None or signgd_choice("auto", inputs[0].tensor, p).backend != "cpu":
             return self.timed(node, inputs)
-        state = self._state(node, inputs)
-        if not _in_kernel(p, inputs, state.v):
+        if not _in_kernel(p, inputs, self.after[node.name]):
             inputs, p = [self._target(node, p, inputs)], replace_function(p)
         inputs = [self.relaid(x, inputs[0].tensor) for x in inputs]
-        return self._tracked(node, p, inputs, state)
+        return self._tracked(node, p, inputs)
 
-    def _tracked(self, node: Neuron, p: SignGDParameters, inputs: list[Kept], state: Any) -> Kept:
+    def _tracked(self, node: Neuron, p: SignGDParameters, inputs: list[Kept]) -> Kept:
         """A neuron whose places are those of its arguments."""
-        out = Kept(inputs[0].like().copy_(state.v))
+        out = Kept(inputs[0].like().copy_(self.after[node.name]))
         follow = replace(node, function=p.function, arguments=dict(p.arguments))
         given = tuple(x.tensor for x in inputs)
 
         def advance() -> Tensor:
-            return follow.step(given, state._replace(v=out.tensor, t=0))[0]
+            return follow.step(given, SignGDState(out.tensor))[0]
 
         step = SilentStep("neuron", inputs, out, None, node.name, awake=True, advance=advance)
         if self.kernels:
@@ -187,10 +189,7 @@ class SilentWalk(Semantics[Kept]):
             step.arguments, kept = neuron_arguments(p, step)
             step.kernel = silence.range_of(function)
             self.keep += kept
-        y, _ = follow.sequence(tuple(x.unsqueeze(0) for x in given), state) if self.kernels else (
-            advance().unsqueeze(0), None)  # fmt: skip
-        out.tensor.copy_(y[0])
-        self.v[node.name] = out
+        self.tracked[node.name] = follow, step
         return self.add(step)
 
     def _target(self, node: Neuron, p: SignGDParameters, inputs: list[Kept]) -> Kept:
