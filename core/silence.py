@@ -126,6 +126,15 @@ class SilentSession:
         return {s.name: s.changed / s.size for s in steps if s.size}
 
     @property
+    def by_torch(self) -> list[str]:
+        """The steps that torch computed whole in the last frame."""
+        if self.plan is None or not self.kernels:
+            return []
+        program = self.plan.program
+        pairs = zip(program.steps, program.structs, strict=True)
+        return [step.name for step, struct in pairs if struct.work < 0]
+
+    @property
     def break_evens(self) -> dict[str, float]:
         """For each step the share of changed inputs above which torch computes it whole."""
         steps = self.plan.program.steps if self.plan else []

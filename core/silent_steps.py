@@ -160,14 +160,14 @@ class SilentStep:
     awake: bool = False  # runs again where its own value changed in the frame before
     limit: int = ALWAYS
     windows: Windows | None = None
+    columns: Tensor | None = None  # of a convolution, in float64 (``by_inputs``)
     weight: Tensor | None = None
     shift: Tensor | None = None
     maps: Sequence[tuple[Tensor, Tensor]] = ()  # of each input: starts [size + 1], ends
     factors: Tensor | None = None  # of a sum, by which its ends are reached
     coefficients: tuple[float, float] = (1.0, 1.0)
     epsilon: float = 0.0
-    arguments: Any = None  # neurons: those of their kernel
-    kernel: int = 0
+    kernel: Any = None  # neurons: ``NeuronKernel``
     advance: Callable[[], Tensor] | None = None  # neurons: v after a step of all, by definition
     sums: Tensor | None = field(default=None, init=False)
     found: Tensor | None = field(default=None, init=False)  # by torch, whose memory is read
@@ -202,11 +202,11 @@ class SilentStep:
             setattr(struct, name, ctypes.addressof(each))
         struct.out = ctypes.addressof(self.out.struct)
         struct.marks = self.marks.data_ptr()
-        for name in ("fresh", "sums", "weight", "shift", "factors"):
+        for name in ("fresh", "sums", "columns", "weight", "shift", "factors"):
             value = getattr(self, name)
             setattr(struct, name, None if value is None else value.data_ptr())
-        if self.arguments is not None:
-            struct.arguments, struct.range = ctypes.addressof(self.arguments), self.kernel
+        if self.kernel is not None:
+            self.kernel.fill(struct)
         struct.kind, struct.count = silence.KINDS.index(self.kind), len(self.inputs)
         struct.limit, struct.awake = self.limit, self.awake
         struct.first, struct.second = self.coefficients
@@ -253,15 +253,15 @@ class SilentStep:
 
     def _conv(self, _: Tensor) -> None:
         w, given = self.windows, self.inputs[0]
-        assert w is not None and self.sums is not None and self.weight is not None
+        assert w is not None and self.sums is not None and self.columns is not None
         sums = _flat(self.sums).view(-1, w.groups, w.outputs // w.groups)
         touched: set[int] = set()
         for place, change in zip(given.changed.tolist(), self._changes(), strict=True):
             pixel, channel = divmod(place, w.channels)
             group = channel // (w.channels // w.groups)
             for tap, to in w.reached(pixel):
-                column = self.weight[tap, channel] if w.depthwise else self.weight[channel, tap]
-                sums[to, group] += column.double() * change
+                at = (tap, channel) if w.depthwise else (channel, tap)
+                sums[to, group] += self.columns[at] * change
                 touched.add(to)
         rows = torch.tensor(sorted(touched), dtype=torch.long)
         places = (rows.unsqueeze(1) * w.outputs + torch.arange(w.outputs)).flatten()
@@ -319,6 +319,25 @@ class SilentStep:
         y = (x - mean) / (variance + self.epsilon).sqrt()
         places = rows.unsqueeze(1) * width + torch.arange(width)
         self.out.put(places.flatten(), y.float().flatten())
+
+
+@dataclass
+class NeuronKernel:
+    """What the kernel of neurons reads, of each ``far``, and where it is laid of some of them."""
+
+    range: int
+    arguments: Any
+    of_some: Any
+    far: Sequence[Tensor]
+    near: Sequence[Tensor]
+
+    def fill(self, struct: silence.Step) -> None:
+        self.some = torch.zeros(self.far[0].numel() + 8, dtype=torch.int32)
+        self.pointers = [_addresses([x.data_ptr() for x in of]) for of in (self.far, self.near)]
+        struct.range, struct.read, struct.some = self.range, len(self.far), self.some.data_ptr()
+        struct.far, struct.near = map(ctypes.addressof, self.pointers)
+        struct.arguments = ctypes.addressof(self.arguments)
+        struct.arguments_of_some = ctypes.addressof(self.of_some)
 
 
 def _addresses(found: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:

@@ -24,7 +24,16 @@ from ..neurons.spikes import Told, hear, joined
 from .module import LinearOperation, NetworkModule, from_step_0, key
 from .network import ANEW, KEPT, Constant, Encoder, Function, Input, Linear, Neuron, Node, Timed
 from .operations import apply_linear, moves
-from .silent_steps import ALWAYS, Kept, Program, SilentStep, Windows, is_dense, order_of
+from .silent_steps import (
+    ALWAYS,
+    Kept,
+    NeuronKernel,
+    Program,
+    SilentStep,
+    Windows,
+    is_dense,
+    order_of,
+)
 from .spikes import Sent
 from .walk import Semantics
 
@@ -69,7 +78,6 @@ class SilentWalk(Semantics[Kept]):
         self.steps: list[SilentStep] = []
         self.stepped: dict[str, _Stepped] = {}
         self.tracked: dict[str, tuple[Neuron, SilentStep]] = {}
-        self.keep: list[Any] = []  # what the kernels' arguments point at
         self.laid: dict[tuple[int, tuple[int, ...]], Kept] = {}
 
     # -- frames ------------------------------------------------------------------------------------
@@ -185,10 +193,7 @@ class SilentWalk(Semantics[Kept]):
 
         step = SilentStep("neuron", inputs, out, None, node.name, awake=True, advance=advance)
         if self.kernels:
-            function = launch.IDENTITY if p.in_c is None else launch.function_of(p.in_c.key)
-            step.arguments, kept = neuron_arguments(p, step)
-            step.kernel = silence.range_of(function)
-            self.keep += kept
+            step.kernel = neuron_kernel(p, step)
         self.tracked[node.name] = follow, step
         return self.add(step)
 
@@ -256,29 +261,40 @@ def _in_kernel(p: SignGDParameters, inputs: Sequence[Kept], v: Tensor) -> bool:
     return few and len(p.in_c.numbers) <= launch.PARAMETERS and not uncompiled(p.in_c.key, "cpu")
 
 
-def neuron_arguments(p: SignGDParameters, step: SilentStep) -> tuple[Any, list[Tensor]]:
-    """Those of the kernels for one step from v to ``step.fresh``, and the tensors they point at."""
-    out, v = step.out, step.out.tensor
-    laid = [out.in_order(value) for value in (*p.read, *p.sizes)]
-    read, sizes = laid[: len(p.read)], laid[len(p.read) :]
-    led = [(x.unsqueeze(0), True) for x in (*[x.tensor for x in step.inputs], *read)]
-    space, found = arguments.describe(v, [*led, (v, False), *[(size, False) for size in sizes]])
+def neuron_kernel(p: SignGDParameters, step: SilentStep) -> NeuronKernel:
+    """What runs all neurons of a step, or some that are laid side by side."""
+    function = launch.IDENTITY if p.in_c is None else launch.function_of(p.in_c.key)
+    laid = [step.out.in_order(value) for value in (*p.read, *p.sizes)]
+    far = [*[x.tensor for x in step.inputs], *laid[: len(p.read)], step.out.tensor]
+    far += laid[len(p.read) :]
+    near = [torch.zeros_like(each) for each in far]
+    of_all, of_some = (neuron_arguments(p, each, step.fresh) for each in (far, near))
+    return NeuronKernel(silence.range_of(function), of_all, of_some, far, near)
+
+
+def neuron_arguments(p: SignGDParameters, read: Sequence[Tensor], fresh: Tensor) -> Any:
+    """Those of the kernels for one step to ``fresh``: of the arguments of f, v, and where they are
+    tensors scale and dead zone."""
+    sizes = len(p.sizes)
+    x, v = read[: len(read) - sizes - 1], read[len(read) - sizes - 1]
+    constant = [(each, False) for each in read[len(x) :]]
+    space, found = arguments.describe(v, [*[(each.unsqueeze(0), True) for each in x], *constant])
     a = arguments.SignGD(space=space)
-    a.x[: len(led)] = found[: len(led)]
-    a.v, *rest = found[len(led) :]
+    a.x[: len(x)] = found[: len(x)]
+    a.v = found[len(x)]
     scaled, zoned = (isinstance(value, Tensor) for value in (p.scale, p.dead_zone))
     if scaled:
-        a.scale = rest[0]
+        a.scale = found[len(x) + 1]
     if zoned:
-        a.zones = rest[-1]
+        a.zones = found[-1]
     theta = 0.0 if zoned else float(p.dead_zone)
     a.zone, a.sparse = theta, 2 if zoned else int(theta > 0)
-    a.y = a.v_last = step.fresh.data_ptr()
+    a.y = a.v_last = fresh.data_ptr()
     a.steps, a.signs, a.fires_at_tie = 1, p.members, p.function.fires_at_tie
     numbers = () if p.in_c is None else p.in_c.numbers
     a.parameters[: len(numbers)] = numbers
     a.eta[0] = p.schedule(1) * (1.0 if scaled else float(p.scale))
-    return a, laid
+    return a
 
 
 # -- where values go -------------------------------------------------------------------------------
@@ -346,7 +362,7 @@ def _conv(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tens
         dilation=_two(dilation, 1),
         groups=a["groups"],
     )
-    return SilentStep("conv", [given], out, windows=windows, weight=by_inputs(weight, windows))
+    return SilentStep("conv", [given], out, windows=windows, columns=by_inputs(weight, windows))
 
 
 def _two(sizes: Sequence[int], one: int) -> tuple[int, int]:
@@ -357,7 +373,8 @@ def _two(sizes: Sequence[int], one: int) -> tuple[int, int]:
 
 def by_inputs(weight: Tensor, windows: Windows) -> Tensor:
     """[outputs, inputs / groups, *kernel] to [inputs, taps, outputs / groups], or [taps, channels]
-    where every channel is a group of its own."""
+    where every channel is a group of its own, in float64."""
+    weight = weight.double()
     w = weight.detach().flatten(2) if weight.dim() > 2 else weight.detach().unsqueeze(-1)
     if windows.depthwise:
         return w[:, 0].t().contiguous()
@@ -371,7 +388,7 @@ def _rows(plan: SilentWalk, weight: Tensor, inputs: list[Kept], value: Tensor) -
     rows = given.size // weight.shape[1]
     windows = Windows(weight.shape[1], weight.shape[0], (1, rows), (1, rows))
     out = Kept(value.contiguous())
-    return SilentStep("conv", [given], out, windows=windows, weight=by_inputs(weight, windows))
+    return SilentStep("conv", [given], out, windows=windows, columns=by_inputs(weight, windows))
 
 
 def _linear(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tensor) -> Any:
@@ -523,7 +540,8 @@ def _break_even(step: SilentStep, struct: silence.Step) -> int:
     for x in step.inputs:
         channels = step.windows.channels if step.windows else 16
         places = torch.arange(x.size)
-        places = places[(places // channels) % 8 == 0]
+        some = (places // channels % 4 == 0) & (places % channels % 4 == 0)
+        places = places[some]
         x.places[: len(places)] = places.int()
         x.before[: len(places)] = x.data[places]
         x.struct.changed, count = len(places), count + len(places)

@@ -17,26 +17,32 @@ struct SilentStep {
   float *fresh;          // [size of out]: what was computed of it in this frame
   double *sums;          // [size of out]: W v + b
   unsigned char *marks;  // of outputs, pixels or rows; 0 between frames
-  const float *weight;   // CONV [groups, inputs, taps, outputs]; AFFINE [size of out] or NULL
-  const float *shift;    // AFFINE [size of out] or NULL
+  const double *columns;        // CONV [inputs, taps, outputs of its group], or [taps, channels]
+  const float *weight, *shift;  // AFFINE [size of out] or NULL
   const int *const *starts, *const *ends;  // MOVE, SUM: [inputs], the outputs of each element
   const double *factors;                   // SUM: by which they are reached
   void (*range)(const void *, long long, long long);  // NEURON: a kernel, and its arguments
-  const void *arguments;
+  const void *arguments, *arguments_of_some;
+  int *some;                 // NEURON [size of out]: those that run
+  const float *const *far;   // NEURON: what the kernel reads of each neuron,
+  float *const *near;        // and where it is laid of some
   index_t limit;  // more changed inputs than these are for torch
   index_t work;   // additions, and other updates, of this frame
   float first, second;  // ADD: the coefficients
   double epsilon;       // NORM
-  int kind, inputs, awake;  // awake: runs again where its own value changed in the frame before
+  int kind, inputs, read;  // read: how many ``far``
+  int awake;               // runs again where its own value changed in the frame before
   int channels, outputs, groups, height, width, out_height, out_width;
   int kernel[2], stride[2], padding[2], dilation[2];
 };
 
+// Without a branch: whether a value changed is often as likely as not
 static inline void silent_put(Kept &out, index_t place, float value) {
-  if (value == out.data[place]) return;
+  const float before = out.data[place];
   out.places[out.changed] = (int)place;
-  out.before[out.changed++] = out.data[place];
-  out.data[place] = value;
+  out.before[out.changed] = before;
+  out.data[place] = value == before ? before : value;
+  out.changed += value != before;
 }
 
 // What was computed anew from ``first`` to ``last``: most of it is often as it was
@@ -44,9 +50,11 @@ static void silent_compare(Kept &out, const float *fresh, index_t first, index_t
   enum { BLOCK = 16 };
   index_t i = first;
   for (; i + BLOCK <= last; i += BLOCK) {
-    int other = 0;
-    for (int k = 0; k < BLOCK; ++k) other |= fresh[i + k] != out.data[i + k];
-    if (!other) continue;
+    unsigned long long ours[BLOCK / 2], other[BLOCK / 2], differ = 0;
+    __builtin_memcpy(ours, fresh + i, sizeof ours);
+    __builtin_memcpy(other, out.data + i, sizeof other);
+    for (int k = 0; k < BLOCK / 2; ++k) differ |= ours[k] ^ other[k];
+    if (!differ) continue;
     for (int k = 0; k < BLOCK; ++k) silent_put(out, i + k, fresh[i + k]);
   }
   for (; i < last; ++i) silent_put(out, i, fresh[i]);
@@ -74,8 +82,33 @@ static inline void silent_marked(unsigned char *marks, index_t count, const Of &
     if (marks[i]) marks[i] = 0, of(i);
 }
 
+// The marks i < count, in order, which are taken away: how many there are
+static inline index_t silent_listed(unsigned char *marks, index_t count, int *list) {
+  index_t found = 0, i = 0;
+  for (; i + 8 <= count; i += 8) {
+    unsigned long long eight;
+    __builtin_memcpy(&eight, marks + i, 8);
+    if (!eight) continue;
+    for (int k = 0; k < 8; ++k) list[found] = (int)i + k, found += marks[i + k];
+    __builtin_memset(marks + i, 0, 8);
+  }
+  for (; i < count; ++i)
+    if (marks[i]) marks[i] = 0, list[found++] = (int)i;
+  return found;
+}
+
 static inline double silent_change(const Kept &in, index_t k) {
   return (double)in.data[in.places[k]] - (double)in.before[k];
+}
+
+// The window that a tap at ``place`` belongs to, -1 where there is none
+static inline int silent_window(int place, int stride, int windows) {
+  if (place < 0) return -1;
+  if (stride != 1) {
+    if (place % stride) return -1;
+    place /= stride;
+  }
+  return place < windows ? place : -1;
 }
 
 // Calls ``of(tap, output pixel)`` for what an input pixel reaches
@@ -84,33 +117,46 @@ static inline void silent_reached(const SilentStep &s, index_t pixel, const Of &
   const int x = (int)(pixel % s.width), y = (int)(pixel / s.width % s.height);
   const index_t image = pixel / s.width / s.height * s.out_height * s.out_width;
   for (int i = 0; i < s.kernel[0]; ++i) {
-    const int down = y + s.padding[0] - i * s.dilation[0], row = down / s.stride[0];
-    if (down < 0 || down % s.stride[0] || row >= s.out_height) continue;
+    const int row = silent_window(y + s.padding[0] - i * s.dilation[0], s.stride[0], s.out_height);
+    if (row < 0) continue;
     for (int j = 0; j < s.kernel[1]; ++j) {
-      const int along = x + s.padding[1] - j * s.dilation[1], column = along / s.stride[1];
-      if (along < 0 || along % s.stride[1] || column >= s.out_width) continue;
+      const int along = x + s.padding[1] - j * s.dilation[1];
+      const int column = silent_window(along, s.stride[1], s.out_width);
+      if (column < 0) continue;
       of(i * s.kernel[1] + j, image + row * s.out_width + column);
     }
   }
 }
 
 // sums[j] += weight[e][j] change[e], one e after the other
-static inline void silent_add(double *sums, int outputs, const float *const *rows,
+static inline void silent_add(double *sums, int outputs, const double *const *rows,
                               const double *changes, int events) {
-  enum { BLOCK = 32 };
+  enum { WIDTH = 8, VECTORS = 4, BLOCK = WIDTH * VECTORS };
+  typedef double Vector __attribute__((vector_size(8 * WIDTH)));  // or gcc keeps sums in memory
   int j = 0;
   for (; j + BLOCK <= outputs; j += BLOCK) {
-    double s[BLOCK];
-    for (int k = 0; k < BLOCK; ++k) s[k] = sums[j + k];
+    Vector s[VECTORS];
+    __builtin_memcpy(s, sums + j, sizeof s);
     for (int e = 0; e < events; ++e) {
-      const float *w = rows[e] + j;
-      const double change = changes[e];
-      for (int k = 0; k < BLOCK; ++k) s[k] += (double)w[k] * change;
+      for (int k = 0; k < VECTORS; ++k) {
+        Vector w;
+        __builtin_memcpy(&w, rows[e] + j + k * WIDTH, sizeof w);
+        s[k] += w * changes[e];
+      }
     }
-    for (int k = 0; k < BLOCK; ++k) sums[j + k] = s[k];
+    __builtin_memcpy(sums + j, s, sizeof s);
   }
-  for (int e = 0; e < events && j < outputs; ++e)
-    for (int k = j; k < outputs; ++k) sums[k] += (double)rows[e][k] * changes[e];
+  for (; j + WIDTH <= outputs; j += WIDTH) {
+    Vector s, w;
+    __builtin_memcpy(&s, sums + j, sizeof s);
+    for (int e = 0; e < events; ++e) {
+      __builtin_memcpy(&w, rows[e] + j, sizeof w);
+      s += w * changes[e];
+    }
+    __builtin_memcpy(sums + j, &s, sizeof s);
+  }
+  for (; j < outputs; ++j)
+    for (int e = 0; e < events; ++e) sums[j] += rows[e][j] * changes[e];
 }
 
 static void silent_events(SilentStep &s) {
@@ -119,7 +165,7 @@ static void silent_events(SilentStep &s) {
   const int of_group = s.channels / s.groups, to_group = s.outputs / s.groups;
   const int taps = s.kernel[0] * s.kernel[1];
   double changes[MOST];
-  const float *weights[MOST], *rows[MOST];
+  const double *weights[MOST], *rows[MOST];
   for (index_t k = 0, end; k < in.changed; k = end) {
     const index_t pixel = in.places[k] / s.channels;
     const int group = (int)(in.places[k] - pixel * s.channels) / of_group;
@@ -128,7 +174,7 @@ static void silent_events(SilentStep &s) {
     for (end = k; end < in.changed && in.places[end] < behind && events < MOST; ++end, ++events) {
       const index_t channel = in.places[end] - pixel * s.channels;
       changes[events] = silent_change(in, end);
-      weights[events] = s.weight + channel * taps * to_group;
+      weights[events] = s.columns + channel * taps * to_group;
     }
     silent_reached(s, pixel, [&](int tap, index_t to) {
       for (int e = 0; e < events; ++e) rows[e] = weights[e] + tap * to_group;
@@ -146,11 +192,11 @@ static void silent_depthwise(SilentStep &s) {
     const index_t pixel = in.places[k] / s.channels, behind = (pixel + 1) * s.channels;
     for (end = k; end < in.changed && in.places[end] < behind;) ++end;
     silent_reached(s, pixel, [&](int tap, index_t to) {
-      const float *weight = s.weight + (index_t)tap * s.channels;
+      const double *weight = s.columns + (index_t)tap * s.channels;
       double *sums = s.sums + to * s.channels;
       for (index_t e = k; e < end; ++e) {
         const index_t channel = in.places[e] - pixel * s.channels;
-        sums[channel] += (double)weight[channel] * silent_change(in, e);
+        sums[channel] += weight[channel] * silent_change(in, e);
       }
       s.marks[to] = 1;
       s.work += end - k;
@@ -225,23 +271,23 @@ static void silent_sum_of_two(SilentStep &s) {
   }
 }
 
+// Few of the neurons are laid side by side first, with all that the kernel reads of each
 static void silent_neurons(SilentStep &s, index_t awake) {
-  enum { GAP = 16 };  // what lies between is as it was: to compute it takes less than another call
+  Kept &out = *s.out;
   for (int n = 0; n < s.inputs; ++n)
     for (index_t k = 0; k < s.in[n]->changed; ++k) s.marks[s.in[n]->places[k]] = 1;
-  for (index_t k = 0; k < awake; ++k) s.marks[s.out->places[k]] = 1;
-  index_t first = -1, last = -1;
-  const auto run = [&] {
-    s.range(s.arguments, first, last);
-    silent_compare(*s.out, s.fresh, first, last);
-    s.work += last - first;
-  };
-  silent_marked(s.marks, s.out->size, [&](index_t i) {
-    if (first >= 0 && i > last + GAP) run(), first = i;
-    if (first < 0) first = i;
-    last = i + 1;
-  });
-  if (first >= 0) run();
+  for (index_t k = 0; k < awake; ++k) s.marks[out.places[k]] = 1;
+  const index_t count = silent_listed(s.marks, out.size, s.some);
+  s.work += count;
+  if (count > out.size / 2) {
+    s.range(s.arguments, 0, out.size);
+    silent_compare(out, s.fresh, 0, out.size);
+    return;
+  }
+  for (int n = 0; n < s.read; ++n)
+    for (index_t k = 0; k < count; ++k) s.near[n][k] = s.far[n][s.some[k]];
+  s.range(s.arguments_of_some, 0, count);
+  for (index_t k = 0; k < count; ++k) silent_put(out, s.some[k], s.fresh[k]);
 }
 
 static void silent_largest(SilentStep &s) {

@@ -26,13 +26,15 @@ class Kept(ctypes.Structure):
 
 class Step(ctypes.Structure):
     _fields_ = [
-        *[(name, _pointer) for name in ("inputs", "out", "fresh", "sums", "marks", "weight")],
-        *[(name, _pointer) for name in ("shift", "starts", "ends", "factors")],
-        *[(name, _pointer) for name in ("range", "arguments")],
+        *[(name, _pointer) for name in ("inputs", "out", "fresh", "sums", "marks", "columns")],
+        *[(name, _pointer) for name in ("weight", "shift", "starts", "ends", "factors")],
+        *[(name, _pointer) for name in ("range", "arguments", "arguments_of_some")],
+        *[(name, _pointer) for name in ("some", "far", "near")],
         *[(name, _index) for name in ("limit", "work")],
         *[(name, ctypes.c_float) for name in ("first", "second")],
         ("epsilon", ctypes.c_double),
-        *[(name, _int) for name in ("kind", "count", "awake", "channels", "outputs", "groups")],
+        *[(name, _int) for name in ("kind", "count", "read", "awake")],
+        *[(name, _int) for name in ("channels", "outputs", "groups")],
         *[(name, _int) for name in ("height", "width", "out_height", "out_width")],
         *[(name, _int * 2) for name in ("kernel", "stride", "padding", "dilation")],
     ]
