@@ -99,7 +99,8 @@ def seeded(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)
-            nn.init.normal_(module.bias, std=0.05)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.05)
     return model
 
 

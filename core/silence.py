@@ -25,7 +25,7 @@ from ..neurons.choice import choose
 from .module import NetworkModule
 from .network import KEPT, Neuron, Timed, each_leaf, fill, leaves
 from .running import check_run
-from .silent_walk import SilentWalk
+from .silent_walk import WHOLE_BY_TORCH, SilentWalk
 from .sizing import at_its_size
 from .spikes import Pooling, Sent, listening
 from .streams import check_goes_on, check_stream, next_frame
@@ -84,6 +84,9 @@ class SilentSession:
         plan.show(_checked(frame, plan.x))
         seen: Any = self.module.seen
         self.module.seen = seen._replace(frames=seen.frames + 1)
+        if self.module.listener is not None:
+            for each in plan.sent():
+                self.module.listener(each)
         outputs = {name: kept.tensor.clone() for name, kept in plan.outputs.items()}
         return fill(plan.network.outputs, outputs)
 
@@ -136,9 +139,9 @@ class SilentSession:
 
     @property
     def break_evens(self) -> dict[str, float]:
-        """For each step the share of changed inputs above which torch computes it whole."""
+        """The share of changed inputs above which torch computes a step whole, of those it may."""
         steps = self.plan.program.steps if self.plan else []
-        return {s.name: min(1.0, s.limit / s.size) for s in steps if s.size}
+        return {s.name: min(1.0, s.limit / s.size) for s in steps if s.kind in WHOLE_BY_TORCH}
 
 
 @at_its_size(lambda *_, **__: False)
@@ -146,9 +149,12 @@ def _first_frame(module: NetworkModule, frame: Any, session: SilentSession) -> A
     """The module's own frame: outputs [1, 1, B, ...]."""
     x = check_run("silence", module, frame, 1, False)
     check_goes_on(module, x)
-    session.first = []
+    session.first, others = [], module.listener
     with module.for_sequences(), listening(module, session.first.append):
         y = next_frame(module, x, 1)
+    if others is not None:
+        for each in session.first:
+            others(each)
     session.begin(x)
     return y
 

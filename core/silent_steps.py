@@ -164,6 +164,7 @@ class SilentStep:
     weight: Tensor | None = None
     shift: Tensor | None = None
     maps: Sequence[tuple[Tensor, Tensor]] = ()  # of each input: starts [size + 1], ends
+    sources: Tensor | None = None  # of a move of one input, where each output is from, or -1
     factors: Tensor | None = None  # of a sum, by which its ends are reached
     coefficients: tuple[float, float] = (1.0, 1.0)
     epsilon: float = 0.0
@@ -202,7 +203,7 @@ class SilentStep:
             setattr(struct, name, ctypes.addressof(each))
         struct.out = ctypes.addressof(self.out.struct)
         struct.marks = self.marks.data_ptr()
-        for name in ("fresh", "sums", "columns", "weight", "shift", "factors"):
+        for name in ("fresh", "sums", "columns", "weight", "shift", "sources", "factors"):
             value = getattr(self, name)
             setattr(struct, name, None if value is None else value.data_ptr())
         if self.kernel is not None:
@@ -232,7 +233,7 @@ class SilentStep:
         self.ran = bool(changed)
         if self.kind == "settle":
             self.settle(self.fresh)
-        elif changed and (self.kind == "hop" or changed > self.limit):
+        elif changed and (self.kind == "hop" or changed > self.limit or not self._finite()):
             assert self.compute is not None
             self.settle(self.compute())
         elif changed:
@@ -245,6 +246,10 @@ class SilentStep:
         self.out.put(torch.arange(self.out.size), flat)
         if self.sums is not None:
             _flat(self.sums).copy_(flat)
+
+    def _finite(self) -> bool:
+        """Infinity less infinity would stay in a sum for ever."""
+        return self.sums is None or bool(self._changes().isfinite().all())
 
     def _changes(self) -> Tensor:
         (given,) = self.inputs

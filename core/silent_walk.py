@@ -38,6 +38,7 @@ from .spikes import Sent
 from .walk import Semantics
 
 Compute = Callable[[], Tensor]
+WHOLE_BY_TORCH = ("conv", "sum", "largest", "norm")  # kinds of steps, where much changed
 MOST_CONNECTIONS = 2**22  # of a sum that is not given by a formula
 
 
@@ -86,7 +87,7 @@ class SilentWalk(Semantics[Kept]):
         """All steps are known: every neuron is awake, since the first frame moved it."""
         self.program = Program(self.steps, self.kernels)
         for step, struct in zip(self.steps, self.program.structs, strict=True):
-            if step.compute is not None and step.kind not in ("hop", "settle"):
+            if step.kind in WHOLE_BY_TORCH:
                 if break_even is not None:
                     step.limit = ALWAYS if break_even == 1 else int(break_even * step.size)
                 elif self.kernels:
@@ -217,11 +218,7 @@ class SilentWalk(Semantics[Kept]):
         numbers = numbered(inputs)
         tensors = {k: v for k, v in operation._tensors.items() if k != "bias"}
         found = apply_linear(node.op, numbers, operation.attributes, tensors, self.batch)
-        out = Kept(value)
-        compute = partial(operation, *[x.tensor for x in inputs], batch=self.batch)
-        return self.add(
-            SilentStep("move", inputs, out, compute, node.name, maps=maps_of(inputs, out, found))
-        )
+        return self.add(replace(moving(inputs, Kept(value), found), name=node.name))
 
     def relaid(self, x: Kept, like: Tensor) -> Kept:
         """The same value in memory as ``like`` is, of its shape."""
@@ -231,8 +228,7 @@ class SilentWalk(Semantics[Kept]):
         known = (x.data.data_ptr(), *x.tensor.shape), tuple(order)
         if known not in self.laid:
             out = Kept(torch.empty_like(like, dtype=torch.float32).copy_(x.tensor))
-            maps = maps_of([x], out, numbered([x])[0])
-            step = SilentStep("move", [x], out, lambda: x.tensor, "in another order", maps=maps)
+            step = replace(moving([x], out, numbered([x])[0]), name="in another order")
             self.laid[known] = self.add(step)  # type: ignore[index]
         return self.laid[known]  # type: ignore[index]
 
@@ -316,15 +312,20 @@ def numbered(inputs: Sequence[Kept]) -> list[Tensor]:
     return found
 
 
-def maps_of(inputs: Sequence[Kept], out: Kept, found: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of what ``found`` for each output, the number of an input or 0: each input's outputs."""
-    source = out.like(torch.double).copy_(found).as_strided((out.size,), (1,)).long() - 1
-    first, maps = 0, []
+def sources_of(out: Kept, found: Tensor) -> Tensor:
+    """Numbers ``found`` for the elements of a value, less 1, in the order of its memory."""
+    return out.like(torch.double).copy_(found).as_strided((out.size,), (1,)).long() - 1
+
+
+def moving(inputs: Sequence[Kept], out: Kept, found: Tensor) -> SilentStep:
+    """The step that moves elements as ``numbered`` ones were ``found`` to go."""
+    source, first, maps = sources_of(out, found), 0, []
     for x in inputs:
         ends = ((source >= first) & (source < first + x.size)).nonzero().squeeze(1)
         maps.append(reached(source[ends] - first, ends, x.size)[:2])
         first += x.size
-    return maps
+    sources = source.int() if len(inputs) == 1 else None
+    return SilentStep("move", inputs, out, maps=maps, sources=sources)
 
 
 def reached(sources: Tensor, ends: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -434,7 +435,7 @@ def _mean(plan: SilentWalk, op: LinearOperation, inputs: list[Kept], value: Tens
     if not a.get("keepdim", "output_size" in a):
         for dim in sorted(d % x.tensor.dim() for d in dims):
             numbers = numbers.unsqueeze(dim)
-    ends = x.like(torch.double).copy_(numbers).as_strided((x.size,), (1,)).long() - 1
+    ends = sources_of(x, numbers)
     count = prod(x.tensor.shape[d] for d in dims)
     share = 1.0 if op.op == "sum" else 1.0 / count
     return _summed(x, out, torch.arange(x.size), ends, torch.full((x.size,), share).double())

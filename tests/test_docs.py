@@ -209,6 +209,11 @@ def test_streams(folder):
     assert torch.equal(scope["later"], scope["outputs"][12:])
 
 
+def test_silence():
+    scope = run("docs/silence.md")
+    assert scope["y"].shape == (10,) and scope["spikes"] > 0
+
+
 def test_fine_tuning(folder, capsys):
     scope = run("docs/fine_tuning.md")
     history = scope["tuned"].history

@@ -9,6 +9,7 @@ struct Kept {
   index_t size, changed;
 };
 
+enum { MOST = 8 };  // where more than an eighth changed, simple steps are faster over all of it
 enum SilentKind { SETTLE, CONV, MOVE, SUM, AFFINE, ADD, NEURON, LARGEST, NORM, HOP };
 
 struct SilentStep {
@@ -20,6 +21,7 @@ struct SilentStep {
   const double *columns;        // CONV [inputs, taps, outputs of its group], or [taps, channels]
   const float *weight, *shift;  // AFFINE [size of out] or NULL
   const int *const *starts, *const *ends;  // MOVE, SUM: [inputs], the outputs of each element
+  const int *sources;  // MOVE of one input: where each output is from, -1 from nowhere; or NULL
   const double *factors;                   // SUM: by which they are reached
   void (*range)(const void *, long long, long long);  // NEURON: a kernel, and its arguments
   const void *arguments, *arguments_of_some;
@@ -111,6 +113,13 @@ static inline int silent_window(int place, int stride, int windows) {
   return place < windows ? place : -1;
 }
 
+// Whether a sum stays what it is said to be: infinity less infinity would stay in it for ever
+static bool silent_finite(const Kept &in) {
+  double all = 0.0;
+  for (index_t k = 0; k < in.changed; ++k) all += silent_change(in, k);
+  return all - all == 0.0;
+}
+
 // Calls ``of(tap, output pixel)`` for what an input pixel reaches
 template <class Of>
 static inline void silent_reached(const SilentStep &s, index_t pixel, const Of &of) {
@@ -160,18 +169,18 @@ static inline void silent_add(double *sums, int outputs, const double *const *ro
 }
 
 static void silent_events(SilentStep &s) {
-  enum { MOST = 64 };  // events at once
+  enum { AT_ONCE = 64 };
   const Kept &in = *s.in[0];
   const int of_group = s.channels / s.groups, to_group = s.outputs / s.groups;
   const int taps = s.kernel[0] * s.kernel[1];
-  double changes[MOST];
-  const double *weights[MOST], *rows[MOST];
+  double changes[AT_ONCE];
+  const double *weights[AT_ONCE], *rows[AT_ONCE];
   for (index_t k = 0, end; k < in.changed; k = end) {
     const index_t pixel = in.places[k] / s.channels;
     const int group = (int)(in.places[k] - pixel * s.channels) / of_group;
     const index_t behind = pixel * s.channels + (index_t)(group + 1) * of_group;
     int events = 0;
-    for (end = k; end < in.changed && in.places[end] < behind && events < MOST; ++end, ++events) {
+    for (end = k; end < in.changed && in.places[end] < behind && events < AT_ONCE; ++end, ++events) {
       const index_t channel = in.places[end] - pixel * s.channels;
       changes[events] = silent_change(in, end);
       weights[events] = s.columns + channel * taps * to_group;
@@ -217,6 +226,13 @@ static void silent_conv(SilentStep &s) {
 }
 
 static void silent_move(SilentStep &s) {
+  if (s.sources && s.in[0]->changed > s.in[0]->size / MOST) {
+    const float *from = s.in[0]->data;
+    for (index_t i = 0; i < s.out->size; ++i)
+      s.fresh[i] = s.sources[i] < 0 ? s.out->data[i] : from[s.sources[i]];
+    s.work += s.out->size;
+    return silent_compare(*s.out, s.fresh, 0, s.out->size);
+  }
   for (int n = 0; n < s.inputs; ++n) {
     const Kept &in = *s.in[n];
     for (index_t k = 0; k < in.changed; ++k) {
@@ -248,6 +264,14 @@ static void silent_sum(SilentStep &s) {
 
 static void silent_affine(SilentStep &s) {
   const Kept &in = *s.in[0];
+  if (in.changed > in.size / MOST) {
+    const float *from = in.data;
+    for (index_t i = 0; i < in.size; ++i) s.fresh[i] = s.weight ? from[i] * s.weight[i] : from[i];
+    if (s.shift)
+      for (index_t i = 0; i < in.size; ++i) s.fresh[i] += s.shift[i];
+    s.work += in.size;
+    return silent_compare(*s.out, s.fresh, 0, in.size);
+  }
   for (index_t k = 0; k < in.changed; ++k) {
     const int place = in.places[k];
     float y = in.data[place];
@@ -260,6 +284,12 @@ static void silent_affine(SilentStep &s) {
 
 static void silent_sum_of_two(SilentStep &s) {
   const Kept &a = *s.in[0], &b = *s.in[1];
+  if (a.changed + b.changed > a.size / MOST) {
+    const float *left = a.data, *right = b.data;
+    for (index_t i = 0; i < a.size; ++i) s.fresh[i] = left[i] * s.first + right[i] * s.second;
+    s.work += a.size;
+    return silent_compare(*s.out, s.fresh, 0, a.size);
+  }
   index_t i = 0, j = 0;
   while (i < a.changed || j < b.changed) {
     const int left = i < a.changed ? a.places[i] : 0x7fffffff;
@@ -346,7 +376,8 @@ static bool silent_step(SilentStep &s) {
   if (s.awake) changed += before;
   if (s.kind == SETTLE) return silent_settle(s), true;
   if (!changed) return true;
-  if (s.kind == HOP || changed > s.limit) return s.work = -1, false;
+  if (s.kind == HOP || changed > s.limit || (s.sums && !silent_finite(*s.in[0])))
+    return s.work = -1, false;
   switch (s.kind) {
     case CONV: silent_conv(s); break;
     case MOVE: silent_move(s); break;

@@ -27,7 +27,7 @@ class Kept(ctypes.Structure):
 class Step(ctypes.Structure):
     _fields_ = [
         *[(name, _pointer) for name in ("inputs", "out", "fresh", "sums", "marks", "columns")],
-        *[(name, _pointer) for name in ("weight", "shift", "starts", "ends", "factors")],
+        *[(name, _pointer) for name in ("weight", "shift", "starts", "ends", "sources", "factors")],
         *[(name, _pointer) for name in ("range", "arguments", "arguments_of_some")],
         *[(name, _pointer) for name in ("some", "far", "near")],
         *[(name, _index) for name in ("limit", "work")],
