@@ -23,6 +23,7 @@ from ..core.inputs import Inputs, batch_of, samples_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf
 from ..core.running import check_run, check_steps, planned_steps
+from ..core.silence import SilentSession, against
 from ..core.sizing import at_its_size
 from ..core.spikes import Sent, listening
 from ..core.streams import check_goes_on, check_stream, completed, next_frame
@@ -95,6 +96,7 @@ class Watch:
         time_steps: int | None = None,
         *,
         state: Mapping[str, Any] | None = None,
+        silent: bool | str = False,
     ) -> None:
         if not isinstance(snn, NetworkModule):
             raise InputError(
@@ -107,9 +109,23 @@ class Watch:
         self._prices: dict[Any, tuple[SpikingNetwork, Prices]] = {}
         self._sent: list[Sent] = []
         self._streams = 1
+        self.silence = self._silence(silent)
         snn.reset()
         if state is not None:
             snn.load_state(state)
+
+    def _silence(self, silent: bool | str) -> SilentSession | None:
+        """What runs the frames after the first, if not the module itself."""
+        if silent not in (True, False, "auto"):
+            raise InputError(f"silent is True, False or 'auto', not {silent!r}.")
+        if silent is True and self.time_steps != 1:
+            raise InputError(
+                f"silent=True shows each frame for one step, but time_steps is {self.time_steps}. "
+                "Pass time_steps=1, or silent=False."
+            )
+        if not silent or self.time_steps != 1 or (silent == "auto" and against(self.snn)):
+            return None
+        return SilentSession(self.snn)
 
     @property
     def frames(self) -> int:
@@ -122,6 +138,10 @@ class Watch:
         alone = self._is_one_stream(x)
         if alone:
             x = _one_stream(x)
+        if self.silence is not None:
+            self._streams = samples_of(x)
+            shown = self.silence(x)
+            return each_leaf(shown, lambda leaf: leaf[0]) if alone else shown
         x = completed(self.snn, x, 0)
         sent: list[Sent] = []
         y = _shown(self.snn, x, self.time_steps, sent)
@@ -138,6 +158,8 @@ class Watch:
     @property
     def operations(self) -> FrameOperations:
         """Of the last frame. Raises InputError before the first."""
+        if self.silence is not None:
+            self._sent = self.silence.sent()
         if not self._sent:
             raise InputError("operations are those of the last frame, but none was seen: w(frame).")
         network, prices = self._of_size()
@@ -174,10 +196,14 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """``snn.state()``: to save, and to go on from another time."""
+        if self.silence is not None:
+            self.silence.give_back()
         return self.snn.state()
 
     def reset(self) -> None:
         """The next frame is a first one."""
+        if self.silence is not None:
+            self.silence.reset()
         self.snn.reset()
         self._sent = []
 
@@ -198,14 +224,17 @@ def watch(
     time_steps: int | None = None,
     *,
     state: Mapping[str, Any] | None = None,
+    silent: bool | str = False,
 ) -> Watch:
     """``with watch(snn) as w: y = w(frame)``: live use of a network, frame by frame (``Watch``).
 
     ``w.operations`` are the spikes and additions of the last frame. Each frame is shown for
     ``time_steps``, those of the plan unless given. Begins anew, or with a ``state`` that
-    ``snn.state()`` returned. Raises InputError.
+    ``snn.state()`` returned. With ``silent`` True, or "auto" where the network can, what did not
+    change since the frame before is not computed again (``docs/silence.md``): on a CPU, for one
+    step a frame; outputs are those of silent=False up to roundings. Raises InputError.
     """
-    return Watch(snn, time_steps, state=state)
+    return Watch(snn, time_steps, state=state, silent=silent)
 
 
 def _one_stream(x: Any) -> Any:

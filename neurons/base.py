@@ -263,6 +263,11 @@ class Neuron(Function, Timed):
         """The smallest spike of a step beside its largest."""
         return 1.0
 
+    @property
+    def tracks(self) -> Any:
+        """Of neurons whose v moves toward f(x), the parameters of ``signgd_step``; else None."""
+        return None
+
     def numbers(self, arguments: int) -> int:
         """The float32 numbers kept from one step to the next; ``arguments`` are the values of f's
         arguments that are not constant."""

@@ -225,6 +225,11 @@ def test_events_tutorial(folder, capsys):
     assert scope["right"] >= 0.6
 
 
+def test_silence():
+    scope = run("docs/silence.md")
+    assert scope["y"].shape == (10,) and scope["spikes"] > 0
+
+
 def test_fine_tuning(folder, capsys):
     scope = run("docs/fine_tuning.md")
     history = scope["tuned"].history

@@ -8,6 +8,7 @@
 namespace {
 #include "group.cuh"
 #include "signgd.cuh"
+#include "silence.h"
 #include "sum.cuh"
 #include "tracking.cuh"
 #include "rows.inc"
@@ -88,4 +89,5 @@ const Kernel kernels[] = {
 #define JOIN(a, b) a##b
 #define TABLE(isa) JOIN(kernels_, isa)
 extern const KernelTable TABLE(ISA);
-const KernelTable TABLE(ISA) = {kernels, (int)(sizeof kernels / sizeof kernels[0]), LANES};
+const KernelTable TABLE(ISA) = {kernels, (int)(sizeof kernels / sizeof kernels[0]), LANES,
+                                silent_run, sizeof(SilentStep)};

@@ -11,4 +11,6 @@ struct KernelTable {
   const Kernel *kernels;
   int count;
   long long lanes;
+  long long (*silence)(void *steps, long long first, long long count, int settle);  // silence.h
+  unsigned long silent_step;  // bytes
 };

@@ -48,7 +48,7 @@ class Library:
         library.kernel_run.argtypes = (
             *(ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int),
         )
-        self._run = library.kernel_run
+        self.face, self._run = library, library.kernel_run
         self.kernels: dict[str, int] = {}
         for i in range(library.kernel_count()):
             name = library.kernel_name(i).decode()

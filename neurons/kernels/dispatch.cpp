@@ -65,6 +65,11 @@ bool run_on_torchs_threads(const Work &, int) { return false; }
 FACE int kernel_count() { return table().count; }
 FACE const char *kernel_name(int i) { return table().kernels[i].name; }
 FACE unsigned long kernel_size(int i) { return table().kernels[i].size; }
+FACE void *kernel_range(int i) { return (void *)table().kernels[i].range; }
+FACE unsigned long silence_size() { return table().silent_step; }
+FACE long long silence_run(void *steps, long long first, long long count, int settle) {
+  return table().silence(steps, first, count, settle);
+}
 
 FACE void kernel_run(int i, const void *arguments, long long neurons, int threads) {
   const long long lanes = table().lanes;

@@ -169,6 +169,10 @@ class SignGDNeuron(Neuron):
             self.dead_zone,
         )
 
+    @property
+    def tracks(self) -> SignGDParameters:
+        return self.parameters
+
     def start(self, inputs: tuple[Tensor, ...]) -> SignGDState:
         return signgd_start_state(inputs, inputs[0], self.parameters)
 

@@ -1,0 +1,178 @@
+"""Live streams on a CPU, frame by frame, in which what does not change costs next to nothing.
+
+Every value of the network is kept with the places where the last frame changed it. The next frame
+runs a list of steps (``silent_steps``): convolutions, linear layers and sums add what changed times
+its weights, moves and affine maps pass it on, and functions and neurons run where an argument
+changed. A step of which more inputs changed than its *break-even*, measured on this machine once,
+is computed whole by torch, as is whatever has no update of its own, and only if an input changed.
+
+The first frame is computed as ever; a walk of it plans the steps (``silent_walk``). They run by one
+call of the kernels, so that a frame takes microseconds, not an operator call for each node.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..neurons.base import each_tensor, tensors_in
+from ..neurons.choice import choose
+from .module import NetworkModule
+from .network import KEPT, Neuron, Timed, each_leaf, fill, leaves
+from .running import check_run
+from .silent_walk import WHOLE_BY_TORCH, SilentWalk
+from .sizing import at_its_size
+from .spikes import Pooling, Sent, listening
+from .streams import check_goes_on, check_stream, next_frame
+from .walk import walk
+
+
+def against(module: NetworkModule) -> str:
+    """Why the silent path is not for a network that runs on streams; empty where it is."""
+    network = module.network
+    device = next((tensor.device.type for tensor in module.buffers()), "cpu")
+    checks = {
+        "it is for the decoded view": module.spikes != "decoded",
+        "it takes one floating-point input": not network.plain or bool(network.carries),
+        "rate-coded neurons send anew in every frame": any(
+            not node.decoded for node in network.of(Neuron)
+        ),
+        f"it computes in float32, here is {module.floating}": module.floating != torch.float32,
+        f"it is for CPUs, but the network is on {device}": device != "cpu",
+        "it has no gradient": module.trainable,
+    }
+    return next((reason for reason, holds in checks.items() if holds), "")
+
+
+class SilentSession:
+    """``session(frame)``: the decoded output after one more frame [B, ...], shown for one step.
+
+    Begins with the state that ``module`` keeps, if it has seen frames; ``give_back`` puts the state
+    there again. ``break_even`` is the share of changed inputs above which torch computes a step
+    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition. Raises
+    InputError where the network does not run so (``against``), BackendUnavailable.
+    """
+
+    def __init__(
+        self, module: NetworkModule, *, break_even: float | None = None, backend: str = "auto"
+    ) -> None:
+        check_stream("silence", module)
+        if reason := against(module):
+            raise InputError(
+                f"this network has no silent path: {reason}. Watch it with silent=False, or run it "
+                "with run(..., sequence=True, keep_state=True)."
+            )
+        if break_even is not None and not 0 <= break_even <= 1:
+            raise InputError(f"break_even is a share of inputs, in [0, 1], not {break_even!r}.")
+        if backend not in ("auto", "cpu", "torch"):
+            raise InputError(f"backend is 'auto', 'cpu' or 'torch', not {backend!r}.")
+        self.kernels = choose(backend, "cpu").backend == "cpu"
+        self.module, self.break_even = module, break_even
+        self.plan: SilentWalk | None = None
+        self.first: list[Sent] = []  # what the module sent in its own frame
+
+    @torch.no_grad()
+    def __call__(self, frame: Any) -> Any:
+        if self.plan is None:
+            return each_leaf(_first_frame(self.module, frame, self), lambda y: y[0, 0])
+        plan, self.first = self.plan, []
+        plan.show(_checked(frame, plan.x))
+        seen: Any = self.module.seen
+        self.module.seen = seen._replace(frames=seen.frames + 1)
+        if self.module.listener is not None:
+            for each in plan.sent():
+                self.module.listener(each)
+        outputs = {name: kept.tensor.clone() for name, kept in plan.outputs.items()}
+        return fill(plan.network.outputs, outputs)
+
+    def begin(self, x: Tensor) -> None:
+        """Plans the frames after x, which the module has run."""
+        states = self.module.neuron_states()
+        kept = [node.name for node in self.module.network.of(Timed) if node.frame == KEPT]
+        v = {name: next(tensors_in(states[name])) for name in kept}
+        plan = SilentWalk(self.module, x, v, self.kernels)
+        plan.outputs = walk(plan.network, plan, leaves(plan.network.outputs))
+        plan.finish(self.break_even)
+        self.plan = plan
+
+    def reset(self) -> None:
+        """Forget the stream, here and in the module."""
+        self.plan, self.first = None, []
+        self.module.reset()
+
+    def give_back(self) -> None:
+        """Puts the state into the module, from which ``run(..., keep_state=True)`` goes on."""
+        if self.plan is None:
+            return
+        states, found = self.module.neuron_states(), self.plan.states()
+        given = {name: each_tensor(states[name], partial(_instead, v)) for name, v in found.items()}
+        self.module.set_neuron_states(given)
+
+    @torch.no_grad()
+    def sent(self) -> list[Sent]:
+        """What each neuron sent in the last frame, computed again from what it saw."""
+        if self.first:
+            return self.first
+        pooling = Pooling(self.module)
+        found = [] if self.plan is None else self.plan.sent()
+        return [pooling(each) for each in found]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """For each step the share of its inputs that the last frame changed."""
+        steps = self.plan.program.steps if self.plan else []
+        return {s.name: s.changed / s.size for s in steps if s.size}
+
+    @property
+    def by_torch(self) -> list[str]:
+        """The steps that torch computed whole in the last frame."""
+        if self.plan is None or not self.kernels:
+            return []
+        program = self.plan.program
+        pairs = zip(program.steps, program.structs, strict=True)
+        return [step.name for step, struct in pairs if struct.work < 0]
+
+    @property
+    def break_evens(self) -> dict[str, float]:
+        """The share of changed inputs above which torch computes a step whole, of those it may."""
+        steps = self.plan.program.steps if self.plan else []
+        return {s.name: min(1.0, s.limit / s.size) for s in steps if s.kind in WHOLE_BY_TORCH}
+
+
+@at_its_size(lambda *_, **__: False)
+def _first_frame(module: NetworkModule, frame: Any, session: SilentSession) -> Any:
+    """The module's own frame: outputs [1, 1, B, ...]."""
+    x = check_run("silence", module, frame, 1, False)
+    check_goes_on(module, x)
+    session.first, others = [], module.listener
+    with module.for_sequences(), listening(module, session.first.append):
+        y = next_frame(module, x, 1)
+    if others is not None:
+        for each in session.first:
+            others(each)
+    session.begin(x)
+    return y
+
+
+def _checked(frame: Any, like: Tensor) -> Tensor:
+    """A frame after the first. Raises InputError."""
+    shape = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
+    if not isinstance(frame, Tensor) or frame.shape != like.shape:
+        raise InputError(
+            f"a frame is {shape} now, but the state kept is that of frames of {list(like.shape)}. "
+            "Reset before frames of another size or another number of streams."
+        )
+    if not frame.is_floating_point():
+        raise InputError(f"a frame is {frame.dtype}; pass it as the first one was.")
+    if not isfinite(float(frame.sum())) and not bool(frame.isfinite().all()):
+        raise InputError("the frame holds NaN or infinity; leave it out, or remove them first.")
+    return frame
+
+
+def _instead(v: Tensor, _: Tensor) -> Tensor:
+    return v.clone()
