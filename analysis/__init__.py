@@ -4,6 +4,7 @@ from ..core.metrics import METRICS, Metric
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
+from .over_time import CostsOverTime, costs_over_time
 from .plots import (
     Plot,
     plot_accuracy,
@@ -22,6 +23,7 @@ from .report import write_report
 __all__ = [
     "METRICS",
     "TABLES",
+    "CostsOverTime",
     "Diagnosis",
     "EnergyEstimate",
     "EnergyTable",
@@ -32,6 +34,7 @@ __all__ = [
     "Operations",
     "Plot",
     "Recording",
+    "costs_over_time",
     "count_operations",
     "diagnose",
     "estimate_energy",
