@@ -15,8 +15,21 @@ from typing import Any, ClassVar, Self, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..neurons.average import Average
-from ..neurons.base import Function, Learned, Make, Neuron, Node, Size, Timed, Value, values_of
+from ..neurons.base import (
+    ANEW,
+    KEPT,
+    Function,
+    Learned,
+    Make,
+    Neuron,
+    Node,
+    Size,
+    Timed,
+    Value,
+    values_of,
+)
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -26,6 +39,8 @@ from .operations import connections
 from .structures import each_leaf, fill, leaves
 
 __all__ = [
+    "ANEW",
+    "KEPT",
     "NODES",
     "Average",
     "Constant",
@@ -169,6 +184,10 @@ class SpikingNetwork:
 
     ``outputs`` is a node's name, or a list, tuple or dict (also nested) of such structures.
     ``statistics`` holds for each neuron what calibration saw; ``provenance`` is JSON-able.
+
+    ``stream``: the plan is one for streams, whose state is kept from frame to frame. ``carries``
+    names, for each input that the network feeds itself, the node whose decoded value of the frame
+    before it is; zeros before the first frame.
     """
 
     nodes: tuple[Node, ...]
@@ -176,6 +195,8 @@ class SpikingNetwork:
     time_steps: int
     statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    carries: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -184,6 +205,24 @@ class SpikingNetwork:
             assert not missing and node.name not in seen, (node.name, missing)
             seen.add(node.name)
         assert all(name in seen for name in leaves(self.outputs))
+        for name, of in self.carries.items():
+            self._check_carried(name, of, seen)
+
+    def _check_carried(self, name: str, of: str, seen: set[str]) -> None:
+        """Raises InputError unless ``name`` is an input that the node ``of`` can feed."""
+        given = {node.name: node for node in self.inputs}
+        if name not in given or of not in seen:
+            missing = f"no node is called {of!r}" if name in given else f"no input is {name!r}"
+            raise InputError(
+                f"carries={{{name!r}: {of!r}}}: the key is one of the inputs "
+                f"({', '.join(given)}), the value the node that it is fed by, but {missing}."
+            )
+        if not given[name].coded or given[name].shape != self[of].shape:
+            raise InputError(
+                f"carries={{{name!r}: {of!r}}}: a floating-point input takes the values of a node "
+                f"of its shape, but it is {given[name].dtype} {list(given[name].shape)} and "
+                f"{of!r} is {list(self[of].shape)}. Name the node whose value it is."
+            )
 
     def __getitem__(self, name: str) -> Node:
         for node in self.nodes:
@@ -308,5 +347,5 @@ class SpikingNetwork:
         return (
             f"SpikingNetwork({len(self.nodes)} nodes; neuron layers: {layers}; "
             f"{sum(self.count().values())} neurons for one input; {values}"
-            f"time_steps={self.time_steps})"
+            f"time_steps={self.time_steps}{', for streams' if self.stream else ''})"
         )

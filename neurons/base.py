@@ -19,6 +19,7 @@ from .nonlinearities import Nonlinearity
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
 GUARDS = ("floor", "ceiling")  # arguments that only keep f where it is defined
+KEPT, ANEW = "kept", "anew"  # what a new frame of a stream does to a state
 
 
 def resolve(shape: Sequence[Size], batch: int) -> list[int]:
@@ -178,6 +179,17 @@ class Timed(Node):
         What it sends it may ``tell`` (``neurons/spikes.py``).
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    @property
+    def frame(self) -> str:
+        """What a new frame of a stream does to the state: it is ``KEPT``, but for the count of
+        steps, which starts at 0, or starts ``ANEW``; else why the node runs on no streams."""
+        return ANEW
+
+    @property
+    def even(self) -> bool:
+        """Whether all steps are alike, whatever their number: kept frames then run as one block."""
+        return False
 
     def step(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
         """One step in torch alone: inputs [B, ...] to (what passes, state)."""

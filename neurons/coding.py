@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .base import FOLDS, MEAN, Code, Factor, Timed, Value
+from .base import FOLDS, KEPT, MEAN, Code, Factor, Timed, Value
 from .scan import scan
-from .schedules import Schedule
+from .schedules import Schedule, is_constant
 
 
 class CodingState(NamedTuple):
@@ -113,6 +113,19 @@ class Encoder(Timed):
     @property
     def steady(self) -> bool:
         return not self.spikes
+
+    @property
+    def frame(self) -> str:
+        """v of real-valued coding follows the input from wherever it is."""
+        if self.coding == "poisson":
+            return "Poisson coding draws each frame's spikes by chance, which a mean has to settle"
+        if self.momentum:
+            return "its momentum would carry steps over from one frame to the next"
+        return KEPT
+
+    @property
+    def even(self) -> bool:
+        return self.schedule is not None and is_constant(self.schedule)
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
         return semantics.encoder(self, inputs)  # type: ignore[no-any-return]

@@ -33,6 +33,7 @@ def _check_positive(owner: object, **values: float) -> None:
 @dataclass(frozen=True)
 class _Formula:
     kind: ClassVar[str]
+    constant: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
@@ -45,6 +46,10 @@ class ExponentialSchedule(_Formula):
     kind = "exponential"
     initial: float
     decay: float
+
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.decay == 1
 
     def __post_init__(self) -> None:
         _check_positive(self, initial=self.initial, decay=self.decay)
@@ -75,6 +80,7 @@ class ConstantSchedule(_Formula):
     """``eta(t) = initial``: never settles below one step."""
 
     kind = "constant"
+    constant = True
     initial: float
 
     def __post_init__(self) -> None:
@@ -94,6 +100,10 @@ class ListSchedule(_Formula):
     kind = "list"
     values: tuple[float, ...]
     tail: float | None = None
+
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.tail == 1 and len(set(self.values)) == 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(float(v) for v in self.values))
@@ -122,6 +132,11 @@ class ListSchedule(_Formula):
 SCHEDULES: dict[str, type[Any]] = {
     cls.kind: cls for cls in (ExponentialSchedule, InverseSchedule, ConstantSchedule, ListSchedule)
 }
+
+
+def is_constant(schedule: Schedule) -> bool:
+    """Whether eta(t) is the same at every step; False of a user's class that does not say so."""
+    return bool(getattr(schedule, "constant", False))
 
 
 def schedule_from_dict(data: dict[str, Any]) -> Schedule:

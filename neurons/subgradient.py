@@ -85,6 +85,10 @@ class SubgradientNeuron(Neuron):
     def steady(self) -> bool:
         return False
 
+    @property
+    def frame(self) -> str:
+        return "its v is a rate over all steps since the first, which no frame ends"
+
     def additions(self, arguments: int) -> int:
         return 2 * self.values
 

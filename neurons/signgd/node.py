@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import spikes
-from ..base import Code, Factor, Learned, Make, Neuron
+from ..base import KEPT, Code, Factor, Learned, Make, Neuron
 from ..by_hand import RANGES
-from ..schedules import Schedule, name_schedule
+from ..schedules import Schedule, is_constant, name_schedule
 from .sequence import signgd_multi_step
 from .step import (
     SignGDParameters,
@@ -118,6 +118,17 @@ class SignGDNeuron(Neuron):
     @property
     def steady(self) -> bool:
         return not self.parameters.sparse
+
+    @property
+    def frame(self) -> str:
+        """v follows f(x) from wherever it is."""
+        if self.momentum:
+            return "its momentum would carry steps over from one frame to the next"
+        return KEPT
+
+    @property
+    def even(self) -> bool:
+        return is_constant(self.schedule)
 
     @property
     def most_spikes(self) -> int:
