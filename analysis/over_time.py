@@ -7,21 +7,21 @@ changed: an input is an event where it differs from that of the frame before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.inputs import Batch, Inputs, samples_of
-from ..core.module import NetworkModule, NetworkState
+from ..core.inputs import Batch, samples_of
+from ..core.module import NetworkModule
 from ..core.network import Input, SpikingNetwork, Static, Timed
-from ..core.operations import resolve
 from ..core.progress import progress
-from ..core.running import check_run, length_of, steps_of
+from ..core.running import check_run, length_of, run, steps_of
 from ..core.sizing import at_its_size
 from ..core.spikes import codes, listening
+from ..core.streams import check_stream, completed, in_blocks, tensors_of
 from ..core.walk import following
 from ..errors import InputError
 from ..neurons.base import Node
@@ -144,18 +144,22 @@ def _additions(row: LayerOperations) -> float:
 def costs_over_time(
     snn: NetworkModule, clip: Any, *, tables: Mapping[str, EnergyTable] = TABLES
 ) -> CostsOverTime:
-    """The costs of each frame of a clip [F, B, ...], one frame after another, the state kept.
+    """The costs of each frame of a clip [F, B, ...], as ``run(..., keep_state=True)`` shows it.
 
-    The clip may be a dict of such tensors by the names of the model's arguments. ``tables`` price
-    the counts. Raises InputError for what is no clip, and for a network that is not planned for
-    one step a frame with steps that stay the same.
+    Each frame is shown for the steps of the plan. The clip may be a dict of such tensors by the
+    names of the model's arguments. ``tables`` price the counts. The state is forgotten before and
+    after. Raises InputError for what is no clip, and for a network that runs on no streams.
     """
-    counts = FrameCounts(snn.network) if isinstance(snn, NetworkModule) else None
-    frames = tuple(
-        counts.frame(block, changed) for block, changed in spikes_by_frame(snn, clip) if counts
-    )
+    clip = check_clip(snn, clip)
+    sent = spikes_by_frame(snn, clip)
+    counts = FrameCounts(snn.network)
+    return costs_of([counts.frame(block, changed) for block, changed in sent], tables)
+
+
+def costs_of(frames: Sequence[Operations], tables: Mapping[str, EnergyTable]) -> CostsOverTime:
+    """The counts of frames, priced."""
     return CostsOverTime(
-        frames,
+        tuple(frames),
         {name: tuple(map(each.spiking, frames)) for name, each in tables.items()},
         {name: each.network(frames[0]) for name, each in tables.items()},
     )
@@ -167,12 +171,12 @@ def costs_over_time(
 class Changing(Connections):
     """Connections of one frame: what follows from the input is met where the input changed."""
 
-    changed: Changed = {}
+    changed: Changed
 
     def input(self, node: Input) -> Signal:
         found = self.changed.get(node.name)
-        if found is None:  # of what nobody gave in this frame nothing is known to be as before
-            return Signal(sums=self._ones(node))
+        if found is None:  # computed of constants alone
+            return Signal()
         later = found.new_zeros(self.steps - 1, *found.shape)  # which see the same
         return Signal(sums=torch.cat([found.unsqueeze(0), later]).double())
 
@@ -183,10 +187,10 @@ class Changing(Connections):
 
 
 class FrameCounts(Counts):
-    """The counts of one frame after another of a stream, ``steps`` steps each."""
+    """The counts of one frame after another of a stream, each of the steps of the plan."""
 
-    def __init__(self, network: SpikingNetwork, steps: int = 1) -> None:
-        super().__init__(network, steps, same=False)
+    def __init__(self, network: SpikingNetwork) -> None:
+        super().__init__(network, network.time_steps, same=False)
         timed = [node.name for node in network.of(Timed)]  # from there on sums of what was sent
         self.input_alone = {node.name for node in network.nodes} - following(network, timed)
         self.changed: Changed = {}
@@ -215,67 +219,65 @@ class FrameCounts(Counts):
 # -- the run ---------------------------------------------------------------------------------------
 
 
-def spikes_by_frame(snn: NetworkModule, clip: Any) -> Iterator[tuple[Block, Changed]]:
-    """What was sent in each frame of a clip, one step, and where its input changed."""
-    clip = check_clip(snn, clip)
-    before: Batch | None = None
-    for block, frames in _simulated(snn, clip):
-        for k in range(length_of(frames)):
-            frame = steps_of(frames, k, k + 1)
-            yield _one(block, k), changed_inputs(snn.network, frame, before)
+def spikes_by_frame(snn: NetworkModule, clip: Batch) -> Iterator[tuple[Block, Changed]]:
+    """What was sent in each frame of a checked clip, and where its inputs changed."""
+    before: Mapping[str, Tensor] | None = None
+    steps = snn.network.time_steps
+    for block, frames in _simulated(snn, clip, steps):
+        for k in range(len(next(iter(frames.values())))):
+            frame = {name: value[k].cpu() for name, value in frames.items()}
+            yield _one(block, k * steps, steps), changed_inputs(frame, before)
             before = frame
 
 
 def check_clip(snn: NetworkModule, clip: Any) -> Batch:
     """The clip as the network takes it; raises InputError."""
+    if isinstance(snn, NetworkModule):
+        check_stream("costs_over_time", snn)
+        clip = completed(snn, clip, 1)
     clip = check_run("costs_over_time", snn, clip, 1, True)
     if not samples_of(clip, 1):
         raise InputError("costs_over_time: the clip holds no samples, but spikes are counted.")
-    plan = [getattr(node, "schedule", None) for node in snn.network.neurons]
-    if snn.network.time_steps != 1 or any(s is not None and s(1) != s(2) for s in plan):
-        raise InputError(
-            "costs_over_time: a stream is one step a frame with steps that stay the same, but this "
-            f"network is planned for T = {snn.network.time_steps} with steps that shrink. Convert "
-            "with time_steps=1 and a ConstantSchedule."
-        )
     return clip  # type: ignore[no-any-return]
 
 
-def _simulated(snn: NetworkModule, clip: Batch) -> Iterator[tuple[Block, Batch]]:
-    """Blocks of frames: what was sent, and the frames."""
+def _simulated(
+    snn: NetworkModule, clip: Batch, steps: int
+) -> Iterator[tuple[Block, Mapping[str, Tensor]]]:
+    """What was sent in some frames, [frames * steps, B, ...], and those frames' inputs."""
     values = sum(snn.network[name].values for name in codes(snn.network))
-    size = max(1, BLOCK_BYTES // (8 * max(1, values * samples_of(clip, 1))))
+    size = BLOCK_BYTES // (8 * max(1, values * samples_of(clip, 1) * steps))
+    size = max(1, size) if in_blocks(snn.network) else 1
     frames, block = length_of(clip), Block()
-    state: NetworkState | None = None
     snn.reset()
     try:
-        with snn.for_sequences(), listening(snn, block):
+        with listening(snn, block):
             for start in progress(range(0, frames, size), "counting", -(-frames // size)):
                 part = steps_of(clip, start, min(start + size, frames))
-                state = snn.advance(part, state=state)[1]
-                yield block, part
+                given = {**tensors_of(snn.network, part), **_fed(snn)}
+                run(snn, part, steps, sequence=True, keep_state=True, chunk=size * steps)
+                yield block, given
     finally:
         snn.reset()
 
 
-def _one(block: Block, k: int) -> Block:
-    frame = Block()
-    frame.spikes = {name: s[k : k + 1].cpu().double() for name, s in block.spikes.items()}
-    frame.levels = {name: s[k : k + 1] for name, s in block.levels.items()}
+def _fed(snn: NetworkModule) -> dict[str, Tensor]:
+    """What the network feeds itself in the next frame, [1, B, ...]."""
+    kept = None if snn.state_kept is None else snn.state_kept.carried
+    carries = snn.network.carries if kept is not None else {}
+    return {name: kept[of].unsqueeze(0) for name, of in carries.items() if kept is not None}
+
+
+def _one(block: Block, start: int, steps: int) -> Block:
+    """The steps of one frame."""
+    part, frame = slice(start, start + steps), Block()
+    frame.spikes = {name: s[part].cpu().double() for name, s in block.spikes.items()}
+    frame.levels = {name: s[part] for name, s in block.levels.items()}
     return frame
 
 
-def changed_inputs(network: SpikingNetwork, frame: Batch, before: Batch | None) -> Changed:
-    """Where the inputs of a frame [1, B, ...] differ from those of the frame before, all of the
-    first: bool [B, ...]."""
-
-    def of(name: str, batch: Batch) -> Tensor:
-        return batch.tensors[name][0] if isinstance(batch, Inputs) else batch[0]
-
-    return {
-        node.name: torch.ones(resolve(node.shape, samples_of(frame, 1)), dtype=torch.bool)
-        if before is None
-        else (of(node.name, frame) != of(node.name, before)).cpu()
-        for node in network.inputs
-        if node.given
-    }
+def changed_inputs(frame: Mapping[str, Tensor], before: Mapping[str, Tensor] | None) -> Changed:
+    """Where the inputs [B, ...] of a frame are others than before; all of the first."""
+    if before is None:
+        return {name: torch.ones_like(x, dtype=torch.bool) for name, x in frame.items()}
+    return {name: x != before[name] for name, x in frame.items()}

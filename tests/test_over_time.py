@@ -10,7 +10,13 @@ from networks import load_network
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import TABLES, count_operations
+from spikingjelly_signgd.analysis import (
+    TABLES,
+    animate_spikes,
+    count_operations,
+    plot_over_time,
+    write_report,
+)
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
 
@@ -19,19 +25,9 @@ COUNTS = ("spikes", "events", "synaptic", "synaptic_events", "synaptic_bits", "s
           "event_bits")  # fmt: skip
 
 
-def steady(network):
-    """With steps that stay what the first one is."""
-    nodes = tuple(
-        replace(node, schedule=sg.ConstantSchedule(node.schedule(1)))
-        if hasattr(node, "schedule")
-        else node
-        for node in network.nodes
-    )
-    return replace(network, nodes=nodes)
-
-
 def streaming(model, calibration, **options):
-    return sg.build(steady(sg.convert(model, calibration, time_steps=1, tune=False, **options)))
+    options = {"time_steps": 1, "tune": False} | options
+    return sg.build(sg.convert(model, calibration, **options))
 
 
 @pytest.fixture(scope="module", params=["resnet", "convnext", "vit"])
@@ -46,9 +42,17 @@ def moving(frames=4, samples=2):
     return torch.stack([images.roll(k, -1) for k in range(frames)])
 
 
+def steady(network):
+    """With steps that stay what the first one is, as a stream's do at one step a frame."""
+    schedules = {node.name: sg.ConstantSchedule(node.schedule(1)) for node in network.neurons}
+    return network.with_nodes(
+        {name: replace(network[name], schedule=each) for name, each in schedules.items()}
+    )
+
+
 def test_sum_of_a_still_clip(snn):
     """A clip that stands still is a static input of as many steps."""
-    images = digits().test.images[:3]
+    snn, images = sg.build(steady(snn.network)), digits().test.images[:3]
     costs = sg.costs_over_time(snn, images.expand(5, *images.shape))
     whole = count_operations(snn, images, 5)
     for name in COUNTS:
@@ -65,7 +69,7 @@ def test_each_frame_of_a_moving_clip(snn):
     clip = moving()
     sent = {}
     with listening(snn, lambda s: sent.setdefault(s.node.name, []).append(s.events.spikes)):
-        sg.run(snn, clip, range(1, len(clip) + 1), sequence=True)
+        sg.run(snn, clip, sequence=True, keep_state=True)
     costs = sg.costs_over_time(snn, clip)
     spikes = {name: torch.cat(parts).double() for name, parts in sent.items()}
     by_frame = sum(s.flatten(1).sum(1) for s in spikes.values()) / clip.shape[1]
@@ -97,6 +101,48 @@ def test_what_is_still_multiplied_where_an_operand_changed():
     assert inputs == [24.0, 0.0, 0.0, 0.0, 6.0]
     assert costs.frames[0].multiplies == 4.0
     assert 1.0 <= costs.frames[4].multiplies <= 4.0
+
+
+def test_group_neurons_start_anew_at_every_frame():
+    """So that each frame costs what it costs by itself, but for what the input does not change."""
+    snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], method="group",
+                    time_steps=4, members=2)  # fmt: skip
+    clip = moving(3)
+    costs = sg.costs_over_time(snn, torch.cat([clip, clip[-1:]]))
+    alone = [count_operations(snn, frame, 4) for frame in clip]
+    for frame, own in zip(costs.frames, [*alone, alone[-1]], strict=True):
+        assert frame.spikes == pytest.approx(own.spikes)
+        assert frame.synaptic == pytest.approx(own.synaptic)
+        assert frame.levels == pytest.approx(own.levels)
+    assert costs.frames[0].input_macs == alone[0].input_macs
+    assert costs.frames[-1].input_macs == 0
+
+
+class Fed(nn.Module):
+    """x and its own output of the frame before."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x, h):
+        return torch.tanh(self.inner(x) + self.outer(h))
+
+
+def test_what_a_network_feeds_itself_changes_where_it_was_decoded_to_another_value():
+    given = {"x": torch.rand(32, 3), "h": torch.rand(32, 4)}
+    network = sg.convert(Fed(), given, time_steps=1, tune=False, members=6)
+    (name,) = (node.name for node in network.neurons)
+    snn = sg.build(network.replace(carries={"h": name}))
+    x = torch.rand(1, 2, 3).expand(5, 2, 3)
+    fed = sg.run(snn, {"x": x}, sequence=True, keep_state=True)[1]
+    fed = torch.cat([torch.zeros(1, 2, 4), fed[:-1]])
+    changed = (fed[1:] != fed[:-1]).flatten(1).sum(1).double() / 2
+    costs = sg.costs_over_time(snn, {"x": x})
+    assert changed[0] > 0
+    assert costs.of("outer")[1:] == pytest.approx((4 * changed).tolist())
+    assert costs.of("inner") == (12.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_numbers_and_text(snn):
@@ -138,12 +184,74 @@ def test_refused(snn):
         sg.costs_over_time(snn, clip[:, :0])
     with pytest.raises(sg.InputError, match="at least one step"):
         sg.costs_over_time(snn, clip[:0])
-    shrinking = sg.convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4),
-                           time_steps=4, tune=False)  # fmt: skip
-    with pytest.raises(sg.InputError, match="ConstantSchedule"):
-        sg.costs_over_time(sg.build(shrinking), torch.randn(3, 1, 4))
+    momentum = streaming(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4), momentum=0.9)
+    with pytest.raises(sg.InputError, match="costs_over_time: this network runs on no streams"):
+        sg.costs_over_time(momentum, torch.randn(3, 1, 4))
     costs = sg.costs_over_time(snn, clip)
     with pytest.raises(sg.InputError, match="frames 0 to 3"):
         costs.mean(4)
     with pytest.raises(sg.InputError, match="nothing"):
         costs.of("nothing")
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def test_curve_under_the_clip(snn):
+    clip = moving()
+    costs = sg.costs_over_time(snn, clip)
+    plot = plot_over_time(costs, clip)
+    (strip,) = plot.axes.child_axes
+    assert len(strip.images) == len(clip)
+    (dashed,) = plot.axes.lines
+    scale = 1e3 if "thousands" in plot.axes.get_ylabel() else 1e6
+    assert dashed.get_ydata()[0] * scale == costs.source_macs
+    outline = plot.axes.patches[-1].get_data().values
+    assert [v * scale for v in outline] == pytest.approx(list(costs.additions))
+    assert plot.numbers == costs.to_dict()
+    assert not plot_over_time(costs).axes.child_axes
+    with pytest.raises(sg.InputError, match="4 frames"):
+        plot_over_time(costs, clip[:3])
+
+
+def test_sound_is_drawn_as_its_spectrum(snn):
+    costs = sg.costs_over_time(snn, moving())
+    time = torch.arange(4 * 64).view(4, 1, 64)
+    plot = plot_over_time(costs, torch.sin(2 * torch.pi * time / 8), sound=True)
+    (image,) = plot.axes.child_axes[0].images
+    shown = torch.as_tensor(image.get_array())  # [frequencies, F]
+    assert shown.shape == (33, 4)
+    assert shown.argmax(0).tolist() == [8] * 4  # a period of 8 in 64 samples
+
+
+def test_animation(snn, tmp_path):
+    from PIL import Image
+
+    clip, path = moving(3), tmp_path / "spikes.gif"
+    found = animate_spikes(snn, clip, path, fps=5)
+    with Image.open(path) as image:
+        assert image.n_frames == 3
+    assert found["additions"] == list(sg.costs_over_time(snn, clip).additions)
+    name = found["layers"][0]
+    assert animate_spikes(snn, clip, path, layers=[name])["layers"] == [name]
+    with pytest.raises(sg.InputError, match="'nothing' sends no spikes"):
+        animate_spikes(snn, clip, path, layers=["nothing"])
+
+
+def test_report_of_a_clip(tmp_path):
+    model, data = load_network("resnet", "digits"), digits()
+    snn, clip = streaming(model, data.train.images[:64], members=6), moving(3)
+    path, images = tmp_path / "report.html", data.test.images[:4]
+    write_report(path, snn, images, reference=model, clip=clip)
+    text = path.read_text()
+    costs = sg.costs_over_time(snn, clip)
+    assert 'id="stream"' in text and 'href="#stream"' in text
+    assert f"{costs.mean(1):.3f} after the first" in text
+    assert "data:image/gif;base64," in text
+    with torch.no_grad():
+        want = torch.stack([model(frame) for frame in clip])
+    have = sg.run(snn, clip, sequence=True, keep_state=True)[1]
+    for error in (have - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1):
+        assert f"{float(error):.4f}" in text
+    write_report(path, snn, images, reference=model, clip=clip[:, :, :, :7])
+    assert "The clip: not measured." in path.read_text()
