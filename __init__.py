@@ -11,6 +11,7 @@ from .core.registry import FORMATS, SIMULATORS
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
     from .analysis.over_time import CostsOverTime, costs_over_time
+    from .analysis.watching import watch
     from .converters import (
         NEURONS,
         CalibrationWarning,
@@ -133,6 +134,7 @@ __all__ = [
     "to_spikes",
     "tune",
     "verify",
+    "watch",
 ]
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
@@ -206,6 +208,7 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "watch": "analysis.watching",
 }
 
 

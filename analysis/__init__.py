@@ -21,6 +21,7 @@ from .plots import (
 )
 from .recording import Recording, record
 from .report import write_report
+from .watching import FrameOperations, Watch
 
 __all__ = [
     "METRICS",
@@ -30,12 +31,14 @@ __all__ = [
     "EnergyEstimate",
     "EnergyTable",
     "Finding",
+    "FrameOperations",
     "LayerErrors",
     "LayerOperations",
     "Metric",
     "Operations",
     "Plot",
     "Recording",
+    "Watch",
     "animate_spikes",
     "costs_over_time",
     "count_operations",

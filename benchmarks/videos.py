@@ -166,35 +166,34 @@ def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]
 
 
 def planned(case: Case, calibration: Tensor, plan: str) -> sg.SpikingNetwork:
-    """One step a frame that stays the same; a plan is members, and a dead zone unless 2/3."""
-    members, _, zone = plan.partition(" ")
-    options: dict[str, Any] = {"dead_zone": float(zone)} if zone else {}
+    """A plan is members, "exact" where the input is fed as it is, and a dead zone unless 2/3."""
+    members, *more = plan.split(" ")
+    zones = [float(word) for word in more if word != "exact"]
     network = sg.convert(
         case.model,
         list(calibration.split(real.BATCH)),
         members=int(members),
         time_steps=1,
         tune=False,
-        input_coding="spike",
-        **options,
+        input_coding=None if "exact" in more else "spike",
+        dead_zone=zones[0] if zones else None,
     )
-    return network.with_nodes(
-        {node.name: steady(node, int(members)) for node in network.of(SignGDNeuron)}
-    )
+    coding = [node for node in network.of(SignGDNeuron) if node.name.endswith(".encode")]
+    return network.with_nodes({node.name: reaching(node, int(members)) for node in coding})
 
 
-def steady(node: SignGDNeuron, members: int) -> SignGDNeuron:
-    """With steps that stay; what codes the input, from -1 to 1, reaches it in one of them."""
-    if not node.name.endswith(".encode"):
-        return replace(node, schedule=sg.ConstantSchedule(node.schedule(1)))
-    reach = 2 - 2.0 ** (1 - members)
-    return replace(node, schedule=sg.ConstantSchedule(1 / reach), scale=1.0, members=members)
+def reaching(node: SignGDNeuron, members: int) -> SignGDNeuron:
+    """What codes the input, which is from -1 to 1, reaches it in one step."""
+    size = 1 / (2 - 2.0 ** (1 - members))
+    return replace(node, schedule=sg.ConstantSchedule(size), scale=1.0, members=members)
 
 
 def outputs(snn: NetworkModule, clip: Tensor) -> Any:
     """Of every frame, [F * B, ...] each."""
-    found = sg.run(snn, clip, range(1, len(clip) + 1), sequence=True)
-    return joined([found[k] for k in range(1, len(clip) + 1)])
+    found = sg.run(snn, clip, 1, sequence=True, keep_state=True)[1]
+    snn.reset()
+    flat = [value.flatten(0, 1) for value in leaves(found)]
+    return flat[0] if len(flat) == 1 else flat
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -337,7 +336,8 @@ def measure(given: argparse.Namespace, name: str) -> None:
     rules = [f"{rule} {unit} {t:g}" for rule in given.rules for unit in given.units
              for t in given.thresholds]  # fmt: skip
     for cell in [*given.plans, *rules]:
-        missing = [c for c in shown if given.again or f"{cell}, {c}" not in real.cells(path)]
+        keys = {c: f"{cell}, {c}, {given.frames} frames" for c in shown}
+        missing = [c for c in shown if given.again or keys[c] not in real.cells(path)]
         if not missing:
             continue
         if cell in rules and plain is None:
@@ -349,7 +349,7 @@ def measure(given: argparse.Namespace, name: str) -> None:
                 if plain is not None and network is None
                 else ours(case, network, shown[clip])  # type: ignore[arg-type]
             )
-            real.keep(path, f"{cell}, {clip}", found)
+            real.keep(path, keys[clip], found)
             print(f"{name:<20}{cell:<24}{clip:<10}{found['error']:>8.4f}"
                   f"{100 * found['agreement']:>8.1f} %{found['frames'][0]:>8.3f}"
                   f"{found['later']:>8.3f}", flush=True)  # fmt: skip
