@@ -27,13 +27,15 @@ measured again unless --again.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -361,6 +363,106 @@ def functions_of(case: Case, calibration: Tensor) -> sg.SpikingNetwork:
                       time_steps=1, tune=False)  # fmt: skip
 
 
+# -- tables ----------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """What was measured of a plan or a threshold on a clip."""
+
+    name: str
+    clip: str
+    frames: int
+    row: dict[str, Any]
+
+
+def cells_of(name: str) -> list[Cell]:
+    """Of the most frames that a network was measured on, clip by clip."""
+    found = []
+    for key, each in real.cells(RESULTS / f"{name.replace(' ', '_')}.json").items():
+        cell, clip, frames = key.split(", ")
+        found.append(Cell(cell, clip, int(frames.split()[0]), each))
+    most = {
+        clip: max(c.frames for c in found if c.clip == clip) for clip in {c.clip for c in found}
+    }
+    return [c for c in found if c.frames == most[c.clip]]
+
+
+def is_rule(cell: Cell) -> bool:
+    return cell.name.startswith(("pixel", "value"))
+
+
+def best(cells: Sequence[Cell], clip: str) -> Cell | None:
+    """The plan of the fewest additions whose error is small enough."""
+    small = [c for c in cells if c.clip == clip and not is_rule(c) and c.row["error"] <= MOST]
+    return min(small, key=lambda c: c.row["later"], default=None)
+
+
+def at_error(cells: Sequence[Cell], clip: str, rule: str, error: float, key: str) -> float | None:
+    """What a rule costs at an error: between the two thresholds around it, by log(error)."""
+    points = sorted((c.row["error"], c.row[key]) for c in cells
+                    if c.clip == clip and c.name.startswith(rule))  # fmt: skip
+    for (low, first), (high, second) in pairwise(points):
+        if low <= error <= high:
+            share = math.log(error / low) / math.log(high / low)
+            return first + share * (second - first)
+    return None
+
+
+def compared() -> Iterator[str]:
+    """Each network and clip: the best plan, and what the rule leaves at the same error."""
+    yield (
+        "| network | clip | frames | members | error | top-1 | first frame | additions | "
+        "MACs, pixels | MACs, values | energy | energy, pixels | energy, values |"
+    )
+    yield "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for name in CASES:
+        cells = cells_of(name)
+        for clip in clips.CLIPS:
+            found = best(cells, clip)
+            if found is None:
+                continue
+            r = found.row
+            theirs = [
+                shown(at_error(cells, clip, rule, r["error"], key))
+                for key in ("later", "later_energy")
+                for rule in RULES
+            ]
+            yield (
+                f"| {name} | {clip} | {found.frames} | {found.name} | {r['error']:.4f} | "
+                f"{100 * r['agreement']:.1f} % | {r['frames'][0]:.2f} | {r['later']:.3f} | "
+                f"{theirs[0]} | {theirs[1]} | {r['later_energy']:.3f} | {theirs[2]} | {theirs[3]} |"
+            )
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def swept() -> Iterator[str]:
+    """Everything that was measured: error and cost, clip by clip."""
+    yield "| network | plan, or rule and threshold | " + " | ".join(clips.CLIPS) + " |"
+    yield "|---|---|" + "---|" * len(clips.CLIPS)
+    for name in CASES:
+        cells = cells_of(name)
+        for cell in dict.fromkeys(c.name for c in cells):
+            rows = {c.clip: c.row for c in cells if c.name == cell}
+            parts = [f"{rows[c]['error']:.4f}: {rows[c]['later']:.3f}" if c in rows else ""
+                     for c in clips.CLIPS]  # fmt: skip
+            yield f"| {name} | {cell.replace(' deviation', '')} | {' | '.join(parts)} |"
+
+
+def told(given: argparse.Namespace) -> bool:
+    """Whether the tables alone were asked for."""
+    if not (given.print or given.write):
+        return False
+    for option, table in (("--print", compared), ("--print, all", swept)):
+        lines = list(table())
+        print("\n".join([*lines, ""]))
+        if given.write:
+            real.into(real.DOCS / PAGE, f"benchmarks/videos.py {option}", lines)
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
@@ -375,7 +477,11 @@ def main() -> None:
                         default=["deviation"])  # fmt: skip
     parser.add_argument("--folder", help="that of the clips; of the installed package unless given")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
+    parser.add_argument("--write", action="store_true", help="that into docs/videos.md")
     given = parser.parse_args()
+    if told(given):
+        return
     torch.set_num_threads(1)
     for name in given.networks:
         measure(given, name)

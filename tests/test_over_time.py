@@ -103,6 +103,16 @@ def test_what_is_still_multiplied_where_an_operand_changed():
     assert 1.0 <= costs.frames[4].multiplies <= 4.0
 
 
+def test_the_live_session_counts_the_same(snn):
+    clip = moving()
+    costs = sg.costs_over_time(snn, clip)
+    with sg.watch(snn) as w:
+        for frame, found in zip(clip, costs.frames, strict=True):
+            w(frame)
+            assert w.operations.spikes == pytest.approx(found.spikes)
+            assert w.operations.synaptic == pytest.approx(found.synaptic)
+
+
 def test_group_neurons_start_anew_at_every_frame():
     """So that each frame costs what it costs by itself, but for what the input does not change."""
     snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], method="group",
