@@ -5,13 +5,16 @@ from .arriving import event_additions
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
+from .over_time import CostsOverTime, costs_over_time
 from .plots import (
     Plot,
+    animate_spikes,
     plot_accuracy,
     plot_decoded,
     plot_energy,
     plot_errors,
     plot_frontier,
+    plot_over_time,
     plot_raster,
     plot_rates,
     plot_spikes,
@@ -24,6 +27,7 @@ from .watching import FrameOperations, Watch
 __all__ = [
     "METRICS",
     "TABLES",
+    "CostsOverTime",
     "Diagnosis",
     "EnergyEstimate",
     "EnergyTable",
@@ -36,6 +40,8 @@ __all__ = [
     "Plot",
     "Recording",
     "Watch",
+    "animate_spikes",
+    "costs_over_time",
     "count_operations",
     "diagnose",
     "estimate_energy",
@@ -45,6 +51,7 @@ __all__ = [
     "plot_energy",
     "plot_errors",
     "plot_frontier",
+    "plot_over_time",
     "plot_raster",
     "plot_rates",
     "plot_spikes",

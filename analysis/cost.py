@@ -349,7 +349,7 @@ def count_operations(
 # -- what is sent ----------------------------------------------------------------------------------
 
 
-class _Block:
+class Block:
     """What was sent in a block of steps: by node how many ``spikes`` [T, B, ...], and of graded
     events the ``levels``, their sizes."""
 
@@ -366,12 +366,12 @@ class _Block:
             self.levels[name] = sent.events.number.abs()
 
 
-def _simulate(snn: NetworkModule, x: Tensor, steps: int) -> Iterator[_Block]:
+def _simulate(snn: NetworkModule, x: Tensor, steps: int) -> Iterator[Block]:
     """Runs x [B, ...], and yields what was sent in each block of steps."""
     network = snn.network
     values = sum(network[name].values for name in codes(network))
     chunk = max(1, min(steps, BLOCK_BYTES // (8 * max(1, values * len(x)))))
-    block = _Block()
+    block = Block()
     static: dict[str, Tensor] = {}
     state: NetworkState | None = None
     snn.reset()
@@ -398,10 +398,18 @@ class Counts:
 
     def __init__(self, network: SpikingNetwork, steps: int, same: bool) -> None:
         self.network, self.steps, self.same = network, steps, same
-        self.samples = 0
         # where the spikes of one sample are those of all, but not what they spell
         self.counted_on = 0
         self.codes = codes(network)
+        self.clear()
+        self.functions = {node.name: node for node in network.of(Function)}
+        self.neurons = {node.name: node for node in network.neurons}
+        self.dense = Connections(network, {}, 1, source=True).run().static
+        self.scalings = scalings(network)
+
+    def clear(self) -> None:
+        """Nothing was counted."""
+        self.samples = 0
         self.spikes: Series = {}
         self.events: Series = {}
         self.levels: Series = {}  # [steps, levels]
@@ -412,14 +420,14 @@ class Counts:
         self.scaled: Series = {}
         self.static: dict[str, float] = {}
         self.moving: set[str] = set()
-        self.functions = {node.name: node for node in network.of(Function)}
-        self.neurons = {node.name: node for node in network.neurons}
-        self.dense = Connections(network, {}, 1, source=True).run().static
-        self.scalings = scalings(network)
+
+    def met(self, spikes: Mapping[str, Tensor], samples: int, first: bool = True) -> Connections:
+        """The connections of these spikes [steps, B, ...]."""
+        return Connections(self.network, spikes, samples, first=first).run()
 
     def add(self, spikes: Mapping[str, Tensor], samples: int, t: int) -> None:
         """A block of steps after step t: how many spikes each sender sent, [steps, B, ...]."""
-        each = Connections(self.network, spikes, samples, first=t == 0).run()
+        each = self.met(spikes, samples, first=t == 0)
         for name in ("synaptic", "sums", "products", "scaled"):
             self._put(getattr(self, name), getattr(each, name), t)
         self.moving |= each.moving
@@ -435,10 +443,10 @@ class Counts:
             code = self.codes[name]
             classes.setdefault((code.kind == "graded", code.bits), {})[name] = sent
         for key, sent_by in classes.items():
-            whole = Connections(self.network, sent_by, samples).run()
+            whole = self.met(sent_by, samples)
             self._put(self.synaptic_events.setdefault(key, {}), whole.synaptic, t)
 
-    def add_levels(self, block: _Block) -> None:
+    def add_levels(self, block: Block) -> None:
         for name, sizes in block.levels.items():
             top = self.codes[name].most + 1
             index = sizes.cpu().flatten(1).long() + top * torch.arange(len(sizes)).view(-1, 1)

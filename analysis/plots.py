@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +23,10 @@ from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
 
 if TYPE_CHECKING:
+    from ..core.module import NetworkModule
     from .doctor import Diagnosis
     from .energy import EnergyEstimate
+    from .over_time import CostsOverTime
     from .recording import Recording
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -37,6 +40,9 @@ COMPONENTS = {
     "neuron updates": "#56B4E9",
     "memory": "#999999",
 }
+PARTS = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
+THUMBNAILS = 10
+ANIMATED = 4  # layers of an animation, unless named
 FEW_CELLS = 80
 LEVELS_SHOWN, BINS = 9, 48
 LEVELS = {  # of plot_errors: what is drawn, and on which scale
@@ -550,6 +556,178 @@ def plot_frontier(
             "break_even": even,
         },
     )
+
+
+def plot_over_time(
+    costs: CostsOverTime, clip: Tensor | None = None, axes: Any = None, *, sound: bool = False
+) -> Plot:
+    """Additions of each frame, by what they are of, under the clip; the source's line is dashed.
+
+    Of ``clip`` [F, B, ...], what ``costs_over_time`` was given, the first sample is drawn:
+    thumbnails of images [C, H, W] or [H, W], columns of features [N], which with ``sound`` are
+    samples of sound, drawn as their spectrum. Raises InputError where the clip has another number
+    of frames, or of dimensions.
+    """
+    shown = None if clip is None else _pictures(clip, len(costs), sound)
+    unit, scale = _thousands(max(costs.source_macs, *costs.additions))
+    axes = _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
+    edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
+    parts = costs.to_dict()["parts"]
+    for name in (name for name in PARTS if any(parts[name])):
+        above = [a + n / scale for a, n in zip(below, parts[name], strict=True)]
+        axes.stairs(above, edges, baseline=below, fill=True, color=PARTS[name], alpha=0.75,
+                    linewidth=0, label=name)  # fmt: skip
+        below = above
+    axes.stairs(below, edges, color=COLORS[0], linewidth=1.2)
+    axes.axhline(costs.source_macs / scale, color=COLORS[1], linestyle="--", linewidth=1.2,
+                 label="source network, every frame")  # fmt: skip
+    axes.set_xlim(-0.5, len(costs) - 0.5)
+    axes.set_ylim(bottom=0)
+    _whole_steps(axes)
+    axes.set_xlabel("frame")
+    axes.set_ylabel(f"additions{unit}")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    if shown is not None:
+        _strip(axes.inset_axes((0, 1.03, 1, 0.3)), shown, len(costs))
+    return Plot(axes, costs.to_dict())
+
+
+def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
+    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]."""
+    if not isinstance(clip, Tensor) or clip.dim() not in (3, 4, 5) or len(clip) != frames:
+        raise InputError(
+            f"the clip is [F, B, ...] with images or features of {frames} frames, as it was "
+            f"counted, but it is {list(clip.shape) if isinstance(clip, Tensor) else type(clip)}."
+        )
+    first = clip[:, 0].detach().double().cpu()
+    if sound:
+        first = spectrogram(first.flatten(1))
+    if first.dim() == 4:  # colours, or the mean of what are none
+        first = first.movedim(1, -1) if first.shape[1] == 3 else first.mean(1)
+    low, high = float(first.min()), float(first.max())
+    return (first - low) / ((high - low) or 1.0)
+
+
+def spectrogram(samples: Tensor) -> Tensor:
+    """Frames of sound [F, N] as decibels by frequency, [F, N // 2 + 1], 80 below the loudest."""
+    window = torch.hann_window(samples.shape[1], dtype=samples.dtype)
+    power = torch.fft.rfft(samples * window).abs().square()
+    return 10 * (power / power.max().clamp(min=1e-20)).clamp(min=1e-8).log10()
+
+
+def _strip(axes: Any, shown: Tensor, frames: int) -> None:
+    """The clip above the curve: columns, or as many thumbnails as there is room for."""
+    axes.set_xlim(-0.5, frames - 0.5)
+    axes.set_axis_off()
+    if shown.dim() == 2:
+        axes.imshow(shown.T.numpy(), aspect="auto", origin="lower", cmap="magma",
+                    extent=(-0.5, frames - 0.5, 0, 1))  # fmt: skip
+        return
+    count = min(frames, THUMBNAILS)
+    for k in range(count):
+        left = -0.5 + frames * k / count
+        at = int(frames * (k + 0.5) / count)
+        axes.imshow(shown[at].numpy(), aspect="auto", cmap="gray", vmin=0, vmax=1,
+                    extent=(left, left + 0.94 * frames / count, 0, 1))  # fmt: skip
+    axes.set_xlim(-0.5, frames - 0.5)
+    axes.set_ylim(0, 1)
+
+
+def _thousands(value: float) -> tuple[str, float]:
+    """The unit of counts of this size, and how many they are."""
+    units = ((" (thousands)", 1e3), (" (millions)", 1e6), (" (billions)", 1e9))
+    return max((u for u in units if u[1] <= value), key=lambda u: u[1], default=("", 1.0))
+
+
+def animate_spikes(
+    snn: NetworkModule,
+    clip: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    layers: Sequence[str] | None = None,
+    fps: int = 12,
+) -> dict[str, Any]:
+    """A GIF of the spikes of each frame of a clip [F, B, ...], the state kept; returns the numbers.
+
+    Beside the first sample's frame the spikes of up to four ``layers`` (unless named, those evenly
+    spaced through the network), all channels of a place together, and below the additions of all
+    samples. Raises InputError for a layer that sends nothing.
+    """
+    from .energy import TABLES
+    from .over_time import FrameCounts, check_clip, costs_of, spikes_by_frame
+
+    need_matplotlib()
+    given = check_clip(snn, clip)
+    counts, frames, maps = FrameCounts(snn.network), [], []
+    for block, changed in spikes_by_frame(snn, given):
+        frames.append(counts.frame(block, changed))
+        maps.append({name: _place(sent[0, 0]) for name, sent in block.spikes.items()})
+    chosen = _animated(list(maps[0]), layers)
+    costs = costs_of(frames, TABLES)
+    shown = _pictures(clip, len(costs), False)
+    most = {name: max(1.0, max(float(m[name].max()) for m in maps)) for name in chosen}
+    write_whole(path, _gif(costs, shown, [{n: m[n] / most[n] for n in chosen} for m in maps], fps))
+    return {"layers": chosen, "most": most, **costs.to_dict()}
+
+
+def _animated(names: list[str], layers: Sequence[str] | None) -> list[str]:
+    unknown = [name for name in layers or () if name not in names]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} sends no spikes; those that do: {', '.join(names)}.")
+    if layers is not None:
+        return list(layers)[:ANIMATED]
+    count = min(ANIMATED, len(names))
+    return [names[int((k + 0.5) * len(names) / count)] for k in range(count)]
+
+
+def _place(spikes: Tensor) -> Tensor:
+    """Spikes of one sample as a picture: channels [C, H, W] added up, others in rows."""
+    if spikes.dim() >= 3:
+        return spikes.sum(0).flatten(1)
+    flat = spikes.flatten()
+    wide = math.ceil(math.sqrt(len(flat)))
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % wide)])
+    return spikes if spikes.dim() == 2 else padded.view(-1, wide)
+
+
+def _gif(costs: CostsOverTime, shown: Tensor, maps: list[dict[str, Tensor]], fps: int) -> bytes:
+    """One picture for each frame."""
+    from matplotlib.animation import PillowWriter
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    grid = figure.add_gridspec(2, 1 + len(maps[0]), height_ratios=(1.0, 0.9))
+    first = figure.add_subplot(grid[0, 0])
+    picture = first.imshow(_image(shown[0]).numpy(), cmap="gray", vmin=0, vmax=1)
+    first.set_title("frame", fontsize="small")
+    others = {name: figure.add_subplot(grid[0, 1 + k]) for k, name in enumerate(maps[0])}
+    sent = {name: axes.imshow(maps[0][name].numpy(), cmap="magma", vmin=0, vmax=1)
+            for name, axes in others.items()}  # fmt: skip
+    for name, axes in others.items():
+        axes.set_title(_short(name, 16), fontsize="small")
+    for axes in (first, *others.values()):
+        axes.set_axis_off()
+    curve = plot_over_time(costs, axes=figure.add_subplot(grid[1, :])).axes
+    line = curve.axvline(0, color="black", linewidth=1)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # as it is from here on
+    with tempfile.TemporaryDirectory() as folder:
+        made, writer = os.path.join(folder, "spikes.gif"), PillowWriter(fps=fps)
+        with writer.saving(figure, made, dpi=90):
+            for k, each in enumerate(maps):
+                picture.set_data(_image(shown[k]).numpy())
+                line.set_xdata([k, k])
+                for name, image in sent.items():
+                    image.set_data(each[name].numpy())
+                writer.grab_frame()
+        with open(made, "rb") as file:
+            return file.read()
+
+
+def _image(shown: Tensor) -> Tensor:
+    """Features of a frame as a column."""
+    return shown.unsqueeze(1) if shown.dim() == 1 else shown
 
 
 UNITS = (("pJ", 1.0), ("nJ", 1e3), ("µJ", 1e6), ("mJ", 1e9), ("J", 1e12))

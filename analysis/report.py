@@ -6,26 +6,32 @@ certificates of exports, and how it was made. What was not measured is said to b
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ctypes import string_at
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..core.inputs import Batch, Inputs
+from ..core.inputs import Batch, Inputs, call
+from ..core.metrics import squared_distance, squared_norm
+from ..core.modes import eval_mode
 from ..core.module import NetworkModule
-from ..core.network import SpikingNetwork, values_of
-from ..core.running import Evaluation, check_run, check_steps, evaluate
+from ..core.network import SpikingNetwork, each_leaf, values_of
+from ..core.running import Evaluation, check_run, check_steps, evaluate, run
+from ..core.structures import plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from . import plots
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from .cost import LayerOperations, Operations
     from .doctor import Diagnosis
     from .energy import EnergyEstimate
+    from .over_time import CostsOverTime
     from .recording import Recording
 
 R = TypeVar("R")
@@ -58,6 +65,7 @@ BATCH = 100
 ANATOMY = (16, 4, 1)  # samples whose spikes are drawn, as many as can be kept
 LONG = 300  # letters of a value of the provenance
 DRAWN = 2  # layers whose neurons are drawn
+ANIMATED = 48  # frames of an animation
 INKED: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
 ) | {"legend.facecolor": PAPER, "legend.framealpha": 0.9}
@@ -70,6 +78,16 @@ class Missing:
     """Why something is not in the report."""
 
     why: str
+
+
+@dataclass
+class Stream:
+    """What a clip [F, B, ...] costs frame by frame, and how far each frame is from the source."""
+
+    clip: Tensor
+    costs: CostsOverTime
+    errors: list[float]
+    sound: bool
 
 
 @dataclass
@@ -88,6 +106,7 @@ class _Report:
     diagnosis: Diagnosis | Missing
     energy: EnergyEstimate | Missing
     recording: Recording | Missing
+    stream: Stream | Missing | None  # None where no clip was given
     facts: Mapping[str, Any]
 
     @property
@@ -112,6 +131,8 @@ def write_report(
     command: str | None = None,
     title: str | None = None,
     samples: int = 64,
+    clip: Tensor | None = None,
+    sound: bool = False,
 ) -> Path:
     """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
 
@@ -122,6 +143,10 @@ def write_report(
     that the network was planned for. All of x is used for the accuracy, the first ``samples`` for
     the doctor and the energy.
 
+    With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
+    where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
+    spikes. With ``sound`` its values are samples of sound.
+
     Without matplotlib the report says so in place of its pictures. A file that was there stays
     until the new one is whole. Raises InputError, and FormatError where it cannot be written.
     """
@@ -130,6 +155,8 @@ def write_report(
     x, y, steps = _check_inputs(snn, x, y, time_steps, samples)
     given = _check_given(check, certificates)
     report = _measure(snn, x, y, reference, check, steps, given, samples)
+    if clip is not None:
+        report.stream = _try(lambda: _streamed(snn, clip, reference or snn.source, sound))
     report.facts = _facts(report, x, command)
     write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
     return target
@@ -207,6 +234,7 @@ def _measure(
         diagnosis=diagnosis,
         energy=_try(lambda: estimate_energy(snn, few, steps)),
         recording=_record(snn, x, max(steps), _interesting(snn.network.names(), diagnosis)),
+        stream=None,
         facts={},
     )
 
@@ -230,6 +258,27 @@ def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Reco
         if not isinstance(found, Missing):
             break
     return found
+
+
+def _streamed(snn: NetworkModule, clip: Tensor, reference: nn.Module, sound: bool) -> Stream:
+    """The clip with the state kept, frame by frame beside the source."""
+    from .over_time import costs_over_time
+
+    costs = costs_over_time(snn, clip)
+    steps = snn.network.time_steps
+    have = run(snn, clip, steps, sequence=True, keep_state=True)[steps]
+    snn.reset()
+    with torch.no_grad(), eval_mode(reference):
+        wanted = [plain(call(reference, frame.clone())) for frame in clip]
+    shown = [each_leaf(have, itemgetter(k)) for k in range(len(wanted))]
+    errors = list(map(_distance, shown, wanted))
+    return Stream(clip, costs, errors, sound)
+
+
+def _distance(have: Any, want: Any) -> float:
+    """The relative error of the outputs of a frame, NaN where the source's are zero."""
+    norm = squared_norm(want)
+    return float((squared_distance(have, want) / norm) ** 0.5) if norm else float("nan")
 
 
 def _facts(report: _Report, x: Batch, command: str | None) -> dict[str, Any]:
@@ -280,9 +329,19 @@ SECTIONS = {
     "exports": "Export certificates",
     "provenance": "Command and versions",
 }
+STREAM = {"stream": "A clip, frame by frame"}
+
+
+def _sections(report: _Report) -> dict[str, str]:
+    """That of a stream where a clip was given, behind the energy."""
+    if report.stream is None:
+        return SECTIONS
+    before = list(SECTIONS)[: list(SECTIONS).index("energy") + 1]
+    return {name: SECTIONS[name] for name in before} | STREAM | SECTIONS
 
 
 def _page(report: _Report, title: str | None) -> str:
+    sections = _sections(report)
     model = str(report.network.provenance.get("model", "network"))
     title = title or f"{model} as a spiking network"
     parts = {
@@ -291,18 +350,19 @@ def _page(report: _Report, title: str | None) -> str:
         "network": _network,
         "doctor": _doctor,
         "energy": _energy,
+        "stream": _stream,
         "neurons": _neurons,
         "exports": _exports,
         "provenance": _provenance,
     }
-    links = join(tag("li", tag("a", text, href=f"#{anchor}")) for anchor, text in SECTIONS.items())
+    links = join(tag("li", tag("a", text, href=f"#{anchor}")) for anchor, text in sections.items())
     return page(
         title,
         tag("header", tag("h1", title), tag("p", _summary(report), class_="lead"), _cards(report)),
         tag("nav", tag("ul", links), aria_label="Contents"),
         tag(
             "main",
-            *(section(name, SECTIONS[name], part(report)) for name, part in parts.items()),
+            *(section(name, title, parts[name](report)) for name, title in sections.items()),
         ),
     )
 
@@ -636,6 +696,57 @@ def _operations(found: Operations) -> Html:
             ),
         ]
     )  # fmt: skip
+
+
+def _stream(report: _Report) -> Html:
+    found = report.stream
+    if not isinstance(found, Stream):
+        return _missing("The clip", found or Missing("no clip was given"))
+    costs, length = found.costs, len(found.costs)
+    later = f"; {costs.mean(1):.3f} after the first" if length > 1 else ""
+    return join(
+        [
+            paragraphs(
+                f"{length} frames, {report.network.time_steps} step a frame, the state kept. "
+                f"Additions for each multiply-accumulate of the source, which computes every frame "
+                f"in full: {costs.mean():.3f} in the mean of all frames{later}; the most in frame "
+                f"{costs.peak}, {costs.additions_per_mac[costs.peak]:.3f}. What is still "
+                "multiplied counts where an operand changed."
+            ),
+            _draw(partial(plots.plot_over_time, costs, found.clip, sound=found.sound), "over-time",
+                  "Additions of each frame under the clip; dashed is the source network."),
+            _animation(report.snn, found),
+            _folded("Every frame", _frames(found)),
+        ]
+    )  # fmt: skip
+
+
+def _animation(snn: NetworkModule, found: Stream) -> Html:
+    caption = "Spikes of each frame in four layers, all channels of a place together."
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "spikes.gif"
+            plots.animate_spikes(snn, found.clip[:ANIMATED], path)
+            data = base64.b64encode(path.read_bytes()).decode()
+    except (BackendUnavailable, InputError) as error:
+        return _note(f"No animation: {error}")
+    image = tag("img", src=f"data:image/gif;base64,{data}", alt=caption, style="max-width:100%")
+    return tag("figure", image, tag("figcaption", caption))
+
+
+def _frames(found: Stream) -> Html:
+    costs = found.costs
+    name = next(iter(costs.energy))
+    rows = [
+        [k, _amount(a), f"{m:.3f}", f"{f.spikes / max(f.neurons, 1):.3f}", _figures(e),
+         _picojoules(costs.energy[name][k])]
+        for k, (f, a, m, e) in enumerate(
+            zip(costs.frames, costs.additions, costs.additions_per_mac, found.errors, strict=True)
+        )
+    ]  # fmt: skip
+    source = [_amount(costs.source_macs), "1", "", "", _picojoules(costs.source_energy[name])]
+    heads = ["frame", "additions", "per MAC", "spikes a neuron", "output error", name]
+    return table(heads, [*rows, ["source", *source]], marked=[len(rows)])
 
 
 def _neurons(report: _Report) -> Html:

@@ -1,0 +1,267 @@
+"""Costs over time: each frame of a clip counted by the rules of ``count_operations``."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from data import digits
+from networks import load_network
+from torch import nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import (
+    TABLES,
+    animate_spikes,
+    count_operations,
+    plot_over_time,
+    write_report,
+)
+from spikingjelly_signgd.core.network import Linear
+from spikingjelly_signgd.core.spikes import listening
+
+COUNTS = ("spikes", "events", "synaptic", "synaptic_events", "synaptic_bits", "sum_macs",
+          "multiplies", "input_macs", "scalings", "evaluations", "updates", "update_additions",
+          "event_bits")  # fmt: skip
+
+
+def streaming(model, calibration, **options):
+    options = {"time_steps": 1, "tune": False} | options
+    return sg.build(sg.convert(model, calibration, **options))
+
+
+@pytest.fixture(scope="module", params=["resnet", "convnext", "vit"])
+def snn(request):
+    images = digits().train.images[:64]
+    return streaming(load_network(request.param, "digits"), images, members=6)
+
+
+def moving(frames=4, samples=2):
+    """Digits that move by a pixel a frame."""
+    images = digits().test.images[:samples]
+    return torch.stack([images.roll(k, -1) for k in range(frames)])
+
+
+def steady(network):
+    """With steps that stay what the first one is, as a stream's do at one step a frame."""
+    schedules = {node.name: sg.ConstantSchedule(node.schedule(1)) for node in network.neurons}
+    return network.with_nodes(
+        {name: replace(network[name], schedule=each) for name, each in schedules.items()}
+    )
+
+
+def test_sum_of_a_still_clip(snn):
+    """A clip that stands still is a static input of as many steps."""
+    snn, images = sg.build(steady(snn.network)), digits().test.images[:3]
+    costs = sg.costs_over_time(snn, images.expand(5, *images.shape))
+    whole = count_operations(snn, images, 5)
+    for name in COUNTS:
+        total = sum(getattr(frame, name) for frame in costs.frames)
+        assert total == pytest.approx(getattr(whole, name)), name
+    macs = whole.source_macs + whole.source_multiplies
+    assert costs.source_macs == macs
+    assert sum(costs.additions) == pytest.approx(whole.additions_per_mac * macs)
+    assert costs.additions[-1] == 0  # nothing changes any more
+
+
+def test_each_frame_of_a_moving_clip(snn):
+    """The spikes of each frame are those of the run of all, and each meets its connections."""
+    clip = moving()
+    sent = {}
+    with listening(snn, lambda s: sent.setdefault(s.node.name, []).append(s.events.spikes)):
+        sg.run(snn, clip, sequence=True, keep_state=True)
+    costs = sg.costs_over_time(snn, clip)
+    spikes = {name: torch.cat(parts).double() for name, parts in sent.items()}
+    by_frame = sum(s.flatten(1).sum(1) for s in spikes.values()) / clip.shape[1]
+    assert [f.spikes for f in costs.frames] == pytest.approx(by_frame.tolist())
+    for node in snn.network.of(Linear):
+        if node.name in costs.nodes and set(node.inputs) <= set(spikes):
+            met = node.arriving([spikes[name] for name in node.inputs], clip.shape[1])
+            assert costs.of(node.name) == pytest.approx((met.flatten(1).sum(1) / 2).tolist())
+
+
+class Kept(nn.Module):
+    """A first layer fed exactly, a neuron, and a product with the input itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x))[:, :4] * x)
+
+
+def test_what_is_still_multiplied_where_an_operand_changed():
+    snn = streaming(Kept(), torch.randn(32, 4), members=8)
+    first = torch.tensor([[0.5, -1.0, 0.3, 0.8]])
+    second = first + torch.tensor([[0.0, 1.0, 0.0, 0.0]])  # one value of four
+    costs = sg.costs_over_time(snn, torch.stack([first, first, first, first, second]))
+    inputs = [frame.input_macs for frame in costs.frames]
+    assert inputs == [24.0, 0.0, 0.0, 0.0, 6.0]
+    assert costs.frames[0].multiplies == 4.0
+    assert 1.0 <= costs.frames[4].multiplies <= 4.0
+
+
+def test_the_live_session_counts_the_same(snn):
+    clip = moving()
+    costs = sg.costs_over_time(snn, clip)
+    with sg.watch(snn) as w:
+        for frame, found in zip(clip, costs.frames, strict=True):
+            w(frame)
+            assert w.operations.spikes == pytest.approx(found.spikes)
+            assert w.operations.synaptic == pytest.approx(found.synaptic)
+
+
+def test_group_neurons_start_anew_at_every_frame():
+    """So that each frame costs what it costs by itself, but for what the input does not change."""
+    snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], method="group",
+                    time_steps=4, members=2)  # fmt: skip
+    clip = moving(3)
+    costs = sg.costs_over_time(snn, torch.cat([clip, clip[-1:]]))
+    alone = [count_operations(snn, frame, 4) for frame in clip]
+    for frame, own in zip(costs.frames, [*alone, alone[-1]], strict=True):
+        assert frame.spikes == pytest.approx(own.spikes)
+        assert frame.synaptic == pytest.approx(own.synaptic)
+        assert frame.levels == pytest.approx(own.levels)
+    assert costs.frames[0].input_macs == alone[0].input_macs
+    assert costs.frames[-1].input_macs == 0
+
+
+class Fed(nn.Module):
+    """x and its own output of the frame before."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x, h):
+        return torch.tanh(self.inner(x) + self.outer(h))
+
+
+def test_what_a_network_feeds_itself_changes_where_it_was_decoded_to_another_value():
+    given = {"x": torch.rand(32, 3), "h": torch.rand(32, 4)}
+    network = sg.convert(Fed(), given, time_steps=1, tune=False, members=6)
+    (name,) = (node.name for node in network.neurons)
+    snn = sg.build(network.replace(carries={"h": name}))
+    x = torch.rand(1, 2, 3).expand(5, 2, 3)
+    fed = sg.run(snn, {"x": x}, sequence=True, keep_state=True)[1]
+    fed = torch.cat([torch.zeros(1, 2, 4), fed[:-1]])
+    changed = (fed[1:] != fed[:-1]).flatten(1).sum(1).double() / 2
+    costs = sg.costs_over_time(snn, {"x": x})
+    assert changed[0] > 0
+    assert costs.of("outer")[1:] == pytest.approx((4 * changed).tolist())
+    assert costs.of("inner") == (12.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_numbers_and_text(snn):
+    clip = moving()
+    costs = sg.costs_over_time(snn, clip)
+    assert len(costs) == len(clip)
+    assert costs.additions[costs.peak] == max(costs.additions)
+    assert costs.mean(1) == pytest.approx(sum(costs.additions_per_mac[1:]) / (len(clip) - 1))
+    assert sum(map(sum, (costs.of(name) for name in costs.nodes))) == pytest.approx(
+        sum(costs.additions)
+    )
+    for name, table in TABLES.items():
+        assert costs.energy[name] == tuple(table.spiking(f) for f in costs.frames)
+        assert costs.source_energy[name] == table.network(costs.frames[0])
+    found = json.loads(json.dumps(costs.to_dict(each=True)))
+    assert found["additions"] == list(costs.additions)
+    assert set(found["nodes"]) == set(costs.nodes)
+    lines = str(costs).splitlines()
+    assert lines[0].split()[:2] == ["frame", "additions"]
+    assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "2", "3", "source"]
+    assert f"{costs.mean(1):.3f}" in lines[-2]
+
+
+def test_no_dead_zone_sends_in_every_frame():
+    snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], members=4,
+                    dead_zone=0.0)  # fmt: skip
+    images = digits().test.images[:2]
+    costs = sg.costs_over_time(snn, images.expand(3, *images.shape))
+    assert [f.spikes for f in costs.frames] == [4 * costs.frames[0].neurons] * 3
+
+
+def test_refused(snn):
+    clip = moving()
+    with pytest.raises(sg.InputError, match="build"):
+        sg.costs_over_time(snn.network, clip)
+    with pytest.raises(sg.InputError, match="shape|input"):
+        sg.costs_over_time(snn, clip[..., :7])
+    with pytest.raises(sg.InputError, match="no samples"):
+        sg.costs_over_time(snn, clip[:, :0])
+    with pytest.raises(sg.InputError, match="at least one step"):
+        sg.costs_over_time(snn, clip[:0])
+    momentum = streaming(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4), momentum=0.9)
+    with pytest.raises(sg.InputError, match="costs_over_time: this network runs on no streams"):
+        sg.costs_over_time(momentum, torch.randn(3, 1, 4))
+    costs = sg.costs_over_time(snn, clip)
+    with pytest.raises(sg.InputError, match="frames 0 to 3"):
+        costs.mean(4)
+    with pytest.raises(sg.InputError, match="nothing"):
+        costs.of("nothing")
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def test_curve_under_the_clip(snn):
+    clip = moving()
+    costs = sg.costs_over_time(snn, clip)
+    plot = plot_over_time(costs, clip)
+    (strip,) = plot.axes.child_axes
+    assert len(strip.images) == len(clip)
+    (dashed,) = plot.axes.lines
+    scale = 1e3 if "thousands" in plot.axes.get_ylabel() else 1e6
+    assert dashed.get_ydata()[0] * scale == costs.source_macs
+    outline = plot.axes.patches[-1].get_data().values
+    assert [v * scale for v in outline] == pytest.approx(list(costs.additions))
+    assert plot.numbers == costs.to_dict()
+    assert not plot_over_time(costs).axes.child_axes
+    with pytest.raises(sg.InputError, match="4 frames"):
+        plot_over_time(costs, clip[:3])
+
+
+def test_sound_is_drawn_as_its_spectrum(snn):
+    costs = sg.costs_over_time(snn, moving())
+    time = torch.arange(4 * 64).view(4, 1, 64)
+    plot = plot_over_time(costs, torch.sin(2 * torch.pi * time / 8), sound=True)
+    (image,) = plot.axes.child_axes[0].images
+    shown = torch.as_tensor(image.get_array())  # [frequencies, F]
+    assert shown.shape == (33, 4)
+    assert shown.argmax(0).tolist() == [8] * 4  # a period of 8 in 64 samples
+
+
+def test_animation(snn, tmp_path):
+    from PIL import Image
+
+    clip, path = moving(3), tmp_path / "spikes.gif"
+    found = animate_spikes(snn, clip, path, fps=5)
+    with Image.open(path) as image:
+        assert image.n_frames == 3
+    assert found["additions"] == list(sg.costs_over_time(snn, clip).additions)
+    name = found["layers"][0]
+    assert animate_spikes(snn, clip, path, layers=[name])["layers"] == [name]
+    with pytest.raises(sg.InputError, match="'nothing' sends no spikes"):
+        animate_spikes(snn, clip, path, layers=["nothing"])
+
+
+def test_report_of_a_clip(tmp_path):
+    model, data = load_network("resnet", "digits"), digits()
+    snn, clip = streaming(model, data.train.images[:64], members=6), moving(3)
+    path, images = tmp_path / "report.html", data.test.images[:4]
+    write_report(path, snn, images, reference=model, clip=clip)
+    text = path.read_text()
+    costs = sg.costs_over_time(snn, clip)
+    assert 'id="stream"' in text and 'href="#stream"' in text
+    assert f"{costs.mean(1):.3f} after the first" in text
+    assert "data:image/gif;base64," in text
+    with torch.no_grad():
+        want = torch.stack([model(frame) for frame in clip])
+    have = sg.run(snn, clip, sequence=True, keep_state=True)[1]
+    for error in (have - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1):
+        assert f"{float(error):.4f}" in text
+    write_report(path, snn, images, reference=model, clip=clip[:, :, :, :7])
+    assert "The clip: not measured." in path.read_text()
