@@ -5,6 +5,9 @@ decoded so far, and linear operations are applied as in the source network. In t
 ("signed") what passes is the weighted spikes of one step, through the linear part alone, and each
 neuron integrates its own input. They agree to rounding (DESIGN: x(t) = W v_in(t) + b).
 Rate-coded networks (group neurons) pass the outputs of one step, and are averaged at the end.
+
+In a stream the state is kept from frame to frame (``core/streams.py``), and the spike view of a
+plan for streams is one that cannot drift, however long it runs (``StreamWalk``).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +27,7 @@ from ..neurons.protocol import at_least_float32, like
 from ..neurons.spikes import hear, joined, pricing
 from .inputs import Batch, Inputs, batch_of, samples_of, value_of
 from .network import (
+    KEPT,
     Constant,
     Encoder,
     Function,
@@ -70,17 +75,24 @@ class LinearOperation(nn.Module):
             layout = torch.channels_last if node.op == "conv" and value.dim() == 4 else None
             hold(self, name, value, layout or torch.preserve_format)
 
-    def forward(self, *inputs: Tensor, batch: int, linear_part: bool = False) -> Tensor:
+    def forward(
+        self, *inputs: Tensor, batch: int, linear_part: bool = False, wide: bool = False
+    ) -> Tensor:
         run = apply_linear if linear_part else apply
-        return run(self.op, inputs, self.attributes, self._tensors, batch)
+        tensors = each_wide(self._tensors) if wide else self._tensors
+        return run(self.op, inputs, self.attributes, tensors, batch)
 
     def over_time(
-        self, inputs: Sequence[Tensor], led: Sequence[bool], batch: int, linear_part: bool
+        self,
+        inputs: Sequence[Tensor],
+        led: Sequence[bool],
+        batch: int,
+        linear_part: bool,
+        wide: bool = False,
     ) -> Tensor:
         """At all steps at once; ``led`` says which inputs lead with time."""
-        return apply_over_time(
-            self.op, inputs, led, self.attributes, self._tensors, batch, linear_part
-        )
+        tensors = each_wide(self._tensors) if wide else self._tensors
+        return apply_over_time(self.op, inputs, led, self.attributes, tensors, batch, linear_part)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
@@ -90,6 +102,15 @@ class LinearOperation(nn.Module):
         attributes = ", ".join(f"{k}={v}" for k, v in self.attributes.items() if v is not None)
         tensors = ", ".join(f"{k} {list(v.shape)}" for k, v in self._tensors.items())
         return ", ".join(part for part in (self.op, attributes, tensors) if part)
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float64, where it is floating-point."""
+    return value.double() if value.is_floating_point() else value
+
+
+def each_wide(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: wide(tensor) for name, tensor in tensors.items()}
 
 
 class FunctionOperation(nn.Module):
@@ -143,12 +164,18 @@ class NetworkState(NamedTuple):
     """What a network carries from one step to the next.
 
     ``neurons``: their states by name; empty where the simulator's modules keep them. In the spike
-    view also ``previous`` [B, ...], the last input, and ``readouts``, the decoded outputs so far.
+    view also ``previous`` [B, ...], the last input, and ``readouts``, the decoded outputs so far;
+    in that of streams by name of the neuron also ``sums``, the integrated arguments of f, and
+    ``sent``, what it has been decoded to, all in float64. ``carried`` are the decoded values that
+    a network of its own feeds itself in the next frame, by the name of their node.
     """
 
     neurons: dict[str, Any]
     previous: Batch | None = None
     readouts: dict[str, Tensor] | None = None
+    sums: dict[str, tuple[Tensor, ...]] | None = None
+    sent: dict[str, Tensor] | None = None
+    carried: dict[str, Tensor] | None = None
 
 
 def select(value: Any, index: Tensor, batch: int) -> Any:
@@ -237,6 +264,38 @@ class Rest(Source):
         return resting.expand(resolve(node.shape, self.batch))
 
 
+class StreamRest(Rest):
+    """The same in float64, for the spike view of streams: what is integrated, and decoded."""
+
+    def __init__(self, module: NetworkModule, x: Batch) -> None:
+        super().__init__(module, x)
+        self.state = self.state._replace(sums={}, sent={})
+
+    def input(self, node: Input) -> Tensor:
+        return wide(super().input(node))
+
+    def constant(self, node: Constant) -> Tensor:
+        return wide(super().constant(node))
+
+    def linear(self, node: Linear, inputs: list[Tensor]) -> Tensor:
+        operation = self.operations[key(node.name)]
+        value: Tensor = operation(*inputs, batch=self.batch, wide=True)
+        return value
+
+    def neuron(self, node: Neuron, inputs: list[Tensor]) -> Tensor:
+        assert self.state.sums is not None
+        self.state.sums[node.name] = tuple(x.clone() for x in inputs)
+        return self._sent(node, super().neuron(node, [x.to(self.floating) for x in inputs]))
+
+    def timed(self, node: Timed, inputs: list[Tensor]) -> Tensor:
+        return self._sent(node, super().timed(node, inputs))
+
+    def _sent(self, node: Timed, value: Tensor) -> Tensor:
+        assert self.state.sent is not None
+        self.state.sent[node.name] = wide(value)
+        return self.state.sent[node.name]
+
+
 def zeros_of(x: Batch) -> Batch:
     """What every input is before the first step of the spike view."""
     if isinstance(x, Tensor):
@@ -255,6 +314,7 @@ class Walk(Semantics[Signal]):
     """
 
     linear_part = False
+    wide = False  # whether linear operations compute in float64
 
     def __init__(
         self,
@@ -297,9 +357,10 @@ class Walk(Semantics[Signal]):
         operation = self.operations[key(node.name)]
         values, led = [value for value, _ in inputs], [led for _, led in inputs]
         if not any(led):
-            value = operation(*values, batch=self.batch, linear_part=self.linear_part)
-            return self.still(node, value)
-        return operation.over_time(values, led, self.batch, self.linear_part), True  # type: ignore[operator]
+            given = {"batch": self.batch, "linear_part": self.linear_part, "wide": self.wide}
+            return self.still(node, operation(*values, **given))
+        over_time: Any = operation.over_time
+        return over_time(values, led, self.batch, self.linear_part, self.wide), True
 
     def function(self, node: Function, inputs: list[Signal]) -> Signal:
         """A nonlinearity that is not a neuron, computed at every step."""
@@ -326,13 +387,17 @@ class Walk(Semantics[Signal]):
         module = self.module
         fire = module.fire if module.tally is None else partial(counted, module)
         if module.listener is None:
-            y = fire(node, inputs, self)
+            y = self.passing(node, fire(node, inputs, self))
         else:
             with hear() as told:
-                y = fire(node, inputs, self)
+                y = self.passing(node, fire(node, inputs, self))
             value = y.unsqueeze(0) if self.steps is None else y
             module.listener(Sent(node, value, partial(joined, told)))
         return y, self.steps is not None
+
+    def passing(self, node: Timed, y: Tensor) -> Tensor:
+        """What passes, of what the simulator's module returned."""
+        return y
 
 
 def counted(module: NetworkModule, node: Timed, inputs: list[Tensor], walk: Walk) -> Tensor:
@@ -380,7 +445,7 @@ class SignedWalk(Walk):
         return value, False
 
     def input(self, node: Input) -> Signal:
-        x, before = value_of(self.x, node.name), value_of(self.previous, node.name)
+        x, before = (self.as_wide(value_of(a, node.name)) for a in (self.x, self.previous))
         if node.dtype != "float":  # read by what is exact alone
             return x, False
         if not node.coded:  # the same at every step, where it masks -inf
@@ -390,12 +455,52 @@ class SignedWalk(Walk):
         return x - torch.cat([before.unsqueeze(0), x[:-1]]), True
 
     def constant(self, node: Constant) -> Signal:
-        return torch.zeros_like(super().constant(node)[0]), False
+        return self.as_wide(torch.zeros_like(super().constant(node)[0])), False
 
     def linear(self, node: Linear, inputs: list[Signal]) -> Signal:
         if any(led for _, led in inputs):
             inputs = [(self.in_time(signal), True) for signal in inputs]
         return super().linear(node, inputs)
+
+    def as_wide(self, value: Tensor) -> Tensor:
+        return wide(value) if self.wide else value
+
+
+class StreamWalk(SignedWalk):
+    """The spike view of streams, where what is integrated stays W v + b however many steps pass.
+
+    What passes is how much v has moved, -c_m d where v is a whole number of c_m: differences of
+    float32 numbers are exact in float64, and so, but for 1e-16, are their weighted sums. The walk
+    integrates them; f is taken of the sums in float32, as in the decoded view.
+    """
+
+    wide = True
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.sums: dict[str, tuple[Tensor, ...]] = {}
+        self.sent: dict[str, Tensor] = {}
+
+    def timed(self, node: Timed, inputs: list[Signal]) -> Signal:
+        assert self.before.sums is not None
+        rises = [self.in_time(signal) for signal in inputs]
+        pairs = zip(rises, self.before.sums[node.name], strict=True)
+        sums = [self._integrated(rise, start) for rise, start in pairs]
+        self.sums[node.name] = tuple(total[-1].clone() for total in sums)
+        given = [total[0] if self.steps is None else total for total in sums]
+        return self._fired(node, [x.to(self.module.floating) for x in given])
+
+    def _integrated(self, rise: Tensor, start: Tensor) -> Tensor:
+        return running_sum(rise.unsqueeze(0) if self.steps is None else rise, start)
+
+    def passing(self, node: Timed, y: Tensor) -> Tensor:
+        assert self.before.sent is not None
+        v, before = wide(y), self.before.sent[node.name]
+        if self.steps is None:
+            self.sent[node.name] = v
+            return v - before
+        self.sent[node.name] = v[-1].clone()
+        return v - torch.cat([before.unsqueeze(0), v[:-1]])
 
 
 def step_of(x: Batch, t: int) -> Batch:
@@ -410,7 +515,22 @@ def shape_of(x: Batch) -> Any:
     return list(x.shape)
 
 
-VIEWS: dict[str, type[Walk]] = {"decoded": Walk, "signed": SignedWalk}
+# what a block of steps is computed by, by ``NetworkModule.view``
+VIEWS: dict[str, type[Walk]] = {"decoded": Walk, "signed": SignedWalk, "stream": StreamWalk}
+
+
+def of_neurons(network: SpikingNetwork, spikes: str) -> str:
+    """What a simulator's neurons send: in the spike view of streams the walk integrates, and they
+    are asked what they are decoded to."""
+    return "decoded" if network.stream else spikes
+
+
+class Seen(NamedTuple):
+    """Of a stream: its ``frames``, the ``shapes`` of one by input, and the whole numbers given."""
+
+    frames: int
+    shapes: Mapping[str, Sequence[int]]
+    whole: Mapping[str, Tensor]
 
 
 class NetworkModule(nn.Module):
@@ -427,6 +547,9 @@ class NetworkModule(nn.Module):
     # of a network that trains: what its neurons sent, and what that costs
     tally: Tally | None = None
     prices: Any = None
+    # what the next frame of a stream finds, beside what the simulator's modules keep
+    state_kept: NetworkState | None = None
+    seen: Seen | None = None
 
     def __init__(
         self,
@@ -442,6 +565,7 @@ class NetworkModule(nn.Module):
         self.network = network
         network.last_uses, network.plain  # noqa: B018  torch.compile cannot make them
         self.spikes = spikes
+        self.view = "stream" if spikes == "signed" and network.stream else spikes
         linear = {node.name: LinearOperation(node) for node in network.of(Linear)}
         constants = {node.name: ConstantValue(node) for node in network.of(Constant)}
         exact = {node.name: ExactOperation(node) for node in network.statics}
@@ -482,7 +606,39 @@ class NetworkModule(nn.Module):
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget what the simulator's modules keep from step to step."""
+        """Forget what is kept from step to step, and from frame to frame."""
+        self.state_kept = self.seen = None
+
+    def state(self) -> dict[str, Any]:
+        """The state that is kept between frames of a stream: of tensors, numbers, texts, lists and
+        dicts (``core/states.py``), a copy. Raises InputError where no frame was seen."""
+        found: dict[str, Any] = import_module(".states", __package__).state_of(self)
+        return found
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where ``state`` was taken of this network, in this simulator or another.
+
+        Raises InputError where it is that of another network or view.
+        """
+        import_module(".states", __package__).load_state(self, state)
+
+    def neuron_states(self) -> dict[str, Any]:
+        """The state of each neuron by name, in whatever nesting of tuples, between two frames."""
+        return {} if self.state_kept is None else dict(self.state_kept.neurons)
+
+    def set_neuron_states(self, states: Mapping[str, Any]) -> None:
+        """These neurons in such states."""
+        assert self.state_kept is not None
+        neurons = {**self.state_kept.neurons, **states}
+        self.state_kept = self.state_kept._replace(neurons=neurons)
+
+    def new_frame(self, state: NetworkState | None) -> NetworkState | None:
+        """The state with which a new frame of a stream begins, at step 0."""
+        if state is None:
+            return None
+        kept = {node.name for node in self.network.of(Timed) if node.frame == KEPT}
+        neurons = {k: from_step_0(each) for k, each in state.neurons.items() if k in kept}
+        return state._replace(neurons=neurons)
 
     def select(self, index: Tensor, batch: int) -> None:
         """Keep in what the simulator's modules keep these of the ``batch`` samples alone."""
@@ -620,17 +776,17 @@ class NetworkModule(nn.Module):
                 self.tally.run(self.network, state is None, samples, steps or 1)
             if state is None:
                 state = self._start(step_of(x, 0) if static is None else x)
-            block = VIEWS[self.spikes](self, x, steps, static, state)
+            block = VIEWS[self.view](self, x, steps, static, state)
             known = {name: (value, False) for name, value in (static or {}).items()}
-            values = walk(self.network, block, leaves(self.network.outputs), known)
+            values = walk(self.network, block, read_out(self.network), known)
             return self._outputs(values, block)
 
     def _start(self, x: Batch) -> NetworkState:
         """In the spike view what neurons' inputs and read-outs are before the first step."""
         if self.spikes == "decoded":
             return NetworkState({})
-        rest, names = Rest(self, x), leaves(self.network.outputs)
-        values = walk(self.network, rest, names)
+        rest = (StreamRest if self.view == "stream" else Rest)(self, x)
+        values = walk(self.network, rest, read_out(self.network))
         return rest.state._replace(readouts={k: at_least_float32(v) for k, v in values.items()})
 
     def _outputs(self, values: Mapping[str, Signal], walk: Walk) -> tuple[Any, NetworkState]:
@@ -638,18 +794,38 @@ class NetworkModule(nn.Module):
         outputs: dict[str, Tensor] = {}
         state = NetworkState(walk.neurons)
         if self.spikes == "signed":
-            last = step_of(walk.x, -1) if walk.sequence else walk.x
-            state = NetworkState(walk.neurons, last, {})
-        for name in dict.fromkeys(leaves(self.network.outputs)):
+            given = step_of(walk.x, -1) if walk.sequence else walk.x
+            state = NetworkState(walk.neurons, given, {})
+        if isinstance(walk, StreamWalk):
+            state = state._replace(sums=walk.sums, sent=walk.sent)
+        for name in read_out(self.network):
             value = walk.in_time(values[name])
             if state.readouts is not None:
                 assert walk.before.readouts is not None
                 one = value.unsqueeze(0) if walk.steps is None else value
                 sums = running_sum(one, walk.before.readouts[name])
                 state.readouts[name] = sums[-1].clone()
-                value = (sums[0] if walk.steps is None else sums).to(value.dtype)
+                value = sums[0] if walk.steps is None else sums
+                value = value.to(self.floating if walk.wide else one.dtype)
             outputs[name] = value
+        if self.network.carries:
+            fed = {name: outputs[name] for name in self.network.carries.values()}
+            last = {k: v if walk.steps is None else v[-1].clone() for k, v in fed.items()}
+            state = state._replace(carried=last)
         return fill(self.network.outputs, outputs), state
+
+
+def read_out(network: SpikingNetwork) -> list[str]:
+    """The nodes whose decoded values are asked for: outputs, and what is carried on."""
+    return list(dict.fromkeys([*leaves(network.outputs), *network.carries.values()]))
+
+
+def from_step_0(state: Any) -> Any:
+    """A neuron's state, in whatever nesting of named tuples, whose steps are counted from 0."""
+    if not isinstance(state, tuple) or not hasattr(state, "_fields"):
+        return state
+    items = {k: from_step_0(v) for k, v in zip(state._fields, state, strict=True)}
+    return type(state)(**{**items, **({"t": 0} if "t" in items else {})})
 
 
 def inputs_in(network: SpikingNetwork, values: Mapping[str, Tensor]) -> Batch:

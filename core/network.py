@@ -17,7 +17,19 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..neurons.average import Average
-from ..neurons.base import Function, Learned, Make, Neuron, Node, Size, Timed, Value, values_of
+from ..neurons.base import (
+    ANEW,
+    KEPT,
+    Function,
+    Learned,
+    Make,
+    Neuron,
+    Node,
+    Size,
+    Timed,
+    Value,
+    values_of,
+)
 from ..neurons.coding import Encoder
 from ..neurons.group import GroupNeuron
 from ..neurons.growth import Growth
@@ -27,6 +39,8 @@ from .operations import connections
 from .structures import each_leaf, fill, leaves
 
 __all__ = [
+    "ANEW",
+    "KEPT",
     "NODES",
     "Average",
     "Constant",

@@ -20,6 +20,7 @@ from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
 from .sizing import at_its_size
+from .streams import check_stream, completed, run_frames
 from .structures import plain
 
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
@@ -72,6 +73,7 @@ def run(
     time_steps: int | Sequence[int] | None = None,
     *,
     sequence: bool = False,
+    keep_state: bool = False,
     chunk: int | None = None,
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
@@ -83,14 +85,20 @@ def run(
     passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
     MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
     after. Raises InputError.
+
+    With ``keep_state=True`` x is a stream, frames [F, B, ...] of B streams side by side, each shown
+    for max(time_steps) steps, those of the plan unless given: {t: outputs [F, B, ...]} after t
+    steps of each frame. The state is kept from frame to frame and from call to call, until
+    ``snn.reset()`` or a run without it (``docs/streams.md``).
     """
+    if keep_state:
+        return _run_kept(snn, x, time_steps, sequence, chunk)
     if time_steps is None:
         time_steps = length_of(x) if sequence else 0
         time_steps = time_steps or planned_steps(snn)
     steps = check_steps(time_steps)
     last = max(steps)
-    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-        raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
+    _check_chunk(chunk)
     x = check_run("run", snn, x, last, sequence)
     if chunk is None:
         batch = samples_of(x, int(sequence))
@@ -114,6 +122,33 @@ def run(
     finally:
         snn.reset()
     return {t: found[t] for t in steps}
+
+
+def _check_chunk(chunk: int | None) -> None:
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise InputError(f"chunk is a number of steps, at least 1, but it is {chunk!r}.")
+
+
+def _run_kept(
+    snn: NetworkModule,
+    x: Any,
+    time_steps: int | Sequence[int] | None,
+    sequence: bool,
+    chunk: int | None,
+) -> dict[int, Any]:
+    if not sequence:
+        raise InputError(
+            "keep_state=True is for frames x [F, B, ...]; pass sequence=True with it, and a single "
+            "frame as x.unsqueeze(0), or to sg.watch(snn)."
+        )
+    steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
+    _check_chunk(chunk)
+    if isinstance(snn, NetworkModule):
+        check_stream("run", snn)
+        x = completed(snn, x, 1)
+    x = check_run("run", snn, x, 1, True)
+    chunk = chunk or default_chunk(snn.network, samples_of(x, 1), x.device.type)
+    return run_frames(snn, x, steps, chunk)
 
 
 def length_of(x: Any) -> int:

@@ -51,7 +51,8 @@ class DefinitionNetwork(NetworkModule):
 
     def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
         held = self._node(node.name)
-        state.neurons[node.name] = held.spike_start(tuple(inputs))
+        start = held.spike_start if self.view == "signed" else held.start
+        state.neurons[node.name] = start(tuple(inputs))
         return held.resting  # type: ignore[no-any-return]
 
     def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
@@ -61,7 +62,7 @@ class DefinitionNetwork(NetworkModule):
             walk.before.neurons.get(node.name),
         )
         state = held.start(given) if state is None else state
-        step = held.spike_step if self.spikes == "signed" else held.step
+        step = held.spike_step if self.view == "signed" else held.step
         with hear() as told:
             y, walk.neurons[node.name] = step(given, state)
         self.fired[node.name] = _fired(joined(told), y)

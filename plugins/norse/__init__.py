@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...converters.additions import counting
 from ...core.modes import having
-from ...core.module import NetworkModule, NetworkState, Walk, key
+from ...core.module import NetworkModule, NetworkState, Walk, key, of_neurons
 from ...core.network import Node, SpikingNetwork, Timed
 from ...core.training import parametrised
 from ...errors import InputError
@@ -180,7 +180,8 @@ def build(
     where a network cannot be built in the view asked for.
     """
     network = parametrised(network) if trainable else network
-    layers = {node.name: make_layer(node, spikes, kernels) for node in network.of(Timed)}
+    passed = of_neurons(network, spikes)
+    layers = {node.name: make_layer(node, passed, kernels) for node in network.of(Timed)}
     for layer in layers.values():
         layer.record_states = record_states
     module = NorseNetwork(network, layers, spikes)

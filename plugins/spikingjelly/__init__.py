@@ -6,7 +6,7 @@ Works with spikingjelly 2.0.0 and 0.0.0.0.14; features are tested, not versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from ...converters.additions import counting
 from ...core.modes import having
-from ...core.module import NetworkModule, NetworkState, Walk, key, select
-from ...core.network import Node, SpikingNetwork, Timed
+from ...core.module import NetworkModule, NetworkState, Walk, key, of_neurons, select
+from ...core.network import KEPT, Node, SpikingNetwork, Timed
 from ...core.training import parametrised
 from .. import simulator
 from .base import Kernel
@@ -73,13 +73,11 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     ``spikingjelly_signgd.run`` runs it for many time steps at once.
     """
 
-    _state: NetworkState | None = None  # of the spike view
-
     def forward(self, x: Any) -> Any:
         if self.mode == "ann":
             return self.ann(x)
         run = self.step if self.step_mode == "s" else self.advance
-        outputs, self._state = run(x, state=self._state)
+        outputs, self.state_kept = run(x, state=self.state_kept)
         return outputs
 
     def for_sequences(self) -> AbstractContextManager[None]:
@@ -96,9 +94,34 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         return resting
 
     def reset(self) -> None:
-        self._state = None
+        super().reset()
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def neuron_states(self) -> dict[str, Any]:
+        return {node.name: tuple(self._memory(node.name).values()) for node in self._timed}
+
+    def set_neuron_states(self, states: Mapping[str, Any]) -> None:
+        for name, state in states.items():
+            module: Any = self.neuron(name)
+            module._memories.update(zip(self._memory(name), state, strict=True))
+
+    @property
+    def _timed(self) -> tuple[Timed, ...]:
+        return self.network.of(Timed)
+
+    def _memory(self, name: str) -> dict[str, Any]:
+        module: Any = self.neuron(name)
+        return {key: value for key, value in module._memories.items() if key != "shapes"}
+
+    def new_frame(self, state: NetworkState | None) -> NetworkState | None:
+        for node in self._timed:
+            module: Any = self.neuron(node.name)
+            if node.frame != KEPT:
+                module.reset()
+            elif "t" in module._memories:
+                module._memories["t"] = 0
+        return state
 
     def select(self, index: Tensor, batch: int) -> None:
         for module in self.neurons.values():
@@ -122,7 +145,8 @@ def build(
     in the view asked for.
     """
     network = parametrised(network) if trainable else network
-    neurons = {node.name: make_node(node, spikes) for node in network.of(Timed)}
+    passed = of_neurons(network, spikes)
+    neurons = {node.name: make_node(node, passed) for node in network.of(Timed)}
     module = SpikingJellyNetwork(network, neurons, spikes)
     for part in module.modules():
         if isinstance(part, base.StepModule):

@@ -1,0 +1,217 @@
+"""Streams: the state of a network is kept from frame to frame, so that spikes are for what changes.
+
+Every frame is shown for T steps, usually one. A signGD neuron goes on from where it is: its v, and
+in the spike view what it integrates, are kept, and the count of steps, and with it the schedule,
+starts anew. What cannot go on starts anew (``Timed.frame``): group neurons, pooling of their
+spikes, averages. Momentum, Poisson coding and the rate-coded baseline run on no streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .inputs import Batch, Inputs, batch_of, samples_of
+from .module import NetworkModule, NetworkState, Seen
+from .network import ANEW, KEPT, Neuron, SpikingNetwork, Timed, each_leaf, leaves
+from .operations import resolve
+from .progress import progress
+
+
+def check_stream(owner: str, snn: NetworkModule) -> None:
+    """Raises InputError, naming the nodes, for a network that runs on no streams."""
+    network = snn.network
+    reasons = {n.name: n.frame for n in network.of(Timed) if n.frame not in (KEPT, ANEW)}
+    if reasons:
+        shown = "; ".join(f"{name!r}: {why}" for name, why in list(reasons.items())[:3])
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise InputError(
+            f"{owner}: this network runs on no streams. {shown}{more}. Convert the model with "
+            "stream=True, or run(...) each frame from the start."
+        )
+    if snn.view == "signed":
+        raise InputError(
+            f"{owner}: in the spike view neurons and their receivers round apart from frame to "
+            "frame, but in that of a plan for streams. Build it with stream said: "
+            'build(network.replace(stream=True), spikes="signed").'
+        )
+    rates = [node.name for node in network.of(Neuron) if not node.decoded]
+    inner = [name for name in network.carries.values() if name not in leaves(network.outputs)]
+    if rates and inner:
+        raise InputError(
+            f"{owner}: {inner[0]!r} is carried into the next frame, but what passes there are "
+            f"spikes of rate-coded neurons ({rates[0]!r}), decoded in the outputs alone. Make it "
+            "an output, or convert the model with signGD neurons."
+        )
+
+
+def in_blocks(network: SpikingNetwork) -> bool:
+    """Whether several frames run as one block of steps: every state is kept, all steps are alike,
+    and no frame has to wait for what it is fed by the one before."""
+    timed = network.of(Timed)
+    return not network.carries and all(n.frame == KEPT and n.even for n in timed)
+
+
+# -- what is given ---------------------------------------------------------------------------------
+
+
+def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
+    """x [B, ...], or [F, B, ...] with ``leading`` 1, with a place for what the network feeds
+    itself, which nobody has to give. Raises InputError."""
+    carries, x = snn.network.carries, batch_of(x)
+    if not carries:
+        return x
+    names = [node.name for node in snn.network.inputs if node.name not in carries]
+    if not names:
+        raise InputError("the network feeds itself all its inputs, so that there is no stream.")
+    given = x.tensors if isinstance(x, Inputs) else {names[0]: x}
+    first = given.get(names[0])
+    if not isinstance(first, Tensor) or first.dim() <= leading:
+        return x  # what is missing is said where it is checked
+    zeros = {
+        name: torch.zeros(
+            (*first.shape[: 1 + leading], *_sample(snn.network, name)),
+            dtype=snn.floating,
+            device=first.device,
+        )
+        for name in carries
+        if name not in given
+    }
+    return Inputs({**given, **zeros})
+
+
+def _sample(network: SpikingNetwork, name: str) -> tuple[int, ...]:
+    return tuple(resolve(network[name].shape, 1))[1:]
+
+
+def tensors_of(network: SpikingNetwork, x: Batch) -> Mapping[str, Tensor]:
+    """What is given, by the names of the inputs."""
+    return x.tensors if isinstance(x, Inputs) else {network.input.name: x}
+
+
+def check_goes_on(snn: NetworkModule, x: Batch) -> None:
+    """Raises InputError unless the checked frames x [F, B, ...] go on from the state kept."""
+    given, seen = tensors_of(snn.network, x), snn.seen
+    if seen is None:
+        return
+    shapes = {name: list(value.shape[1:]) for name, value in given.items()}
+    if shapes != seen.shapes:
+        raise InputError(
+            f"a frame is {_shown(shapes)} now, but the state kept is that of {seen.frames} frames "
+            f"of {_shown(seen.shapes)}. Call snn.reset() before frames of another size or another "
+            "number of streams."
+        )
+    for name, value in seen.whole.items():
+        if not torch.equal(value, given[name][0].to(value.device)):
+            raise InputError(
+                f"the input {name!r} holds whole numbers or truth values, which are the same for "
+                "all frames of a stream, but they are others than before. Call snn.reset() first."
+            )
+
+
+def _shown(shapes: Mapping[str, Sequence[int]]) -> str:
+    found = list(shapes.items())
+    return str(list(found[0][1])) if len(found) == 1 else ", ".join(f"{k} {v}" for k, v in found)
+
+
+def _note(snn: NetworkModule, x: Batch, frames: int) -> None:
+    """So many frames more."""
+    if snn.seen is not None:
+        snn.seen = snn.seen._replace(frames=snn.seen.frames + frames)
+        return
+    given = tensors_of(snn.network, x)
+    coded = {node.name for node in snn.network.inputs if node.coded}
+    snn.seen = Seen(
+        frames,
+        {name: list(value.shape[1:]) for name, value in given.items()},
+        {name: value[0].clone() for name, value in given.items() if name not in coded},
+    )
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def run_frames(snn: NetworkModule, x: Batch, steps: Sequence[int], chunk: int) -> dict[int, Any]:
+    """Frames x [F, B, ...], checked, from the state that ``snn`` keeps: {t: outputs [F, B, ...]}.
+
+    At most ``chunk`` steps run at once. The state after the last frame is kept.
+    """
+    check_goes_on(snn, x)
+    last, found = max(steps), []
+    with snn.for_sequences():
+        for block in _blocks(snn, x, last, chunk):
+            found.append({t: each_leaf(block, partial(_after, t=t)) for t in steps})
+    return {t: _joined([part[t] for part in found]) for t in steps}
+
+
+def _after(y: Tensor, t: int) -> Tensor:
+    return y[:, t - 1].clone()
+
+
+def _blocks(snn: NetworkModule, x: Batch, last: int, chunk: int) -> Iterator[Any]:
+    """The outputs of some frames at a time, [f, T, B, ...]."""
+    frames = samples_of(x)
+    size = max(1, chunk // last) if in_blocks(snn.network) else 1
+    for start in progress(range(0, frames, size), "simulating", -(-frames // size)):
+        now = _frames(x, start, min(start + size, frames))
+        snn.state_kept = snn.new_frame(snn.state_kept)
+        if size > 1:
+            block = _in_a_block(snn, now, last)
+        else:
+            block = one_frame(snn, _fed(snn, _first(now)), last)
+        _note(snn, now, samples_of(now))
+        yield block
+
+
+def _in_a_block(snn: NetworkModule, x: Batch, last: int) -> Any:
+    """Frames x [f, B, ...], each for ``last`` steps: outputs [f, T, B, ...]."""
+    frames = samples_of(x)
+    outputs, snn.state_kept = snn.advance(_held(x, last), state=snn.state_kept)
+    return each_leaf(outputs, lambda y: y.unflatten(0, (frames, last)))
+
+
+def one_frame(snn: NetworkModule, x: Batch, last: int) -> Any:
+    """A frame x [B, ...] for ``last`` steps: outputs [1, T, B, ...]."""
+    outputs, snn.state_kept = snn.advance(x, last, {}, snn.state_kept)
+    return each_leaf(outputs, lambda y: y.unsqueeze(0))
+
+
+def _frames(x: Batch, start: int, stop: int) -> Batch:
+    return x.steps(start, stop) if isinstance(x, Inputs) else x[start:stop]
+
+
+def _first(x: Batch) -> Batch:
+    return x.of_step(0) if isinstance(x, Inputs) else x[0]
+
+
+def _held(x: Batch, last: int) -> Batch:
+    """Each frame for so many steps."""
+    if last == 1:
+        return x
+    if not isinstance(x, Inputs):
+        return x.repeat_interleave(last, 0)
+    tensors = {name: value.repeat_interleave(last, 0) for name, value in x.tensors.items()}
+    return Inputs(tensors, x.exact, x.compute)
+
+
+def _fed(snn: NetworkModule, x: Batch) -> Batch:
+    """The frame with what the network was decoded to in the one before; zeros in the first."""
+    state: NetworkState | None = snn.state_kept
+    if not snn.network.carries or state is None or state.carried is None:
+        return x
+    assert isinstance(x, Inputs)
+    fed = {name: state.carried[of] for name, of in snn.network.carries.items()}
+    return Inputs({**x.tensors, **fed}, x.exact, x.compute)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Structures of tensors [f, ...] as one of [F, ...]."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = iter([torch.cat(list(each)) for each in zip(*map(leaves, parts), strict=True)])
+    return each_leaf(parts[0], lambda _: next(columns))

@@ -1,0 +1,546 @@
+"""Streams: the state is kept from frame to frame, in both simulators and views, bit for bit."""
+
+import copy
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional
+from torch import nn
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.core.network import Encoder, Neuron, SignGDNeuron, Timed
+from spikingjelly_signgd.core.spikes import listening
+from spikingjelly_signgd.core.streams import in_blocks
+from spikingjelly_signgd.neurons.base import ANEW, KEPT
+from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
+
+pytestmark = pytest.mark.spikingjelly
+
+SIMULATORS = [
+    "spikingjelly",
+    "norse",
+]
+VIEWS = ("decoded", "signed")
+FRAMES, STREAMS = 12, 3
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def clip(seed=1, shape=(2, 6, 6), frames=FRAMES, change=0.1):
+    """Frames [F, B, ...] of streams that move."""
+    still = torch.randn(1, STREAMS, *shape, generator=generator(seed))
+    moves = torch.randn(frames, STREAMS, *shape, generator=generator(seed + 1))
+    return still + change * moves.cumsum(0)
+
+
+class Small(nn.Module):
+    """Convolutions, a product of two signals, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = nn.functional.gelu(self.first(x))
+        x = x * torch.sigmoid(self.second(x))
+        return {"classes": self.last(x.mean((2, 3))), "map": x}
+
+
+def for_streams(network):
+    """A plan whose v is exact: constant steps, scales of 12 bits, resting values of whole c_m."""
+    nodes = {}
+    for node in network.of(SignGDNeuron):
+        node = replace(node, members=7)  # as all, also what codes the input
+        size = torch.as_tensor(node.scale, dtype=torch.double) * node.schedule(1)
+        bits = 2.0 ** (size.log2().floor() - 11)
+        size = (size / bits).round() * bits
+        finest = size * node.finest
+        resting = (torch.as_tensor(node.resting, dtype=torch.double) / finest).round() * finest
+        one = sg.ConstantSchedule(1.0)
+        nodes[node.name] = replace(
+            node, schedule=one, scale=size.float(), resting=resting.float(), dead_zone=2 / 3
+        )
+    return network.with_nodes(nodes).replace(stream=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    return Small().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    options = {"time_steps": 1, "members": 7, "tune": False, "input_coding": "spike"}
+    return for_streams(sg.convert(model, images, **options))
+
+
+@pytest.fixture(scope="module")
+def x():
+    return clip()
+
+
+def kept(snn, x, *steps, **options):
+    found = sg.run(snn, x, steps or None, sequence=True, keep_state=True, **options)
+    return found if steps else next(iter(found.values()))
+
+
+def assert_same(have, want, what=""):
+    assert have.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(have[name], want[name], rtol=0, atol=0, msg=f"{what} {name}")
+
+
+def assert_close(have, want, tolerance):
+    for name in want:
+        error = float((have[name] - want[name]).abs().max())
+        assert error <= tolerance, f"{name}: {error}"
+
+
+def stacked(found):
+    """{t: outputs} of the steps 1, 2, ... as outputs [T, ...]."""
+    return {name: torch.stack([y[name] for y in found.values()]) for name in found[1]}
+
+
+# -- one semantics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_constant_plan_is_the_sequence_of_its_frames(network, x, simulator):
+    snn = sg.build(network, simulator)
+    sequence = stacked(sg.run(snn, x, range(1, FRAMES + 1), sequence=True))
+    assert_same(kept(snn, x), sequence)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_simulators_agree_bit_for_bit(network, x, view):
+    one, other = (sg.build(network, name, spikes=view) for name in ("spikingjelly", "norse"))
+    assert_same(kept(one, x), kept(other, x))
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_it_tracks_the_source(network, model, x, simulator):
+    y = kept(sg.build(network, simulator), x)
+    want = model(x.flatten(0, 1))
+    for name, source in want.items():
+        error = (y[name].flatten(0, 1) - source).norm() / source.norm()
+        assert error < 0.05, name
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("cut", [1, 5])
+def test_calls_go_on_where_the_last_one_ended(network, x, simulator, view, cut):
+    snn = sg.build(network, simulator, spikes=view)
+    whole = kept(snn, x, chunk=1)
+    snn.reset()
+    parts = [kept(snn, part, chunk=1) for part in (x[:cut], x[cut:7], x[7:])]
+    assert snn.seen.frames == FRAMES
+    assert_same({k: torch.cat([part[k] for part in parts]) for k in whole}, whole)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_chunks_of_frames_are_single_frames(network, x, view):
+    """Bit-equal where torch computes a layer of several frames as that of one, as it does here."""
+    snn = sg.build(network, spikes=view)
+    assert in_blocks(network)
+    whole = kept(snn, x)
+    for chunk in (1, 5):
+        snn.reset()
+        assert_close(kept(snn, x, chunk=chunk), whole, 1e-6)
+
+
+def test_the_views_agree(network, x):
+    decoded, signed = (kept(sg.build(network, spikes=view), x) for view in VIEWS)
+    assert_close(signed, decoded, 1e-5)
+
+
+def test_a_reset_and_a_plain_run_forget(network, x):
+    snn = sg.build(network)
+    first = kept(snn, x)
+    assert not torch.equal(kept(snn, x)["classes"], first["classes"])
+    snn.reset()
+    assert snn.seen is None
+    assert_same(kept(snn, x), first)
+    sg.run(snn, x[0])
+    assert_same(kept(snn, x), first)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_streams_side_by_side_are_each_alone(network, x, simulator):
+    snn = sg.build(network, simulator)
+    together = kept(snn, x)
+    for i in range(STREAMS):
+        snn.reset()
+        alone = kept(snn, x[:, i : i + 1])
+        assert_close(alone, {k: y[:, i : i + 1] for k, y in together.items()}, 1e-6)
+
+
+# -- several steps a frame -------------------------------------------------------------------------
+
+
+def halving(network):
+    """T = 3, step sizes that halve: v is kept, but the schedule starts anew at each frame."""
+    return network.replace(time_steps=3).with_nodes(
+        {
+            node.name: replace(node, schedule=sg.ExponentialSchedule(1.0, 0.5))
+            for node in network.of(SignGDNeuron)
+        }
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_the_schedule_starts_anew_at_every_frame(network, x, simulator, view):
+    plan = halving(network)
+    assert not in_blocks(plan)
+    snn = sg.build(plan, simulator, spikes=view)
+    y = kept(snn, x, 1, 3)
+    assert list(y) == [1, 3] and y[3]["classes"].shape == (FRAMES, STREAMS, 4)
+    snn.reset()
+    frame_by_frame = [kept(snn, frame.unsqueeze(0), 1, 3) for frame in x]
+    for t in (1, 3):
+        joined = {k: torch.cat([each[t][k] for each in frame_by_frame]) for k in y[t]}
+        assert_same(joined, y[t])
+    definition = by_definition(plan, x, view)
+    assert_close(y[3], definition, 1e-5)
+
+
+def by_definition(plan, x, view):
+    """Steps of the pure-torch definitions, their states handed on with t = 0 by hand."""
+    from spikingjelly_signgd.exporters.hdf5.definition import DefinitionNetwork
+
+    module, state, outputs = DefinitionNetwork(plan, view), None, []
+    for frame in x:
+        if state is not None:
+            neurons = {name: s._replace(t=0) for name, s in state.neurons.items()}
+            state = state._replace(neurons=neurons)
+        for _ in range(plan.time_steps):
+            with torch.no_grad():
+                y, state = module(frame, state)
+        outputs.append(y)
+    return {k: torch.stack([y[k] for y in outputs]) for k in outputs[0]}
+
+
+def test_constant_steps_run_in_blocks_whatever_t(network, x):
+    few = {node.name: replace(node, members=1) for node in network.of(SignGDNeuron)}
+    plan = network.with_nodes(few).replace(time_steps=3)
+    assert in_blocks(plan)
+    snn = sg.build(plan)
+    block = kept(snn, x, 1, 2, 3)
+    snn.reset()
+    single = kept(snn, x, 1, 2, 3, chunk=1)
+    for t in block:
+        assert_close(single[t], block[t], 1e-6)
+    assert not torch.equal(block[1]["map"], block[3]["map"])
+
+
+def test_real_valued_coding_keeps_what_it_decodes(model, x):
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    plan = sg.convert(model, images, time_steps=4, tune=False, input_coding="real")
+    (encoder,) = plan.of(Encoder)
+    assert encoder.frame == KEPT
+    snn = sg.build(plan)
+    still = x[:1].expand(6, *x.shape[1:])
+    y = kept(snn, still)["classes"]
+    want = model(x[0])["classes"]
+    errors = (y - want).flatten(1).norm(dim=1)
+    assert errors[-1] < errors[0]
+
+
+# -- what starts anew, and what is refused ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def group_network():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6, 4)),
+    ).eval()
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    options = {"method": "group", "time_steps": 3, "members": 4, "tune": False}
+    return sg.convert(model, images, **options)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_group_networks_start_anew_at_every_frame(group_network, x, simulator):
+    assert {node.frame for node in group_network.of(Timed)} == {ANEW}
+    snn = sg.build(group_network, simulator)
+    y = kept(snn, x, 1, 3)
+    for frame, *found in zip(x, y[1], y[3], strict=True):
+        alone = sg.run(snn, frame, (1, 3))
+        assert torch.equal(alone[1], found[0]) and torch.equal(alone[3], found[1])
+
+
+class Accumulating(Neuron):
+    """A kind from elsewhere, which says nothing of frames: it starts anew."""
+
+
+def test_kinds_from_elsewhere_start_anew():
+    assert Accumulating(name="a", function=NONLINEARITIES["relu"]).frame == ANEW
+
+
+def with_momentum(network):
+    name = "gelu"
+    return network.with_nodes({name: replace(network[name], momentum=0.9, members=1, dead_zone=0)})
+
+
+def test_momentum_is_refused_by_name(network, x):
+    with pytest.raises(sg.InputError, match="'gelu': its momentum .* stream=True"):
+        kept(sg.build(with_momentum(network)), x)
+
+
+def relu_model():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"input_coding": "poisson"}, "'input.encode': Poisson coding"),
+        ({"method": "subgradient"}, "'2': its v is a rate"),
+    ],
+)
+def test_what_works_by_rates_is_refused_by_name(x, options, reason):
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    plan = sg.convert(relu_model(), images, time_steps=4, tune=False, **options)
+    with pytest.raises(sg.InputError, match=reason):
+        kept(sg.build(plan), x)
+
+
+def test_the_spike_view_takes_a_plan_for_streams(network, x):
+    snn = sg.build(network.replace(stream=False), spikes="signed")
+    with pytest.raises(sg.InputError, match=r"network\.replace\(stream=True\)"):
+        kept(snn, x)
+
+
+def test_bad_input_says_what_to_do(network, x):
+    snn = sg.build(network)
+    with pytest.raises(sg.InputError, match=r"sequence=True .* x\.unsqueeze\(0\)"):
+        sg.run(snn, x[0], keep_state=True)
+    kept(snn, x)
+    for other in (x[:, :1], torch.cat([x, x], 1)):
+        with pytest.raises(sg.InputError, match=r"a frame is \[.*, 2, 6, 6\] now.*snn.reset\(\)"):
+            kept(snn, other)
+    with pytest.raises(sg.InputError, match="the input is"):
+        kept(snn, x[..., :5])
+    with pytest.raises(sg.InputError, match="T is 0"):
+        kept(snn, x[:0])
+    with pytest.raises(sg.InputError, match="NaN"):
+        kept(snn, x * torch.nan)
+    with pytest.raises(sg.InputError, match="chunk is a number"):
+        kept(snn, x, chunk=0)
+    assert snn.seen.frames == FRAMES
+
+
+# -- whole numbers, and networks that feed themselves ----------------------------------------------
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, mask):
+        return self.outer(torch.sigmoid(self.inner(x)) * mask.float())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_masks_stay_the_same(simulator, view):
+    torch.manual_seed(5)
+    model = Masked().eval().requires_grad_(False)
+    mask = torch.arange(8).expand(STREAMS, 8) < torch.tensor([[8], [5], [2]])
+    images = {"x": torch.randn(STREAMS, 6, generator=generator(7)), "mask": mask}
+    plan = for_streams(sg.convert(model, images, time_steps=1, members=7, tune=False))
+    frames = clip(shape=(6,))
+    x = {"x": frames, "mask": mask.expand(FRAMES, *mask.shape)}
+    snn = sg.build(plan, simulator, spikes=view)
+    y = kept(snn, x)
+    error = (y - model(frames, mask)).norm() / model(frames, mask).norm()
+    assert error < 0.05
+    with pytest.raises(sg.InputError, match=r"'mask' holds whole numbers.*snn.reset\(\)"):
+        kept(snn, {"x": frames, "mask": ~x["mask"]})
+
+
+class Remembering(nn.Module):
+    """h' = tanh(W x + U h), and a read-out of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.u, self.out = nn.Linear(6, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x, h):
+        h = torch.tanh(self.w(x) + self.u(h))
+        return {"y": self.out(h), "h": h}
+
+
+@pytest.fixture(scope="module")
+def remembering():
+    torch.manual_seed(6)
+    model = Remembering().eval().requires_grad_(False)
+    data = {name: torch.randn(32, n, generator=generator(n)) for name, n in (("x", 6), ("h", 8))}
+    options = {"time_steps": 1, "members": 8, "tune": False, "input_coding": "spike"}
+    plan = for_streams(sg.convert(model, data, **options))
+    return model, plan.replace(carries={"h": plan.outputs["h"]})
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_what_a_network_feeds_itself_is_that_of_the_frame_before(remembering, simulator, view):
+    model, plan = remembering
+    x = clip(shape=(6,))
+    snn = sg.build(plan, simulator, spikes=view)
+    y = kept(snn, x)
+    h, want = torch.zeros(STREAMS, 8), []
+    for frame in x:
+        found = model(frame, h)
+        h = found["h"]
+        want.append(found["y"])
+    error = (y["y"] - torch.stack(want)).norm() / torch.stack(want).norm()
+    assert error < 0.05
+    snn.reset()
+    parts = [kept(snn, {"x": part}) for part in (x[:1], x[1:])]
+    assert_same({k: torch.cat([part[k] for part in parts]) for k in y}, y)
+    fed = torch.cat([torch.zeros(1, STREAMS, 8), y["h"][:-1]])  # the same, fed from outside
+    other = sg.build(plan.replace(carries={}), simulator, spikes=view)
+    assert_same(kept(other, {"x": x, "h": fed}, chunk=1), y)
+
+
+def test_what_is_carried_is_checked(remembering, group_network):
+    _, plan = remembering
+    for carries, reason in (
+        ({"z": plan.outputs["h"]}, "no input is 'z'"),
+        ({"h": "nowhere"}, "no node is called 'nowhere'"),
+        ({"h": plan.outputs["y"]}, "a node of its shape"),
+    ):
+        with pytest.raises(sg.InputError, match=reason):
+            plan.replace(carries=carries)
+    assert plan.with_nodes({}).carries == plan.carries and plan.with_nodes({}).stream
+    with pytest.raises(sg.InputError, match="feeds itself all"):
+        alone = plan.replace(carries={"h": plan.outputs["h"], "x": "x"})
+        kept(sg.build(alone), clip(shape=(6,)))
+
+
+# -- silence ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_still_image_sends_nothing_from_the_second_frame_on(network, x, simulator):
+    snn = sg.build(network, simulator)
+    sent = []
+    still = x[:1].expand(4, *x.shape[1:])
+    with listening(snn, lambda each: sent.append(each.events.spikes.flatten(1).sum(1))):
+        y = kept(snn, still)
+    total = torch.stack(sent).sum(0)
+    assert total[0] > 0 and total[1:].sum() == 0
+    assert torch.equal(y["map"][0], y["map"][3])
+
+
+# -- the state as a value --------------------------------------------------------------------------
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("other", SIMULATORS)
+def test_a_state_goes_on_elsewhere(network, x, simulator, other, view):
+    snn = sg.build(network, simulator, spikes=view)
+    kept(snn, x[:5])
+    state = through_a_file(snn.state())
+    assert state["frames"] == 5
+    want = kept(snn, x[5:])
+    elsewhere = sg.build(network, other, spikes=view)
+    elsewhere.load_state(state)
+    assert_same(kept(elsewhere, x[5:]), want)
+    assert elsewhere.seen.frames == FRAMES
+    snn.load_state(state)  # which nobody has changed meanwhile
+    assert_same(kept(snn, x[5:]), want)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_states_of_masks_and_of_what_is_carried(remembering, simulator, view):
+    _, plan = remembering
+    x = clip(shape=(6,))
+    snn = sg.build(plan, simulator, spikes=view)
+    kept(snn, x[:5])
+    copied, state = copy.deepcopy(snn), through_a_file(snn.state())
+    want = kept(snn, x[5:])
+    assert_same(kept(copied, x[5:]), want)
+    snn.reset()
+    snn.load_state(state)
+    assert_same(kept(snn, x[5:]), want)
+
+
+def test_states_that_do_not_fit_are_refused(network, remembering, x):
+    snn = sg.build(network)
+    with pytest.raises(sg.InputError, match="no frame of a stream"):
+        snn.state()
+    kept(snn, x)
+    state = snn.state()
+    with pytest.raises(sg.InputError, match="that of another network"):
+        sg.build(remembering[1]).load_state(state)
+    weights = {"last": replace(network["last"], tensors={**network["last"].tensors})}
+    weights["last"].tensors["weight"] = weights["last"].tensors["weight"] * 1.01
+    with pytest.raises(sg.InputError, match="other weights"):
+        sg.build(network.with_nodes(weights)).load_state(state)
+    with pytest.raises(sg.InputError, match='one of spikes="decoded", but .*spikes="signed"'):
+        sg.build(network, spikes="signed").load_state(state)
+    with pytest.raises(sg.InputError, match="of version 7"):
+        snn.load_state({**state, "version": 7})
+    with pytest.raises(sg.InputError, match="but it is list"):
+        snn.load_state([])
+    with pytest.raises(sg.InputError, match="incomplete"):
+        snn.load_state({**state, "neurons": {"gelu": []}})
+    snn.load_state(state)
+    with pytest.raises(sg.InputError, match="a frame is"):
+        kept(snn, x[:, :2])
+
+
+# -- as users of the simulators run them -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_spikingjelly_runs_frames_itself(network, x, view, step_mode):
+    snn = sg.build(network, spikes=view, step_mode=step_mode)
+    want = kept(snn, x, chunk=1)
+    functional.reset_net(snn)
+    with torch.no_grad():
+        if step_mode == "s":
+            y = [snn(frame) for frame in x]
+            y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+        else:
+            y = snn(x)
+    assert_close(y, want, 1e-6)
+    functional.reset_net(snn)
+    assert snn.state_kept is None and snn.seen is None
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_norse_takes_frames_and_hands_the_state_on(network, x, view):
+    snn = sg.build(network, "norse", spikes=view)
+    want = kept(snn, x, chunk=1)
+    state, y = None, []
+    with torch.no_grad():
+        for frame in x:
+            out, state = snn(frame, state)
+            y.append(out)
+    y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
+    assert_close(y, want, 1e-6)
