@@ -14,7 +14,9 @@ node by how many steps it runs behind the input: the neurons on the longest path
 a shorter path is held back by the difference, so that what meets at a node is of the same step.
 
 ``keep_state`` is a stream's: each frame of a clip is shown for T steps, which are counted anew,
-while v and x go on from frame to frame and from call to call (``runner_streams.py``).
+while v and x go on from frame to frame and from call to call (``runner_streams.py``). In the spike
+view of a plan for streams v(t) - v(t - 1) passes, and its sums are float64 whatever the type of v,
+so that x stays W v + b.
 """
 
 from __future__ import annotations
@@ -39,7 +41,15 @@ from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 from .runner_signs import dense_step, levels, mixed_step, sparse_step
 from .runner_statics import compute
-from .runner_streams import Kept, by_frame, check_clip, check_kinds, check_next, with_fed
+from .runner_streams import (
+    Kept,
+    by_frame,
+    check_clip,
+    check_kinds,
+    check_next,
+    check_view,
+    with_fed,
+)
 
 __all__ = ["Result", "Runner"]
 
@@ -197,7 +207,7 @@ class Runner:
     ) -> Result:
         check_kinds(self.content, sequence, delay)
         steps = _checked_steps(self.content.time_steps if time_steps is None else time_steps)
-        view, shown = self._checked_view(view), max(steps)
+        view, shown = check_view(self.content, view, self.view), max(steps)
         given = self._given(x, self.content.carries)
         if self._stream is not None:
             check_next(given, self._stream[1], view)
@@ -352,6 +362,7 @@ class _Run:
         self.runner, self.last, self.spike_view, self.coded = runner, last, view == "spike", coded
         self.x, self.shown, self.keeps, self.before = x, shown, keeps, before
         self.batch = next(iter(x.values())).shape[int(shown > 0)]
+        self.wide = self.spike_view and runner.content.stream
         self.records = {node.name: node for node in runner.nodes}
         self.exact: dict[str, Array] = {}  # what static nodes make
         self.carries = runner.content.carries if keeps else {}
@@ -445,7 +456,7 @@ class _Run:
         for node in self.runner.nodes:
             with _named(node):
                 values[node.name] = self._at_start(node, [values[name] for name in node["inputs"]])
-        self.readouts = {name: self._sum(values[name]) for name in self.followed}
+        self.readouts = {name: values[name] for name in self.followed}
 
     def _new_frame(self, node: Record) -> None:
         """The state of a node before the first step of a frame."""
@@ -454,12 +465,13 @@ class _Run:
         elif node.name in self.states:
             self.states[node.name].t = 0
 
-    def _sum(self, x: Array) -> Array:
-        """What increments are added to; in float32 sums of a long stream would drift."""
-        return x.astype(np.float64) if self.keeps and x.dtype.kind == "f" else x
+    def _wide(self, x: Array) -> Array:
+        """What passes in the spike view of streams."""
+        return x.astype(np.float64) if self.wide and x.dtype.kind == "f" else x
 
     def _summed(self, x: Array) -> Array:
-        return x.astype(self.runner.dtype) if self.keeps and x.dtype.kind == "f" else x
+        """The sum of what passed, as f takes it."""
+        return x.astype(self.runner.dtype) if self.wide and x.dtype.kind == "f" else x
 
     def _decoded(self, name: str) -> Array:
         return np.array(self._summed(self.readouts[name]))
@@ -474,8 +486,8 @@ class _Run:
     def _at_start(self, node: Record, inputs: list[Array]) -> Array:
         if KINDS[node.kind].neuron:
             v = self._resting(node, resolve(node["shape"], self.batch))
-            self.states[node.name] = _State(v, [self._sum(x) for x in inputs])
-            return v
+            self.states[node.name] = _State(v, inputs)
+            return self._wide(v)
         return _AT_START[node.kind](self, node, inputs)
 
     def _resting(self, node: Record, shape: Sequence[int]) -> Array:
@@ -507,16 +519,16 @@ class _Run:
         return self.x[name][(step - 1) // self.shown] if self.shown else self.x[name]
 
     def _input_or_increment(self, node: Record, inputs: list[Array], step: int) -> Array:
-        now = self._input(node.name, step)
+        now = self._wide(self._input(node.name, step))
         if not self.spike_view or node["dtype"] != "float":
             return now
         if step > 1:
-            return now - self._input(node.name, step - 1)
-        return now if self.before is None else now - self.before.inputs[node.name]
+            return now - self._wide(self._input(node.name, step - 1))
+        return now if self.before is None else now - self._wide(self.before.inputs[node.name])
 
     def _static(self, node: Record, inputs: list[Array], step: int) -> Array:
         """The same at every step, in the spike view sent with the first."""
-        value = self._exact(node.name)
+        value = self._wide(self._exact(node.name))
         sent = step > 1 or self.before is not None
         later = self.spike_view and sent and node["dtype"] == "float"
         return np.zeros_like(value) if later else value
@@ -532,13 +544,14 @@ class _Run:
         return self.exact[name]
 
     def _constant(self, node: Record, inputs: list[Array], step: int) -> Array:
-        value: Array = node["value"]
+        value = self._wide(node["value"])
         return np.zeros_like(value) if self.spike_view and step else value
 
     def _linear(self, node: Record, inputs: list[Array], step: int) -> Array:
         run = apply_linear if self.spike_view and step else apply
-        out = run(node["op"], inputs, node["attributes"], node["tensors"], self.batch)
-        return np.asarray(out, self.runner.dtype)
+        tensors = {name: self._wide(value) for name, value in node["tensors"].items()}
+        out = run(node["op"], inputs, node["attributes"], tensors, self.batch)
+        return np.asarray(out, np.float64 if self.wide else self.runner.dtype)
 
     def _function(self, node: Record, x: list[Array], step: int = 0) -> Array:
         f = self.runner.functions[node.name]
@@ -568,36 +581,43 @@ class _Run:
                 sigma = node["momentum"] * state.buffer + sigma
             state.buffer = sigma
         state.t += 1
-        change = self._size(node, state.t) * sigma
-        state.v = state.v - change
-        return (-change if self.spike_view else state.v), fires
+        change, before = self._size(node, state.t) * sigma, state.v
+        state.v = before - change
+        return self._passing(state, before, -change), fires
 
     def _signs(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
         """Several signs in one step, of sizes halved from one to the next."""
         m, ties = node["members"], node["function"]["fires_at_tie"]
         state.t += 1
-        size = self._size(node, state.t)
-        bits, state.v = dense_step(state.v, target, size, m, ties)
-        return self._sent(state, size, m, 2 * bits - (2**m - 1)), bits.astype(np.uint8)
+        size, before = self._size(node, state.t), state.v
+        bits, state.v = dense_step(before, target, size, m, ties)
+        sent = self._weighted(size, m, 2 * bits - (2**m - 1))
+        return self._passing(state, before, sent), bits.astype(np.uint8)
 
     def _sparse(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
         """One sign or several, with a dead zone."""
         m, ties, theta = node["members"], node["function"]["fires_at_tie"], node["dead_zone"]
         within = np.asarray(theta, np.float32).astype(self.runner.dtype)
         state.t += 1
-        size = self._size(node, state.t)
+        size, before = self._size(node, state.t), state.v
         if is_array(theta):
-            code, state.v = mixed_step(state.v, target, size, within, m, ties)
+            code, state.v = mixed_step(before, target, size, within, m, ties)
         else:
-            code, state.v = sparse_step(state.v, target, size, within, m)
-        return self._sent(state, size, m, levels(code, self.runner.dtype)), code
+            code, state.v = sparse_step(before, target, size, within, m)
+        sent = self._weighted(size, m, levels(code, self.runner.dtype))
+        return self._passing(state, before, sent), code
 
-    def _sent(self, state: _State, size: Array, members: int, level: Array) -> Array:
-        """What passes after a step whose signs make ``level``, d."""
-        if not self.spike_view:
-            return state.v
+    def _weighted(self, size: Array, members: int, level: Array) -> Array:
+        """The weighted spike of a step whose signs make ``level``, d."""
         dtype = self.runner.dtype
         return -np.asarray(size * 2.0 ** (1 - members), dtype) * level.astype(dtype)
+
+    def _passing(self, state: _State, before: Array, sent: Array) -> Array:
+        """What passes after a step from v = ``before``: v, the weighted spike, or of streams the
+        difference that it made, which differs from it where v is rounded."""
+        if self.wide:
+            return self._wide(state.v) - self._wide(before)
+        return sent if self.spike_view else state.v
 
     def _group(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
         (x,) = inputs
@@ -651,7 +671,9 @@ class _Run:
                 gradient = node["momentum"] * state.buffer + gradient
             state.buffer = gradient
         state.v = before - step_size(node["schedule"], state.t) * gradient
-        return state.v - before if self.spike_view else state.v
+        if self.spike_view:
+            return self._wide(state.v) - self._wide(before)
+        return state.v
 
     def _average(self, node: Record, inputs: list[Array], step: int) -> Array:
         (x,) = inputs
@@ -684,8 +706,8 @@ _NEURONS: dict[str, Callable[[_Run, Record, list[Array]], tuple[Array, Array]]] 
 }
 # the same before the first step of the spike view
 _AT_START: dict[str, Callable[[_Run, Record, list[Array]], Array]] = {
-    "input": lambda run, node, inputs: np.zeros_like(run._input(node.name, 1)),
-    "static": lambda run, node, inputs: np.zeros_like(run._exact(node.name)),
+    "input": lambda run, node, inputs: np.zeros_like(run._wide(run._input(node.name, 1))),
+    "static": lambda run, node, inputs: np.zeros_like(run._wide(run._exact(node.name))),
     "constant": lambda run, node, inputs: run._constant(node, inputs, 0),
     "linear": lambda run, node, inputs: run._linear(node, inputs, 0),
     "encoder": lambda run, node, inputs: inputs[0],

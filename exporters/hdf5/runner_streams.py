@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import FormatError, InputError
+from ...core.structures import leaves
+from ...errors import InputError
 from .content import Content
 from .kinds import ANEW, KEPT, KINDS
 from .runner_functions import Array
@@ -31,7 +32,7 @@ class Kept:
 
 
 def check_kinds(content: Content, sequence: bool, delay: bool) -> None:
-    """Raises FormatError, by the name of the node, where there are no streams of it; InputError."""
+    """Raises InputError, by the name of the node, for a network that runs on no streams."""
     if not sequence:
         raise InputError(
             "keep_state=True is of clips [F, B, ...]; pass sequence=True, and a frame as x[None]."
@@ -39,15 +40,32 @@ def check_kinds(content: Content, sequence: bool, delay: bool) -> None:
     for node in content.nodes:
         found = KINDS[node.kind].frame(node)
         if found not in (KEPT, ANEW):
-            raise FormatError(
-                f"keep_state=True: {node.name!r} ({node.kind}) runs on no stream: {found}. Run "
-                "frames one by one, or convert the model for streams."
+            raise InputError(
+                f"keep_state=True: this network runs on no streams. {node.name!r}: {found}. Run "
+                "each frame from the start, or convert the model with stream=True."
             )
+    rates = [node.name for node in content.nodes if node.kind in ("group", "growth")]
+    inner = [name for name in content.carries.values() if name not in leaves(content.outputs)]
+    if rates and inner:
+        raise InputError(
+            f"{inner[0]!r} is carried into the next frame, but what passes there are spikes of "
+            f"rate-coded neurons ({rates[0]!r}), decoded in the outputs alone; make it an output."
+        )
     if delay and content.carries:
         raise InputError(
             f"the network feeds {', '.join(content.carries)} with values of the frame before, "
             "which with a delay are not there yet; run it without one."
         )
+
+
+def check_view(content: Content, view: str | None, usual: str) -> str:
+    """The view of a stream, by default ``usual`` where the plan is one for streams."""
+    if view == "spike" and not content.stream:
+        raise InputError(
+            "in the spike view neurons and their receivers round apart from frame to frame, but in "
+            'that of a plan for streams; take view="decoded", or convert with stream=True.'
+        )
+    return view or (usual if content.stream else "decoded")
 
 
 def check_next(frames: Mapping[str, Array], kept: Kept, view: str) -> None:
