@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ALONE = "compared with itself alone; pass network=... to know that it is that network's"
+FRAMES_ALONE = "each frame is replayed alone: group neurons begin anew at every frame of a stream"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
 MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
 
@@ -223,6 +224,11 @@ class Request:
         clip = Inputs(given).cpu().to(torch.float64)
         told = f"given, sha256 {digest.hexdigest()[:16]}"
         return (clip.tensors[nodes[0].name] if network.plain else clip), told
+
+    def of_frames(self, dimensions: int) -> Request:
+        """Each frame of a clip [F, B, ...] a sample; a sample has so many ``dimensions``."""
+        clip = isinstance(self.x, Tensor) and self.x.dim() == dimensions + 2
+        return replace(self, x=self.x.flatten(0, 1)) if clip else self
 
     def inputs(
         self, shape: Sequence[int], low: float = 0.0, high: float = 1.0

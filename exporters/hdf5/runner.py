@@ -213,7 +213,7 @@ class Runner:
             check_next(given, self._stream[1], view)
         runner, kept = self._stream or (self._at_size_of(given, True), None)
         inputs = {
-            node.name: runner._checked_input(node, given[node.name], True, 1)
+            node.name: runner._checked_input(node, given[node.name], True, 0)
             for node in runner.content.of("input")
             if node.name in given
         }
