@@ -10,6 +10,7 @@ from .core.registry import FORMATS, SIMULATORS
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
+    from .analysis.watching import watch
     from .converters import (
         NEURONS,
         CalibrationWarning,
@@ -130,6 +131,7 @@ __all__ = [
     "to_spikes",
     "tune",
     "verify",
+    "watch",
 ]
 
 _FOLDERS = ("analysis", "converters", "exporters", "neurons", "plugins")
@@ -201,6 +203,7 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "watch": "analysis.watching",
 }
 
 

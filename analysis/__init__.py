@@ -18,6 +18,7 @@ from .plots import (
 )
 from .recording import Recording, record
 from .report import write_report
+from .watching import FrameOperations, Watch
 
 __all__ = [
     "METRICS",
@@ -26,12 +27,14 @@ __all__ = [
     "EnergyEstimate",
     "EnergyTable",
     "Finding",
+    "FrameOperations",
     "LayerErrors",
     "LayerOperations",
     "Metric",
     "Operations",
     "Plot",
     "Recording",
+    "Watch",
     "count_operations",
     "diagnose",
     "estimate_energy",

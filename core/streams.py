@@ -95,11 +95,11 @@ def tensors_of(network: SpikingNetwork, x: Batch) -> Mapping[str, Tensor]:
 
 
 def check_goes_on(snn: NetworkModule, x: Batch) -> None:
-    """Raises InputError unless the checked frames x [F, B, ...] go on from the state kept."""
+    """Raises InputError unless a checked frame x [B, ...] goes on from the state kept."""
     given, seen = tensors_of(snn.network, x), snn.seen
     if seen is None:
         return
-    shapes = {name: list(value.shape[1:]) for name, value in given.items()}
+    shapes = {name: list(value.shape) for name, value in given.items()}
     if shapes != seen.shapes:
         raise InputError(
             f"a frame is {_shown(shapes)} now, but the state kept is that of {seen.frames} frames "
@@ -107,7 +107,7 @@ def check_goes_on(snn: NetworkModule, x: Batch) -> None:
             "number of streams."
         )
     for name, value in seen.whole.items():
-        if not torch.equal(value, given[name][0].to(value.device)):
+        if not torch.equal(value, given[name].to(value.device)):
             raise InputError(
                 f"the input {name!r} holds whole numbers or truth values, which are the same for "
                 "all frames of a stream, but they are others than before. Call snn.reset() first."
@@ -120,7 +120,7 @@ def _shown(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _note(snn: NetworkModule, x: Batch, frames: int) -> None:
-    """So many frames more."""
+    """So many frames more, of the form of x [B, ...]."""
     if snn.seen is not None:
         snn.seen = snn.seen._replace(frames=snn.seen.frames + frames)
         return
@@ -128,8 +128,8 @@ def _note(snn: NetworkModule, x: Batch, frames: int) -> None:
     coded = {node.name for node in snn.network.inputs if node.coded}
     snn.seen = Seen(
         frames,
-        {name: list(value.shape[1:]) for name, value in given.items()},
-        {name: value[0].clone() for name, value in given.items() if name not in coded},
+        {name: list(value.shape) for name, value in given.items()},
+        {name: value.clone() for name, value in given.items() if name not in coded},
     )
 
 
@@ -141,7 +141,7 @@ def run_frames(snn: NetworkModule, x: Batch, steps: Sequence[int], chunk: int) -
 
     At most ``chunk`` steps run at once. The state after the last frame is kept.
     """
-    check_goes_on(snn, x)
+    check_goes_on(snn, _first(x))
     last, found = max(steps), []
     with snn.for_sequences():
         for block in _blocks(snn, x, last, chunk):
@@ -159,12 +159,12 @@ def _blocks(snn: NetworkModule, x: Batch, last: int, chunk: int) -> Iterator[Any
     size = max(1, chunk // last) if in_blocks(snn.network) else 1
     for start in progress(range(0, frames, size), "simulating", -(-frames // size)):
         now = _frames(x, start, min(start + size, frames))
+        if size == 1:
+            yield next_frame(snn, _first(now), last)
+            continue
         snn.state_kept = snn.new_frame(snn.state_kept)
-        if size > 1:
-            block = _in_a_block(snn, now, last)
-        else:
-            block = one_frame(snn, _fed(snn, _first(now)), last)
-        _note(snn, now, samples_of(now))
+        block = _in_a_block(snn, now, last)
+        _note(snn, _first(now), samples_of(now))
         yield block
 
 
@@ -175,9 +175,11 @@ def _in_a_block(snn: NetworkModule, x: Batch, last: int) -> Any:
     return each_leaf(outputs, lambda y: y.unflatten(0, (frames, last)))
 
 
-def one_frame(snn: NetworkModule, x: Batch, last: int) -> Any:
-    """A frame x [B, ...] for ``last`` steps: outputs [1, T, B, ...]."""
-    outputs, snn.state_kept = snn.advance(x, last, {}, snn.state_kept)
+def next_frame(snn: NetworkModule, x: Batch, last: int) -> Any:
+    """A checked frame x [B, ...] for ``last`` steps: outputs [1, T, B, ...]."""
+    snn.state_kept = snn.new_frame(snn.state_kept)
+    outputs, snn.state_kept = snn.advance(_fed(snn, x), last, {}, snn.state_kept)
+    _note(snn, x, 1)
     return each_leaf(outputs, lambda y: y.unsqueeze(0))
 
 

@@ -2,14 +2,17 @@
 
 import copy
 import io
+import json
 from dataclasses import replace
 
+import drift
 import pytest
 import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import cost
 from spikingjelly_signgd.core.network import Encoder, Neuron, SignGDNeuron, Timed
 from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.core.streams import in_blocks
@@ -544,3 +547,160 @@ def test_norse_takes_frames_and_hands_the_state_on(network, x, view):
             y.append(out)
     y = {k: torch.stack([each[k] for each in y]) for k in y[0]}
     assert_close(y, want, 1e-6)
+
+
+# -- live use --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_watch_is_a_run_frame_by_frame(network, x, simulator, view):
+    snn = sg.build(network, simulator, spikes=view)
+    want = kept(snn, x, chunk=1)
+    with sg.watch(snn) as w:
+        assert w.frames == 0
+        found = []
+        for f, frame in enumerate(x):
+            found.append(w(frame))
+            assert w.frames == f + 1
+        assert_same({k: torch.stack([y[k] for y in found]) for k in want}, want)
+        w.reset()
+        assert w.frames == 0
+        assert_same(w(x[0]), found[0])
+    assert snn.seen is None
+
+
+def test_a_watch_of_one_stream_takes_frames_without_a_batch(network, remembering, x):
+    with sg.watch(sg.build(network)) as w:
+        alone = [w(frame[0]) for frame in x]
+    with sg.watch(sg.build(network)) as w:
+        batch = [w(frame[:1]) for frame in x]
+    assert alone[0]["classes"].shape == (4,)
+    for one, other in zip(alone, batch, strict=True):
+        assert_same(one, {k: y[0] for k, y in other.items()})
+    with sg.watch(sg.build(remembering[1])) as w:  # which feeds itself h
+        frame = torch.randn(6, generator=generator(1))
+        assert w({"x": frame})["y"].shape == w(frame)["y"].shape == (3,)
+
+
+def test_a_watch_goes_on_from_a_state(network, x):
+    snn = sg.build(network)
+    with sg.watch(snn) as w:
+        for frame in x[:5]:
+            w(frame)
+        state = through_a_file(w.state())
+        want = [w(frame) for frame in x[5:]]
+    with sg.watch(sg.build(network, "norse"), state=state) as w:
+        assert w.frames == 5
+        for frame, y in zip(x[5:], want, strict=True):
+            assert_same(w(frame), y)
+
+
+def counted(snn, x):
+    """By the rules of ``count_operations``, of each frame: spikes, and additions of a weight."""
+    found = []
+    for frame in x:
+        sent = {}
+        with listening(snn, lambda each: sent.update({each.node.name: each})):  # noqa: B023
+            kept(snn, frame.unsqueeze(0))
+        spikes = {k: s.events.spikes.double() for k, s in sent.items() if s.events is not None}
+        counts = cost.Counts(snn.network, 1, same=False)
+        counts.add(spikes, frame.shape[0], 0)
+        found.append(counts.at(1))
+    return found
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_operations_are_counted_as_sent(network, x, view):
+    snn = sg.build(network, spikes=view)
+    want = counted(snn, x)
+    with sg.watch(snn) as w:
+        for frame, operations in zip(x, want, strict=True):
+            w(frame)
+            found = w.operations
+            assert found.spikes == pytest.approx(operations.spikes, rel=1e-12)
+            assert found.synaptic == pytest.approx(operations.synaptic, rel=1e-6)
+            assert found.neurons == operations.neurons
+            assert found.source_macs == operations.source_macs + operations.source_multiplies
+        assert set(found.spikes_of) == set(network.names())
+        json.dumps(found.to_dict())
+        assert f"frame {FRAMES - 1}:" in str(found)
+
+
+def test_operations_of_pooled_spikes_and_of_several_steps(group_network, x):
+    snn, other = sg.build(group_network), sg.build(group_network)
+    with sg.watch(snn) as w:
+        for frame in x[:3]:
+            w(frame)
+            want = sg.analysis.count_operations(other, frame, 3)
+            assert w.operations.spikes == pytest.approx(want.spikes, rel=1e-12)
+            assert w.operations.synaptic == pytest.approx(want.synaptic, rel=1e-6)
+
+
+def test_a_still_camera_costs_nothing(network, x):
+    with sg.watch(sg.build(network)) as w:
+        w(x[0])
+        assert w.operations.spikes > 0
+        w(x[0])
+        assert w.operations.spikes == w.operations.synaptic == w.operations.rate == 0
+
+
+def test_a_watch_says_what_does_not_fit(network, group_network, x):
+    with pytest.raises(sg.InputError, match="watch takes the module"):
+        sg.watch(network)
+    with pytest.raises(sg.InputError, match="watch: this network runs on no streams"):
+        sg.watch(sg.build(with_momentum(network)))
+    snn = sg.build(network)
+    with sg.watch(snn) as w:
+        with pytest.raises(sg.InputError, match="none was seen"):
+            _ = w.operations
+        w(x[0])
+        with pytest.raises(sg.InputError, match=r"a frame is \[1, 2, 6, 6\] now"):
+            w(x[0, 0])
+        with pytest.raises(sg.InputError, match="the input is"):
+            w(x[0, 0, 0])
+        with pytest.raises(sg.InputError, match="NaN"):
+            w(x[0] * torch.nan)
+        snn.mode = "ann"
+        with pytest.raises(sg.InputError, match='mode is "ann"|mode is .ann'):
+            w(x[0])
+
+
+# -- no drift (benchmarks/drift.py runs a million steps) -------------------------------------------
+
+
+def test_what_is_integrated_stays_what_was_sent(network):
+    x = clip(frames=2_000, change=0.02)
+    snn = sg.build(network, spikes="signed")
+    y = kept(snn, x)
+    assert drift.distance(snn, x[-1]) < 1e-12
+    assert_close(y, kept(sg.build(network), x), 1e-2)
+    rounding = sg.build(network.replace(stream=False), spikes="signed")
+    rounding.advance(x)  # sums in float32, which are what drifts
+    state = rounding.advance(x)[1]
+    rounding.state_kept = state
+    assert drift.distance(rounding, x[-1]) > 1e-6
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_v_is_a_whole_number_of_the_finest_step(network, x, view):
+    snn = sg.build(network, spikes=view)
+    kept(snn, x)
+    for node in network.of(SignGDNeuron):
+        v = snn.neuron(node.name).v.double() - torch.as_tensor(node.resting).double()
+        number = v / (torch.as_tensor(node.scale).double() * node.finest)
+        assert bool((number == number.round()).all()) and number.abs().max() > 2, node.name
+
+
+def test_both_views_send_the_same(network):
+    x = clip(frames=300, change=0.02)
+    numbers = []
+    for view in VIEWS:
+        snn, sent = sg.build(network, spikes=view), []
+        with listening(snn, lambda each: sent.append(each.events.number)):  # noqa: B023
+            kept(snn, x)
+        numbers.append(sent)
+    differ = sum(int((a != b).sum()) for a, b in zip(*numbers, strict=True))
+    total = sum(a.numel() for a in numbers[0])
+    assert differ <= 1e-3 * total, (differ, total)
+    assert sum(int((a != 0).sum()) for a in numbers[0]) > 0.01 * total

@@ -1,0 +1,225 @@
+"""Live use of a network: one frame after another, the state kept, and what each frame cost.
+
+::
+
+    with sg.watch(snn) as w:
+        for frame in camera:
+            y = w(frame)
+            print(w.operations)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..converters.additions import Prices
+from ..core.inputs import Inputs, batch_of, samples_of
+from ..core.module import NetworkModule
+from ..core.network import each_leaf
+from ..core.running import check_run, check_steps, planned_steps
+from ..core.sizing import at_its_size
+from ..core.spikes import Sent, listening
+from ..core.streams import check_goes_on, check_stream, completed, next_frame
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class FrameOperations:
+    """What one frame made a network send, means of its streams, all ``time_steps`` together.
+
+    ``spikes_of`` are the spikes of each node that sends, ``additions_of`` the additions of a weight
+    that they lead to, each spike at each connection that it meets, as ``count_operations`` counts
+    them (``synaptic``); pooling passes on spikes of others, which are not counted again. What is
+    still multiplied is in neither. ``source_macs`` are the multiply-accumulates, and products of
+    two signals, that the source network computes for every frame.
+    """
+
+    frame: int  # counted from 0
+    time_steps: int
+    neurons: int
+    source_macs: float
+    spikes_of: Mapping[str, float]
+    additions_of: Mapping[str, float]
+
+    @property
+    def spikes(self) -> float:
+        return sum(self.spikes_of.values())
+
+    @property
+    def synaptic(self) -> float:
+        return sum(self.additions_of.values())
+
+    @property
+    def rate(self) -> float:
+        """Spikes for each neuron and step."""
+        return self.spikes / (self.neurons * self.time_steps) if self.neurons else 0.0
+
+    @property
+    def additions_per_mac(self) -> float:
+        """``synaptic`` for each multiply-accumulate of the source; 0 where it has none."""
+        return self.synaptic / self.source_macs if self.source_macs else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        names = ("spikes", "synaptic", "rate", "additions_per_mac")
+        return {**vars(self), **{name: getattr(self, name) for name in names}}
+
+    def __str__(self) -> str:
+        return (
+            f"frame {self.frame}: {self.spikes:,.0f} spikes of {self.neurons:,} neurons "
+            f"({self.rate:.3f} each), {self.synaptic:,.0f} additions, "
+            f"{self.additions_per_mac:.3f} for each MAC of the source"
+        )
+
+
+class Watch:
+    """Call it with one frame after another; at the end of ``with`` the state is forgotten.
+
+    frame is [B, ...] of B streams side by side, or [...] of one, of a network with several inputs a
+    dict of such; outputs are in the structure of the source's, of one stream without B. Each frame
+    is shown for ``time_steps``, those of the plan unless given. It begins with nothing, or with a
+    ``state`` that ``snn.state()`` returned; the state is that of ``snn``, so there is one watch of
+    a network at a time. Raises InputError for a network that runs on no streams, and for frames of
+    another size or number of streams than those before.
+    """
+
+    def __init__(
+        self,
+        snn: NetworkModule,
+        time_steps: int | None = None,
+        *,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(snn, NetworkModule):
+            raise InputError(
+                f"watch takes the module that build(network) returns, not {type(snn).__name__}."
+            )
+        check_stream("watch", snn)
+        given = (time_steps,) if time_steps is not None else planned_steps(snn)
+        (self.time_steps,) = check_steps(given)  # type: ignore[arg-type]
+        self.snn = snn
+        self._prices: dict[Any, Prices] = {}
+        self._sent: list[Sent] = []
+        self._streams = 1
+        snn.reset()
+        if state is not None:
+            snn.load_state(state)
+
+    @property
+    def frames(self) -> int:
+        """How many the state has seen."""
+        return 0 if self.snn.seen is None else self.snn.seen.frames
+
+    @torch.no_grad()
+    def __call__(self, frame: Any) -> Any:
+        x = batch_of(frame)
+        alone = self._is_one_stream(x)
+        if alone:
+            x = _one_stream(x)
+        x = completed(self.snn, x, 0)
+        sent: list[Sent] = []
+        y = _shown(self.snn, x, self.time_steps, sent)
+        self._sent, self._streams = sent, samples_of(x)
+        return each_leaf(y, lambda leaf: leaf[0, -1, 0] if alone else leaf[0, -1])
+
+    def _is_one_stream(self, x: Any) -> bool:
+        """Whether x lacks the dimension of the streams."""
+        given = x.tensors if isinstance(x, Inputs) else {}
+        nodes = [n for n in self.snn.network.inputs if n.name not in self.snn.network.carries]
+        first = given.get(nodes[0].name) if isinstance(x, Inputs) else x
+        return isinstance(first, Tensor) and first.dim() == len(nodes[0].shape) - 1
+
+    @property
+    def operations(self) -> FrameOperations:
+        """Of the last frame. Raises InputError before the first."""
+        if not self._sent:
+            raise InputError("operations are those of the last frame, but none was seen: w(frame).")
+        network = self.snn.network
+        prices = self._of_size()
+        told = {each.node.name: each for each in self._sent}
+        spikes = {name: each.events.spikes for name, each in told.items() if each.events}
+        own = {name: s for name, s in spikes.items() if told[name].node.code is not None}
+        senders = [node for node in network.nodes if node.code is not None]
+        return FrameOperations(
+            self.frames - 1,
+            self.time_steps,
+            sum(node.values for node in senders),
+            prices.source,
+            {name: float(s.sum()) / self._streams for name, s in own.items()},
+            {name: self._met(s, prices.fan_out[name]) for name, s in spikes.items()},
+        )
+
+    def _met(self, spikes: Tensor, fan_out: Tensor) -> float:
+        """The connections that they meet; sums of whole numbers, exact."""
+        met = (spikes.double() * fan_out.to(spikes.device)).sum()
+        return float(met) / self._streams
+
+    def _of_size(self) -> Prices:
+        """Of the network, at the size of the frames."""
+        seen = self.snn.seen
+        assert seen is not None
+        shapes = {name: tuple(shape[1:]) for name, shape in seen.shapes.items()}
+        key = tuple(shapes.values())
+        if key not in self._prices:
+            network = self.snn.network
+            own = {node.name: node.shape[1:] for node in network.inputs}
+            sized = network if own == shapes else network.at_size(shapes)
+            self._prices[key] = Prices.of(sized, self.time_steps)
+        return self._prices[key]
+
+    def state(self) -> dict[str, Any]:
+        """``snn.state()``: to save, and to go on from another time."""
+        return self.snn.state()
+
+    def reset(self) -> None:
+        """The next frame is a first one."""
+        self.snn.reset()
+        self._sent = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.reset()
+
+
+def watch(
+    snn: NetworkModule,
+    time_steps: int | None = None,
+    *,
+    state: Mapping[str, Any] | None = None,
+) -> Watch:
+    """``with watch(snn) as w: y = w(frame)``: live use of a network, frame by frame (``Watch``).
+
+    ``w.operations`` are the spikes and additions of the last frame. Each frame is shown for
+    ``time_steps``, those of the plan unless given. Begins anew, or with a ``state`` that
+    ``snn.state()`` returned. Raises InputError.
+    """
+    return Watch(snn, time_steps, state=state)
+
+
+def _one_stream(x: Any) -> Any:
+    """A frame [...] as [1, ...]."""
+    if isinstance(x, Inputs):
+        return Inputs({name: value.unsqueeze(0) for name, value in x.tensors.items()})
+    return x.unsqueeze(0)
+
+
+@at_its_size(lambda *_, **__: False)
+def _shown(snn: NetworkModule, x: Any, steps: int, sent: list[Sent]) -> Any:
+    """The outputs [1, T, B, ...] of a frame x [B, ...]; ``sent`` is told what was sent."""
+    x = check_run("watch", snn, x, steps, False)
+    check_goes_on(snn, x)
+    with snn.for_sequences(), listening(snn, sent.append):
+        return next_frame(snn, x, steps)
