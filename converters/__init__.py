@@ -1,5 +1,6 @@
 """From a trained model to a SpikingNetwork: capture, passes, calibration, planning."""
 
+from .clips import Motion
 from .comparison import FunctionsReport, FunctionsRow, compare_functions
 from .conversion import CheckReport, check, convert
 from .fine_tuning import FineTuned, fine_tune
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "LevelsWarning",
     "Method",
+    "Motion",
     "NotConvertible",
     "Pass",
     "Preprocessing",

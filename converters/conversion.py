@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.network import Function, SpikingNetwork
-from ..errors import InputError, UnsupportedOperation
+from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Calibration, batches_of
 from .capture import capture
+from .clips import STILLS, Motion, batches_of_frames, clips_of
 from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
@@ -112,6 +113,8 @@ def convert(
     objective: str | float = "error",
     neurons: Mapping[Operation, Entry] | None = None,
     sizes: Sequence[Sequence[int]] = (),
+    stream: bool | Motion = False,
+    noise: float = 0.0,
     max_batches: int | None = 32,
     seed: int = 0,
     passes: Sequence[Pass] | None = None,
@@ -124,14 +127,14 @@ def convert(
     with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
     whose whole numbers stay exact. None is the preset's choice; ``converters.Settings`` says more.
 
-        method        "signgd", "group", "subgradient", or a dict from module paths
+        method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
         input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
-        scale         "fitted", "channel", "tensor", "published", "unit" or a range
-        resting       v(0): "zero" or "mean"; momentum: of the step rule, in [0, 1)
-        members       m of signGD (signs a step) and group neurons; also by module path
+        scale         "fitted", "channel", "tensor", "published", "unit", a range
+        resting       v(0): "zero" or "mean"; momentum: of the steps, in [0, 1)
+        members       m of signGD and group neurons; also by module path
         dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
@@ -139,7 +142,9 @@ def convert(
         tune          whether steps, scales, v(0), dead zones are learned; tune_seconds: a limit
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
-        sizes         other shapes of samples that it is to run at, checked against the model
+        sizes         other shapes of samples that it is to run at
+        stream        True: of clips [F, N, ...]; sg.Motion(): of moving stills;
+                      noise: of its sensor, which the input is silent at
         max_batches   of the calibration, at most; seed: of what is drawn
         passes        in place of converters.PASSES; functions: the older name of forms
 
@@ -167,12 +172,14 @@ def convert(
         objective=objective,
         neurons=neurons,
         sizes=sizes,
+        stream=stream,
+        noise=noise,
         max_batches=max_batches,
         seed=seed,
     )
     with torch.inference_mode(False):  # what is learned has gradients
-        context = Context(model, settings, batches_of(calibration, max_batches))
-        network = lower(model, context.batches[0], settings)
+        context = _context(model, settings, calibration)
+        network = _lower_first(model, context)
         if time_steps is None and _says_levels(network, settings):
             context = replace(context, settings=replace(settings, time_steps=1))
             network = network.replace(time_steps=1)
@@ -181,6 +188,27 @@ def convert(
         for one in PASSES if passes is None else passes:
             network = one(network, context)
     return network
+
+
+def _context(model: nn.Module, settings: Settings, calibration: Calibration) -> Context:
+    if not settings.streams:
+        return Context(model, settings, batches_of(calibration, settings.max_batches))
+    clips = clips_of(calibration, settings.motion, settings.max_batches)
+    return Context(model, settings, batches_of(batches_of_frames(clips)), clips)
+
+
+def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
+    """The network for the first batch; of a stream a frame of another rank is a still."""
+    settings = context.settings
+    try:
+        return lower(model, context.batches[0], settings).replace(stream=settings.streams)
+    except CalibrationError as error:
+        if not settings.streams or settings.motion is not None:
+            raise
+        raise CalibrationError(
+            f"stream=True takes clips [F, N, ...], whose frames [N, ...] the model is called with: "
+            f"{error} {STILLS}"
+        ) from error
 
 
 def _says_levels(network: SpikingNetwork, settings: Settings) -> bool:

@@ -30,7 +30,7 @@ from ..core.network import (
 from ..core.structures import plain
 from ..errors import CalibrationError, InputError, SignGDError
 from ..neurons.schedules import Schedule
-from . import residuals, thresholds, tuning
+from . import residuals, thresholds, tracking, tuning
 from .budget import Budget
 from .calibration import statistics
 from .objectives import weight_of
@@ -251,6 +251,8 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With the plan that suits the network best where the choice is a matter of the network: of
     step sizes of several members, and of the scales of coarse codes (``residuals``)."""
+    if context.settings.streams:
+        return tracking.fit(network, context)
     signs = [n for n in network.of(SignGDNeuron) if n.name in network.statistics]
     if context.settings.chosen["scale"] != "fitted":
         return network
@@ -296,6 +298,8 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Warns of a network whose outputs are far from the model's, with the neurons that are."""
     if context.settings.preset == "paper" or not network.neurons:
         return network
+    if network.stream:
+        return _check_followed(network, context)
     x = _some(context)[: residuals.samples_for(network)]
     steps, error = residuals.run(network, x)
     said = {"error": error, "samples": len(x)}
@@ -316,6 +320,24 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     return network
 
 
+def _check_followed(network: SpikingNetwork, context: Context) -> SpikingNetwork:
+    found = tracking.followed(network, context)
+    said = {"error": found.error, "first": found.first, "frames": found.frames,
+            "samples": found.clips}  # fmt: skip
+    if found.error > OFF:
+        worst = sorted(found.off, key=lambda name: -found.off[name])[:3]
+        where = ", ".join(f"'{name}' ({100 * found.off[name]:.0f} %)" for name in worst)
+        warnings.warn(
+            f"over {found.frames} frames the outputs are {100 * found.error:.0f} % off those of "
+            f"{type(context.model).__name__} on {found.clips} calibration clips. Farthest from "
+            f"what they follow: {where}. Choose a lower price of additions, such as "
+            "objective=0.002, or more clips.",
+            PlanWarning,
+            stacklevel=5,
+        )
+    return network.replace(provenance={**network.provenance, "planned": said})
+
+
 def _some(context: Context) -> Tensor | Inputs:
     """Calibration samples from all over the batches, as many as anything here runs."""
     x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
@@ -326,7 +348,7 @@ def _some(context: Context) -> Tensor | Inputs:
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """Tuned where it is wanted, or may be and nothing speaks against it: ``tuning``."""
     wanted, objective = context.settings.tune, context.settings.objective
-    if wanted is False:
+    if wanted is False or network.stream:
         return network
     asked = "tune=True" if wanted else f"objective={objective!r}" if weight_of(objective) else ""
     reason = tuning.against(network, context.samples)

@@ -56,7 +56,8 @@ def plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     decoded = {name: planner.decoded(held[name]) for name in leaves(network.outputs)}
     outputs = fill(network.outputs, decoded)
     planned = network.replace(nodes=tuple(planner.nodes), outputs=outputs)
-    if context.settings.chosen["schedule"] is not None:  # the default one is made for the scale
+    given = context.settings.chosen["schedule"] is not None and not network.stream
+    if given:  # the default one is made for the scale
         _check_range(planned)
     return planned
 

@@ -13,8 +13,9 @@ from torch import nn
 from ..core.inputs import Inputs
 from ..core.network import Function, Node
 from ..errors import InputError
-from ..neurons.schedules import ExponentialSchedule, Schedule
+from ..neurons.schedules import ConstantSchedule, ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
+from .clips import Motion
 from .lowering import Forms, Options, forms
 from .objectives import weight_of
 from .planning import AVERAGING, METHODS
@@ -26,6 +27,8 @@ SCALES = ("fitted", "channel", "tensor", "published", "unit")
 RESTING = ("zero", "mean")
 TIME_STEPS = 32  # of single signs, and of other neurons
 MEMBERS = 8  # of neurons with dead zones, in one step
+# a plan for streams: every step alike, in units of the scale, and the input coded by differences
+STREAM: dict[str, Any] = {"schedule": ConstantSchedule(1.0), "input_coding": "spike"}
 PRESETS: dict[str, dict[str, Any]] = {
     # what the published implementation computes (snn_signgd, its example configuration)
     "paper": {
@@ -138,8 +141,16 @@ class Settings:
         Other shapes of samples, such as (3, 96, 80), that the network is to run at. At each the
         model is captured again and compared (``converters/sizes.py``); ``network.at_size`` says
         more.
+    stream
+        A plan for streams (``converters/tracking.py``): the calibration are clips [F, N, ...], or
+        stills that move as a ``Motion`` says. One step a frame, all alike; step sizes and members
+        are chosen on the clips, for ``objective``'s price of an addition, and the input is coded
+        by differences.
+    noise
+        Of a stream: the standard deviation of the sensor's noise, in units of the input, at which
+        the input stays silent. 0: what the clips show is weighed like all else.
     max_batches
-        Of the calibration, at most; None: all.
+        Of the calibration, at most; None: all. Of a stream clips.
     seed
         Of what is drawn: samples for quantiles, held-out samples, Poisson input.
 
@@ -165,6 +176,8 @@ class Settings:
     objective: str | float = "error"
     neurons: Mapping[Operation, Entry] | None = None
     sizes: Sequence[Sequence[int]] = ()
+    stream: bool | Motion = False
+    noise: float = 0.0
     max_batches: int | None = 32
     seed: int = 0
 
@@ -177,6 +190,7 @@ class Settings:
                 object.__setattr__(self, name, value[""])
         self._check_choices()
         self._check_dead_zone()
+        self._check_stream()
         self._plan()
         self._check_scale()
         self._check_numbers()
@@ -200,12 +214,25 @@ class Settings:
         one = self.method == "signgd" and exact and _any(chosen["dead_zone"])
         if self.time_steps is not None:
             return
+        if self.streams:  # as many members as the clips need
+            object.__setattr__(self, "time_steps", 1)
+            return
         if one and self.members is None:
             object.__setattr__(self, "members", MEMBERS)
         if one and isinstance(self.members, Mapping):
             object.__setattr__(self, "members", {"": MEMBERS, **self.members})
         several = one and self.members != 1
         object.__setattr__(self, "time_steps", 1 if several else TIME_STEPS)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the plan is one for streams."""
+        return self.stream is not False
+
+    @property
+    def motion(self) -> Motion | None:
+        """How stills move that stand for clips."""
+        return self.stream if isinstance(self.stream, Motion) else None
 
     @property
     def steps(self) -> int:
@@ -217,6 +244,7 @@ class Settings:
     def chosen(self) -> Mapping[str, Any]:
         """Schedule, codings, scales, forms and the like: the preset's where none is given."""
         chosen = dict(PRESETS[self.preset or "default"])
+        chosen |= STREAM if self.streams else {}
         chosen["forms"] = forms({} if self.forms is None else self.forms, chosen["forms"])
         if self.method == "subgradient":
             chosen["schedule"] = AVERAGING
@@ -328,12 +356,45 @@ class Settings:
                 "leave one of them out."
             )
 
+    def _check_stream(self) -> None:
+        """What has no place in a plan for streams."""
+        known = self.stream in (True, False) or isinstance(self.stream, Motion)
+        _check("stream", self.stream, known, "True, False or sg.Motion(pixels=0.2)")
+        _check("noise", self.noise, 0 <= self.noise < math.inf, "a number from 0 on")
+        if not self.streams:
+            if self.noise:
+                raise InputError(
+                    f"noise is {self.noise!r}, that of a stream's sensor; pass stream=True and "
+                    "clips [F, N, ...], or leave it out."
+                )
+            return
+        methods = [self.method] if isinstance(self.method, str) else self.method.values()
+        silent = self.chosen["dead_zone"]
+        zones = silent.values() if isinstance(silent, Mapping) else [silent]
+        reasons = {
+            "preset='paper' is planned for still inputs": self.preset == "paper",
+            "momentum carries steps over from one frame to the next": self.momentum != 0,
+            "the rate-coded baseline averages over a still input": "subgradient" in methods,
+            "Poisson coding draws each frame anew": self.input_coding == "poisson",
+            "a neuron without a dead zone fires in every frame; choose dead_zone=2 / 3": not all(
+                zones
+            ),
+            "all steps of a stream are alike; leave schedule out, and give scale": (
+                self.schedule is not None
+            ),
+            "steps are chosen on the clips, not learned; leave tune and tune_seconds out, and give "
+            "objective=0.016 for fewer additions": bool(self.tune or self.tune_seconds),
+        }
+        for why, holds in reasons.items():
+            if holds:
+                raise InputError(f"stream={self.stream!r}: {why}.")
+
     def _check_objective(self) -> None:
         """One that nothing reads is a misunderstanding."""
         if not weight_of(self.objective):
             return
         reason = {
-            "tune is False, so nothing is learned": self.tune is False,
+            "tune is False, so nothing is learned": self.tune is False and not self.streams,
             "neurons without dead zones make the same additions whatever is learned; pass "
             "dead_zone=2 / 3": not _any(self.chosen["dead_zone"]),
         }
@@ -387,6 +448,7 @@ class Context:
     model: nn.Module
     settings: Settings
     batches: Sequence[Any]
+    clips: Sequence[Any] = ()  # of a stream [F, N, ...]; the batches are their frames
 
     @property
     def samples(self) -> int:

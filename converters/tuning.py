@@ -97,6 +97,11 @@ def against(network: SpikingNetwork, samples: int) -> str:
     neurons = network.neurons
     if not neurons:
         return "there is no spiking neuron to tune."
+    if network.stream:
+        return (
+            "the steps of a plan for streams are whole, and chosen on clips; convert the model "
+            "again with another price of additions, such as objective=0.016."
+        )
     signs = network.of(SignGDNeuron)
     other = [node.name for node in neurons if node not in signs]
     if other:

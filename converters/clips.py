@@ -1,0 +1,179 @@
+"""Clips that a plan for streams is made of: frames [F, N, ...] of N streams side by side, as they
+are given, or stills that are moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.inputs import Batch, Inputs, batch_of, samples_of
+from ..errors import CalibrationError, InputError
+
+FEWEST = 4  # frames: a start, and changes
+BATCH = 64  # frames that are one batch of a calibration
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What is taken to move where stills [N, C, H, W] calibrate: ``clips(stills)``.
+
+    Each image moves to and fro on a line of a random direction, ``pixels`` a frame and at most
+    ``reach`` pixels from where it is, bilinear, its borders repeated; ``noise`` is the standard
+    deviation of what the sensor adds to every pixel and frame, in units of the input. Raises
+    InputError for numbers that are out of range.
+    """
+
+    pixels: float = 0.2
+    noise: float = 0.0
+    frames: int = 8
+    reach: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "noise", "reach"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
+                raise InputError(f"Motion: {name} is a number from 0 on, but it is {value!r}.")
+        whole = isinstance(self.frames, int) and not isinstance(self.frames, bool)
+        if not whole or self.frames < FEWEST:
+            raise InputError(
+                f"Motion: frames are a whole number of at least {FEWEST}, but are {self.frames!r}."
+            )
+
+    @torch.no_grad()
+    def clips(self, stills: Tensor) -> Tensor:
+        """Frames [F, N, C, H, W] of images [N, C, H, W]. Raises CalibrationError."""
+        if not isinstance(stills, Tensor) or stills.dim() != 4 or not stills.is_floating_point():
+            shown = list(stills.shape) if isinstance(stills, Tensor) else type(stills).__name__
+            raise CalibrationError(
+                f"Motion moves images [N, C, H, W] of floating-point numbers, but these are "
+                f"{shown}. Pass clips [F, N, ...] with stream=True."
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        frames = [self._moved(stills, by) for by in self._path(len(stills), generator)]
+        clip = torch.stack(frames)
+        if self.noise:
+            drawn = torch.randn(clip.shape, generator=generator)
+            clip = clip + self.noise * drawn.to(clip)
+        return clip
+
+    def _path(self, number: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Where each image is in each frame, [N, 2] in pixels."""
+        angle = 2 * math.pi * torch.rand(number, generator=generator)
+        begun = 4 * self.reach * torch.rand(number, generator=generator)
+        for frame in range(self.frames):
+            way = (begun + frame * self.pixels) % (4 * self.reach or 1.0)
+            at = torch.minimum(way - self.reach, 3 * self.reach - way)
+            yield torch.stack([at * angle.cos(), at * angle.sin()], 1)
+
+    @staticmethod
+    def _moved(stills: Tensor, by: Tensor) -> Tensor:
+        size = torch.tensor([stills.shape[-1], stills.shape[-2]])
+        moved = torch.cat([torch.eye(2).expand(len(by), 2, 2), (2 * by / size).unsqueeze(2)], 2)
+        grid = F.affine_grid(moved.to(stills), list(stills.shape), align_corners=False)
+        return F.grid_sample(stills, grid, padding_mode="border", align_corners=False)
+
+
+def clips_of(calibration: Any, motion: Motion | None, most: int | None = None) -> list[Batch]:
+    """Clips [F, N, ...] of a tensor, of a dict of tensors by input, or of an iterable of such or of
+    pairs (clip, target); with ``motion`` of stills [N, ...].
+
+    Of several inputs each is [F, N, ...]; whole numbers and truth values are the same in all frames
+    of a stream. Raises CalibrationError.
+    """
+    given = batch_of(calibration)
+    one = isinstance(given, (Tensor, Inputs))
+    if not one and not isinstance(given, Iterable):
+        raise CalibrationError(
+            f"clips are a tensor [F, N, ...] or an iterable of such, not {type(given).__name__}."
+        )
+    items = [given] if one else list(islice(given, most))
+    clips = [_clip(item, motion) for item in items]
+    if not clips:
+        raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
+    return clips
+
+
+def _clip(item: Any, motion: Motion | None) -> Batch:
+    x = batch_of(item[0] if isinstance(item, (tuple, list)) else item)
+    if motion is not None:
+        if isinstance(x, Inputs):
+            raise CalibrationError(
+                f"Motion moves the images of a model with one input, but there are {x}. Pass "
+                "clips with stream=True."
+            )
+        x = motion.clips(x)
+    inputs = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+    for value in x.floats if isinstance(x, Inputs) else inputs:
+        _check(value)
+    if len({value.shape[:2] for value in inputs}) != 1:
+        raise CalibrationError(
+            f"the inputs of a clip have one number of frames and of streams, but here are {x}."
+        )
+    return x
+
+
+def _check(clip: Any) -> None:
+    if not isinstance(clip, Tensor) or clip.dim() < 3:
+        shown = list(clip.shape) if isinstance(clip, Tensor) else type(clip).__name__
+        raise CalibrationError(
+            f"a clip is [F, N, ...], F frames of N streams, but one is {shown}. {STILLS}"
+        )
+    if len(clip) < FEWEST:
+        raise CalibrationError(
+            f"a clip has {len(clip)} frames, but the first is a start, and what changes shows in "
+            f"the others: it takes {FEWEST} or more. Pass longer clips [F, N, ...]. {STILLS}"
+        )
+    if not clip.numel() or not bool(clip.isfinite().all()):
+        raise CalibrationError("a clip is empty, or holds NaN or infinity.")
+
+
+STILLS = (
+    "Stills [N, C, H, W] calibrate with stream=sg.Motion(pixels=0.2), which says how they move."
+)
+
+
+def frames_of(clip: Batch) -> Batch:
+    """All frames [F * N, ...], stream beside stream."""
+    return _each(clip, lambda x: x.flatten(0, 1))
+
+
+def _each(clip: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    if isinstance(clip, Tensor):
+        return change(clip)
+    return Inputs({name: change(x) for name, x in clip.tensors.items()})
+
+
+def batches_of_frames(clips: Iterable[Batch]) -> list[Batch]:
+    """Batches [B, ...] for what looks at one frame at a time."""
+    return [part for clip in clips for part in frames_of(clip).split(BATCH)]
+
+
+def segments(clips: Sequence[Batch], frames: int, most: int) -> Batch:
+    """At most ``most`` pieces [frames, ...] of the clips, side by side; of longer clips several.
+
+    Shorter where a clip is.
+    """
+    length = min([frames, *map(len, clips)])
+    parts = [
+        clip[start : start + length]
+        for clip in clips
+        for start in range(0, len(clip) - length + 1, length)
+    ]
+    streams = sum(samples_of(part, 1) for part in parts)
+    every = max(1, -(-streams // most))
+    return _each(_beside(parts), lambda x: x[:, ::every])
+
+
+def _beside(parts: Sequence[Any]) -> Batch:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts), 1)
+    return Inputs({k: torch.cat([p.tensors[k] for p in parts], 1) for k in parts[0].tensors})
