@@ -161,6 +161,25 @@ def test_a_failed_call_leaves_the_stream_as_it_was(network, x, tmp_path):
     assert np.array_equal(runner.run(frames[3:], **KEPT).outputs[1]["map"], whole[3:])
 
 
+def test_streams_of_another_size(tmp_path):
+    torch.manual_seed(3)
+    options = {"time_steps": 1, "members": 7, "tune": False, "input_coding": "spike"}
+    model = Small().eval().requires_grad_(False)
+    network = for_streams(sg.convert(model, IMAGES, sizes=[(2, 8, 8)], **options))
+    sg.save(network, tmp_path / "n.h5")
+    x = clip(shape=(2, 8, 8), frames=4)
+    outputs, fired = simulated(network, x, "spikingjelly", "signed")
+    runner = Runner(tmp_path / "n.h5", np.float32)
+    found = [runner.run(part.numpy(), **KEPT) for part in (x[:1], x[1:])]
+    for name in fired:
+        assert np.array_equal(np.concatenate([part.spikes[name] for part in found]), fired[name])
+    assert np.array_equal(
+        np.concatenate([part.outputs[1]["map"] for part in found]), outputs["map"]
+    )
+    with pytest.raises(sg.InputError, match=r"are \[3, 2, 8, 8\], but these are \[3, 2, 6, 6\]"):
+        runner.run(clip(frames=2).numpy(), **KEPT)
+
+
 # -- what starts anew, and what the network feeds itself -------------------------------------------
 
 
