@@ -213,6 +213,11 @@ def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
     network, data = _network_and_data(options, clips=True)
+    if network.carries and data.clip:
+        raise InputError(
+            f"the network feeds {', '.join(network.carries)} itself, and its source is no function "
+            "of a frame alone; compare them in Python, by run(..., keep_state=True)."
+        )
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
@@ -673,7 +678,9 @@ def _fitting(options: argparse.Namespace, network: SpikingNetwork, clip: bool = 
 
 
 def _checked(data: Data, network: SpikingNetwork) -> Data:
-    data.check_shape(network.input.shape[1:])
+    fed = network.carries if data.clip else {}
+    given = [node for node in network.inputs if node.name not in fed]
+    data.check_shape((given or network.inputs)[0].shape[1:])
     if isinstance(network.outputs, str):
         shape = network[network.outputs].shape
         if len(shape) == 2 and isinstance(shape[1], int):

@@ -7,6 +7,7 @@ import cli_zoo
 import numpy as np
 import pytest
 import torch
+from test_stream_files import remembering
 from test_streams import for_streams, generator
 
 import spikingjelly_signgd as sg
@@ -141,6 +142,16 @@ def test_energy(capsys):
     assert main(["energy", "stream.h5", "--data", "clip.npy"]) == 0
     out = capsys.readouterr().out
     assert "frame  spikes a neuron" in out and "5 frames of 3 streams" in out
+
+
+def test_networks_that_feed_themselves(capsys, folder):
+    sg.save(remembering(), folder / "memory.h5")
+    np.save("sound.npy", torch.randn(6, 2, 3, generator=generator(4)).numpy())
+    assert document(capsys, "verify", "memory.h5", "--data", "sound.npy")["ok"]
+    found = document(capsys, "energy", "memory.h5", "--data", "sound.npy")
+    assert len(found["frames"]) == 6 and found["samples"] == 2
+    found = document(capsys, "evaluate", "memory.h5", "--data", "sound.npy", code=2)
+    assert "feeds h itself" in found["error"]
 
 
 def test_networks_of_stills_read_stills(capsys):

@@ -247,6 +247,16 @@ def test_what_a_network_feeds_itself(tmp_path, view, dtype):
     assert np.array_equal(np.concatenate([p.outputs[1] for p in parts]), found.outputs[1])
     with pytest.raises(sg.InputError, match="with a delay are not there yet"):
         runner.run(given, delay=True, **KEPT)
+    begun = {"x": frames[:1], "h": torch.rand(1, 2, 4, dtype=dtype)}
+    snn.reset()
+    same = sg.run(snn, begun, sequence=True, keep_state=True)[1]
+    both = {name: value.numpy() for name, value in begun.items()}
+    with pytest.raises(sg.InputError, match="feeds itself 'h'"):
+        runner.run(both, view=view, **KEPT)
+    runner.reset()
+    first = runner.run(both, view=view, **KEPT).outputs[1]
+    np.testing.assert_allclose(first, same.numpy(), rtol=0, atol=1e-6)
+    assert not np.array_equal(first[0], found.outputs[1][0])
     certificate = sg.verify(tmp_path / "n.h5", network=network)
     assert certificate.ok and certificate.frames == 6, certificate
     assert sg.verify(tmp_path / "n.h5", {"x": frames.float()}).ok

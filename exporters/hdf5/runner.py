@@ -44,6 +44,7 @@ from .runner_statics import compute
 from .runner_streams import (
     Kept,
     by_frame,
+    check_begin,
     check_clip,
     check_kinds,
     check_next,
@@ -157,7 +158,8 @@ class Runner:
         With ``keep_state`` a sequence is a clip [F, B, ...]: each frame is shown for the largest of
         ``time_steps``, by default the T in the file, and the state goes on from frame to frame and
         to the next such call, until ``reset()``. Inputs that the network feeds itself are not
-        given. Raises InputError, FormatError.
+        given, but for a value to begin with, in a call with the first frame alone. Raises
+        InputError, FormatError.
         """
         if keep_state:
             return self._run_clip(x, time_steps, delay, sequence, view, record, values)
@@ -209,6 +211,7 @@ class Runner:
         steps = _checked_steps(self.content.time_steps if time_steps is None else time_steps)
         view, shown = check_view(self.content, view, self.view), max(steps)
         given = self._given(x, self.content.carries)
+        check_begin(self.content, given, self._stream is None)
         if self._stream is not None:
             check_next(given, self._stream[1], view)
         runner, kept = self._stream or (self._at_size_of(given, True), None)
@@ -267,12 +270,12 @@ class Runner:
         names = [node.name for node in self.content.of("input") if node.name not in fed]
         if not isinstance(x, Mapping):
             x = {names[0]: x}
-        if set(x) != set(names):
+        if set(x) - set(fed) != set(names):
             raise InputError(
                 f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
                 "these."
             )
-        return {name: np.asarray(x[name]) for name in names}
+        return {name: np.asarray(value) for name, value in x.items()}
 
     def _checked_input(self, node: Record, x: Array, sequence: bool, last: int) -> Array:
         expected, leading, dtype = list(node["shape"][1:]), int(sequence), node["dtype"]

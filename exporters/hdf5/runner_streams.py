@@ -68,6 +68,16 @@ def check_view(content: Content, view: str | None, usual: str) -> str:
     return view or (usual if content.stream else "decoded")
 
 
+def check_begin(content: Content, frames: Mapping[str, Array], first: bool) -> None:
+    """Raises InputError where what the network feeds itself is given, but for its first frame."""
+    fed = [name for name in content.carries if name in frames]
+    if fed and not (first and all(len(frames[name]) == 1 for name in frames)):
+        raise InputError(
+            f"the network feeds itself {fed[0]!r}: leave it out. A value to begin with goes with "
+            "the first frame alone, after reset()."
+        )
+
+
 def check_next(frames: Mapping[str, Array], kept: Kept, view: str) -> None:
     """Raises InputError unless these frames [F, B, ...] can follow those before them."""
     if view != kept.view:
