@@ -103,12 +103,19 @@ def convert(options: argparse.Namespace) -> Result:
         given["sizes"] = options.sizes
     if options.dead_zone is not None:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
+    clip = options.stream and options.motion is None
+    if options.stream:
+        given |= _streams(options)
     model = load_model(options.model, options.weights)
-    data = _data(options)
+    data = _data(options, clip)
     network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
-    cost, sends = _cost(network, data.x)
+    if options.stream:
+        moving = data.x if clip else given["stream"].clips(data.x[:COUNTED])
+        cost, sends = _stream_cost(network, moving)
+    else:
+        cost, sends = _cost(network, data.x)
     tuning = Tuning.of(network)
     lines = [repr(network), *sends]
     if tuning is not None:
@@ -123,7 +130,7 @@ def convert(options: argparse.Namespace) -> Result:
         "ok": True,
         "path": str(output),
         "network": _described(network),
-        "calibration_samples": len(data.x),
+        "calibration_samples": data.x.shape[1] if clip else len(data.x),
         "tuning": None if tuning is None else tuning.to_dict(),
         "cost": cost,
         "provenance": dict(network.provenance),
@@ -206,16 +213,22 @@ def _held_out(options: argparse.Namespace, network: SpikingNetwork) -> Any:
 def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
-    network, data = _network_and_data(options)
+    network, data = _network_and_data(options, clips=True)
+    if network.carries and data.clip:
+        raise InputError(
+            f"the network feeds {', '.join(network.carries)} itself, and its source is no function "
+            "of a frame alone; compare them in Python, by run(..., keep_state=True)."
+        )
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
     table = evaluate(
         snn,
-        data.batches(options.batch_size),
+        data.frames if data.clip else data.batches(options.batch_size),
         steps,
         reference=reference,
         metric=_metrics(options.metric),
+        keep_state=data.clip,
     )
     last = table.time_steps.index(max(table.time_steps))
     failed = []
@@ -238,9 +251,10 @@ def evaluate_(options: argparse.Namespace) -> Result:
             failed.append(
                 f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
             )
-    text = f"{table}\n{table.samples} samples of {options.data}; agreement with {origin}"
+    text = f"{table}\n{data.counted} of {options.data}; agreement with {origin}"
     document = {
         **table.to_dict(),
+        **({"frames": len(data.x)} if data.clip else {}),
         "reference": origin,
         "simulator": options.simulator,
         "backend": options.simulator,  # its name before; goes with the next release
@@ -319,8 +333,10 @@ def verify(options: argparse.Namespace) -> Result:
     _format(path, options.format)
     network = None if options.network is None else _network(options.network)
     x = None
-    if options.data is not None:
-        x = (_data(options) if network is None else _fitting(options, network)).x
+    if options.data is not None and network is not None:
+        x = _fitting(options, network, network.stream).x
+    elif options.data is not None:
+        x = _data(options, _is_of_streams(path)).x
     try:
         certificate = run_verify(
             path,
@@ -347,11 +363,43 @@ def energy(options: argparse.Namespace) -> Result:
     wrong = [name for name in options.table or () if look_up(TABLES, name) is None]
     if wrong:
         raise InputError(f"--table: there is no {wrong[0]!r}; known: {', '.join(TABLES)}.")
-    network, data = _network_and_data(options)
+    network, data = _network_and_data(options, clips=True)
+    if data.clip:
+        return _energy_of_streams(options, network, data)
     tables = {name: TABLES[name] for name in options.table or TABLES}
     steps = _steps(options, network)
     found = estimate_energy(build(network), data.x, steps, tables=tables)
     return Result({"ok": True, **found.to_dict()}, str(found))
+
+
+def _energy_of_streams(options: argparse.Namespace, network: SpikingNetwork, data: Data) -> Result:
+    """What each frame makes the network send."""
+    if options.table is not None:
+        raise InputError(
+            "--table prices whole inferences; of a plan for streams the spikes and additions of "
+            "each frame are counted. Leave it out."
+        )
+    found = _watched(network, data.x)
+    lines = [f"{'frame':>6}  {'spikes a neuron':>15}  {'additions':>13}  {'per MAC':>8}"]
+    for each in found:
+        spikes = each.spikes / max(each.neurons, 1)
+        lines.append(
+            f"{each.frame:>6}  {spikes:>15.3f}  {each.synaptic:>13,.0f}"
+            f"  {each.additions_per_mac:>8.3f}"
+        )
+    later = _mean([each.additions_per_mac for each in found[1:]])
+    lines.append(f"{'source':>6}  {'':>15}  {found[0].source_macs:>13,.0f}  {1:>8.3f}")
+    lines.append(
+        f"{data.counted}; additions of weights for each MAC of the source, mean of the frames "
+        f"after the first: {later:.3f}"
+    )
+    document = {
+        "ok": True,
+        "samples": data.x.shape[1],
+        "frames": [each.to_dict() for each in found],
+        "mean_additions_per_mac": later,
+    }
+    return Result(document, "\n".join(lines))
 
 
 def bench(options: argparse.Namespace) -> Result:
@@ -500,6 +548,58 @@ def _cost(network: SpikingNetwork, x: Tensor) -> tuple[dict[str, Any] | None, li
     return document, [f"{text}, on {len(x)} samples"]
 
 
+def _streams(options: argparse.Namespace) -> dict[str, Any]:
+    """What --stream, --motion and --noise say to sg.convert."""
+    from ..converters import Motion
+
+    noise = {} if options.noise is None else {"noise": options.noise}
+    if options.motion is None:
+        return {"stream": True, **noise}
+    return {"stream": Motion(pixels=options.motion, **noise), **noise}
+
+
+def _watched(network: SpikingNetwork, clip: Tensor) -> list[Any]:
+    """What each frame of a clip [F, B, ...] made the network send."""
+    from ..analysis.watching import watch
+
+    found = []
+    with watch(build(network)) as w:
+        for frame in clip:
+            w(frame)
+            found.append(w.operations)
+    return found
+
+
+def _stream_cost(network: SpikingNetwork, clip: Tensor) -> tuple[dict[str, Any] | None, list[str]]:
+    """As ``_cost``, of the frames of a clip after the first, which is a start."""
+    clip = clip[:, :COUNTED]
+    try:
+        first, *later = _watched(network, clip)
+    except BackendUnavailable as error:
+        return None, [f"spikes and additions are not counted: {error}"]
+    if not first.neurons:
+        return None, []
+    spikes = [each.spikes / each.neurons for each in (first, *later)]
+    ratios = [each.additions_per_mac for each in (first, *later)]
+    document = {
+        "frames": len(clip),
+        "samples": clip.shape[1],
+        "spikes": _mean(spikes[1:]),
+        "additions_per_mac": _mean(ratios[1:]),
+        "first_frame": {"spikes": spikes[0], "additions_per_mac": ratios[0]},
+    }
+    lines = [
+        f"{_mean(spikes[1:]):.2f} spikes a neuron and frame, {_mean(ratios[1:]):.2f} additions a "
+        f"MAC of the source, on {len(later)} frames of {clip.shape[1]} streams; "
+        f"{spikes[0]:.2f} and {ratios[0]:.2f} in the first frame"
+    ]
+    return document, lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
 def _of_report(report: Any) -> Any:
     """A writer's report as plain data."""
     if hasattr(report, "to_dict"):
@@ -507,7 +607,7 @@ def _of_report(report: Any) -> Any:
     return dict(vars(report)) if hasattr(report, "__dict__") else report
 
 
-def _data(options: argparse.Namespace) -> Data:
+def _data(options: argparse.Namespace, clip: bool = False) -> Data:
     prepare = Preparation(
         options.scale_pixels,
         options.channels,
@@ -523,7 +623,16 @@ def _data(options: argparse.Namespace) -> Data:
         samples=options.samples,
         seed=options.seed,
         prepare=prepare,
+        clip=clip,
     )
+
+
+def _is_of_streams(path: Path) -> bool:
+    """Whether a file holds a network whose plan is one for streams."""
+    try:
+        return _network(str(path)).stream
+    except SignGDError:  # of a .net, or damaged, which verify says
+        return False
 
 
 def _network(file: str) -> SpikingNetwork:
@@ -553,20 +662,26 @@ def _format(path: Path, name: str | None) -> tuple[str, Any]:
     return name, FORMATS.find(name)
 
 
-def _network_and_data(options: argparse.Namespace) -> tuple[SpikingNetwork, Data]:
-    """The network at the size of the data, if it was converted for several."""
-    network, data = _network(options.network), _data(options)
+def _network_and_data(
+    options: argparse.Namespace, clips: bool = False
+) -> tuple[SpikingNetwork, Data]:
+    """The network at the size of the data, if it was converted for several; with ``clips`` the
+    data of a plan for streams are one."""
+    network = _network(options.network)
+    data = _data(options, clips and network.stream)
     if "sizes" in network.provenance:
-        network = network.at_size(*data.x.shape[1:])
+        network = network.at_size(*data.x.shape[1 + data.clip :])
     return network, _checked(data, network)
 
 
-def _fitting(options: argparse.Namespace, network: SpikingNetwork) -> Data:
-    return _checked(_data(options), network)
+def _fitting(options: argparse.Namespace, network: SpikingNetwork, clip: bool = False) -> Data:
+    return _checked(_data(options, clip), network)
 
 
 def _checked(data: Data, network: SpikingNetwork) -> Data:
-    data.check_shape(network.input.shape[1:])
+    fed = network.carries if data.clip else {}
+    given = [node for node in network.inputs if node.name not in fed]
+    data.check_shape((given or network.inputs)[0].shape[1:])
     if isinstance(network.outputs, str):
         shape = network[network.outputs].shape
         if len(shape) == 2 and isinstance(shape[1], int):
@@ -586,7 +701,7 @@ def _reference(
     if options.reference is None:
         return snn.source, "the source network in the file"
     model = load_model(options.reference, options.weights)
-    x = data.x[:2]
+    x = data.x[0] if data.clip else data.x[:2]
     try:
         with eval_mode(model), torch.no_grad():
             have = call(model, x.clone())

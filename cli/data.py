@@ -36,12 +36,27 @@ GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Samples ``x`` [N, ...] float, or ``Inputs``; ``y`` [N] class indices or None."""
+    """Samples ``x`` [N, ...] float, or ``Inputs``; ``y`` [N] class indices or None.
+
+    Of a ``clip`` x is [F, N, ...], the frames of N streams, and y [F, N].
+    """
 
     source: str
     x: Any
     y: Tensor | None
     class_names: tuple[str, ...] | None = None
+    clip: bool = False
+
+    @property
+    def frames(self) -> list[Any]:
+        """One after the other, x or (x, y)."""
+        return list(self.x) if self.y is None else list(zip(self.x, self.y, strict=True))
+
+    @property
+    def counted(self) -> str:
+        if self.clip:
+            return f"{len(self.x)} frames of {self.x.shape[1]} streams"
+        return f"{len(self.x)} samples"
 
     def batches(self, size: int) -> list[Any]:
         if self.y is None:
@@ -52,7 +67,13 @@ class Data:
         """Raises InputError unless samples are of this shape, that of the network's input."""
         if isinstance(self.x, Inputs):  # which the network checks by name
             return
-        if tuple(self.x.shape[1:]) != tuple(shape):
+        if self.clip and tuple(self.x.shape[2:]) != tuple(shape):
+            raise InputError(
+                "the network's plan is one for streams: it takes clips [F, N, "
+                f"{', '.join(map(str, shape))}], F frames of N streams, but '{self.source}' is "
+                f"{list(self.x.shape)}. --resize HEIGHT WIDTH and --channels 1 or 3 change images."
+            )
+        if not self.clip and tuple(self.x.shape[1:]) != tuple(shape):
             raise InputError(
                 f"the network takes samples {list(shape)}, but those of '{self.source}' are "
                 f"{list(self.x.shape[1:])}. --resize HEIGHT WIDTH and --channels 1 or 3 change "
@@ -186,13 +207,20 @@ def load_data(
     samples: int | None = None,
     seed: int = 0,
     prepare: Preparation | None = None,
+    clip: bool = False,
 ) -> Data:
     """What ``spec`` names: ``samples`` of it, drawn with ``seed`` (of a loader the first).
 
+    With ``clip`` that is frames [F, N, ...], of which N are drawn, in a .npy, .npz or a loader.
     Raises InputError, FormatError and BackendUnavailable.
     """
     prepare = prepare or Preparation()
     path = Path(spec)
+    if clip and (path.is_dir() or path.suffix.lower() == ".txt" or _is_idx(path)):
+        raise InputError(
+            f"--data: clips [F, N, ...], F frames of N streams, are read from .npy and .npz files "
+            f"and from package.module:loader, not from '{spec}'."
+        )
     if path.is_dir():
         if labels is not None:
             raise InputError(f"--labels: those of '{spec}' are the names of its folders.")
@@ -206,19 +234,47 @@ def load_data(
     if path.suffix.lower() in (".npz", ".npy") or _is_idx(path):
         x, y = _arrays(path, names)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
-        x, y = _from_loader(spec, samples)
-        if labels is None and samples is not None:
+        x, y = _from_loader(spec, None if clip else samples)
+        if labels is None and samples is not None and not clip:
             x, y = x[:samples], None if y is None else y[:samples]
     else:
         missing = "" if path.exists() else f"there is no file '{path}', and "
         raise InputError(f"--data: {missing}'{spec}' is not one of: {FORMS}.")
     if labels is not None:
         y = _of_labels(labels)
+    if clip:
+        return _clip(Data(spec, x, y, clip=True), labels or spec, samples, seed, prepare)
     y = None if y is None else _labels(y, len(x) if x.dim() else 0, labels or spec)
     if not x.dim() or not len(x):
         raise InputError(f"'{spec}' holds no samples.")
     x, y = _some(x, y, samples, seed)
     return _checked(Data(spec, prepare.apply(x, spec), y))
+
+
+def _clip(data: Data, labels: str, samples: int | None, seed: int, prepare: Preparation) -> Data:
+    """Frames [F, N, ...], with a label for each, or one for each stream."""
+    x, y, spec = data.x, data.y, data.source
+    if x.dim() < 3 or not x.shape[0] or not x.shape[1]:
+        raise InputError(
+            f"a plan for streams takes clips [F, N, ...], F frames of N streams, but '{spec}' is "
+            f"{list(x.shape)}; a single stream is x[:, None]."
+        )
+    frames, streams = x.shape[:2]
+    if y is not None and y.dim() == 1 and len(y) == streams:
+        y = y.expand(frames, streams)
+    if y is not None and tuple(y.shape) != (frames, streams):
+        raise InputError(
+            "a plan for streams takes clips [F, N, ...], F frames of N streams, with class indices "
+            f"[F, N], or [N] where a stream keeps its own, but '{spec}' is {list(x.shape)} and the "
+            f"labels of '{labels}' are {list(y.shape)}."
+        )
+    if y is not None:
+        y = _labels(y.flatten(), frames * streams, labels).view(frames, streams)
+    if samples is not None and samples < streams:
+        rows = _rows(streams, samples, seed)
+        x, y = x[:, rows], None if y is None else y[:, rows]
+    each = _checked(Data(spec, prepare.apply(x.flatten(0, 1), spec), None))
+    return Data(spec, each.x.unflatten(0, x.shape[:2]), y, clip=True)
 
 
 def _of_labels(spec: str) -> Tensor:

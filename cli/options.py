@@ -126,7 +126,9 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _fine_tuning(fine_tune)
     _simulator(fine_tune)
 
-    evaluate = command("evaluate", "accuracy, and agreement with the source, at each T")
+    evaluate = command(
+        "evaluate", "accuracy, and agreement with the source, at each T; of streams over a clip"
+    )
     _network(evaluate)
     _data(evaluate)
     _reference(evaluate)
@@ -355,7 +357,22 @@ def _conversion(command: Parser) -> None:
         help="of tuning: error, additions, or a weight of these",
     )  # fmt: skip
     command.add_argument("--momentum", type=number, metavar="BETA")
+    _streams(command)
     _planning(command)
+
+
+def _streams(command: Parser) -> None:
+    group = command.add_argument_group("a plan for streams, whose state is kept")
+    group.add_argument(
+        "--stream", action="store_true", help="--data are clips [F, N, ...], F frames of N streams"
+    )
+    group.add_argument(
+        "--motion", type=number, metavar="PIXELS",
+        help="--data are stills, taken to move so far from frame to frame",
+    )  # fmt: skip
+    group.add_argument(
+        "--noise", type=number, metavar="STD", help="of the sensor, at which neurons are silent"
+    )
 
 
 def _dead_zone(command: Parser) -> None:
@@ -483,6 +500,11 @@ def _check_doctor(command: Parser, options: argparse.Namespace) -> None:
         command.error("--apply writes to -o FILE.h5: give both, or none of them")
 
 
+def _check_convert(command: Parser, options: argparse.Namespace) -> None:
+    if not options.stream and (options.motion is not None or options.noise is not None):
+        command.error("--motion and --noise are of --stream, which is not given")
+
+
 def _check_fine_tune(command: Parser, options: argparse.Namespace) -> None:
     if options.validation_labels is not None and options.validation is None:
         command.error("--validation-labels is of --validation, which is not given")
@@ -490,6 +512,7 @@ def _check_fine_tune(command: Parser, options: argparse.Namespace) -> None:
 
 CHECKS: dict[str, Callable[[Parser, argparse.Namespace], None]] = {
     "check": _check_input,
+    "convert": _check_convert,
     "export": _check_input,
     "verify": _check_input,
     "evaluate": _check_reference,

@@ -310,6 +310,7 @@ def evaluate(
     reference: nn.Module | None = None,
     metric: Choices = None,
     chunk: int | None = None,
+    keep_state: bool = False,
 ) -> Evaluation:
     """Accuracy, agreement with ``reference`` and relative output error at each T.
 
@@ -320,8 +321,9 @@ def evaluate(
     ``metric`` compares outputs of any task with the reference's, each output of tuples and dicts by
     itself: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) -> float`` of all
     samples, one or several, or a dict of these by output. Where the output is no classifier's the
-    usual ones of its shape are measured unless given. Raises InputError for an empty loader, and
-    for a metric that does not fit an output.
+    usual ones of its shape are measured unless given. With ``keep_state`` the loader yields one
+    frame [B, ...] after another of B streams, and the state goes on from each to the next. Raises
+    InputError for an empty loader, and for a metric that does not fit an output.
     """
     if metric is not None and reference is None:
         raise InputError(
@@ -334,9 +336,13 @@ def evaluate(
     same = dict.fromkeys(steps, 0)
     squared = dict.fromkeys(steps, 0.0)
     norm, samples, labelled, right, classes = 0.0, 0, 0, 0, 0
+    one = partial(run, chunk=chunk)
+    if keep_state:
+        snn.reset()
+        one = partial(_next_frame, chunk=chunk)
     for batch in progress(loader, "evaluating", _length(loader)):
         x, y = _pair(batch)
-        outputs = run(snn, x, steps, chunk=chunk)
+        outputs = one(snn, x, steps)
         classes = _classes(outputs[steps[0]])
         y = _labels(x, y, classes, metric)
         samples += len(x)
@@ -358,6 +364,8 @@ def evaluate(
                 same[t] += int((outputs[t].argmax(1) == target.argmax(1)).sum())
         if target is not None and not (classes and metric is None):
             comparison.add(outputs, target)
+    if keep_state:
+        snn.reset()
     if samples == 0:
         raise InputError("the loader is empty; nothing can be evaluated.")
     has_reference = reference is not None
@@ -370,6 +378,16 @@ def evaluate(
         samples,
         comparison.result(),
     )
+
+
+def _next_frame(
+    snn: NetworkModule, x: Any, steps: Sequence[int], chunk: int | None
+) -> dict[int, Any]:
+    """The outputs [B, ...] of the next frame [B, ...] of streams, after each of ``steps``."""
+    tensors = x.tensors if isinstance(x, Inputs) else None
+    frame = x[None] if tensors is None else {k: v.unsqueeze(0) for k, v in tensors.items()}
+    found = run(snn, frame, steps, sequence=True, keep_state=True, chunk=chunk)
+    return {t: each_leaf(y, lambda leaf: leaf[0]) for t, y in found.items()}
 
 
 def _classes(output: Any) -> int:

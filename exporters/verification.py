@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.inputs import Batch, Inputs
+from ..core.inputs import Batch, Inputs, batch_of
 from ..core.module import given_to
 from ..core.network import Input, SpikingNetwork
 from ..errors import FormatError, InputError
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 ALONE = "compared with itself alone; pass network=... to know that it is that network's"
+FRAMES_ALONE = "each frame is replayed alone: group neurons begin anew at every frame of a stream"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
+MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What ``verify`` did. ``content`` is a hash of all that the file holds but certificates."""
+    """What ``verify`` did. ``content`` is a hash of all that the file holds but certificates.
+
+    ``samples`` are streams, of ``frames`` frames each, where the plan is one for streams.
+    """
 
     path: str
     format: str
@@ -81,6 +86,7 @@ class Certificate:
     notes: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     complete: bool = True  # False where a comparison that belongs to it could not be made
+    frames: int | None = None  # of a stream
 
     @property
     def ok(self) -> bool:
@@ -89,12 +95,18 @@ class Certificate:
         return self.complete and bool(required) and all(check.equal for check in required)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok}
+        said = asdict(self)
+        if self.frames is None:
+            del said["frames"]
+        return {**said, "ok": self.ok}
 
     def __str__(self) -> str:
+        several = f"{self.samples} samples"
+        if self.frames is not None:
+            several = f"{self.frames} frames of {self.samples} streams"
         lines = [
             f"{self.path} ({self.format}): {'verified' if self.ok else 'NOT verified'}, "
-            f"{self.samples} samples ({self.inputs}), T = {self.time_steps}",
+            f"{several} ({self.inputs}), T = {self.time_steps}",
             *(f"  {check}" for check in self.checks),
             *(f"  note: {note}" for note in self.notes),
             f"  content {self.content}",
@@ -117,10 +129,12 @@ def verify(
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
-    Of several inputs x is a dict by their names.
+    Of several inputs x is a dict by their names. Of a plan for streams it is a clip [F, B, ...] of
+    two frames or more, whose state is kept from frame to frame.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
-    netx file codes. With ``network``, from which the file was written, its whole content is
+    netx file codes; for streams clips of six frames, the fourth a cut, the last like the one
+    before. With ``network``, from which the file was written, its whole content is
     compared as well: without, a file of another network is as good as this one. ``format`` is by
     default what the suffix says, ``time_steps`` are the file's. ``functions`` are the caller's own
     nonlinearities in an .h5 file, torch functions by name. ``python`` is an interpreter that has
@@ -193,6 +207,29 @@ class Request:
         drawn = {n.name: _drawn(network, n, self.samples, generator) for n in network.inputs}
         return Inputs(drawn), f"uniform, whole numbers within their vocabulary, seed {self.seed}"
 
+    def clip_of(self, network: SpikingNetwork) -> tuple[Batch, str]:
+        """Frames [F, B, ...] in float64 of what the network does not feed itself, and what to say
+        of them."""
+        nodes = [node for node in network.inputs if node.name not in network.carries]
+        if self.x is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = {n.name: _clip(network, n, self.samples, generator) for n in nodes}
+            told = f"uniform in [0, 1), a cut at frame 4, seed {self.seed}"
+            return (drawn[nodes[0].name] if network.plain else Inputs(drawn)), told
+        given = _by_name(self.x, [node.name for node in nodes])
+        digest = hashlib.sha256()
+        for node in nodes:
+            _check_clip(node, given[node.name])
+            digest.update(given[node.name].detach().cpu().contiguous().numpy().tobytes())
+        clip = Inputs(given).cpu().to(torch.float64)
+        told = f"given, sha256 {digest.hexdigest()[:16]}"
+        return (clip.tensors[nodes[0].name] if network.plain else clip), told
+
+    def of_frames(self, dimensions: int) -> Request:
+        """Each frame of a clip [F, B, ...] a sample; a sample has so many ``dimensions``."""
+        clip = isinstance(self.x, Tensor) and self.x.dim() == dimensions + 2
+        return replace(self, x=self.x.flatten(0, 1)) if clip else self
+
     def inputs(
         self, shape: Sequence[int], low: float = 0.0, high: float = 1.0
     ) -> tuple[Tensor, str]:
@@ -221,6 +258,7 @@ class Request:
         notes: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
         complete: bool = True,
+        frames: int | None = None,
     ) -> Certificate:
         import numpy as np
 
@@ -243,6 +281,7 @@ class Request:
             tuple(notes),
             known | dict(versions or {}),
             complete,
+            frames,
         )
 
 
@@ -256,6 +295,42 @@ def _drawn(
     rows = min((len(n.tensors["weight"]) for n in read), default=2)
     drawn = torch.randint(rows, shape, generator=generator)  # type: ignore[arg-type]
     return drawn.bool() if node.dtype == "boolean" else drawn
+
+
+def _by_name(x: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """What is given for the inputs ``names``."""
+    x = batch_of(x)
+    given = x.tensors if isinstance(x, Inputs) else {names[0]: x}
+    if set(given) != set(names):
+        raise InputError(
+            f"the file takes clips of {', '.join(names)}, but x holds {', '.join(given)}."
+        )
+    return dict(given)
+
+
+def _check_clip(node: Input, x: Tensor) -> None:
+    shape = tuple(node.shape[1:])
+    if not isinstance(x, Tensor) or tuple(x.shape[2:]) != shape or 0 in x.shape[:2]:
+        shown = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(
+            "the file is of a plan for streams and takes clips "
+            f"[F, B, {', '.join(map(str, shape))}], but {node.name!r} is {shown}."
+        )
+    if len(x) < 2:
+        raise InputError(
+            "a clip of one frame keeps no state from one to the next, which is what a plan for "
+            "streams is verified for; pass two frames or more."
+        )
+
+
+def _clip(network: SpikingNetwork, node: Input, streams: int, generator: torch.Generator) -> Tensor:
+    """[6, B, ...]: a start, two small changes, a cut, a small change, and the same once more."""
+    start, cut = (_drawn(network, node, streams, generator) for _ in range(2))
+    if not node.coded:
+        return torch.stack([start] * 6)
+    noise = [MOVED * _drawn(network, node, streams, generator) for _ in range(3)]
+    moved = [(1 - MOVED) * x + dx for x, dx in zip((start, start, cut), noise, strict=True)]
+    return torch.stack([start, moved[0], moved[1], cut, moved[2], moved[2]])
 
 
 def compare(

@@ -264,6 +264,7 @@ def test_format(folder):
     sg.save(sg.convert(model, images, method="group", time_steps=8), "network.h5")
     scope = run("docs/format.md", {"x": images.numpy()})
     assert scope["result"].outputs[8].shape == (8, 10)
+    assert scope["stream"].outputs[8].shape == (1, 8, 10)
 
 
 def test_stream_plans():

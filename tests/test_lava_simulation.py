@@ -335,3 +335,31 @@ def test_an_error_of_a_worker_ends_the_run(tmp_path):
     """Lava by itself may wait for ever."""
     done = run_there(FAILING, tmp_path)
     assert done.returncode == -signal.SIGTERM and "a worker's error" in done.stderr
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_streams(steps, tmp_path):
+    """A clip in Lava, a frame right after the other: the runner's codes at every step."""
+    network = sg.convert(
+        convolutions().double(), DATA.train.images[:128].double(), time_steps=steps, tune=False,
+        members=6, schedule=sg.ExponentialSchedule(1.0, 0.5), input_coding="spike",
+    )  # fmt: skip
+    sg.save(network.replace(stream=True), tmp_path / "a.h5")
+    clip = IMAGES[:2].double().expand(8, 2, 1, 8, 8).clone()
+    clip[1:4] += 0.05 * torch.rand(3, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    clip[4:] = IMAGES[2:4]  # a cut; then it stands still
+    spikes, outputs = lava_remote.run_signgd(
+        tmp_path / "a.h5", clip.numpy(), time_steps=steps, keep_state=True
+    )
+    found = Runner(tmp_path / "a.h5").run(
+        clip.numpy(), range(1, steps + 1), sequence=True, keep_state=True
+    )
+    expected = np.stack([found.outputs[t] for t in range(1, steps + 1)], 1)  # [F, T, B, 10]
+    expected = expected.reshape(8 * steps, 2, -1).transpose(1, 2, 0)
+    assert np.abs(outputs - expected).max() < 1e-9 and expected.std() > 0.01
+    for have, want in zip(spikes, found.spikes.values(), strict=True):
+        want = want.reshape(8 * steps, 2, -1).transpose(1, 2, 0)
+        assert have.dtype == want.dtype == np.int32 and (have == want).all()
+        assert not have[..., -steps:].any() and (have[..., 4 * steps] != 0).mean() > 0.1
+    with pytest.raises(lava_remote.LavaError, match=r"the input is \[F, B, 1, 8, 8\]"):
+        lava_remote.run_signgd(tmp_path / "a.h5", clip[0].numpy(), time_steps=1, keep_state=True)

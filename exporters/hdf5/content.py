@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.checks import is_array, names, natural, optional
+from ...core.checks import flag, is_array, names, natural, optional, text
 from ...core.registry import look_up
 from ...core.structures import leaves
 from ...errors import FormatError
@@ -22,12 +22,16 @@ from .kinds import FIRST, KINDS, Record, finite
 if TYPE_CHECKING:
     import numpy as np
 
-VERSION = (1, 4)  # that this release reads
+VERSION = (1, 5)  # that this release reads
 
 
 @dataclass(frozen=True)
 class Content:
-    """A description as plain data; ``outputs`` is a name, or lists, tuples and dicts of names."""
+    """A description as plain data; ``outputs`` is a name, or lists, tuples and dicts of names.
+
+    ``stream``: its state is kept from frame to frame. ``carries``: by the inputs that the network
+    feeds itself, the node whose decoded value of the frame before they are.
+    """
 
     nodes: tuple[Record, ...]
     outputs: Any
@@ -35,6 +39,8 @@ class Content:
     statistics: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    stream: bool = False
+    carries: Mapping[str, str] = field(default_factory=dict)
     version: tuple[int, int] = VERSION
     checksum: str = ""
     certificate: Mapping[str, Any] | None = None
@@ -70,6 +76,25 @@ def check(content: Content) -> None:
         raise FormatError("provenance is not a JSON object.")
     if not optional(names)(content.class_names):
         raise FormatError(f"class_names is a list of strings, but it is {content.class_names!r}.")
+    _check_stream(content)
+
+
+def _check_stream(content: Content) -> None:
+    if not flag(content.stream):
+        raise FormatError(f"stream is true or false, but it is {content.stream!r}.")
+    nodes = {node.name: node for node in content.nodes}
+    inputs = {node.name: node for node in content.of("input") if node["dtype"] == "float"}
+    if not isinstance(content.carries, Mapping):
+        raise FormatError(f"carries is an object of names, but it is {content.carries!r}.")
+    for name, of in content.carries.items():
+        if name not in inputs or not text(of) or of not in nodes:
+            raise FormatError(
+                f"carries says that {name!r} is fed by {of!r}; the first is a floating-point input "
+                f"({', '.join(inputs)}), the second a node."
+            )
+        if inputs[name]["shape"] != nodes[of]["shape"]:
+            shapes = [list(inputs[name]["shape"]), list(nodes[of]["shape"])]
+            raise FormatError(f"{name!r} is fed by {of!r}, but the shapes are {shapes}.")
 
 
 def _check_node(node: Record, before: set[str]) -> None:
@@ -112,7 +137,8 @@ def needs(node: Record) -> tuple[int, int]:
 def version_of(content: Content) -> tuple[int, int]:
     """The format version that the description is written in: no newer one than it needs."""
     several = (1, 4) if len(content.of("input")) > 1 else (1, 2)
-    return max(several, *map(needs, content.nodes))
+    streams = (1, 5) if content.stream or content.carries else (1, 2)
+    return max(several, streams, *map(needs, content.nodes))
 
 
 def _check_finite(where: str, name: str, value: Any) -> None:

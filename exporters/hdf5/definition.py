@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.inputs import batch_of
-from ...core.module import NetworkModule, NetworkState, Walk
-from ...core.network import Node, SpikingNetwork, Timed, each_leaf
+from ...core.inputs import Batch, Inputs, batch_of, samples_of
+from ...core.module import NetworkModule, NetworkState, Walk, step_of
+from ...core.network import Node, SpikingNetwork, Timed, each_leaf, leaves
+from ...core.streams import check_stream, completed
 from ...neurons.spikes import Events, hear, joined
 
 
@@ -98,12 +99,60 @@ def run_definition(
 ) -> DefinitionRun:
     """``time_steps`` steps of x [B, ...], or a dict of such, in ``dtype``, by the definitions."""
     module = DefinitionNetwork(network, spikes).to(dtype)
-    state, kept = None, {name: [] for name in network.names()}  # type: ignore[var-annotated]
-    x = module.check_input(batch_of(x).to(dtype))
-    outputs: Any = None
-    for _ in range(time_steps):
-        outputs, state = module(x, state)
-        for name, seen in kept.items():
-            seen.append(module.fired[name])
-    found = {name: torch.stack(seen) for name, seen in kept.items()}
-    return DefinitionRun(found, each_leaf(outputs, Tensor.clone))
+    run = _Steps(module, time_steps)
+    outputs = run.frame(module.check_input(batch_of(x).to(dtype)))
+    return DefinitionRun(run.fired(), outputs)
+
+
+@torch.no_grad()
+def run_clip_by_definition(
+    network: SpikingNetwork,
+    clip: Any,
+    time_steps: int,
+    *,
+    spikes: str = "decoded",
+    dtype: torch.dtype = torch.float64,
+) -> DefinitionRun:
+    """Frames [F, B, ...], or a dict of such, of ``time_steps`` steps each, the state kept between.
+
+    ``spikes`` are [F T, B, ...], ``outputs`` [F, B, ...]. Raises InputError.
+    """
+    module = DefinitionNetwork(network, spikes).to(dtype)
+    check_stream("verify", module)
+    frames = module.check_input(completed(module, batch_of(clip).to(dtype), 1), 1)
+    run, each = _Steps(module, time_steps), []
+    for frame in range(samples_of(frames)):
+        run.state = module.new_frame(run.state)
+        each.append(run.frame(_fed(network, step_of(frames, frame), run.state)))
+    columns = iter([torch.stack(list(leaf)) for leaf in zip(*map(leaves, each), strict=True)])
+    return DefinitionRun(run.fired(), each_leaf(each[0], lambda _: next(columns)))
+
+
+def _fed(network: SpikingNetwork, x: Batch, state: NetworkState | None) -> Batch:
+    """The frame with what the network feeds itself; zeros in the first."""
+    if not network.carries or state is None or state.carried is None:
+        return x
+    assert isinstance(x, Inputs)
+    fed = {name: state.carried[of] for name, of in network.carries.items()}
+    return Inputs({**x.tensors, **fed}, x.exact, x.compute)
+
+
+class _Steps:
+    """Runs one input after the other for ``time_steps`` steps each."""
+
+    def __init__(self, module: DefinitionNetwork, time_steps: int) -> None:
+        self.module, self.time_steps = module, time_steps
+        self.state: NetworkState | None = None
+        self.seen: dict[str, list[Tensor]] = {name: [] for name in module.network.names()}
+
+    def frame(self, x: Any) -> Any:
+        """The outputs after the last step."""
+        outputs: Any = None
+        for _ in range(self.time_steps):
+            outputs, self.state = self.module(x, self.state)
+            for name, seen in self.seen.items():
+                seen.append(self.module.fired[name])
+        return each_leaf(outputs, Tensor.clone)
+
+    def fired(self) -> dict[str, Tensor]:
+        return {name: torch.stack(seen) for name, seen in self.seen.items()}

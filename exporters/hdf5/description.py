@@ -81,6 +81,8 @@ def content_of(network: SpikingNetwork, class_names: Sequence[str] | None = None
         },
         provenance=provenance,
         class_names=None if names is None else tuple(names),
+        stream=network.stream,
+        carries=dict(network.carries),
     )
 
 
@@ -141,7 +143,15 @@ def network_of(
         raise FormatError(
             f"'{path}' is not a whole spiking-network description ({error})."
         ) from error
-    return SpikingNetwork(nodes, content.outputs, content.time_steps, statistics, provenance)
+    return SpikingNetwork(
+        nodes,
+        content.outputs,
+        content.time_steps,
+        statistics,
+        provenance,
+        content.stream,
+        content.carries,
+    )
 
 
 def _node(record: Record, functions: Mapping[str, Function]) -> Node:

@@ -35,6 +35,7 @@ SMALLEST_THETA = 2.0**-100  # of thresholds in a tensor
 MOST_SIGNS = 8  # of a signGD neuron in one step
 MOST_SPARSE = 12  # with a dead zone
 FIRST = (1, 0)  # format version
+KEPT, ANEW = "kept", "anew"  # what a new frame of a stream does to a state
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ def _never(record: Record) -> bool:
     return False
 
 
+def _anew(record: Record) -> str:
+    return ANEW
+
+
 class Since(NamedTuple):
     """The format version that a field came with, and what files before it mean."""
 
@@ -92,6 +97,9 @@ class Kind:
     implied: Mapping[str, Any] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
     numpy: Callable[..., tuple[Any, Any, Any]] | None = None
+    # what a new frame of a stream does to the state: it is KEPT, but for the count of steps, or
+    # starts ANEW; else why there are no streams of it
+    frame: Callable[[Record], str] = _anew
     # the rows that the field "op" is of, and what one is called
     operations: Callable[[], tuple[Mapping[str, Operation], str]] = _linear
 
@@ -242,6 +250,21 @@ def _real(record: Record) -> bool:
     return bool(record["coding"] == "real")
 
 
+def _follows(record: Record) -> str:
+    """v follows f(x), or the input, from wherever it is."""
+    return "its momentum would go on from one frame to the next" if record["momentum"] else KEPT
+
+
+def _coded(record: Record) -> str:
+    if record["coding"] == "poisson":
+        return "Poisson spikes are drawn anew for each frame, and a mean of them has to settle"
+    return _follows(record)
+
+
+def _rate(record: Record) -> str:
+    return "its v is a rate over all steps since the first, which no frame ends"
+
+
 NODE: dict[str, Check] = {"name": text, "inputs": names, "shape": sizes}
 FUNCTION: dict[str, Check] = {
     **NODE,
@@ -302,6 +325,7 @@ KINDS: dict[str, Kind] = {
         spike_view=_always,
         check=_check_signs,
         since={"members": Since((1, 2), 1), "dead_zone": Since((1, 3), 0.0)},
+        frame=_follows,
     ),
     "group": Kind(
         _GROUP,
@@ -312,7 +336,7 @@ KINDS: dict[str, Kind] = {
         numbers=("v_threshold", "initial_charge"),
     ),
     "growth": Kind(FUNCTION, neuron=True, computes=True, check=_check_growth),
-    "subgradient": Kind(_SUBGRADIENT, 1, neuron=True),
-    "encoder": Kind(_ENCODER, 1, spike_view=_real, check=_check_encoder),
+    "subgradient": Kind(_SUBGRADIENT, 1, neuron=True, frame=_rate),
+    "encoder": Kind(_ENCODER, 1, spike_view=_real, check=_check_encoder, frame=_coded),
     "average": Kind(NODE, 1),
 }

@@ -103,6 +103,9 @@ def _write(file: h5py.File, content: Content) -> None:
     file.attrs["spikes"] = SPIKES + (SILENCE if version >= (1, 3) else "")
     file.attrs["delay"] = DELAY
     file.attrs["input_coding"] = input_coding(content)
+    if version >= (1, 5):
+        _put(file, "stream", json.dumps(content.stream))
+        _put(file, "carries", json.dumps(dict(content.carries)))
     _put(file, "outputs", json.dumps(tagged(content.outputs)))
     _put(file, "provenance", _json(dict(content.provenance), "the network", "provenance"))
     if content.class_names is not None:
@@ -369,6 +372,8 @@ def _content(root: _Item, version: tuple[int, int]) -> Content:
         else {},
         provenance=root.json("provenance"),
         class_names=tuple(root.json("class_names")) if root.has("class_names") else None,
+        stream=root.json("stream") if root.has("stream") else False,
+        carries=root.json("carries") if root.has("carries") else {},
         version=version,
         checksum=checksum,
         certificate=root.json("certificate") if root.has("certificate") else None,

@@ -12,6 +12,11 @@ Two views:
 ``delay`` is that of a chip: a spike reaches the next layer one step later. ``lags`` says for each
 node by how many steps it runs behind the input: the neurons on the longest path to it. A value on
 a shorter path is held back by the difference, so that what meets at a node is of the same step.
+
+``keep_state`` is a stream's: each frame of a clip is shown for T steps, which are counted anew,
+while v and x go on from frame to frame and from call to call (``runner_streams.py``). In the spike
+view of a plan for streams v(t) - v(t - 1) passes, and its sums are float64 whatever the type of v,
+so that x stays W v + b.
 """
 
 from __future__ import annotations
@@ -19,23 +24,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ...core.checks import is_array
-from ...core.structures import each_leaf, leaves
+from ...core.structures import fill, leaves
 from ...errors import FormatError, InputError, SignGDError
 from .content import Content, Record
-from .kinds import KINDS, sparse
+from .kinds import ANEW, KINDS, sparse
 from .layout import read
 from .resizing import at_size
 from .runner_functions import Array, Function, find_function, step_size
 from .runner_operations import apply, apply_linear, resolve
 from .runner_signs import dense_step, levels, mixed_step, sparse_step
 from .runner_statics import compute
+from .runner_streams import (
+    Kept,
+    by_frame,
+    check_begin,
+    check_clip,
+    check_kinds,
+    check_next,
+    check_view,
+    with_fed,
+)
 
 __all__ = ["Result", "Runner"]
 
@@ -57,6 +72,9 @@ class Result:
 
     With ``delay`` the row t of a neuron is its step t - ``lags[name]``; before its first step and
     after its last nothing fires. Outputs are there ``output_lag`` steps later.
+
+    With ``keep_state`` outputs are [F, B, ...], those after T steps of each frame, and the steps of
+    spikes and values those of all frames, one after the other.
     """
 
     outputs: dict[int, Any]
@@ -104,6 +122,7 @@ class Runner:
         self.neurons = tuple(node.name for node in self.nodes if KINDS[node.kind].neuron)
         self.output_names = leaves(self.content.outputs)
         self.lags, self.output_lag = _lags(self.nodes, self.output_names)
+        self._stream: tuple[Runner, Kept] | None = None
 
     @property
     def view(self) -> str:
@@ -121,6 +140,7 @@ class Runner:
         *,
         delay: bool = False,
         sequence: bool = False,
+        keep_state: bool = False,
         view: str | None = None,
         record: bool = True,
         values: bool = False,
@@ -133,8 +153,16 @@ class Runner:
         x is [B, ...], one static input, or [T, B, ...] with ``sequence``; of several inputs a dict
         of such arrays by name, whole numbers the same at every step. ``record`` and ``values`` say
         what is kept of every step. ``input_spikes`` [T, B, ...] are those of a Poisson encoder,
-        in {-scale, 0, scale}: its random numbers are torch's. Raises InputError, FormatError.
+        in {-scale, 0, scale}: its random numbers are torch's.
+
+        With ``keep_state`` a sequence is a clip [F, B, ...]: each frame is shown for the largest of
+        ``time_steps``, by default the T in the file, and the state goes on from frame to frame and
+        to the next such call, until ``reset()``. Inputs that the network feeds itself are not
+        given, but for a value to begin with, in a call with the first frame alone. Raises
+        InputError, FormatError.
         """
+        if keep_state:
+            return self._run_clip(x, time_steps, delay, sequence, view, record, values)
         given = self._given(x)
         sized = self._at_size_of(given, sequence)
         if sized is not self:
@@ -162,23 +190,50 @@ class Runner:
         coded = self._checked_spikes(input_spikes, inputs, sequence, max(steps))
         # an overflow of exp, or a root that is no number, is the function's value and no event
         with np.errstate(all="ignore"):
-            run = _Run(self, inputs, sequence, view, coded, delay, max(steps))
-            outputs = run.all_steps(steps, record, values)
-        lags = self.lags if delay else dict.fromkeys(self.lags, 0)
-        return Result(
-            outputs,
-            run.spikes,
-            run.values,
-            {name: lags[name] for name in self.neurons},
-            run.output_lag,
-            run.duration,
-        )
+            run = _Run(self, inputs, int(sequence), view, coded, delay, max(steps))
+            return run.result(run.all_steps(steps, record, values))
+
+    def reset(self) -> None:
+        """Forgets the stream: the next clip begins from nothing."""
+        self._stream = None
+
+    def _run_clip(
+        self,
+        x: Any,
+        time_steps: int | Iterable[int] | None,
+        delay: bool,
+        sequence: bool,
+        view: str | None,
+        record: bool,
+        values: bool,
+    ) -> Result:
+        check_kinds(self.content, sequence, delay)
+        steps = _checked_steps(self.content.time_steps if time_steps is None else time_steps)
+        view, shown = check_view(self.content, view, self.view), max(steps)
+        given = self._given(x, self.content.carries)
+        check_begin(self.content, given, self._stream is None)
+        if self._stream is not None:
+            check_next(given, self._stream[1], view)
+        runner, kept = self._stream or (self._at_size_of(given, True), None)
+        inputs = {
+            node.name: runner._checked_input(node, given[node.name], True, 0)
+            for node in runner.content.of("input")
+            if node.name in given
+        }
+        frames, _ = check_clip(inputs)
+        inputs = with_fed(runner.content, inputs, kept, self.dtype)
+        with np.errstate(all="ignore"):
+            run = _Run(runner, inputs, shown, view, None, delay, frames * shown, True, kept)
+            asked = [frame * shown + t for frame in range(frames) for t in steps]
+            outputs = by_frame(run.all_steps(asked, record, values), steps, frames)
+        self._stream = runner, run.kept()
+        return run.result(outputs)
 
     def _at_size_of(self, given: Mapping[str, Array], sequence: bool) -> Runner:
         """A runner of samples of these shapes, where other sizes were checked."""
         sizes = self.content.provenance.get("sizes")
-        shapes = {name: x.shape[1 + sequence :] for name, x in given.items()}
         own = {node.name: tuple(node["shape"][1:]) for node in self.content.of("input")}
+        shapes = own | {name: x.shape[1 + sequence :] for name, x in given.items()}
         ranks = all(len(shapes[name]) == len(shape) for name, shape in own.items())
         if sizes is None or shapes == own or not ranks:
             return self
@@ -210,17 +265,17 @@ class Runner:
             )
         return view
 
-    def _given(self, x: Any) -> dict[str, Array]:
-        """What is handed in, by the names of the inputs."""
-        names = [node.name for node in self.content.of("input")]
+    def _given(self, x: Any, fed: Iterable[str] = ()) -> dict[str, Array]:
+        """What is handed in, by the names of the inputs but those that are ``fed``."""
+        names = [node.name for node in self.content.of("input") if node.name not in fed]
         if not isinstance(x, Mapping):
             x = {names[0]: x}
-        if set(x) != set(names):
+        if set(x) - set(fed) != set(names):
             raise InputError(
                 f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
                 "these."
             )
-        return {name: np.asarray(x[name]) for name in names}
+        return {name: np.asarray(value) for name, value in x.items()}
 
     def _checked_input(self, node: Record, x: Array, sequence: bool, last: int) -> Array:
         expected, leading, dtype = list(node["shape"][1:]), int(sequence), node["dtype"]
@@ -289,23 +344,32 @@ def _lags(nodes: Sequence[Record], outputs: Sequence[str]) -> tuple[dict[str, in
 
 
 class _Run:
-    """One run: the state of every node, and the values that are on their way."""
+    """One run: the state of every node, and the values that are on their way.
+
+    ``shown``: for how many steps each frame of a sequence is there; 0 says that x is none.
+    ``keeps``: at each frame steps are counted anew; ``before`` is what the frames so far left.
+    """
 
     def __init__(
         self,
         runner: Runner,
         x: Mapping[str, Array],
-        sequence: bool,
+        shown: int,
         view: str,
         coded: Array | None,
         delay: bool,
         last: int,
+        keeps: bool = False,
+        before: Kept | None = None,
     ) -> None:
         self.runner, self.last, self.spike_view, self.coded = runner, last, view == "spike", coded
-        self.x, self.sequence = x, sequence
-        self.batch = next(iter(x.values())).shape[int(sequence)]
+        self.x, self.shown, self.keeps, self.before = x, shown, keeps, before
+        self.batch = next(iter(x.values())).shape[int(shown > 0)]
+        self.wide = self.spike_view and runner.content.stream
         self.records = {node.name: node for node in runner.nodes}
         self.exact: dict[str, Array] = {}  # what static nodes make
+        self.carries = runner.content.carries if keeps else {}
+        self.followed = dict.fromkeys([*runner.output_names, *self.carries.values()])
         self.lags = runner.lags if delay else dict.fromkeys(runner.lags, 0)
         self.output_lag = runner.output_lag if delay else 0
         self.duration = last + self.output_lag
@@ -315,7 +379,10 @@ class _Run:
         self.spikes: dict[str, Array] = {}
         self.values: dict[str, Array] = {}
         self.readouts: dict[str, Array] = {}
-        if self.spike_view:
+        if before is not None:
+            self.states = {name: replace(state) for name, state in before.states.items()}
+            self.readouts = dict(before.readouts)
+        elif self.spike_view:
             self._start()
 
     def _longest_waits(self) -> dict[str, int]:
@@ -328,8 +395,30 @@ class _Run:
             waits[name] = max(waits[name], self.output_lag - self.lags[name])
         return waits
 
-    def all_steps(self, wanted: Sequence[int], record: bool, values: bool) -> dict[int, Any]:
-        outputs: dict[int, Any] = {}
+    def result(self, outputs: Mapping[int, Mapping[str, Array]]) -> Result:
+        structure = self.runner.content.outputs
+        return Result(
+            {t: fill(structure, found) for t, found in outputs.items()},
+            self.spikes,
+            self.values,
+            {name: self.lags[name] for name in self.runner.neurons},
+            self.output_lag,
+            self.duration,
+        )
+
+    def kept(self) -> Kept:
+        """What the frames after these go on from."""
+        inputs = {name: x[-1] for name, x in self.x.items()}
+        fed = {name: self._decoded(of) for name, of in self.carries.items()}
+        view = "spike" if self.spike_view else "decoded"
+        return Kept(view, self.states, self.readouts, inputs, fed)
+
+    def all_steps(
+        self, wanted: Sequence[int], record: bool, values: bool
+    ) -> dict[int, dict[str, Array]]:
+        """The decoded outputs by name after each of the steps wanted."""
+        outputs: dict[int, dict[str, Array]] = {}
+        asked = set(wanted)
         for now in range(1, self.duration + 1):
             for node in self.runner.nodes:
                 step = now - self.lags[node.name]  # the node's own step
@@ -338,6 +427,8 @@ class _Run:
                         self.sent[name][now - (self.lags[node.name] - self.lags[name])]
                         for name in node["inputs"]
                     ]
+                    if self.keeps and (step - 1) % self.shown == 0:
+                        self._new_frame(node)
                     with _named(node):
                         value, fired = self._value(node, inputs, step)
                     self.sent[node.name][now] = value
@@ -348,10 +439,11 @@ class _Run:
             step = now - self.output_lag
             if step >= 1:
                 self._read_out(now)
-                if step in wanted:
-                    outputs[step] = each_leaf(
-                        self.runner.content.outputs, lambda name: np.array(self.readouts[name])
-                    )
+                if step in asked:
+                    names = self.runner.output_names
+                    outputs[step] = {name: self._decoded(name) for name in names}
+                if self.carries and step % self.shown == 0:
+                    self._feed(step)
             for name, wait in self.held.items():
                 self.sent[name].pop(now - wait, None)
         return {t: outputs[t] for t in wanted}
@@ -367,13 +459,38 @@ class _Run:
         for node in self.runner.nodes:
             with _named(node):
                 values[node.name] = self._at_start(node, [values[name] for name in node["inputs"]])
-        self.readouts = {name: values[name] for name in self.runner.output_names}
+        self.readouts = {name: values[name] for name in self.followed}
+
+    def _new_frame(self, node: Record) -> None:
+        """The state of a node before the first step of a frame."""
+        if KINDS[node.kind].frame(node) == ANEW:
+            self.states.pop(node.name, None)
+        elif node.name in self.states:
+            self.states[node.name].t = 0
+
+    def _wide(self, x: Array) -> Array:
+        """What passes in the spike view of streams."""
+        return x.astype(np.float64) if self.wide and x.dtype.kind == "f" else x
+
+    def _summed(self, x: Array) -> Array:
+        """The sum of what passed, as f takes it."""
+        return x.astype(self.runner.dtype) if self.wide and x.dtype.kind == "f" else x
+
+    def _decoded(self, name: str) -> Array:
+        return np.array(self._summed(self.readouts[name]))
+
+    def _feed(self, step: int) -> None:
+        """What the network feeds itself in the frame after this step, its last."""
+        frame = step // self.shown
+        for name, of in self.carries.items():
+            if frame < len(self.x[name]):
+                self.x[name][frame] = self._decoded(of)
 
     def _at_start(self, node: Record, inputs: list[Array]) -> Array:
         if KINDS[node.kind].neuron:
             v = self._resting(node, resolve(node["shape"], self.batch))
             self.states[node.name] = _State(v, inputs)
-            return v
+            return self._wide(v)
         return _AT_START[node.kind](self, node, inputs)
 
     def _resting(self, node: Record, shape: Sequence[int]) -> Array:
@@ -402,18 +519,21 @@ class _Run:
         return value, fires
 
     def _input(self, name: str, step: int) -> Array:
-        return self.x[name][step - 1] if self.sequence else self.x[name]
+        return self.x[name][(step - 1) // self.shown] if self.shown else self.x[name]
 
     def _input_or_increment(self, node: Record, inputs: list[Array], step: int) -> Array:
-        now = self._input(node.name, step)
+        now = self._wide(self._input(node.name, step))
         if not self.spike_view or node["dtype"] != "float":
             return now
-        return now - self._input(node.name, step - 1) if step > 1 else now
+        if step > 1:
+            return now - self._wide(self._input(node.name, step - 1))
+        return now if self.before is None else now - self._wide(self.before.inputs[node.name])
 
     def _static(self, node: Record, inputs: list[Array], step: int) -> Array:
         """The same at every step, in the spike view sent with the first."""
-        value = self._exact(node.name)
-        later = self.spike_view and step > 1 and node["dtype"] == "float"
+        value = self._wide(self._exact(node.name))
+        sent = step > 1 or self.before is not None
+        later = self.spike_view and sent and node["dtype"] == "float"
         return np.zeros_like(value) if later else value
 
     def _exact(self, name: str) -> Array:
@@ -427,13 +547,14 @@ class _Run:
         return self.exact[name]
 
     def _constant(self, node: Record, inputs: list[Array], step: int) -> Array:
-        value: Array = node["value"]
+        value = self._wide(node["value"])
         return np.zeros_like(value) if self.spike_view and step else value
 
     def _linear(self, node: Record, inputs: list[Array], step: int) -> Array:
         run = apply_linear if self.spike_view and step else apply
-        out = run(node["op"], inputs, node["attributes"], node["tensors"], self.batch)
-        return np.asarray(out, self.runner.dtype)
+        tensors = {name: self._wide(value) for name, value in node["tensors"].items()}
+        out = run(node["op"], inputs, node["attributes"], tensors, self.batch)
+        return np.asarray(out, np.float64 if self.wide else self.runner.dtype)
 
     def _function(self, node: Record, x: list[Array], step: int = 0) -> Array:
         f = self.runner.functions[node.name]
@@ -450,7 +571,7 @@ class _Run:
         state = self.states[node.name]
         if self.spike_view:
             state.x = [x + increment for x, increment in zip(state.x, inputs, strict=True)]
-            inputs = state.x
+            inputs = [self._summed(x) for x in state.x]
         target = self._function(node, inputs)
         if sparse(node):
             return self._sparse(node, state, target)
@@ -463,36 +584,43 @@ class _Run:
                 sigma = node["momentum"] * state.buffer + sigma
             state.buffer = sigma
         state.t += 1
-        change = self._size(node, state.t) * sigma
-        state.v = state.v - change
-        return (-change if self.spike_view else state.v), fires
+        change, before = self._size(node, state.t) * sigma, state.v
+        state.v = before - change
+        return self._passing(state, before, -change), fires
 
     def _signs(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
         """Several signs in one step, of sizes halved from one to the next."""
         m, ties = node["members"], node["function"]["fires_at_tie"]
         state.t += 1
-        size = self._size(node, state.t)
-        bits, state.v = dense_step(state.v, target, size, m, ties)
-        return self._sent(state, size, m, 2 * bits - (2**m - 1)), bits.astype(np.uint8)
+        size, before = self._size(node, state.t), state.v
+        bits, state.v = dense_step(before, target, size, m, ties)
+        sent = self._weighted(size, m, 2 * bits - (2**m - 1))
+        return self._passing(state, before, sent), bits.astype(np.uint8)
 
     def _sparse(self, node: Record, state: _State, target: Array) -> tuple[Array, Array]:
         """One sign or several, with a dead zone."""
         m, ties, theta = node["members"], node["function"]["fires_at_tie"], node["dead_zone"]
         within = np.asarray(theta, np.float32).astype(self.runner.dtype)
         state.t += 1
-        size = self._size(node, state.t)
+        size, before = self._size(node, state.t), state.v
         if is_array(theta):
-            code, state.v = mixed_step(state.v, target, size, within, m, ties)
+            code, state.v = mixed_step(before, target, size, within, m, ties)
         else:
-            code, state.v = sparse_step(state.v, target, size, within, m)
-        return self._sent(state, size, m, levels(code, self.runner.dtype)), code
+            code, state.v = sparse_step(before, target, size, within, m)
+        sent = self._weighted(size, m, levels(code, self.runner.dtype))
+        return self._passing(state, before, sent), code
 
-    def _sent(self, state: _State, size: Array, members: int, level: Array) -> Array:
-        """What passes after a step whose signs make ``level``, d."""
-        if not self.spike_view:
-            return state.v
+    def _weighted(self, size: Array, members: int, level: Array) -> Array:
+        """The weighted spike of a step whose signs make ``level``, d."""
         dtype = self.runner.dtype
         return -np.asarray(size * 2.0 ** (1 - members), dtype) * level.astype(dtype)
+
+    def _passing(self, state: _State, before: Array, sent: Array) -> Array:
+        """What passes after a step from v = ``before``: v, the weighted spike, or of streams the
+        difference that it made, which differs from it where v is rounded."""
+        if self.wide:
+            return self._wide(state.v) - self._wide(before)
+        return sent if self.spike_view else state.v
 
     def _group(self, node: Record, inputs: list[Array]) -> tuple[Array, Array]:
         (x,) = inputs
@@ -546,7 +674,9 @@ class _Run:
                 gradient = node["momentum"] * state.buffer + gradient
             state.buffer = gradient
         state.v = before - step_size(node["schedule"], state.t) * gradient
-        return state.v - before if self.spike_view else state.v
+        if self.spike_view:
+            return self._wide(state.v) - self._wide(before)
+        return state.v
 
     def _average(self, node: Record, inputs: list[Array], step: int) -> Array:
         (x,) = inputs
@@ -556,7 +686,7 @@ class _Run:
         return np.asarray(state.v / self.runner.dtype.type(state.t))
 
     def _read_out(self, now: int) -> None:
-        for name in dict.fromkeys(self.runner.output_names):
+        for name in self.followed:
             value = self.sent[name][now - (self.output_lag - self.lags[name])]
             self.readouts[name] = self.readouts[name] + value if self.spike_view else value
 
@@ -579,8 +709,8 @@ _NEURONS: dict[str, Callable[[_Run, Record, list[Array]], tuple[Array, Array]]] 
 }
 # the same before the first step of the spike view
 _AT_START: dict[str, Callable[[_Run, Record, list[Array]], Array]] = {
-    "input": lambda run, node, inputs: np.zeros_like(run._input(node.name, 1)),
-    "static": lambda run, node, inputs: np.zeros_like(run._exact(node.name)),
+    "input": lambda run, node, inputs: np.zeros_like(run._wide(run._input(node.name, 1))),
+    "static": lambda run, node, inputs: np.zeros_like(run._wide(run._exact(node.name))),
     "constant": lambda run, node, inputs: run._constant(node, inputs, 0),
     "linear": lambda run, node, inputs: run._linear(node, inputs, 0),
     "encoder": lambda run, node, inputs: inputs[0],

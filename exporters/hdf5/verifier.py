@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.inputs import Batch, Inputs, value_of
+from ...core.inputs import Batch, Inputs, samples_of, value_of
 from ...core.network import Encoder, SpikingNetwork
 from ...neurons.coding import PoissonCodingParameters, poisson_spikes
 from ..verification import (
@@ -22,18 +22,19 @@ from ..verification import (
     compare,
     compare_contents,
 )
-from .definition import run_definition
+from .definition import DefinitionRun, run_clip_by_definition, run_definition
 from .description import content_of, load
 from .kinds import sparse
 from .layout import read
-from .runner import Runner
+from .runner import Result, Runner
 
 
 def verify(request: Request) -> Certificate:
     content = read(request.path)
     network = load(request.path, functions=request.functions)
     steps = request.time_steps or network.time_steps
-    x, inputs = request.inputs_of(network)
+    stream = network.stream or bool(network.carries)
+    x, inputs = request.clip_of(network) if stream else request.inputs_of(network)
     codes = {node.name for node in content.of("signgd") if sparse(node)}
     own = {name: _of_arrays(function) for name, function in request.functions.items()}
     checks = []
@@ -45,22 +46,15 @@ def verify(request: Request) -> Certificate:
             )
         )
     notes = ["read-outs are compared after the last step, spikes at all of them"]
+    if stream:
+        notes = ["read-outs are compared after each frame, spikes at all steps"]
     if request.network is None:
         notes.append(ALONE)
     for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
         runner = Runner(content, kind, own)
-        view = "signed" if runner.view == "spike" else "decoded"
-        batch = x.to(dtype)
-        coded = _poisson_spikes(network, batch, steps)
-        options: dict[str, Any] = {} if coded is None else {"input_spikes": coded}
-        given: Any = (
-            {name: value.numpy() for name, value in batch.tensors.items()}
-            if isinstance(batch, Inputs)
-            else batch.numpy()
-        )
-        found = runner.run(given, steps, **options)
-        exactly = kind == "float64"
-        wanted = run_definition(network, x, steps, spikes=view, dtype=dtype)
+        replay = _Replay(network, runner, x.to(dtype), steps, stream)
+        found, exactly = replay.found(), kind == "float64"
+        wanted = replay.wanted(x, dtype)
         checks.append(
             compare(
                 f"NumPy runner and definitions, {kind}",
@@ -73,10 +67,11 @@ def verify(request: Request) -> Certificate:
                 codes,
             )
         )
-        if exactly:
-            late = runner.run(given, steps, delay=True, **options)
+        if exactly and not network.carries:  # which are there a frame later
+            late = replay.found(delay=True)
             shifted = {
-                name: late.spikes[name][lag : lag + steps] for name, lag in late.lags.items()
+                name: late.spikes[name][lag : lag + replay.duration]
+                for name, lag in late.lags.items()
             }
             checks.append(
                 compare(
@@ -90,13 +85,48 @@ def verify(request: Request) -> Certificate:
                     codes,
                 )
             )
-    return request.certificate("hdf5", str(content.checksum), inputs, len(x), steps, checks, notes)
+    frames = samples_of(x) if stream else None
+    samples = samples_of(x, int(stream))
+    return request.certificate(
+        "hdf5", str(content.checksum), inputs, samples, steps, checks, notes, frames=frames
+    )
+
+
+class _Replay:
+    """One input, or one clip whose state is kept from frame to frame, in both programs."""
+
+    def __init__(
+        self, network: SpikingNetwork, runner: Runner, x: Batch, steps: int, stream: bool
+    ) -> None:
+        self.network, self.runner, self.steps, self.stream = network, runner, steps, stream
+        self.duration = steps * (samples_of(x) if stream else 1)
+        coded = None if stream else _poisson_spikes(network, x, steps)
+        self.options: dict[str, Any] = {} if coded is None else {"input_spikes": coded}
+        if stream:
+            self.options = {"sequence": True, "keep_state": True}
+        self.x: Any = (
+            {name: value.numpy() for name, value in x.tensors.items()}
+            if isinstance(x, Inputs)
+            else x.numpy()
+        )
+
+    def found(self, **options: Any) -> Result:
+        self.runner.reset()
+        return self.runner.run(self.x, self.steps, **self.options, **options)
+
+    def wanted(self, x: Batch, dtype: torch.dtype) -> DefinitionRun:
+        spikes = self.runner.view == "spike" and (self.network.stream or not self.stream)
+        run = run_clip_by_definition if self.stream else run_definition
+        view = "signed" if spikes else "decoded"
+        return run(self.network, x, self.steps, spikes=view, dtype=dtype)
 
 
 def _parts(content: Any) -> dict[str, Any]:
     """A description by node; not where it comes from and what calibration saw."""
     nodes = {record.name: {"kind": record.kind, **record.fields} for record in content.nodes}
     order = {"the network": [list(nodes), content.outputs, content.time_steps]}
+    if content.stream or content.carries:
+        order["the network"] += [content.stream, dict(content.carries)]
     return {**nodes, **order}
 
 

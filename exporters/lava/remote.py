@@ -146,14 +146,18 @@ def run_signgd(
     x: NDArray[Any],
     *,
     time_steps: int,
+    keep_state: bool = False,
     python: str | os.PathLike[str] | None = None,
     timeout: float = 600.0,
 ) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
     """A saved signGD network on x [B, ...]: spikes [B, N, T] of each layer, outputs [B, out, T].
 
-    Spikes are as the NumPy runner's (``hdf5.runner.Result``).
+    Spikes are as the NumPy runner's (``hdf5.runner.Result``). With ``keep_state`` x is a clip
+    [F, B, ...] of ``time_steps`` steps a frame, and T are the steps of all frames.
     """
     given = {"x": np.asarray(x), "time_steps": np.array(time_steps)}
+    if keep_state:
+        given["keep_state"] = np.array(1)
     found = run_remotely("signgd", path, given, python, timeout)
     return _layers(found), found["outputs"]
 

@@ -10,6 +10,7 @@ from ...errors import InputError
 from ..hdf5.definition import run_definition
 from ..verification import (
     ALONE,
+    FRAMES_ALONE,
     Certificate,
     Check,
     Request,
@@ -31,9 +32,12 @@ def verify(request: Request) -> Certificate:
         raise InputError(f"'{request.path}' was written for T = {steps}; write it again for more.")
     coding = netx.coding
     high = coding.low + coding.step * coding.levels
+    checks, notes, versions = [], [f"profile {netx.profile}"], {}
+    if request.network is not None and request.network.stream:
+        request = request.of_frames(len(coding.shape))
+        notes.append(FRAMES_ALONE)
     x, inputs = request.inputs(coding.shape, coding.low, high)
     run = netx.run(x.numpy())
-    checks, notes, versions = [], [f"profile {netx.profile}"], {}
     if request.network is not None:
         checks.append(_same_integers(netx, request.network))
         notes += other_steps(steps, request.network)

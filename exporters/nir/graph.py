@@ -504,6 +504,8 @@ class GraphWriter:
             "losses": "\n".join(report.losses),
             "notes": "\n".join(report.notes),
         }
+        if self.network.stream:
+            data["stream"] = "true"
         return data
 
     def lose(self, what: str, where: str = "") -> None:
@@ -531,6 +533,11 @@ class GraphWriter:
         else:
             notes.append(
                 "each reader resets in its own way; the metadata of each neuron say what is meant"
+            )
+        if self.network.stream:
+            notes.append(
+                "the plan is one for streams, in which these neurons begin anew at every frame: "
+                "reset all states before each, which NIR has no word for"
             )
         return tuple(notes)
 

@@ -193,7 +193,8 @@ class _Reader:
         else:
             structure = fill(structure, of_output)
         provenance = _json(data, "provenance", {})
-        return SpikingNetwork(tuple(self.nodes), structure, self.time_steps, {}, provenance)
+        stream = data.get("stream") == "true"
+        return SpikingNetwork(tuple(self.nodes), structure, self.time_steps, {}, provenance, stream)
 
     def order(self) -> Iterator[str]:
         """Topological; of those that could be next, the first in the file's order."""

@@ -17,6 +17,7 @@ from ...errors import FormatError
 from ..hdf5.definition import run_definition
 from ..verification import (
     ALONE,
+    FRAMES_ALONE,
     TOLERANCE,
     Certificate,
     Check,
@@ -62,6 +63,9 @@ def verify(request: Request) -> Certificate:
     steps = request.time_steps or int(metadata.get("time_steps", 0))
     steps = steps or next(iter(networks.values())).time_steps
     shape = [int(n) for n in runner.nodes[runner.input_name].input_type["input"]]
+    if metadata.get("stream") == "true":
+        request = request.of_frames(len(shape))
+        notes.append(FRAMES_ALONE)
     x, inputs = request.inputs(shape)
     dtype = torch.float64 if kind == "float64" else torch.float32
     names = {
@@ -170,7 +174,8 @@ def _graph_parts(graph: Any, where: str = "") -> dict[str, Any]:
     metadata = graph.metadata or {}
     parts[f"{where}edges"] = sorted([str(a), str(b)] for a, b in graph.edges)
     if not where:
-        parts["metadata"] = {key: str(metadata.get(key, "")) for key in said}
+        known = [*said, *(["stream"] if "stream" in metadata else [])]
+        parts["metadata"] = {key: str(metadata.get(key, "")) for key in known}
     return parts
 
 

@@ -185,12 +185,27 @@ class SignGDNetwork:
         for neuron in network.of(SignGDNeuron):
             _check_neuron(neuron)
 
-    def run(self, x: Tensor, time_steps: int | None = None) -> SignGDRun:
-        """x [B, ...] through Lava; the samples run one after another."""
-        shape = self.network.input.shape[1:]
-        if tuple(x.shape[1:]) != shape or not len(x):
+    def run(
+        self,
+        x: Tensor,
+        time_steps: int | None = None,
+        *,
+        sequence: bool = False,
+        keep_state: bool = False,
+    ) -> SignGDRun:
+        """x [B, ...] through Lava; the samples run one after another.
+
+        With ``sequence`` and ``keep_state`` x is a clip [F, B, ...]: frames follow one another
+        without a pause, ``time_steps`` steps each, and v and x of all layers go on. What the run
+        holds is that of F time_steps steps, one stream after another.
+        """
+        shape, leading = self.network.input.shape[1:], 1 + keep_state
+        if sequence != keep_state:
+            raise InputError("a clip runs with sequence=True and keep_state=True, both.")
+        if tuple(x.shape[leading:]) != shape or 0 in x.shape[:leading]:
             raise InputError(
-                f"the input is [B, {', '.join(map(str, shape))}], but x is {list(x.shape)}."
+                f"the input is [{'F, ' * keep_state}B, {', '.join(map(str, shape))}], but x is "
+                f"{list(x.shape)}."
             )
         if not bool(x.isfinite().all()):
             raise InputError("the input holds NaN or infinity; remove or fix those samples first.")
@@ -199,15 +214,25 @@ class SignGDNetwork:
         # Lava forks; a child that inherits torch's pool of threads waits for it for ever
         torch.set_num_threads(1)
         try:
-            return self._run(x.reshape(len(x), -1).double().numpy(), steps)
+            clip = x if keep_state else x.unsqueeze(0)
+            return self._run(clip.reshape(*clip.shape[:2], -1).double().numpy(), steps)
         finally:
             torch.set_num_threads(threads)
 
-    def _run(self, x: NDArray[np.float64], steps: int) -> SignGDRun:
+    def _run(self, clip: NDArray[np.float64], shown: int) -> SignGDRun:
+        """Frames [F, B, N] for ``shown`` steps each."""
+        frames, batch, _ = clip.shape
+        steps = frames * shown
         period = steps + len(self.maps)
-        layers, synapses, start = self._processes(steps, period)
+        layers, synapses, start = self._processes(frames, shown, period)
         first = self.maps[0]
-        inputs = x @ first.weight.T + first.bias
+        inputs = clip[0] @ first.weight.T + first.bias
+        if frames > 1:
+            rises = np.zeros((len(first.weight), batch, period))
+            at_frames = np.diff(clip, axis=0) @ first.weight.T
+            rises[:, :, shown:steps:shown] = at_frames.transpose(2, 1, 0)
+            source = Source(data=rises.reshape(len(rises), -1))
+            source.s_out.connect(layers[0].a_in)
 
         def begin(sample: int) -> Values:
             if sample == 0:
@@ -225,7 +250,7 @@ class SignGDNetwork:
         found = _run_samples(
             layers[0],
             [*(layer.fired for layer in layers[:-1]), layers[-1].s_out],
-            len(x),
+            batch,
             period,
             "floating_pt",
             begin,
@@ -236,13 +261,13 @@ class SignGDNetwork:
         return SignGDRun(tuple(part.astype(_type(m)) for part, m in layers_fired), cut[-1])
 
     def _processes(
-        self, steps: int, period: int
+        self, frames: int, shown: int, period: int
     ) -> tuple[list[Any], list[Any], list[NDArray[np.float64]]]:
         """The layers, the synapses between them, and x(0) of each layer."""
         layers: list[Any] = []
         synapses: list[Any] = []
         start: list[NDArray[np.float64]] = []
-        received = np.zeros(steps)
+        received = np.full(frames * shown, -0.5)  # what arrives at the first layer is added
         before: SignGDMap | None = None
         for depth, m in enumerate(self.maps, start=1):
             width = len(m.weight)
@@ -261,7 +286,8 @@ class SignGDNetwork:
                 layers.append(Accumulator(**common))
             else:
                 schedule = m.neuron.schedule
-                step_sizes = np.array([schedule(t) for t in range(1, steps + 1)])
+                # counted anew at every frame
+                step_sizes = np.tile([schedule(t) for t in range(1, shown + 1)], frames)
                 received = step_sizes * 2.0 ** ((0 if _sparse(m) else 1) - m.neuron.members)
                 layers.append(
                     SignGDNeurons(
@@ -288,7 +314,7 @@ class SignGDRun:
 
     Several signs of a step are the bits of a uint8, the first sign's the highest, those of neurons
     with a dead zone int32 codes as the NumPy runner's. ``outputs`` [B, classes, T]: the decoded
-    output after each step.
+    output after each step. Of a clip T are the steps of all its frames.
     """
 
     spikes: tuple[NDArray[np.bool_ | np.uint8 | np.int32], ...]

@@ -3,7 +3,8 @@
     python -m spikingjelly_signgd.plugins.lava.worker netx FILE.net GIVEN.npz FOUND.npz
     python -m spikingjelly_signgd.plugins.lava.worker signgd FILE.h5 GIVEN.npz FOUND.npz
 
-GIVEN.npz holds ``spikes`` [B, channels, T], or ``x`` [B, ...] and ``time_steps``. FOUND.npz is
+GIVEN.npz holds ``spikes`` [B, channels, T], or ``x`` [B, ...] and ``time_steps``, of a clip
+``x`` [F, B, ...] and ``keep_state`` 1. FOUND.npz is
 written whole or not at all: ``layers``, ``spikes_0`` ... of the layers with neurons, ``membrane``
 or ``outputs``, and ``versions``. Exit status 0, or 1 with the error on the way out.
 """
@@ -35,7 +36,9 @@ def work(what: str, path: Path, source: Path) -> dict[str, Any]:
     from ...exporters import load
 
     network = lava.SignGDNetwork(load(path))
-    decoded = network.run(torch.from_numpy(given["x"]), int(given["time_steps"]))
+    keep = bool(given.get("keep_state", False))
+    x, steps = torch.from_numpy(given["x"]), int(given["time_steps"])
+    decoded = network.run(x, steps, sequence=keep, keep_state=keep)
     return _numbered(decoded.spikes) | {"outputs": decoded.outputs}
 
 
