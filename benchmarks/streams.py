@@ -94,10 +94,11 @@ def outputs(network: sg.SpikingNetwork, frames: Tensor, kept: bool) -> Tensor:
 def counted(network: sg.SpikingNetwork, frames: Tensor, kept: bool) -> dict[str, list[float]]:
     """Of each frame the digits of a neuron, and for each MAC of the source the additions of spikes,
     and the sums and products with an operand that changed."""
-    parts, sent = {}, _sent(network, frames, kept)
+    parts: dict[str, Tensor] = {}
+    sent = _sent(network, frames, kept)
     own = {name: s for name, s in sent.items() if network[name].code is not None}
     neurons = sum(network[name].values for name in own)
-    parts["digits"] = sum(s.flatten(1).sum(1) for s in own.values()) / neurons
+    parts["digits"] = torch.stack([s.flatten(1).sum(1) for s in own.values()]).sum(0) / neurons
     met = Connections(network, sent, frames.shape[1], first=False).run()
     dense = Connections(network, {}, 1, source=True).run().static
     macs = sum(dense.values()) + sum(network.products(n) for n in network.neurons)

@@ -101,6 +101,14 @@ def test_stills_move_as_they_are_said_to(model, network):
         assert torch.equal(torch.as_tensor(have.scale), torch.as_tensor(want.scale))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whatever_mode_the_caller_is_in(model, clips, network, mode):
+    with mode():
+        again = sg.convert(model, clips, stream=True)
+    for have, want in zip(again.of(SignGDNeuron), network.of(SignGDNeuron), strict=True):
+        assert torch.equal(torch.as_tensor(have.scale), torch.as_tensor(want.scale))
+
+
 def test_clips_may_be_batches_with_targets(model, clips, network):
     parts = [(clips[:, :6], torch.zeros(6)), (clips[:, 6:], torch.zeros(6))]
     again = sg.convert(model, parts, stream=True)
