@@ -364,9 +364,11 @@ class Settings:
 
     def _check_stream(self) -> None:
         """What has no place in a plan for streams."""
-        known = self.stream in (True, False) or isinstance(self.stream, Motion)
+        known = isinstance(self.stream, (bool, Motion))
         _check("stream", self.stream, known, "True, False or sg.Motion(pixels=0.2)")
-        _check("noise", self.noise, 0 <= self.noise < math.inf, "a number from 0 on")
+        number = isinstance(self.noise, (int, float)) and not isinstance(self.noise, bool)
+        fits = number and 0 <= self.noise < math.inf
+        _check("noise", self.noise, fits, "a number from 0 on")
         if not self.streams:
             if self.noise:
                 raise InputError(

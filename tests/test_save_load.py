@@ -849,9 +849,11 @@ def test_every_operation_schedule_and_function_is_documented(files):
         assert functions[name][-1] == ("+1" if row.fires_at_tie else "−1"), name
         arity = None if functions[name][1] == "any number" else len(functions[name][1].split(","))
         assert arity == row.arity, name
-    with h5py.File(files / "group.h5") as file:
+    sg.save(sg.load(files / "group.h5").replace(stream=True), files / "of streams.h5")
+    with h5py.File(files / "of streams.h5") as file, h5py.File(files / "group.h5") as other:
         documented = {name for row in table("### Root") for name in quoted(row[0])}
         assert documented == {*file.attrs, "class_names", "certificate"}
+        assert set(file.attrs) - set(other.attrs) == {"stream", "carries"}
 
 
 def test_the_documented_checksum(files):

@@ -104,6 +104,17 @@ def test_the_decoded_view_has_the_same_spikes(path, x, simulator):
     assert_close(found.outputs[1], outputs, 1e-6)  # sums of products round differently
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_what_is_no_stream_runs_as_ever(path, x, sequence):
+    """A plan for streams on stills, and on a sequence of steps, begun anew."""
+    snn = sg.build(sg.load(path), spikes="signed")
+    given = x if sequence else x[0]
+    want = sg.run(snn, given, (1, 4), sequence=sequence)
+    found = Runner(path, np.float32).run(given.numpy(), (1, 4), sequence=sequence)
+    for t in (1, 4):
+        assert_equal(found.outputs[t], want[t])
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_several_steps_a_frame_are_the_definitions(network, x, view, tmp_path):
     """t is counted anew at every frame: the schedule of this plan halves its steps."""
