@@ -110,7 +110,11 @@ def counted(network: sg.SpikingNetwork, frames: Tensor, kept: bool) -> dict[str,
         every = [s.expand(len(frames)) for s in series.values()]
         parts[name] = torch.stack(every).sum(0) / macs if every else torch.zeros(len(frames))
     clips = frames.shape[1]
-    return {name: (values / clips).tolist() for name, values in parts.items()}
+    return {name: rounded(values / clips) for name, values in parts.items()}
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 def _sent(network: sg.SpikingNetwork, frames: Tensor, kept: bool) -> dict[str, Tensor]:
@@ -140,7 +144,7 @@ def measured(name: str, price: str, clips: int, pixels: float, noise: float) -> 
         same = (have.argmax(2) == want.argmax(2)).double().mean(1)
         error = (have - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
         counts = counted(network, frames[:, :COUNTED], way == "kept")
-        ways[way] = {"agreement": same.tolist(), "error": error.tolist(), **counts}
+        ways[way] = {"agreement": rounded(same), "error": rounded(error), **counts}
     return {"clips": clips, "frames": FRAMES, "members": _members(network), **ways}
 
 

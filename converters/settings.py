@@ -145,8 +145,8 @@ class Settings:
     stream
         A plan for streams (``converters/tracking.py``): the calibration are clips [F, N, ...], or
         stills that move as a ``Motion`` says. One step a frame, all alike; step sizes and members
-        are chosen on the clips, for ``objective``'s price of an addition, and the input is coded
-        by differences.
+        are chosen on the clips, for ``objective``'s price of an addition, 0.008 unless given, and
+        the input is coded by differences; ``members`` are those of all other neurons.
     noise
         Of a stream: the standard deviation of the sensor's noise, in units of the input, at which
         the input stays silent. 0: what the clips show is weighed like all else.

@@ -257,8 +257,11 @@ def _choose(
     context: Context,
     weight: float,
 ) -> Choice:
-    noise = context.settings.noise if statistics is None else 0.0
-    node, floor = _quiet(node, noise) if noise else (node, 0.0)
+    is_input, floor, asked = statistics is None, 0.0, context.settings.members_of(node)
+    if is_input:  # it follows at once, whatever members others have
+        asked = None
+    if is_input and context.settings.noise:
+        node, floor = _quiet(node, context.settings.noise)
     largest, each = _largest(node, statistics)
     values, gradients = seen.values[node.name], seen.gradients[node.name]
     fan_out = seen.fan_out[node.name]
@@ -276,7 +279,7 @@ def _choose(
         last = torch.full_like(last, max(largest * USUAL, floor))
     last = exact(last.float()).reshape(channel_shape(node))
     return Choice(
-        _with_steps(node, last, _members(node, last, each, context)),
+        _with_steps(node, last, asked or _members(last, each)),
         float(error.gather(0, best.unsqueeze(0)).sum()),
         float(added.gather(0, best.unsqueeze(0)).sum()),
     )
@@ -299,11 +302,10 @@ def _largest(node: SignGDNeuron, seen: Mapping[str, Tensor] | None) -> tuple[flo
     return float(each.max()) or 1.0, each
 
 
-def _members(node: SignGDNeuron, last: Tensor, each: Tensor, context: Context) -> int:
+def _members(last: Tensor, each: Tensor) -> int:
     """As many as reach the largest value in one frame."""
-    asked = context.settings.members_of(node)
     needed = math.ceil(math.log2(float((each / last).max()) + 1))
-    return asked or min(MOST, max(1, needed))
+    return min(MOST, max(1, needed))
 
 
 @torch.no_grad()

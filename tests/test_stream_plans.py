@@ -152,9 +152,11 @@ def test_the_expected_error_is_about_what_is_measured(network):
     assert 0.5 < network.provenance["planned"]["error"] / expected < 2
 
 
-def test_a_range_and_members_that_are_asked_for(model, clips):
+def test_a_range_and_members_that_are_asked_for(model, clips, network):
     asked = sg.convert(model, clips, stream=True, scale=2.0, members=6)
-    for node in asked.of(SignGDNeuron):
+    coder, *others = asked.of(SignGDNeuron)
+    assert coder.members == network.of(SignGDNeuron)[0].members  # it is followed at once
+    for node in others:
         assert node.members == 6
         if node.name in asked.statistics:
             assert float(last_steps(node)) * 63 == pytest.approx(2.0, rel=2**-12)
