@@ -3,7 +3,7 @@
 import copy
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import drift
 import pytest
@@ -417,6 +417,39 @@ def test_what_a_network_feeds_itself_is_that_of_the_frame_before(remembering, si
     fed = torch.cat([torch.zeros(1, STREAMS, 8), y["h"][:-1]])  # the same, fed from outside
     other = sg.build(plan.replace(carries={}), simulator, spikes=view)
     assert_same(kept(other, {"x": x, "h": fed}, chunk=1), y)
+
+
+def test_what_it_begins_with_goes_with_the_first_frame(remembering):
+    _, plan = remembering
+    snn, x, h = sg.build(plan), clip(shape=(6,)), torch.full((STREAMS, 8), 0.5)
+    zeros = kept(snn, x[:1])
+    snn.reset()
+    other = kept(snn, {"x": x[:1], "h": h.unsqueeze(0)})
+    assert not torch.equal(other["y"], zeros["y"])
+    for given in ({"x": x[:1], "h": h.unsqueeze(0)}, {"x": x, "h": h.expand(FRAMES, STREAMS, 8)}):
+        with pytest.raises(sg.InputError, match="feeds itself 'h': leave it out"):
+            kept(snn, given)
+        snn.reset()
+
+
+class Leaning(SignGDNeuron):
+    """A kind from elsewhere with the dynamics of signGD neurons."""
+
+    kind = "leaning"
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_kind_from_elsewhere_is_kept_where_it_says_so(network, x, simulator):
+    node = halving(network)["gelu"]
+    given = {f.name: getattr(node, f.name) for f in fields(node)}
+    plan, other = halving(network), halving(network).with_nodes({"gelu": Leaning(**given)})
+    snn, want = sg.build(other, simulator), kept(sg.build(plan, simulator), x)
+    y = kept(snn, x)
+    assert_close(y, want, 0.05)  # its f is computed by torch's own erf
+    kept(snn, x[:5])
+    state, later = snn.state(), kept(snn, x[5:])
+    snn.load_state(through_a_file(state))
+    assert_same(kept(snn, x[5:]), later)
 
 
 def test_what_is_carried_is_checked(remembering, group_network):
