@@ -3,6 +3,7 @@
 import resource
 import warnings
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -141,6 +142,7 @@ def converted(model, x, **options):
         return sg.convert(model.eval(), x, time_steps=1, members=8, tune=False, **options)
 
 
+@cache
 def random_plan(seed, **options):
     torch.manual_seed(seed)
     model = RandomNetwork(seed)
@@ -241,8 +243,40 @@ def test_where_all_sums_are_exact_it_is_the_dense_path_bit_for_bit():
         assert torch.equal(y, whole)
 
 
-@pytest.mark.parametrize("simulator", SIMULATORS)
-@pytest.mark.parametrize("name", ["resnet", "vgg", "convnext", "mixer", "vit", "resmlp"])
+class Normed(nn.Module):
+    """Rows of 13, pooling of several windows and dilations, functions without an update."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(2, 13, 3, padding=1), nn.LayerNorm(13)
+        self.b = nn.Conv2d(13, 5, 1)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.a(x)), 3, 2, 1)
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = nn.functional.max_pool2d(torch.relu(self.b(x)), 2, 1, 0, 2)
+        return torch.softmax(x.flatten(1), -1)
+
+
+@pytest.mark.parametrize("break_even", [0.0, 0.5, 1.0])
+def test_norms_and_pooling(break_even):
+    torch.manual_seed(0)
+    frames = clip(2, (2, 8, 8))
+    network = for_streams(converted(Normed(), torch.rand(16, 2, 8, 8), input_coding="spike"))
+    y, session = silent(network, frames, break_even=break_even)
+    z, defined = silent(network, frames, break_even=break_even, backend="torch")
+    assert torch.equal(y, z)
+    for ours, theirs in zip(kept_values(session), kept_values(defined), strict=True):
+        assert torch.equal(ours, theirs)
+    assert {"norm", "largest", "hop"} <= {step.kind for step in session.plan.steps}
+    torch.testing.assert_close(y, dense(network, frames), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "simulator"),
+    [(name, "spikingjelly") for name in ("resnet", "vgg", "mixer", "vit", "resmlp")]
+    + [("convnext", "norse")],
+)
 def test_example_networks(name, simulator):
     frames = clip(1, (1, 8, 8), seed=3)
     network = for_streams(converted(load_network(name, "digits"), torch.rand(16, 1, 8, 8)))
