@@ -55,7 +55,7 @@ SIZES = tuple(2.0 ** (-1 - i / 2) for i in range(20))  # last steps, of the larg
 USUAL = 2.0**-6  # where no gradient says what an error matters
 FRAMES, CLIPS = 8, 32  # at most, that steps are chosen by
 WORK, FEW = 2 * 10**9, 4  # values in all of them, but for so many clips
-VALUES = 2**24  # at most, that are kept
+VALUES = 2**26  # at most, that are kept
 FEWEST = 16  # positions of a channel
 QUIET, DEVIATIONS = 0.9, 2.0  # of an input that is silent at the sensor's noise
 
@@ -136,8 +136,7 @@ class Watch:
     def of(network: SpikingNetwork, clip: Batch, nodes: list[SignGDNeuron]) -> Watch:
         frames = frames_of(clip)
         streams = samples_of(clip, 1)
-        channels = sum(n.values // max(1, _positions(n)) for n in nodes)
-        most = max(FEWEST, VALUES // max(1, len(frames) * channels))
+        most = _most(nodes, len(frames))
         module, generator = NetworkModule(network, {}), torch.Generator().manual_seed(0)
         kept: dict[str, list[tuple[Tensor, Tensor]]] = {n.name: [] for n in nodes}
         for part in frames.split(min(at_once(network), len(frames))):
@@ -193,6 +192,18 @@ def _projected(outputs: list[Tensor], samples: int, generator: torch.Generator) 
         size = (y.detach().double().square().sum() / samples * len(outputs)).sqrt()
         total = total + (sign * y).sum() / size.clamp(min=1e-30).to(y)
     return total
+
+
+def _most(nodes: list[SignGDNeuron], frames: int) -> int:
+    """Positions of a channel that are kept, where there are so many."""
+    most = max(_positions(n) for n in nodes)
+    while most > FEWEST and frames * _kept(nodes, most) > VALUES:
+        most = max(FEWEST, most * 3 // 4)
+    return most
+
+
+def _kept(nodes: list[SignGDNeuron], most: int) -> int:
+    return sum(n.values * min(most, _positions(n)) // max(1, _positions(n)) for n in nodes)
 
 
 def _positions(node: Function) -> int:
@@ -309,9 +320,11 @@ def tracked(
     assert done.spike_seq is not None
     digits = count(done.spike_seq[1:]).double().mean((0, 2, 3))
     off = ((done.y - x) * gradients.transpose(0, 1)).double()
-    square, together = off.square().sum(3), off.sum(3).square()
-    error = more * square + more**2 * (together - square)  # of all positions, by some of them
-    return digits, error.clamp(min=0).mean((0, 2))
+    apart = off.square().sum(3).mean((0, 2))
+    together = off.sum(3).square().mean((0, 2)) - apart  # what errors of one sign add
+    if more > 1:  # by some pairs of positions, one in more ** 2, which may err below 0
+        together = together.clamp(min=0)
+    return digits, more * apart + more**2 * together
 
 
 # -- the plan, run ---------------------------------------------------------------------------------

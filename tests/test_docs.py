@@ -272,6 +272,10 @@ def test_format(folder):
     assert scope["result"].outputs[8].shape == (8, 10)
 
 
+def test_stream_plans():
+    assert run("docs/stream_plans.md")["y"].shape == (24, 8, 10)
+
+
 def test_norse():
     scope = run("docs/norse.md")
     assert scope["error"] < 0.006
