@@ -30,7 +30,7 @@ def streaming(model, calibration, **options):
     return sg.build(sg.convert(model, calibration, **options))
 
 
-@pytest.fixture(scope="module", params=["resnet", "convnext", "vit"])
+@pytest.fixture(scope="module", params=["resnet", "vit"])
 def snn(request):
     images = digits().train.images[:64]
     return streaming(load_network(request.param, "digits"), images, members=6)
