@@ -4,7 +4,7 @@ from ..core.metrics import METRICS, Metric
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
-from .over_time import CostsOverTime, costs_over_time
+from .over_time import CostsOverTime
 from .plots import (
     Plot,
     animate_spikes,
@@ -40,7 +40,6 @@ __all__ = [
     "Recording",
     "Watch",
     "animate_spikes",
-    "costs_over_time",
     "count_operations",
     "diagnose",
     "estimate_energy",
