@@ -10,7 +10,7 @@ from .core.registry import FORMATS, SIMULATORS
 
 if TYPE_CHECKING:
     from . import analysis, converters, exporters, neurons, plugins
-    from .analysis.over_time import CostsOverTime, costs_over_time
+    from .analysis.over_time import costs_over_time
     from .analysis.watching import watch
     from .converters import (
         NEURONS,
@@ -80,7 +80,6 @@ __all__ = [
     "Certificate",
     "CheckReport",
     "ConstantSchedule",
-    "CostsOverTime",
     "Encode",
     "Evaluation",
     "Events",
@@ -153,7 +152,6 @@ FORMATS |= {name: f"{__name__}.exporters.{name}" for name in ("hdf5", "nir", "la
 
 # name -> the module it comes from; test_package.py holds this against the imports above
 _HOME = {
-    "CostsOverTime": "analysis.over_time",
     "costs_over_time": "analysis.over_time",
     "Exit": "core.anytime",
     "ExitRule": "core.anytime",

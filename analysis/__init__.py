@@ -5,7 +5,7 @@ from .arriving import event_additions
 from .cost import LayerOperations, Operations, count_operations
 from .doctor import Diagnosis, Finding, LayerErrors, diagnose
 from .energy import TABLES, EnergyEstimate, EnergyTable, estimate_energy
-from .over_time import CostsOverTime, costs_over_time
+from .over_time import CostsOverTime
 from .plots import (
     Plot,
     animate_spikes,
@@ -41,7 +41,6 @@ __all__ = [
     "Recording",
     "Watch",
     "animate_spikes",
-    "costs_over_time",
     "count_operations",
     "diagnose",
     "estimate_energy",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.inputs import Batch, samples_of
+from ..core.inputs import Batch, Inputs, samples_of
 from ..core.module import NetworkModule
 from ..core.network import Input, SpikingNetwork, Static, Timed
 from ..core.progress import progress
@@ -109,6 +109,7 @@ class CostsOverTime:
             "neurons": self.frames[0].neurons,
             "peak": self.peak,
             "mean_additions_per_mac": self.mean(),
+            "later_additions_per_mac": self.mean(1) if len(self) > 1 else None,
             "energy": {name: list(values) for name, values in self.energy.items()},
             "source_energy": dict(self.source_energy),
             **nodes,
@@ -255,10 +256,20 @@ def _simulated(
             for start in progress(range(0, frames, size), "counting", -(-frames // size)):
                 part = steps_of(clip, start, min(start + size, frames))
                 given = {**tensors_of(snn.network, part), **_fed(snn)}
-                run(snn, part, steps, sequence=True, keep_state=True, chunk=size * steps)
+                shown = _unfed(snn, part) if start else part
+                run(snn, shown, steps, sequence=True, keep_state=True, chunk=size * steps)
                 yield block, given
     finally:
         snn.reset()
+
+
+def _unfed(snn: NetworkModule, x: Batch) -> Batch:
+    """Without what the network feeds itself."""
+    carries = snn.network.carries
+    if not isinstance(x, Inputs) or not carries:
+        return x
+    tensors = {name: value for name, value in x.tensors.items() if name not in carries}
+    return Inputs(tensors, x.exact, x.compute)
 
 
 def _fed(snn: NetworkModule) -> dict[str, Tensor]:

@@ -12,13 +12,17 @@ calibrated on frames behind those that it is measured on. Errors are of the outp
 relative to the source; additions and MACs are for each multiply-accumulate of the source, energies
 ("45 nm fp32", compute only) beside that of the source.
 
+"stream" plans are those of convert(stream=True), by the price of an addition; of others all neurons
+have so many members.
+
 DeltaCNN (Parger et al., CVPR 2022, arXiv:2203.03996) is written here from the paper: what enters
 the network or passes a nonlinearity passes on as its difference from what passed before. Where that
 is not above a threshold nothing passes, and the difference stays, to be part of the next one. A
-pixel passes with all its channels where one of them is above the threshold ("pixel"); "value" is
-finer than the paper, each value by itself. MACs left are those that a difference that is not zero
-meets. The threshold is in deviations of the layer's values ("deviation"), or the same number for
-all ("number").
+pixel passes with all its channels where one of them is above the threshold, and MACs left are those
+that they meet ("pixel", what the paper's kernels compute). Two are finer than the paper: the zeros
+among the differences of a pixel left out ("nonzero"), and each value by itself ("value"). The
+threshold is in deviations of the layer's values ("deviation"), or the same number for all
+("number").
 
 A cell, one plan or one threshold on one clip, goes to benchmarks/results/videos/ and is not
 measured again unless --again.
@@ -54,10 +58,12 @@ from spikingjelly_signgd.core.walk import walk  # noqa: E402
 
 RESULTS = real.ROOT / "benchmarks" / "results" / "videos"
 PAGE = "videos.md"
-BEHIND = 8  # frames of each clip, behind those that are measured, that calibrate
+BEHIND = 16  # frames of each clip, behind those that are measured, that calibrate
+GAP = 40  # frames between them
 MOST = 0.05  # errors that are compared
-PLANS = ("8", "9", "10", "11")
-THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+PLANS = ("stream 0.002", "stream 0.008", "5 exact", "5", "6", "7")
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2)
+RULES = ("pixel", "nonzero", "value")  # what of DeltaCNN's rule is counted
 SCENE = (108, 132)  # P-Net's image: a face of 20 pixels in one of 176 x 144 is a window of 12
 WINDOWS = 8
 TABLE = "45 nm fp32"
@@ -159,7 +165,7 @@ CASES = {
 
 def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]:
     """Frames to measure, and frames behind them to calibrate: [F, 3, H, W] each."""
-    behind = frames + 4 * BEHIND
+    behind = frames + GAP
     clip = clips.frames(name, behind + BEHIND, folder)
     return clip[:frames], clip[behind:]
 
@@ -167,21 +173,20 @@ def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]
 # -- ours ------------------------------------------------------------------------------------------
 
 
-def planned(case: Case, calibration: Tensor, plan: str) -> sg.SpikingNetwork:
-    """A plan is members, "exact" where the input is fed as it is, and a dead zone unless 2/3."""
-    members, *more = plan.split(" ")
-    zones = [float(word) for word in more if word != "exact"]
-    network = sg.convert(
-        case.model,
-        list(calibration.split(real.BATCH)),
-        members=int(members),
-        time_steps=1,
-        tune=False,
-        input_coding=None if "exact" in more else "spike",
-        dead_zone=zones[0] if zones else None,
-    )
-    coding = [node for node in network.of(SignGDNeuron) if node.name.endswith(".encode")]
-    return network.with_nodes({node.name: reaching(node, int(members)) for node in coding})
+def planned(case: Case, behind: Sequence[Tensor], plan: str) -> sg.SpikingNetwork:
+    """ "stream" and the price of an addition, or members of every neuron, and "exact" where the
+    input is fed as it is; ``behind`` are clips [F, B, ...]."""
+    word, *more = plan.split(" ")
+    coding = None if "exact" in more else "spike"
+    if word == "stream":
+        weight = next(float(each) for each in more if each != "exact")
+        return sg.convert(case.model, behind, stream=True, objective=weight,
+                          input_coding="exact" if coding is None else None)  # fmt: skip
+    frames = torch.cat([clip.flatten(0, 1) for clip in behind]).split(real.BATCH)
+    network = sg.convert(case.model, list(frames), members=int(word), time_steps=1, tune=False,
+                         input_coding=coding)  # fmt: skip
+    coded = [node for node in network.of(SignGDNeuron) if node.name.endswith(".encode")]
+    return network.with_nodes({node.name: reaching(node, int(word)) for node in coded})
 
 
 def reaching(node: SignGDNeuron, members: int) -> SignGDNeuron:
@@ -247,9 +252,9 @@ class Delta(Source):
     """
 
     def __init__(self, snn: NetworkModule, x: Tensor, sent: dict[str, Tensor],
-                 thresholds: Mapping[str, float], pixels: bool) -> None:  # fmt: skip
+                 thresholds: Mapping[str, float], rule: str) -> None:  # fmt: skip
         super().__init__(snn, x)
-        self.sent, self.thresholds, self.pixels = sent, thresholds, pixels
+        self.sent, self.thresholds, self.rule = sent, thresholds, rule
         self.passed: dict[str, Tensor] = {}
 
     def input(self, node: Input) -> Tensor:
@@ -264,9 +269,9 @@ class Delta(Source):
             self.sent[name], self.passed[name] = y, torch.ones_like(y, dtype=torch.bool)
             return y
         above = (y - before).abs() > self.thresholds[name]
-        if self.pixels:
+        if self.rule != "value":
             above = above.any(1, keepdim=True).expand_as(y)
-        self.passed[name] = above & (y != before)
+        self.passed[name] = above if self.rule == "pixel" else above & (y != before)
         self.sent[name] = torch.where(above, y, before)
         return self.sent[name]
 
@@ -280,7 +285,7 @@ def delta(
     have, macs = [], []
     with torch.no_grad():
         for frame in clip:
-            semantics = Delta(snn, frame, sent, limits, rule == "pixel")
+            semantics = Delta(snn, frame, sent, limits, rule)
             names = list(leaves(snn.network.outputs))
             found = walk(snn.network, semantics, names)
             have.append([found[name] for name in names])
@@ -333,7 +338,8 @@ def measure(given: argparse.Namespace, name: str) -> None:
     case, path = CASES[name], RESULTS / f"{name.replace(' ', '_')}.json"
     seen = {clip: watched(clip, given.frames, given.folder) for clip in given.clips}
     shown = {clip: case.see(frames) for clip, (frames, _) in seen.items()}
-    calibration = torch.cat([case.see(behind).flatten(0, 1) for _, behind in seen.values()])
+    behind = [case.see(frames) for _, frames in seen.values()]
+    calibration = torch.cat([clip.flatten(0, 1) for clip in behind])
     plain: NetworkModule | None = None
     rules = [f"{rule} {unit} {t:g}" for rule in given.rules for unit in given.units
              for t in given.thresholds]  # fmt: skip
@@ -344,7 +350,7 @@ def measure(given: argparse.Namespace, name: str) -> None:
             continue
         if cell in rules and plain is None:
             plain = sg.build(functions_of(case, calibration))
-        network = None if cell in rules else planned(case, calibration, cell)
+        network = None if cell in rules else planned(case, behind, cell)
         for clip in missing:
             found = (
                 delta(case, plain, calibration, cell, shown[clip])
@@ -388,7 +394,7 @@ def cells_of(name: str) -> list[Cell]:
 
 
 def is_rule(cell: Cell) -> bool:
-    return cell.name.startswith(("pixel", "value"))
+    return cell.name.startswith(RULES)
 
 
 def best(cells: Sequence[Cell], clip: str) -> Cell | None:
@@ -411,10 +417,10 @@ def at_error(cells: Sequence[Cell], clip: str, rule: str, error: float, key: str
 def compared() -> Iterator[str]:
     """Each network and clip: the best plan, and what the rule leaves at the same error."""
     yield (
-        "| network | clip | frames | members | error | top-1 | first frame | additions | "
-        "MACs, pixels | MACs, values | energy | energy, pixels | energy, values |"
+        "| network | clip | frames | plan | error | top-1 | first frame | additions | "
+        "MACs, pixel | nonzero | value | energy | pixel | nonzero | value |"
     )
-    yield "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name in CASES:
         cells = cells_of(name)
         for clip in clips.CLIPS:
@@ -430,7 +436,7 @@ def compared() -> Iterator[str]:
             yield (
                 f"| {name} | {clip} | {found.frames} | {found.name} | {r['error']:.4f} | "
                 f"{100 * r['agreement']:.1f} % | {r['frames'][0]:.2f} | {r['later']:.3f} | "
-                f"{theirs[0]} | {theirs[1]} | {r['later_energy']:.3f} | {theirs[2]} | {theirs[3]} |"
+                f"{' | '.join(theirs[:3])} | {r['later_energy']:.3f} | {' | '.join(theirs[3:])} |"
             )
 
 

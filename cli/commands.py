@@ -359,47 +359,19 @@ def verify(options: argparse.Namespace) -> Result:
 
 def energy(options: argparse.Namespace) -> Result:
     from ..analysis.energy import TABLES, estimate_energy
+    from ..analysis.over_time import costs_over_time
 
     wrong = [name for name in options.table or () if look_up(TABLES, name) is None]
     if wrong:
         raise InputError(f"--table: there is no {wrong[0]!r}; known: {', '.join(TABLES)}.")
     network, data = _network_and_data(options, clips=True)
-    if data.clip:
-        return _energy_of_streams(options, network, data)
     tables = {name: TABLES[name] for name in options.table or TABLES}
+    if data.clip:
+        costs = costs_over_time(build(network), data.x, tables=tables)
+        return Result({"ok": True, **costs.to_dict()}, str(costs))
     steps = _steps(options, network)
     found = estimate_energy(build(network), data.x, steps, tables=tables)
     return Result({"ok": True, **found.to_dict()}, str(found))
-
-
-def _energy_of_streams(options: argparse.Namespace, network: SpikingNetwork, data: Data) -> Result:
-    """What each frame makes the network send."""
-    if options.table is not None:
-        raise InputError(
-            "--table prices whole inferences; of a plan for streams the spikes and additions of "
-            "each frame are counted. Leave it out."
-        )
-    found = _watched(network, data.x)
-    lines = [f"{'frame':>6}  {'spikes a neuron':>15}  {'additions':>13}  {'per MAC':>8}"]
-    for each in found:
-        spikes = each.spikes / max(each.neurons, 1)
-        lines.append(
-            f"{each.frame:>6}  {spikes:>15.3f}  {each.synaptic:>13,.0f}"
-            f"  {each.additions_per_mac:>8.3f}"
-        )
-    later = _mean([each.additions_per_mac for each in found[1:]])
-    lines.append(f"{'source':>6}  {'':>15}  {found[0].source_macs:>13,.0f}  {1:>8.3f}")
-    lines.append(
-        f"{data.counted}; additions of weights for each MAC of the source, mean of the frames "
-        f"after the first: {later:.3f}"
-    )
-    document = {
-        "ok": True,
-        "samples": data.x.shape[1],
-        "frames": [each.to_dict() for each in found],
-        "mean_additions_per_mac": later,
-    }
-    return Result(document, "\n".join(lines))
 
 
 def bench(options: argparse.Namespace) -> Result:
@@ -558,46 +530,31 @@ def _streams(options: argparse.Namespace) -> dict[str, Any]:
     return {"stream": Motion(pixels=options.motion, **noise), **noise}
 
 
-def _watched(network: SpikingNetwork, clip: Tensor) -> list[Any]:
-    """What each frame of a clip [F, B, ...] made the network send."""
-    from ..analysis.watching import watch
-
-    found = []
-    with watch(build(network)) as w:
-        for frame in clip:
-            w(frame)
-            found.append(w.operations)
-    return found
-
-
 def _stream_cost(network: SpikingNetwork, clip: Tensor) -> tuple[dict[str, Any] | None, list[str]]:
     """As ``_cost``, of the frames of a clip after the first, which is a start."""
+    from ..analysis.over_time import costs_over_time
+
     clip = clip[:, :COUNTED]
     try:
-        first, *later = _watched(network, clip)
+        found = costs_over_time(build(network), clip, tables={})
     except BackendUnavailable as error:
         return None, [f"spikes and additions are not counted: {error}"]
-    if not first.neurons:
+    neurons, later = found.frames[0].neurons, len(found) - 1
+    if not neurons:
         return None, []
-    spikes = [each.spikes / each.neurons for each in (first, *later)]
-    ratios = [each.additions_per_mac for each in (first, *later)]
+    first, *spikes = [frame.spikes / neurons for frame in found.frames]
+    begun, mean, ratio = found.additions_per_mac[0], sum(spikes) / later, found.mean(1)
     document = {
         "frames": len(clip),
         "samples": clip.shape[1],
-        "spikes": _mean(spikes[1:]),
-        "additions_per_mac": _mean(ratios[1:]),
-        "first_frame": {"spikes": spikes[0], "additions_per_mac": ratios[0]},
+        "spikes": mean,
+        "additions_per_mac": ratio,
+        "first_frame": {"spikes": first, "additions_per_mac": begun},
     }
-    lines = [
-        f"{_mean(spikes[1:]):.2f} spikes a neuron and frame, {_mean(ratios[1:]):.2f} additions a "
-        f"MAC of the source, on {len(later)} frames of {clip.shape[1]} streams; "
-        f"{spikes[0]:.2f} and {ratios[0]:.2f} in the first frame"
+    return document, [
+        f"{mean:.2f} spikes a neuron and frame, {ratio:.2f} additions a MAC of the source, on "
+        f"{later} frames of {clip.shape[1]} streams; {first:.2f} and {begun:.2f} in the first frame"
     ]
-    return document, lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def _of_report(report: Any) -> Any:

@@ -25,7 +25,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import animate_spikes, plot_over_time, write_report
 
 HEIGHT, WIDTH = 108, 132  # a face of 60 pixels in a frame of 176 x 144 is 45 here
-BEHIND = 8  # frames that calibrate
+BEHIND = 16  # frames that calibrate
 STRIDE = 2  # from one window to the next
 SHOWN = 6
 
@@ -66,16 +66,14 @@ def main() -> None:
     parser.add_argument("--clip", choices=clips.CLIPS, default="carphone")
     parser.add_argument("--folder", help="that of the clips; of the installed package unless given")
     parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--price", type=float, default=0.06, help="of an addition, in error")
     parser.add_argument("--path", type=Path, default=Path("video.html"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     frames = clips.frames(given.clip, given.frames + BEHIND, given.folder)
     clip, behind = scene(frames[: given.frames]), scene(frames[given.frames :])
     model = faces.detector().pnet
-    network = sg.convert(
-        model, behind.flatten(0, 1).split(4), time_steps=1, members=given.members, tune=False
-    )
+    network = sg.convert(model, [behind], stream=True, objective=given.price)
     snn = sg.build(network)
     print(f"{given.clip}: {given.frames} frames of {WIDTH} x {HEIGHT}, "
           f"{sum(network.count().values()):,} neurons\n")  # fmt: skip
@@ -90,7 +88,6 @@ def main() -> None:
                  command=shlex.join(["python", *sys.argv]))  # fmt: skip
     written = [given.path.with_suffix(suffix) for suffix in (".html", ".png", ".gif")]
     print("\nwritten:", ", ".join(f"{p} ({p.stat().st_size / 1e6:.1f} MB)" for p in written))
-
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_convert_for_streams(capsys):
     assert cost["frames"] == FRAMES and cost["samples"] == STREAMS
     assert cost["additions_per_mac"] < cost["first_frame"]["additions_per_mac"]
     energy = document(capsys, "energy", "a.h5", "--data", "clip.npz")
-    assert energy["mean_additions_per_mac"] == pytest.approx(cost["additions_per_mac"])
+    assert energy["later_additions_per_mac"] == pytest.approx(cost["additions_per_mac"])
     x = torch.from_numpy(np.load("clip.npy"))
     by_hand = sg.convert(cli_zoo.tiny(), x, stream=True)
     outputs = [
@@ -134,14 +134,17 @@ def test_verify(capsys, network):
 
 def test_energy(capsys):
     found = document(capsys, "energy", "stream.h5", "--data", "clip.npy")
-    spikes = [frame["spikes"] for frame in found["frames"]]
+    spikes = found["spikes"]
     assert len(spikes) == FRAMES and spikes[0] > spikes[1] > 0 == spikes[-1]
-    assert found["mean_additions_per_mac"] == pytest.approx(
-        np.mean([frame["additions_per_mac"] for frame in found["frames"][1:]])
+    assert found["later_additions_per_mac"] == pytest.approx(
+        np.mean(found["additions_per_mac"][1:])
     )
-    assert main(["energy", "stream.h5", "--data", "clip.npy"]) == 0
+    priced = ["energy", "stream.h5", "--data", "clip.npy", "--table", "45 nm fp32"]
+    joules = document(capsys, *priced)["energy"]
+    assert list(joules) == ["45 nm fp32"] and len(joules["45 nm fp32"]) == FRAMES
+    assert main(priced) == 0
     out = capsys.readouterr().out
-    assert "frame  spikes a neuron" in out and "5 frames of 3 streams" in out
+    assert f"the mean of {FRAMES} frames" in out and "energy: 45 nm fp32, estimate" in out
 
 
 def test_networks_that_feed_themselves(capsys, folder):
@@ -149,7 +152,7 @@ def test_networks_that_feed_themselves(capsys, folder):
     np.save("sound.npy", torch.randn(6, 2, 3, generator=generator(4)).numpy())
     assert document(capsys, "verify", "memory.h5", "--data", "sound.npy")["ok"]
     found = document(capsys, "energy", "memory.h5", "--data", "sound.npy")
-    assert len(found["frames"]) == 6 and found["samples"] == 2
+    assert len(found["additions"]) == 6 and found["samples"] == 2
     found = document(capsys, "evaluate", "memory.h5", "--data", "sound.npy", code=2)
     assert "feeds h itself" in found["error"]
 
@@ -165,7 +168,6 @@ def test_networks_of_stills_read_stills(capsys):
         (["evaluate", "stream.h5", "--data", "stills.npz"], r"with class indices \[F, N\]"),
         (["evaluate", "stream.h5", "--data", "stills.npz:x"], r"takes clips \[F, N, 1, 4, 4\]"),
         (["evaluate", "stills.h5", "--data", "clip.npy"], r"takes samples \[1, 4, 4\]"),
-        (["energy", "stream.h5", "--data", "clip.npy", "--table", "45 nm fp32"], "Leave it out"),
         (["verify", "stream.h5", "--data", "stills.npz:x"], r"takes clips \[F, B, 1, 4, 4\]"),
         (["evaluate", "stream.h5", "--data", "clip.npy", "--labels", "short.npy"], r"\[F, N\]"),
         (["evaluate", "stream.h5", "--data", "words.txt"], "clips .* are read from"),

@@ -257,6 +257,33 @@ def test_migration(folder, capsys):
     assert (folder / "cnn.h5").exists()
 
 
+class Detector(nn.Module):
+    """Boxes and probabilities of windows, as P-Net's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.boxes, self.faces = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3),
+            nn.Conv2d(4, 2, 3),
+        )
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.boxes(x), self.faces(x).softmax(1)
+
+
+def test_tutorial_of_a_video(folder, capsys):
+    clip = torch.rand(4, 1, 3, 8, 9)
+    scope = {"model": Detector().eval(), "behind": torch.rand(4, 1, 3, 8, 9), "clip": clip}
+    run("docs/tutorials/video.md", scope)
+    assert len(scope["costs"]) == 4 and scope["probabilities"].shape == (1, 2, 4, 5)
+    assert "frame 3: " in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"video.png", "video.html"}
+    assert 'id="stream"' in (folder / "video.html").read_text()
+
+
 def test_format(folder):
     first = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 4, 3), act1=nn.ReLU()))
     model = nn.Sequential(OrderedDict(layer1=first, flat=nn.Flatten(), head=nn.Linear(144, 10)))
