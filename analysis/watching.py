@@ -21,7 +21,7 @@ from torch import Tensor
 from ..converters.additions import Prices
 from ..core.inputs import Inputs, batch_of, samples_of
 from ..core.module import NetworkModule
-from ..core.network import each_leaf
+from ..core.network import SpikingNetwork, each_leaf
 from ..core.running import check_run, check_steps, planned_steps
 from ..core.sizing import at_its_size
 from ..core.spikes import Sent, listening
@@ -104,7 +104,7 @@ class Watch:
         given = (time_steps,) if time_steps is not None else planned_steps(snn)
         (self.time_steps,) = check_steps(given)  # type: ignore[arg-type]
         self.snn = snn
-        self._prices: dict[Any, Prices] = {}
+        self._prices: dict[Any, tuple[SpikingNetwork, Prices]] = {}
         self._sent: list[Sent] = []
         self._streams = 1
         snn.reset()
@@ -140,8 +140,7 @@ class Watch:
         """Of the last frame. Raises InputError before the first."""
         if not self._sent:
             raise InputError("operations are those of the last frame, but none was seen: w(frame).")
-        network = self.snn.network
-        prices = self._of_size()
+        network, prices = self._of_size()
         told = {each.node.name: each for each in self._sent}
         spikes = {name: each.events.spikes for name, each in told.items() if each.events}
         own = {name: s for name, s in spikes.items() if told[name].node.code is not None}
@@ -160,8 +159,8 @@ class Watch:
         met = (spikes.double() * fan_out.to(spikes.device)).sum()
         return float(met) / self._streams
 
-    def _of_size(self) -> Prices:
-        """Of the network, at the size of the frames."""
+    def _of_size(self) -> tuple[SpikingNetwork, Prices]:
+        """The network at the size of the frames."""
         seen = self.snn.seen
         assert seen is not None
         shapes = {name: tuple(shape[1:]) for name, shape in seen.shapes.items()}
@@ -170,7 +169,7 @@ class Watch:
             network = self.snn.network
             own = {node.name: node.shape[1:] for node in network.inputs}
             sized = network if own == shapes else network.at_size(shapes)
-            self._prices[key] = Prices.of(sized, self.time_steps)
+            self._prices[key] = sized, Prices.of(sized, self.time_steps)
         return self._prices[key]
 
     def state(self) -> dict[str, Any]:

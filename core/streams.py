@@ -62,7 +62,8 @@ def in_blocks(network: SpikingNetwork) -> bool:
 
 def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
     """x [B, ...], or [F, B, ...] with ``leading`` 1, with a place for what the network feeds
-    itself, which nobody has to give. Raises InputError."""
+    itself, which nobody has to give: zeros, unless the first frame comes with others. Raises
+    InputError."""
     carries, x = snn.network.carries, batch_of(x)
     if not carries:
         return x
@@ -73,6 +74,12 @@ def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
     first = given.get(names[0])
     if not isinstance(first, Tensor) or first.dim() <= leading:
         return x  # what is missing is said where it is checked
+    fed = [name for name in carries if name in given]
+    if fed and (snn.seen is not None or (leading and len(first) > 1)):
+        raise InputError(
+            f"the network feeds itself {fed[0]!r}: leave it out. A value to begin with goes with "
+            "the first frame alone, after snn.reset()."
+        )
     zeros = {
         name: torch.zeros(
             (*first.shape[: 1 + leading], *_sample(snn.network, name)),

@@ -125,10 +125,12 @@ class Spikes(BaseCounter):  # type: ignore[misc]
         self.events = events
         for name, module in net.named_modules():
             if isinstance(module, (SignGDNode, Encode)) and module.spikes == "decoded":
+                of_streams = getattr(net, "view", "") == "stream"  # whose walk makes the spikes
+                network = "network.replace(stream=False)" if of_streams else "network"
                 raise InputError(
                     f"what passes from '{name}' on are decoded values, not spikes, so op_counter "
-                    'would count multiplications. Build with build(network, spikes="signed"), or '
-                    "count with analysis.count_operations."
+                    f'would count multiplications. Build with build({network}, spikes="signed"), '
+                    "or count with analysis.count_operations."
                 )
         self._sent: dict[int, Sent] = {}
         self._entered = ExitStack()

@@ -202,6 +202,13 @@ def test_sizes():
     assert found.error[0] < 0.1
 
 
+def test_streams(folder):
+    scope = run("docs/streams.md")
+    assert scope["outputs"].shape == (24, 2, 4) and scope["y"].shape == (2, 4)
+    assert scope["state"]["frames"] == 12 and scope["spikes"] > 0
+    assert torch.equal(scope["later"], scope["outputs"][12:])
+
+
 def test_fine_tuning(folder, capsys):
     scope = run("docs/fine_tuning.md")
     history = scope["tuned"].history

@@ -3,8 +3,9 @@
 import copy
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import drift
 import pytest
 import torch
 from spikingjelly.activation_based import functional
@@ -418,6 +419,39 @@ def test_what_a_network_feeds_itself_is_that_of_the_frame_before(remembering, si
     assert_same(kept(other, {"x": x, "h": fed}, chunk=1), y)
 
 
+def test_what_it_begins_with_goes_with_the_first_frame(remembering):
+    _, plan = remembering
+    snn, x, h = sg.build(plan), clip(shape=(6,)), torch.full((STREAMS, 8), 0.5)
+    zeros = kept(snn, x[:1])
+    snn.reset()
+    other = kept(snn, {"x": x[:1], "h": h.unsqueeze(0)})
+    assert not torch.equal(other["y"], zeros["y"])
+    for given in ({"x": x[:1], "h": h.unsqueeze(0)}, {"x": x, "h": h.expand(FRAMES, STREAMS, 8)}):
+        with pytest.raises(sg.InputError, match="feeds itself 'h': leave it out"):
+            kept(snn, given)
+        snn.reset()
+
+
+class Leaning(SignGDNeuron):
+    """A kind from elsewhere with the dynamics of signGD neurons."""
+
+    kind = "leaning"
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_a_kind_from_elsewhere_is_kept_where_it_says_so(network, x, simulator):
+    node = halving(network)["gelu"]
+    given = {f.name: getattr(node, f.name) for f in fields(node)}
+    plan, other = halving(network), halving(network).with_nodes({"gelu": Leaning(**given)})
+    snn, want = sg.build(other, simulator), kept(sg.build(plan, simulator), x)
+    y = kept(snn, x)
+    assert_close(y, want, 0.05)  # its f is computed by torch's own erf
+    kept(snn, x[:5])
+    state, later = snn.state(), kept(snn, x[5:])
+    snn.load_state(through_a_file(state))
+    assert_same(kept(snn, x[5:]), later)
+
+
 def test_what_is_carried_is_checked(remembering, group_network):
     _, plan = remembering
     for carries, reason in (
@@ -663,3 +697,79 @@ def test_a_watch_says_what_does_not_fit(network, group_network, x):
         snn.mode = "ann"
         with pytest.raises(sg.InputError, match='mode is "ann"|mode is .ann'):
             w(x[0])
+
+
+# -- no drift (benchmarks/drift.py runs a million steps) -------------------------------------------
+
+
+def test_what_is_integrated_stays_what_was_sent(network):
+    x = clip(frames=2_000, change=0.02)
+    snn = sg.build(network, spikes="signed")
+    y = kept(snn, x)
+    assert drift.distance(snn, x[-1]) < 1e-12
+    assert_close(y, kept(sg.build(network), x), 1e-2)
+    rounding = sg.build(network.replace(stream=False), spikes="signed")
+    rounding.advance(x)  # sums in float32, which are what drifts
+    state = rounding.advance(x)[1]
+    rounding.state_kept = state
+    assert drift.distance(rounding, x[-1]) > 1e-6
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_v_is_a_whole_number_of_the_finest_step(network, x, view):
+    snn = sg.build(network, spikes=view)
+    kept(snn, x)
+    for node in network.of(SignGDNeuron):
+        v = snn.neuron(node.name).v.double() - torch.as_tensor(node.resting).double()
+        number = v / (torch.as_tensor(node.scale).double() * node.finest)
+        assert bool((number == number.round()).all()) and number.abs().max() > 2, node.name
+
+
+def test_both_views_send_the_same(network):
+    x = clip(frames=300, change=0.02)
+    numbers = []
+    for view in VIEWS:
+        snn, sent = sg.build(network, spikes=view), []
+        with listening(snn, lambda each: sent.append(each.events.number)):  # noqa: B023
+            kept(snn, x)
+        numbers.append(sent)
+    differ = sum(int((a != b).sum()) for a, b in zip(*numbers, strict=True))
+    total = sum(a.numel() for a in numbers[0])
+    assert differ <= 1e-3 * total, (differ, total)
+    assert sum(int((a != 0).sum()) for a in numbers[0]) > 0.01 * total
+
+
+def test_the_op_counter_says_what_it_takes(network, x):
+    from spikingjelly_signgd.plugins import op_counter
+
+    with pytest.raises(sg.InputError, match=r"build\(network.replace\(stream=False\)"):
+        op_counter.count(sg.build(network, spikes="signed"), x[0], 1)
+    plain = sg.build(network.replace(stream=False), spikes="signed")
+    assert op_counter.count(plain, x[0], 1).synaptic > 0
+
+
+# -- other sizes -----------------------------------------------------------------------------------
+
+
+def test_streams_of_another_size(model):
+    images = torch.randn(32, 2, 6, 6, generator=generator(7))
+    options = {"time_steps": 1, "members": 7, "tune": False, "input_coding": "spike"}
+    plan = for_streams(sg.convert(model, images, sizes=[(2, 8, 8)], **options))
+    large = clip(shape=(2, 8, 8))
+    for view in VIEWS:
+        snn = sg.build(plan, spikes=view)
+        y = kept(snn, large)
+        error = (y["map"].flatten(0, 1) - model(large.flatten(0, 1))["map"]).norm()
+        assert error / y["map"].norm() < 0.05
+        with pytest.raises(sg.InputError, match=r"a frame is \[3, 2, 6, 6\] now"):
+            kept(snn, clip())
+        state = snn.state()
+        want = kept(snn, large)
+        snn.load_state(state)
+        assert_same(kept(snn, large), want)
+    with sg.watch(sg.build(plan)) as w:
+        w(large[0, 0])
+        one, of_large = w.operations, w.operations.source_macs
+        w.reset()
+        w(clip()[0, 0])
+        assert of_large > w.operations.source_macs and one.neurons > w.operations.neurons

@@ -14,7 +14,15 @@ from torch import Tensor, fx, nn
 
 from ...converters.additions import counting
 from ...core.modes import having
-from ...core.module import NetworkModule, NetworkState, Walk, key, of_neurons, select
+from ...core.module import (
+    NetworkModule,
+    NetworkState,
+    Walk,
+    from_step_0,
+    key,
+    of_neurons,
+    select,
+)
 from ...core.network import KEPT, Node, SpikingNetwork, Timed
 from ...core.training import parametrised
 from .. import simulator
@@ -110,17 +118,18 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     def _timed(self) -> tuple[Timed, ...]:
         return self.network.of(Timed)
 
-    def _memory(self, name: str) -> dict[str, Any]:
-        module: Any = self.neuron(name)
-        return {key: value for key, value in module._memories.items() if key != "shapes"}
+    def _memory(self, node: str) -> dict[str, Any]:
+        module: Any = self.neuron(node)
+        return {name: value for name, value in module._memories.items() if name != "shapes"}
 
     def new_frame(self, state: NetworkState | None) -> NetworkState | None:
         for node in self._timed:
             module: Any = self.neuron(node.name)
             if node.frame != KEPT:
                 module.reset()
-            elif "t" in module._memories:
-                module._memories["t"] = 0
+                continue
+            for name, value in module._memories.items():
+                module._memories[name] = 0 if name == "t" else from_step_0(value)
         return state
 
     def select(self, index: Tensor, batch: int) -> None:
