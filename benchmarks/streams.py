@@ -46,7 +46,7 @@ from spikingjelly_signgd.core.spikes import listening  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "streams"
 PAGE = Path(__file__).parent.parent / "docs" / "stream_plans.md"
 NETWORKS = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
-PRICES = ("0.008", "0.012", "noise", "ranges")
+PRICES = ("0.008", "0.004", "0.012", "noise", "ranges")
 MOTIONS = (0.0, 0.05, 0.2, 1.0)
 NOISES = (0.0, 0.02)  # of the range of a pixel
 FRAMES, CALIBRATION, COUNTED, BATCH = 24, 64, 16, 32
