@@ -358,7 +358,7 @@ def break_even_table(networks: dict[str, Any]) -> list[str]:
 
 def kinds_table(networks: dict[str, Any]) -> list[str]:
     rows = ["| network | frame | us by kind |", "|---|---|---|"]
-    for name in ("vgg", "convnext", "camera"):
+    for name in ("vgg", "convnext", "camera", "mobile"):
         for frame, kinds in networks.get(name, {}).get("kinds", {}).items():
             most = sorted(kinds.items(), key=lambda each: -each[1])[:6]
             shown = ", ".join(f"{kind} {us:,.0f}" for kind, us in most if us >= 0.5)
@@ -381,7 +381,7 @@ def page(text: str) -> str:
     for name, rows in tables().items():
         begin, end = f"<!-- benchmarks/silence.py: {name} -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
-        text = "\n".join([before + begin, *rows, end + rest.split(end)[1]])
+        text = "\n".join([before + begin, "", *rows, "", end + rest.split(end)[1]])
     return text
 
 

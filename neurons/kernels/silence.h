@@ -196,19 +196,23 @@ static void silent_events(SilentStep &s) {
 
 // As silent_events, where each channel is a group with one output: weight [taps, channels]
 static void silent_depthwise(SilentStep &s) {
+  enum { AT_ONCE = 64 };
   const Kept &in = *s.in[0];
-  for (index_t k = 0, end; k < in.changed; k = end) {
+  double changes[AT_ONCE];
+  int channels[AT_ONCE];
+  for (index_t k = 0; k < in.changed;) {
     const index_t pixel = in.places[k] / s.channels, behind = (pixel + 1) * s.channels;
-    for (end = k; end < in.changed && in.places[end] < behind;) ++end;
+    int events = 0;
+    for (; k < in.changed && in.places[k] < behind && events < AT_ONCE; ++k, ++events) {
+      changes[events] = silent_change(in, k);
+      channels[events] = (int)(in.places[k] - pixel * s.channels);
+    }
     silent_reached(s, pixel, [&](int tap, index_t to) {
       const double *weight = s.columns + (index_t)tap * s.channels;
       double *sums = s.sums + to * s.channels;
-      for (index_t e = k; e < end; ++e) {
-        const index_t channel = in.places[e] - pixel * s.channels;
-        sums[channel] += weight[channel] * silent_change(in, e);
-      }
+      for (int e = 0; e < events; ++e) sums[channels[e]] += weight[channels[e]] * changes[e];
       s.marks[to] = 1;
-      s.work += end - k;
+      s.work += events;
     });
   }
 }
