@@ -146,6 +146,11 @@ def fine_tune(
             f"{type(network).__name__}; a file gives it by load(path), a built module as "
             "module.network, one that trains as collect(module)."
         )
+    if network.stream:
+        raise InputError(
+            "fine_tune trains for still inputs, and the steps of a plan for streams, which are "
+            "exact, would not stay so; train a plan without stream=True, or the model itself."
+        )
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
     path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)

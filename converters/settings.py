@@ -144,8 +144,8 @@ class Settings:
     stream
         A plan for streams (``converters/tracking.py``): the calibration are clips [F, N, ...], or
         stills that move as a ``Motion`` says. One step a frame, all alike; step sizes and members
-        are chosen on the clips, for ``objective``'s price of an addition, and the input is coded
-        by differences.
+        are chosen on the clips, for ``objective``'s price of an addition, 0.008 unless given, and
+        the input is coded by differences; ``members`` are those of all other neurons.
     noise
         Of a stream: the standard deviation of the sensor's noise, in units of the input, at which
         the input stays silent. 0: what the clips show is weighed like all else.
@@ -358,9 +358,11 @@ class Settings:
 
     def _check_stream(self) -> None:
         """What has no place in a plan for streams."""
-        known = self.stream in (True, False) or isinstance(self.stream, Motion)
+        known = isinstance(self.stream, (bool, Motion))
         _check("stream", self.stream, known, "True, False or sg.Motion(pixels=0.2)")
-        _check("noise", self.noise, 0 <= self.noise < math.inf, "a number from 0 on")
+        number = isinstance(self.noise, (int, float)) and not isinstance(self.noise, bool)
+        fits = number and 0 <= self.noise < math.inf
+        _check("noise", self.noise, fits, "a number from 0 on")
         if not self.streams:
             if self.noise:
                 raise InputError(

@@ -77,7 +77,7 @@ def fit(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     weight = weight_of(context.settings.objective) or OBJECTIVES["additions"]
     error = additions = 0.0
     if chosen:
-        seen = Watch.of(network, _pieces(network, context), chosen)
+        seen = Observed.of(network, _pieces(network, context), chosen)
         for node in chosen:
             choice = _choose(node, seen, known.get(node.name), context, weight)
             found[node.name] = choice.node
@@ -121,7 +121,7 @@ def _pieces(network: SpikingNetwork, context: Context) -> Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class Observed:
     """By neuron the source's values and the gradients of a random projection of its outputs there,
     [C, F, N, P] of P of its ``positions`` each; ``fan_out`` of each channel [C], for each
     multiply-accumulate of the source."""
@@ -133,7 +133,8 @@ class Watch:
     clips: int
 
     @staticmethod
-    def of(network: SpikingNetwork, clip: Batch, nodes: list[SignGDNeuron]) -> Watch:
+    @torch.enable_grad()
+    def of(network: SpikingNetwork, clip: Batch, nodes: list[SignGDNeuron]) -> Observed:
         frames = frames_of(clip)
         streams = samples_of(clip, 1)
         most = _most(nodes, len(frames))
@@ -159,7 +160,7 @@ class Watch:
             for name, pair in joined.items()
         }
         prices = Prices.of(network, 1)
-        return Watch(
+        return Observed(
             {name: pair[0] for name, pair in shaped.items()},
             {name: pair[1] for name, pair in shaped.items()},
             {n.name: _positions(n) for n in nodes},
@@ -251,21 +252,25 @@ class Choice:
 
 def _choose(
     node: SignGDNeuron,
-    seen: Watch,
+    seen: Observed,
     statistics: Mapping[str, Tensor] | None,
     context: Context,
     weight: float,
 ) -> Choice:
-    noise = context.settings.noise if statistics is None else 0.0
-    node, floor = _quiet(node, noise) if noise else (node, 0.0)
+    is_input, floor, asked = statistics is None, 0.0, context.settings.members_of(node)
+    if is_input:  # it follows at once, whatever members others have
+        asked = None
+    if is_input and context.settings.noise:
+        node, floor = _quiet(node, context.settings.noise)
     largest, each = _largest(node, statistics)
     values, gradients = seen.values[node.name], seen.gradients[node.name]
+    fan_out = seen.fan_out[node.name]
     more = seen.positions[node.name] / values.shape[3]
     rows = []
     for size in SIZES:
         last = max(largest * size, floor)
         digits, error = tracked(node, values, gradients, last, more)
-        rows.append(torch.stack([error, seen.fan_out[node.name] * digits]))
+        rows.append(torch.stack([error, fan_out.to(digits) * digits]))
     error, added = torch.stack(rows, 1)  # [sizes, C]
     cost = error + weight * added
     best = (cost + cost.mean(1, keepdim=True) / (seen.clips + 1)).argmin(0)
@@ -274,7 +279,7 @@ def _choose(
         last = torch.full_like(last, max(largest * USUAL, floor))
     last = exact(last.float()).reshape(channel_shape(node))
     return Choice(
-        _with_steps(node, last, _members(node, last, each, context)),
+        _with_steps(node, last, asked or _members(last, each)),
         float(error.gather(0, best.unsqueeze(0)).sum()),
         float(added.gather(0, best.unsqueeze(0)).sum()),
     )
@@ -297,11 +302,10 @@ def _largest(node: SignGDNeuron, seen: Mapping[str, Tensor] | None) -> tuple[flo
     return float(each.max()) or 1.0, each
 
 
-def _members(node: SignGDNeuron, last: Tensor, each: Tensor, context: Context) -> int:
+def _members(last: Tensor, each: Tensor) -> int:
     """As many as reach the largest value in one frame."""
-    asked = context.settings.members_of(node)
     needed = math.ceil(math.log2(float((each / last).max()) + 1))
-    return asked or min(MOST, max(1, needed))
+    return min(MOST, max(1, needed))
 
 
 @torch.no_grad()

@@ -101,6 +101,14 @@ def test_stills_move_as_they_are_said_to(model, network):
         assert torch.equal(torch.as_tensor(have.scale), torch.as_tensor(want.scale))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whatever_mode_the_caller_is_in(model, clips, network, mode):
+    with mode():
+        again = sg.convert(model, clips, stream=True)
+    for have, want in zip(again.of(SignGDNeuron), network.of(SignGDNeuron), strict=True):
+        assert torch.equal(torch.as_tensor(have.scale), torch.as_tensor(want.scale))
+
+
 def test_clips_may_be_batches_with_targets(model, clips, network):
     parts = [(clips[:, :6], torch.zeros(6)), (clips[:, 6:], torch.zeros(6))]
     again = sg.convert(model, parts, stream=True)
@@ -144,9 +152,11 @@ def test_the_expected_error_is_about_what_is_measured(network):
     assert 0.5 < network.provenance["planned"]["error"] / expected < 2
 
 
-def test_a_range_and_members_that_are_asked_for(model, clips):
+def test_a_range_and_members_that_are_asked_for(model, clips, network):
     asked = sg.convert(model, clips, stream=True, scale=2.0, members=6)
-    for node in asked.of(SignGDNeuron):
+    coder, *others = asked.of(SignGDNeuron)
+    assert coder.members == network.of(SignGDNeuron)[0].members  # it is followed at once
+    for node in others:
         assert node.members == 6
         if node.name in asked.statistics:
             assert float(last_steps(node)) * 63 == pytest.approx(2.0, rel=2**-12)
@@ -210,6 +220,7 @@ def test_outputs_follow_the_source(model, network):
         ({"tune_seconds": 3.0}, "not learned"),
         ({"preset": "paper"}, "paper"),
         ({"noise": -1.0}, "noise"),
+        ({"noise": "2 %"}, "noise"),
     ],
 )
 def test_options_without_a_place_in_a_stream(model, clips, options, said):
@@ -218,8 +229,9 @@ def test_options_without_a_place_in_a_stream(model, clips, options, said):
 
 
 def test_stream_is_a_truth_value_or_a_motion(model, clips):
-    with pytest.raises(sg.InputError, match="Motion"):
-        sg.convert(model, clips, stream="stills")
+    for other in ("stills", 0, None):
+        with pytest.raises(sg.InputError, match="Motion"):
+            sg.convert(model, clips, stream=other)
     with pytest.raises(sg.InputError, match="stream=True"):
         sg.convert(model, images(8), noise=0.1)
 
@@ -258,6 +270,8 @@ def test_what_is_no_image_does_not_move():
 def test_a_plan_for_streams_is_not_tuned(network):
     with pytest.raises(sg.InputError, match="chosen on clips"):
         sg.tune(network, images(64))
+    with pytest.raises(sg.InputError, match="still inputs"):
+        sg.fine_tune(network, images(64))
 
 
 # -- pieces of it ----------------------------------------------------------------------------------
