@@ -334,3 +334,13 @@ def test_deltas_rule():
     assert found["pixel number 1e9"]["frames"] == [1, 0, 0, 0]
     assert found["value number 0.1"]["later"] < found["pixel number 0.1"]["later"] <= 1
     assert 0 < found["pixel number 0.1"]["error"] < found["pixel number 1e9"]["error"]
+
+
+def test_the_page_is_what_was_measured():
+    import real
+    import videos
+
+    text = (real.DOCS / videos.PAGE).read_text()
+    for option, table in (("--print", videos.compared), ("--print, all", videos.swept)):
+        _, _, rest = text.partition(f"<!-- python benchmarks/videos.py {option} -->")
+        assert rest.partition("<!-- end of")[0].strip().splitlines() == list(table())
