@@ -185,15 +185,19 @@ def digest(network: SpikingNetwork) -> str:
 
 
 def _put(seen: Any, name: str, value: Any) -> None:
-    seen.update(f"{name}:{type(value).__name__};".encode())
+    """The same for what a file gives back: mappings in any order, lists as tuples."""
+    seen.update(f"{name}:".encode())
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
-        seen.update(f"{value.dtype} {list(value.shape)}".encode())
+        seen.update(f"{value.dtype} {list(value.shape)};".encode())
         seen.update(flat.view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
-        for key, each in value.items():
-            _put(seen, str(key), each)
+        for key in sorted(value, key=str):
+            _put(seen, str(key), value[key])
+    elif isinstance(value, (list, tuple)):
+        for k, each in enumerate(value):
+            _put(seen, str(k), each)
     elif hasattr(value, "to_dict"):
         _put(seen, "of", value.to_dict())
     else:
-        seen.update(repr(getattr(value, "name", value)).encode())
+        seen.update(f"{getattr(value, 'name', value)!r};".encode())

@@ -509,6 +509,15 @@ def test_a_state_goes_on_elsewhere(network, x, simulator, other, view):
     assert_same(kept(snn, x[5:]), want)
 
 
+def test_a_state_goes_on_in_the_network_of_a_file(network, x, tmp_path):
+    pytest.importorskip("h5py")
+    sg.save(network, tmp_path / "net.h5")
+    snn, other = sg.build(network), sg.build(sg.load(tmp_path / "net.h5"), "norse")
+    kept(snn, x[:3])
+    other.load_state(snn.state())
+    assert_same(kept(other, x[3:]), kept(snn, x[3:]))
+
+
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("simulator", SIMULATORS)
 def test_states_of_masks_and_of_what_is_carried(remembering, simulator, view):
