@@ -352,6 +352,7 @@ README_BLOCKS = {
     "files": "sg.verify(",
     "own": "aten.sin",
     "in C": "softsign",
+    "streams": "sg.watch(",
     "fewer": "sg.search(",
     "what happened": "write_report(",
 }
@@ -361,6 +362,17 @@ def test_readme_has_no_other_code():
     assert sorted(in_readme(key) for key in README_BLOCKS.values()) == sorted(
         block.code for block in python("README.md")
     )
+
+
+def test_readme_streams(capsys):
+    from data import digits
+    from networks import load_network
+
+    scope = {"sg": sg, "data": digits(), "model": load_network("vgg", "digits")}
+    exec(in_readme(README_BLOCKS["streams"]), scope)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("frame 0: 3,") and last.startswith("frame 9: 0 spikes"), (first, last)
+    assert "0 additions, 0.000" in last
 
 
 def test_readme_norse():
