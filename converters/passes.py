@@ -19,6 +19,7 @@ from ..core.inputs import Inputs, call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import (
+    Average,
     Function,
     Linear,
     Node,
@@ -326,7 +327,8 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 def _check_unseen(network: SpikingNetwork, context: Context, seen: float) -> None:
     """Warns of a plan of few samples that is close on these alone: one that half of them make is
     held against the other half."""
-    coded = context.settings.chosen["input_coding"] != "exact"
+    # what plans of these add to the network, averages and coded inputs, is not taken out again
+    coded = context.settings.chosen["input_coding"] != "exact" or bool(network.of(Average))
     if seen <= DOUBTFUL or coded or not 8 <= context.samples <= FEW:
         return
     x = torch.cat(list(context.batches))
