@@ -26,7 +26,7 @@ from ..core.running import check_run, check_steps, planned_steps
 from ..core.silence import SilentSession, against
 from ..core.sizing import at_its_size
 from ..core.spikes import Sent, listening
-from ..core.streams import check_goes_on, check_stream, completed, next_frame
+from ..core.streams import check_goes_on, check_stream, completed, next_frame, undone_by_errors
 from ..errors import InputError
 
 
@@ -249,5 +249,5 @@ def _shown(snn: NetworkModule, x: Any, steps: int, sent: list[Sent]) -> Any:
     """The outputs [1, T, B, ...] of a frame x [B, ...]; ``sent`` is told what was sent."""
     x = check_run("watch", snn, x, steps, False)
     check_goes_on(snn, x)
-    with snn.for_sequences(), listening(snn, sent.append):
+    with undone_by_errors(snn), snn.for_sequences(), listening(snn, sent.append):
         return next_frame(snn, x, steps)

@@ -550,6 +550,7 @@ class NetworkModule(nn.Module):
     # what the next frame of a stream finds, beside what the simulator's modules keep
     state_kept: NetworkState | None = None
     seen: Seen | None = None
+    forgotten: str = ""  # why a stream that was under way is no more; said at its next frame
 
     def __init__(
         self,
@@ -559,7 +560,7 @@ class NetworkModule(nn.Module):
     ) -> None:
         super().__init__()
         if spikes not in ("decoded", "signed"):
-            raise ValueError(f'spikes is "decoded" or "signed" in a network, not {spikes!r}.')
+            raise InputError(f'spikes is "decoded" or "signed" in a network, not {spikes!r}.')
         if spikes == "signed":
             _check_spike_view(network)
         self.network = network
@@ -608,6 +609,30 @@ class NetworkModule(nn.Module):
     def reset(self) -> None:
         """Forget what is kept from step to step, and from frame to frame."""
         self.state_kept = self.seen = None
+        self.forgotten = ""
+
+    def forget(self, why: str) -> None:
+        """Forget a stream that is under way; its next frame is refused, until a reset."""
+        if self.seen is not None:
+            self.reset()
+            self.forgotten = why
+
+    def checkpoint(self) -> Callable[[], None]:
+        """Call what it returns to have the state back as it is now, whatever ran meanwhile.
+
+        States are returned new, never changed in place, so that nothing is copied.
+        """
+        kept = self.state_kept, self.seen, self.forgotten
+
+        def restore() -> None:
+            self.state_kept, self.seen, self.forgotten = kept
+
+        return restore
+
+    def _load_from_state_dict(self, *given: Any, **options: Any) -> None:
+        """In the spike view a state holds W v + b: it is one of the weights before."""
+        self.forget("weights were loaded (load_state_dict) after its last frame")
+        super()._load_from_state_dict(*given, **options)
 
     def state(self) -> dict[str, Any]:
         """The state that is kept between frames of a stream: of tensors, numbers, texts, lists and
@@ -931,7 +956,7 @@ def key(name: str) -> str:
 def _check_spike_view(network: SpikingNetwork) -> None:
     rate = [node.name for node in network.nodes if not node.spike_view]
     if rate:
-        raise ValueError(
+        raise InputError(
             f'spikes="signed" is a view of signGD neurons; {", ".join(rate[:5])} are not. Build '
             'with spikes="decoded" (group neurons pass their own spikes there).'
         )

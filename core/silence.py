@@ -28,7 +28,7 @@ from .running import check_run
 from .silent_walk import WHOLE_BY_TORCH, SilentWalk
 from .sizing import at_its_size
 from .spikes import Pooling, Sent, listening
-from .streams import check_goes_on, check_stream, next_frame
+from .streams import check_goes_on, check_stream, next_frame, undone_by_errors
 from .walk import walk
 
 
@@ -78,10 +78,18 @@ class SilentSession:
 
     @torch.no_grad()
     def __call__(self, frame: Any) -> Any:
+        if self.module.seen is None:  # forgotten by a reset of the module, or by other weights
+            self.plan = None
         if self.plan is None:
             return each_leaf(_first_frame(self.module, frame, self), lambda y: y[0, 0])
         plan, self.first = self.plan, []
-        plan.show(_checked(frame, plan.x))
+        x = _checked(frame, plan.x)
+        try:
+            plan.show(x)
+        except BaseException:  # its values are changed in place: there is no way back
+            self.plan = None
+            self.module.forget("an exception ended its last frame")
+            raise
         seen: Any = self.module.seen
         self.module.seen = seen._replace(frames=seen.frames + 1)
         if self.module.listener is not None:
@@ -150,12 +158,13 @@ def _first_frame(module: NetworkModule, frame: Any, session: SilentSession) -> A
     x = check_run("silence", module, frame, 1, False)
     check_goes_on(module, x)
     session.first, others = [], module.listener
-    with module.for_sequences(), listening(module, session.first.append):
-        y = next_frame(module, x, 1)
-    if others is not None:
-        for each in session.first:
-            others(each)
-    session.begin(x)
+    with undone_by_errors(module):
+        with module.for_sequences(), listening(module, session.first.append):
+            y = next_frame(module, x, 1)
+        if others is not None:
+            for each in session.first:
+                others(each)
+        session.begin(x)
     return y
 
 

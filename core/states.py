@@ -23,10 +23,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..neurons.base import each_tensor, tensors_in
 from .inputs import Batch, Inputs
-from .module import NetworkModule, NetworkState, Seen
-from .network import KEPT, SpikingNetwork, Timed
+from .module import NetworkModule, NetworkState, Seen, held, key
+from .network import KEPT, Node, SpikingNetwork, Timed
 
 VERSION = 1
+OF_NEURONS = ("scale", "resting", "dead_zone")
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def state_of(snn: NetworkModule) -> dict[str, Any]:
     own = {name: list(tensors_in(each)) for name, each in snn.neuron_states().items()}
     found: dict[str, Any] = {
         "version": VERSION,
-        "network": digest(snn.network),
+        "network": digest(snn),
         "view": snn.view,
         "frames": seen.frames,
         "shapes": {name: list(shape) for name, shape in seen.shapes.items()},
@@ -100,7 +101,7 @@ def _check(snn: NetworkModule, given: Any) -> None:
             "load_state takes what snn.state() returned, a dict of version "
             f"{VERSION}, but it is {_told(given)}."
         )
-    if given["network"] != digest(snn.network):
+    if given["network"] != digest(snn):
         raise InputError(
             "load_state: the state is that of another network, or of this one with other weights "
             "or another plan, whose values would be taken for those of this one. Load it into the "
@@ -173,15 +174,40 @@ def _previous(now: Batch | None, given: Mapping[str, Any]) -> Batch | None:
 # -- which network ---------------------------------------------------------------------------------
 
 
-def digest(network: SpikingNetwork) -> str:
-    """Of all that a state depends on: the nodes with their numbers and tensors, and the outputs."""
-    seen = hashlib.sha256()
+def digest(snn: NetworkModule) -> str:
+    """Of all that a state depends on: the nodes with their numbers, the tensors as ``snn`` has them
+    now, and the outputs."""
+    seen, network = hashlib.sha256(), snn.network
     for node in network.nodes:
+        now = _values_now(snn, node)
         for each in fields(node):
-            _put(seen, each.name, getattr(node, each.name))
+            _put(seen, each.name, _as_now(getattr(node, each.name), each.name, now))
     _put(seen, "outputs", network.outputs)
     _put(seen, "carries", dict(network.carries))
     return seen.hexdigest()
+
+
+def _values_now(snn: NetworkModule, node: Node) -> dict[str, Any]:
+    """The tensors that compute a node, by their names, and of neurons its numbers."""
+    found: dict[str, Any] = {}
+    for modules in (snn.operations, snn.functions):
+        if key(node.name) in modules:
+            found.update(held(modules[key(node.name)]))
+    if key(node.name) in snn.neurons:
+        module: Any = snn.neuron(node.name)
+        values = getattr(module, "p", module)  # Norse's layers have them there
+        found.update({k: getattr(values, k) for k in OF_NEURONS if hasattr(values, k)})
+    return found
+
+
+def _as_now(value: Any, name: str, now: Mapping[str, Any]) -> Any:
+    """The value of a field with what is in its place now, in the type that the node has it in."""
+    if isinstance(value, Mapping):
+        return {k: _as_now(each, k, now) for k, each in value.items()}
+    mine = now.get(name)
+    if isinstance(value, Tensor) and isinstance(mine, Tensor):
+        return mine.to(value.dtype)
+    return mine if isinstance(value, float) and isinstance(mine, float) else value
 
 
 def _put(seen: Any, name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ spikes, averages. Momentum, Poisson coding and the rate-coded baseline run on no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -103,6 +104,11 @@ def tensors_of(network: SpikingNetwork, x: Batch) -> Mapping[str, Tensor]:
 
 def check_goes_on(snn: NetworkModule, x: Batch) -> None:
     """Raises InputError unless a checked frame x [B, ...] goes on from the state kept."""
+    if snn.forgotten:
+        raise InputError(
+            f"the state of the stream is forgotten: {snn.forgotten}. Call snn.reset() and begin "
+            "anew with the next frame."
+        )
     given, seen = tensors_of(snn.network, x), snn.seen
     if seen is None:
         return
@@ -126,6 +132,25 @@ def _shown(shapes: Mapping[str, Sequence[int]]) -> str:
     return str(list(found[0][1])) if len(found) == 1 else ", ".join(f"{k} {v}" for k, v in found)
 
 
+def is_frame(network: SpikingNetwork) -> bool:
+    """Whether a simulator's own step is a frame of a stream: one step each, all states kept."""
+    return network.time_steps == 1 and in_blocks(network)
+
+
+def note(snn: NetworkModule, x: Any, leading: int) -> None:
+    """Counts the frames x [B, ...], or [F, B, ...] with ``leading`` 1, that a simulator's own call
+    has run. Raises InputError where they do not go on from those before."""
+    x = batch_of(x)
+    given = x.tensors if isinstance(x, Inputs) else {snn.network.input.name: x}
+    whole = {
+        k: v if v.is_floating_point() or v.dtype == torch.bool else v.long()
+        for k, v in given.items()
+    }
+    first = Inputs({k: v[0] for k, v in whole.items()} if leading else whole)
+    check_goes_on(snn, first)
+    _note(snn, first, samples_of(x) if leading else 1)
+
+
 def _note(snn: NetworkModule, x: Batch, frames: int) -> None:
     """So many frames more, of the form of x [B, ...]."""
     if snn.seen is not None:
@@ -146,14 +171,26 @@ def _note(snn: NetworkModule, x: Batch, frames: int) -> None:
 def run_frames(snn: NetworkModule, x: Batch, steps: Sequence[int], chunk: int) -> dict[int, Any]:
     """Frames x [F, B, ...], checked, from the state that ``snn`` keeps: {t: outputs [F, B, ...]}.
 
-    At most ``chunk`` steps run at once. The state after the last frame is kept.
+    At most ``chunk`` steps run at once. The state after the last frame is kept; where an exception
+    ends the call, that of before its first.
     """
     check_goes_on(snn, _first(x))
     last, found = max(steps), []
-    with snn.for_sequences():
+    with undone_by_errors(snn), snn.for_sequences():
         for block in _blocks(snn, x, last, chunk):
             found.append({t: each_leaf(block, partial(_after, t=t)) for t in steps})
     return {t: _joined([part[t] for part in found]) for t in steps}
+
+
+@contextmanager
+def undone_by_errors(snn: NetworkModule) -> Iterator[None]:
+    """Inside, an exception, Ctrl-C included, leaves the stream as it was before."""
+    restore = snn.checkpoint()
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
 
 
 def _after(y: Tensor, t: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import cost
-from spikingjelly_signgd.core.network import Encoder, Neuron, SignGDNeuron, Timed
+from spikingjelly_signgd.core.network import Average, Encoder, Neuron, SignGDNeuron, Timed
 from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.core.streams import in_blocks
 from spikingjelly_signgd.neurons.base import ANEW, KEPT
@@ -782,3 +782,102 @@ def test_streams_of_another_size(model):
         w.reset()
         w(clip()[0, 0])
         assert of_large > w.operations.source_macs and one.neurons > w.operations.neurons
+
+
+# -- what ends a frame in the middle, and what comes between two of them ---------------------------
+
+
+def break_last(snn, monkeypatch):
+    """The last layer raises, after all neurons before it have run."""
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    last = snn.operations["last"]
+    monkeypatch.setattr(last, "over_time", fail)
+    monkeypatch.setattr(last, "forward", fail)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("seen", [0, 4])
+def test_a_call_that_fails_leaves_the_stream_as_it_was(
+    network, x, simulator, view, seen, monkeypatch
+):
+    snn = sg.build(network, simulator, spikes=view)
+    w = sg.watch(snn)
+    before = [w(frame) for frame in x[:seen]]
+    for run in (lambda: kept(snn, x[-4:], chunk=1), lambda: kept(snn, x[-4:]), lambda: w(x[-1])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            break_last(snn, patch)
+            run()
+        assert w.frames == seen
+    found = before + [w(frame) for frame in x[seen:]]
+    w.reset()
+    want = [w(frame) for frame in x]
+    for y, z in zip(found, want, strict=True):
+        assert_same(y, z)
+
+
+def test_a_silent_frame_that_fails_is_forgotten_and_said(model, monkeypatch):
+    net = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+    x = clip(shape=(6,))
+    snn = sg.build(sg.convert(net, x, stream=True))
+    w = sg.watch(snn, silent=True)
+    first = [w(frame) for frame in x[:3]]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            type(w.silence.plan), "show", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        w(x[3])
+    with pytest.raises(sg.InputError, match="is forgotten: an exception"):
+        w(x[3])
+    w.reset()
+    for frame, y in zip(x, first, strict=False):
+        assert torch.equal(w(frame), y)
+    snn.reset()  # of the module itself, which the watch follows
+    assert torch.equal(w(x[0]), first[0])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_weights_that_change_end_a_stream(network, x, simulator, view):
+    snn = sg.build(network, simulator, spikes=view)
+    kept(snn, x[:4])
+    state, weights = snn.state(), copy.deepcopy(snn.state_dict())
+    other = {k: v * 1.5 if k.endswith("weight") else v for k, v in weights.items()}
+    nn.ModuleList([snn]).load_state_dict({f"0.{k}": v for k, v in other.items()})
+    with pytest.raises(sg.InputError, match="weights were loaded"):
+        kept(snn, x[4:])
+    with pytest.raises(sg.InputError, match="other weights"):
+        snn.load_state(state)
+    snn.reset()
+    y = kept(snn, x)
+    fresh = sg.build(network, "norse", spikes=view)
+    fresh.load_state_dict({k: v for k, v in other.items() if k.startswith("operations")}, False)
+    assert_same(y, kept(fresh, x))
+    fresh.load_state(snn.state())
+    snn.load_state_dict(weights)  # and back: the digest is that of the tensors as they are
+    snn.load_state(state)
+    assert snn.seen.frames == 4
+
+
+def test_spikingjelly_counts_its_own_frames(network, x, monkeypatch):
+    snn = sg.build(network)
+    with torch.no_grad():
+        for frame in x[:3]:
+            snn(frame)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            break_last(snn, patch)
+            snn(x[3])
+        functional.set_step_mode(snn, "m")
+        snn(x[3:5])
+    assert snn.seen.frames == snn.state()["frames"] == 5
+    y = kept(snn, x[5:])
+    snn.reset()
+    assert_close(y, {k: each[5:] for k, each in kept(snn, x).items()}, 1e-6)
+
+
+def test_few_samples_calibrate_group_neurons_with_averages(group_network):
+    """The fixture is such a plan, whose half is not made again."""
+    assert group_network.of(Average)

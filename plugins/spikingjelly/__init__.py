@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...converters.additions import counting
@@ -24,6 +25,7 @@ from ...core.module import (
     select,
 )
 from ...core.network import KEPT, Node, SpikingNetwork, Timed
+from ...core.streams import is_frame, note, undone_by_errors
 from ...core.training import parametrised
 from .. import simulator
 from .base import Kernel
@@ -85,7 +87,12 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         if self.mode == "ann":
             return self.ann(x)
         run = self.step if self.step_mode == "s" else self.advance
-        outputs, self.state_kept = run(x, state=self.state_kept)
+        if torch.compiler.is_compiling() or not is_frame(self.network):
+            outputs, self.state_kept = run(x, state=self.state_kept)
+            return outputs
+        with undone_by_errors(self):
+            outputs, self.state_kept = run(x, state=self.state_kept)
+            note(self, x, int(self.step_mode == "m"))
         return outputs
 
     def for_sequences(self) -> AbstractContextManager[None]:
@@ -105,6 +112,18 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
         super().reset()
         for module in self.neurons.values():
             module.reset()  # type: ignore[operator]
+
+    def checkpoint(self) -> Callable[[], None]:
+        restore = super().checkpoint()
+        memories = [getattr(module, "_memories", {}) for module in self.neurons.values()]
+        before = [dict(each) for each in memories]
+
+        def restore_all() -> None:
+            restore()
+            for now, then in zip(memories, before, strict=True):
+                now.update(then)
+
+        return restore_all
 
     def neuron_states(self) -> dict[str, Any]:
         return {node.name: tuple(self._memory(node.name).values()) for node in self._timed}
