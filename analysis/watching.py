@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -79,6 +80,9 @@ class FrameOperations:
         )
 
 
+_LAST: WeakKeyDictionary[NetworkModule, ref[Watch]] = WeakKeyDictionary()  # by module
+
+
 class Watch:
     """Call it with one frame after another; at the end of ``with`` the state is forgotten.
 
@@ -86,8 +90,10 @@ class Watch:
     dict of such; outputs are in the structure of the source's, of one stream without B. Each frame
     is shown for ``time_steps``, those of the plan unless given. It begins with nothing, or with a
     ``state`` that ``snn.state()`` returned; the state is that of ``snn``, so there is one watch of
-    a network at a time. Raises InputError for a network that runs on no streams, and for frames of
-    another size or number of streams than those before.
+    a network at a time: a second is refused from the first one's first frame on, until that one
+    ends or a reset. An exception in a frame leaves the state as it was. Raises InputError for a
+    network that runs on no streams, and for frames of another size or number of streams than those
+    before, or of no streams.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class Watch:
         self._sent: list[Sent] = []
         self._streams = 1
         self.silence = self._silence(silent)
+        self._claim()
         snn.reset()
         if state is not None:
             snn.load_state(state)
@@ -127,6 +134,21 @@ class Watch:
             return None
         return SilentSession(self.snn)
 
+    def _claim(self) -> None:
+        """The state is this one's from here on. Raises InputError where it is another's."""
+        if self._is_another():
+            raise InputError(
+                f"another watch of this network has seen {self.snn.seen.frames} frames, and the "  # type: ignore[union-attr]
+                "state is one and the same. Build the network once more for a second watch, "
+                "build(network), or end the first: its reset(), or snn.reset()."
+            )
+        _LAST[self.snn] = ref(self)
+
+    def _is_another(self) -> bool:
+        """Whether the stream that is under way is that of another watch."""
+        last = _LAST[self.snn]() if self.snn in _LAST else None
+        return last not in (None, self) and self.snn.seen is not None
+
     @property
     def frames(self) -> int:
         """How many the state has seen."""
@@ -134,10 +156,12 @@ class Watch:
 
     @torch.no_grad()
     def __call__(self, frame: Any) -> Any:
+        self._claim()
         x = batch_of(frame)
         alone = self._is_one_stream(x)
         if alone:
             x = _one_stream(x)
+        _check_streams(x)
         if self.silence is not None:
             self._streams = samples_of(x)
             shown = self.silence(x)
@@ -196,12 +220,14 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """``snn.state()``: to save, and to go on from another time."""
+        self._claim()
         if self.silence is not None:
             self.silence.give_back()
         return self.snn.state()
 
     def reset(self) -> None:
         """The next frame is a first one."""
+        self._claim()
         if self.silence is not None:
             self.silence.reset()
         self.snn.reset()
@@ -216,7 +242,8 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.reset()
+        if not self._is_another():
+            self.reset()
 
 
 def watch(
@@ -242,6 +269,16 @@ def _one_stream(x: Any) -> Any:
     if isinstance(x, Inputs):
         return Inputs({name: value.unsqueeze(0) for name, value in x.tensors.items()})
     return x.unsqueeze(0)
+
+
+def _check_streams(x: Any) -> None:
+    """Raises InputError for a frame [0, ...]; what is no frame is said where it is checked."""
+    given = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
+    if given and isinstance(given[0], Tensor) and given[0].shape[:1] == (0,):
+        raise InputError(
+            f"a frame is one of B streams, at least one, but it is {list(given[0].shape)}: of no "
+            "stream there is nothing to count."
+        )
 
 
 @at_its_size(lambda *_, **__: False)

@@ -27,6 +27,10 @@ from .module import NetworkModule, NetworkState, Seen, held, key
 from .network import KEPT, Node, SpikingNetwork, Timed
 
 VERSION = 1
+FIELDS = (  # each a dict
+    *("shapes", "whole", "neurons", "previous", "exact"),
+    *("readouts", "sums", "sent", "carried"),
+)
 OF_NEURONS = ("scale", "resting", "dead_zone")
 
 
@@ -85,9 +89,14 @@ def load_state(snn: NetworkModule, given: Any) -> None:
             sums=_filled(state.sums, given["sums"]),
             **{k: _filled(getattr(state, k), given[k]) for k in ("readouts", "sent", "carried")},
         )
-        own = {k: each for k, each in snn.neuron_states().items() if k in given["neurons"]}
+        names = _kept(snn.network)
+        own = {
+            name: each
+            for name, each in snn.neuron_states().items()
+            if name in names and list(tensors_in(each))
+        }
         snn.set_neuron_states(_filled(own, given["neurons"]))
-    except (KeyError, RuntimeError, StopIteration, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         snn.reset()
         raise InputError(
             "load_state: the state is incomplete, or its tensors are not those of this network. "
@@ -101,6 +110,12 @@ def _check(snn: NetworkModule, given: Any) -> None:
             "load_state takes what snn.state() returned, a dict of version "
             f"{VERSION}, but it is {_told(given)}."
         )
+    dicts = [name for name in FIELDS if isinstance(given.get(name), Mapping)]
+    if missing := {"network", "view", "frames", *FIELDS} - {*given} | {*FIELDS} - {*dicts}:
+        raise InputError(
+            "load_state: the state is incomplete, it has no, or no dict of, "
+            f"{', '.join(map(repr, sorted(missing)))}. Pass what snn.state() returned, as it is."
+        )
     if given["network"] != digest(snn):
         raise InputError(
             "load_state: the state is that of another network, or of this one with other weights "
@@ -110,9 +125,35 @@ def _check(snn: NetworkModule, given: Any) -> None:
     if given["view"] != snn.view:
         views = {"decoded": "decoded", "stream": "signed", "signed": "signed"}
         raise InputError(
-            f'load_state: the state is one of spikes="{views.get(given["view"])}", but this '
+            f'load_state: the state is one of spikes="{views.get(str(given["view"]))}", but this '
             f'network was built with spikes="{views.get(snn.view)}". Build it as the other was.'
         )
+    frames = given["frames"]
+    if type(frames) is not int or frames < 1:
+        raise InputError(
+            f"load_state: frames are how many the state has seen, at least 1, not {frames!r}. Pass "
+            "what snn.state() returned, as it is."
+        )
+    _check_tensors(given)
+
+
+def _check_tensors(given: Mapping[str, Any]) -> None:
+    for name, value in _tensors(given):
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise InputError(
+                f"load_state: {name!r} of the state holds NaN. Begin anew with snn.reset(), or "
+                "load a state from before."
+            )
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Each with the name of the field that it is in."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (Mapping, list)):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for k, each in pairs:
+            yield from _tensors(each, name or str(k))
 
 
 def _told(given: Any) -> str:
@@ -155,7 +196,10 @@ def _listed(value: Any) -> Iterable[Tensor]:
 
 def _with(state: Any, tensors: Iterable[Tensor]) -> Any:
     left = iter(tensors)
-    return each_tensor(state, lambda mine: _like(mine, next(left)))
+    found = each_tensor(state, lambda mine: _like(mine, next(left)))
+    if next(left, None) is not None:
+        raise RuntimeError("more tensors than the state has")
+    return found
 
 
 def _like(mine: Tensor, given: Tensor) -> Tensor:

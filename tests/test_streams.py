@@ -881,3 +881,70 @@ def test_spikingjelly_counts_its_own_frames(network, x, monkeypatch):
 def test_few_samples_calibrate_group_neurons_with_averages(group_network):
     """The fixture is such a plan, whose half is not made again."""
     assert group_network.of(Average)
+
+
+DAMAGES = [
+    *({name: None} for name in ("network", "view", "frames", "neurons", "sums", "whole")),
+    {"neurons": {}},
+    {"neurons": []},
+    {"neurons": None, "view": ["decoded"]},
+    {"view": []},
+    {"frames": "x"},
+    {"frames": -3},
+    {"frames": True},
+    {"shapes": {}},
+    {"shapes": {"input": "wide"}},
+    {"whole": []},
+    {"network": torch.zeros(2)},
+]
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_damaged_states_are_refused(network, x, simulator, damage):
+    snn = sg.build(network, simulator)
+    kept(snn, x[:2])
+    state = {k: v for k, v in {**snn.state(), **damage}.items() if v is not None}
+    with pytest.raises(sg.InputError, match="load_state: "):
+        snn.load_state(state)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+def test_states_of_some_neurons_or_not_of_numbers_are_refused(network, x, simulator):
+    snn = sg.build(network, simulator)
+    kept(snn, x[:2])
+    state = snn.state()
+    (name, v), *others = state["neurons"].items()
+    for neurons in (dict(others), {**dict(others), name: []}, {**dict(others), name: v + v}):
+        with pytest.raises(sg.InputError, match="incomplete"):
+            snn.load_state({**state, "neurons": neurons})
+    with pytest.raises(sg.InputError, match="'neurons' of the state holds NaN"):
+        snn.load_state({**state, "neurons": {**dict(others), name: [v[0] * torch.nan]}})
+    snn.load_state(state)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_second_watch_of_a_stream_is_refused(silent):
+    net = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+    x = clip(shape=(6,))
+    plan = sg.convert(net, x, stream=True)
+    with sg.watch(sg.build(plan), silent=silent) as w:
+        want = [w(frame) for frame in x]
+    snn = sg.build(plan)
+    other = sg.watch(snn, silent=silent)
+    with sg.watch(snn, silent=silent) as w:
+        assert torch.equal(w(x[0]), want[0])
+        for call in (lambda: sg.watch(snn), lambda: other(x[5]), other.reset, other.state):
+            with pytest.raises(sg.InputError, match="another watch .* has seen 1 frames"):
+                call()
+        other.__exit__(None, None, None)
+        assert torch.equal(w(x[1]), want[1])
+    assert torch.equal(other(x[0]), want[0])  # the first has ended
+    snn.reset()
+    assert torch.equal(sg.watch(snn, silent=silent)(x[0]), want[0])
+
+
+def test_a_frame_of_no_streams_is_refused(network, x):
+    w = sg.watch(sg.build(network))
+    with pytest.raises(sg.InputError, match="at least one, but it is"):
+        w(x[0][:0])
