@@ -707,7 +707,7 @@ class NetworkModule(nn.Module):
     @property
     def source(self) -> nn.Module:
         """The source network, as the description holds it, as a module of its own."""
-        return _Ann(self)
+        return Ann(self)
 
     @at_its_size(lambda *_, **__: False)
     def activations(self, x: Any, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -929,13 +929,21 @@ def _of_kind(node: Input, x: Tensor, what: str) -> Tensor:
     return x if node.dtype == "boolean" else x.long()
 
 
-class _Ann(nn.Module):
+class Ann(nn.Module):
+    """``NetworkModule.source``."""
+
     def __init__(self, snn: NetworkModule) -> None:
         super().__init__()
         self._snn = (snn,)  # no submodule: its modes are its own
 
+    @property
+    def snn(self) -> NetworkModule:
+        return self._snn[0]
+
     def forward(self, x: Tensor | None = None, **inputs: Tensor) -> Any:
-        return self._snn[0].ann(inputs if x is None else x)
+        if x is not None and inputs:  # of several inputs one is called x
+            return self.snn.ann({"x": x, **inputs})
+        return self.snn.ann(inputs if x is None else x)
 
 
 def _in_order(network: SpikingNetwork, modules: Mapping[str, nn.Module]) -> nn.ModuleDict:

@@ -20,7 +20,7 @@ from .network import SpikingNetwork, each_leaf
 from .progress import progress
 from .registry import SIMULATORS
 from .sizing import at_its_size
-from .streams import check_stream, completed, run_frames
+from .streams import check_stream, completed, over_frames, run_frames
 from .structures import plain
 
 # the largest value of a block of time steps: on CPUs what caches and the allocator serve best
@@ -322,8 +322,10 @@ def evaluate(
     itself: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) -> float`` of all
     samples, one or several, or a dict of these by output. Where the output is no classifier's the
     usual ones of its shape are measured unless given. With ``keep_state`` the loader yields one
-    frame [B, ...] after another of B streams, and the state goes on from each to the next. Raises
-    InputError for an empty loader, and for a metric that does not fit an output.
+    frame [B, ...] after another of B streams, and the state goes on from each to the next; it is
+    forgotten before and after. A network that feeds itself (``carries``) is then compared with
+    ``snn.source`` alone, which is run over the frames with its own memory. Raises InputError for an
+    empty loader, a metric that does not fit an output, and another reference of such a network.
     """
     if metric is not None and reference is None:
         raise InputError(
@@ -339,33 +341,37 @@ def evaluate(
     one = partial(run, chunk=chunk)
     if keep_state:
         snn.reset()
+        reference = over_frames(reference, snn)
         one = partial(_next_frame, chunk=chunk)
-    for batch in progress(loader, "evaluating", _length(loader)):
-        x, y = _pair(batch)
-        outputs = one(snn, x, steps)
-        classes = _classes(outputs[steps[0]])
-        y = _labels(x, y, classes, metric)
-        samples += len(x)
-        target: Any = None
-        if reference is not None:
-            with eval_mode(reference):
-                target = plain(call(reference, x.clone()))  # which may work in place on its input
-            paired(outputs[steps[0]], target)
-            norm += squared_norm(target)
-        if y is not None:
-            labelled += len(x)
-            right += 0 if target is None else int((target.argmax(1) == y).sum())
-        for t in steps:
+    try:
+        for batch in progress(loader, "evaluating", _length(loader)):
+            x, y = _pair(batch)
+            outputs = one(snn, x, steps)
+            classes = _classes(outputs[steps[0]])
+            y = _labels(x, y, classes, metric)
+            samples += len(x)
+            target: Any = None
+            if reference is not None:
+                with eval_mode(reference):
+                    # which may work in place on its input
+                    target = plain(call(reference, x.clone()))
+                paired(outputs[steps[0]], target)
+                norm += squared_norm(target)
             if y is not None:
-                correct[t] += int((outputs[t].argmax(1) == y).sum())
-            if target is not None:
-                squared[t] += squared_distance(outputs[t], target)
-            if target is not None and classes:
-                same[t] += int((outputs[t].argmax(1) == target.argmax(1)).sum())
-        if target is not None and not (classes and metric is None):
-            comparison.add(outputs, target)
-    if keep_state:
-        snn.reset()
+                labelled += len(x)
+                right += 0 if target is None else int((target.argmax(1) == y).sum())
+            for t in steps:
+                if y is not None:
+                    correct[t] += int((outputs[t].argmax(1) == y).sum())
+                if target is not None:
+                    squared[t] += squared_distance(outputs[t], target)
+                if target is not None and classes:
+                    same[t] += int((outputs[t].argmax(1) == target.argmax(1)).sum())
+            if target is not None and not (classes and metric is None):
+                comparison.add(outputs, target)
+    finally:
+        if keep_state:
+            snn.reset()
     if samples == 0:
         raise InputError("the loader is empty; nothing can be evaluated.")
     has_reference = reference is not None

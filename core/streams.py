@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .inputs import Batch, Inputs, batch_of, samples_of
-from .module import NetworkModule, NetworkState, Seen
-from .network import ANEW, KEPT, Neuron, SpikingNetwork, Timed, each_leaf, leaves
+from .module import Ann, NetworkModule, NetworkState, Seen, read_out
+from .network import ANEW, KEPT, Neuron, SpikingNetwork, Timed, each_leaf, fill, leaves
 from .operations import resolve
 from .progress import progress
 
@@ -81,16 +81,22 @@ def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
             f"the network feeds itself {fed[0]!r}: leave it out. A value to begin with goes with "
             "the first frame alone, after snn.reset()."
         )
-    zeros = {
+    return Inputs({**given, **_zeros(snn, first, given, leading)})
+
+
+def _zeros(
+    snn: NetworkModule, like: Tensor, given: Mapping[str, Tensor], leading: int = 0
+) -> dict[str, Tensor]:
+    """What the network feeds itself and was not given."""
+    return {
         name: torch.zeros(
-            (*first.shape[: 1 + leading], *_sample(snn.network, name)),
+            (*like.shape[: 1 + leading], *_sample(snn.network, name)),
             dtype=snn.floating,
-            device=first.device,
+            device=like.device,
         )
-        for name in carries
+        for name in snn.network.carries
         if name not in given
     }
-    return Inputs({**given, **zeros})
 
 
 def _sample(network: SpikingNetwork, name: str) -> tuple[int, ...]:
@@ -225,6 +231,40 @@ def next_frame(snn: NetworkModule, x: Batch, last: int) -> Any:
     outputs, snn.state_kept = snn.advance(_fed(snn, x), last, {}, snn.state_kept)
     _note(snn, x, 1)
     return each_leaf(outputs, lambda y: y.unsqueeze(0))
+
+
+class SourceOverFrames(nn.Module):
+    """``source(x)``: the source network of ``snn`` on one frame [B, ...] after another, fed what it
+    put out itself, from zeros or what comes with the first frame."""
+
+    def __init__(self, snn: NetworkModule) -> None:
+        super().__init__()
+        self._snn = (snn,)  # no submodule: its modes are its own
+        self.carried: dict[str, Tensor] = {}
+
+    def forward(self, *x: Tensor, **inputs: Tensor) -> Any:
+        (snn,) = self._snn
+        names = [node.name for node in snn.network.inputs if node.name not in snn.network.carries]
+        given = {**dict(zip(names, x, strict=False)), **inputs}
+        zeros = _zeros(snn, given[names[0]], given)
+        values = snn.activations({**zeros, **given, **self.carried}, read_out(snn.network))
+        # in place: eval_mode puts attributes back
+        self.carried.update({name: values[of] for name, of in snn.network.carries.items()})
+        return fill(snn.network.outputs, values)
+
+
+def over_frames(reference: nn.Module | None, snn: NetworkModule) -> nn.Module | None:
+    """What ``snn`` is compared with, frame by frame. Raises InputError for a model without the
+    memory that ``snn`` has."""
+    if reference is None or not snn.network.carries:
+        return reference
+    if isinstance(reference, Ann):
+        return SourceOverFrames(reference.snn)
+    raise InputError(
+        f"the network feeds {', '.join(map(repr, snn.network.carries))} itself, but called with a "
+        f"frame alone {type(reference).__name__} begins anew at each. Pass reference=snn.source, "
+        "which is run with its own memory, or run both over the clip and compare what they put out."
+    )
 
 
 def _frames(x: Batch, start: int, stop: int) -> Batch:

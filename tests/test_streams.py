@@ -948,3 +948,31 @@ def test_a_frame_of_no_streams_is_refused(network, x):
     w = sg.watch(sg.build(network))
     with pytest.raises(sg.InputError, match="at least one, but it is"):
         w(x[0][:0])
+
+
+@pytest.mark.parametrize("begin", [0.0, 0.5])
+def test_evaluate_compares_with_the_source_and_its_own_memory(remembering, begin):
+    model, plan = remembering
+    x, h = clip(shape=(6,)), torch.full((STREAMS, 8), begin)
+    snn = sg.build(plan)
+    frames = [{"x": x[0], "h": h} if begin else x[0], *x[1:]]
+    first = kept(snn, {"x": x[:1], "h": h.unsqueeze(0)})
+    rest = kept(snn, x[1:])
+    want, error, norm = [], 0.0, 0.0
+    for frame in x:
+        want.append(model(frame, h))
+        h = want[-1]["h"]
+    for name in want[0]:
+        source = torch.stack([y[name] for y in want])
+        error += float((torch.cat([first[name], rest[name]]) - source).square().sum())
+        norm += float(source.square().sum())
+    for mode in (snn.source, sg.build(plan, "norse").source):
+        found = sg.evaluate(snn, frames, keep_state=True, reference=mode)
+        assert found.error[0] == pytest.approx((error / norm) ** 0.5, rel=1e-3)
+    with pytest.raises(sg.InputError, match="feeds 'h' itself, .* Remembering begins anew"):
+        sg.evaluate(snn, frames, keep_state=True, reference=model)
+    outside = snn.source(x=x[0], h=want[0]["h"])  # as any other model is called
+    assert_close(outside, model(x[0], want[0]["h"]), 1e-6)
+    with pytest.raises(sg.InputError):
+        sg.evaluate(snn, [x[0], x[1][:1]], keep_state=True)
+    assert snn.seen is None
