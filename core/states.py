@@ -79,7 +79,7 @@ def _copied(value: Any) -> Any:
 def load_state(snn: NetworkModule, given: Any) -> None:
     """``NetworkModule.load_state``."""
     _check(snn, given)
-    given = _copied(given)
+    given, restore = _copied(given), snn.checkpoint()
     snn.reset()
     try:
         state = _any_state(snn, given)
@@ -97,7 +97,7 @@ def load_state(snn: NetworkModule, given: Any) -> None:
         }
         snn.set_neuron_states(_filled(own, given["neurons"]))
     except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
-        snn.reset()
+        restore()
         raise InputError(
             "load_state: the state is incomplete, or its tensors are not those of this network. "
             "Pass what snn.state() returned, as it is."

@@ -905,8 +905,11 @@ def test_damaged_states_are_refused(network, x, simulator, damage):
     snn = sg.build(network, simulator)
     kept(snn, x[:2])
     state = {k: v for k, v in {**snn.state(), **damage}.items() if v is not None}
+    other = sg.build(network, simulator)
+    kept(other, x[:2])
     with pytest.raises(sg.InputError, match="load_state: "):
         snn.load_state(state)
+    assert_same(kept(snn, x[2:4]), kept(other, x[2:4]))  # as if nothing had been loaded
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
@@ -976,3 +979,28 @@ def test_evaluate_compares_with_the_source_and_its_own_memory(remembering, begin
     with pytest.raises(sg.InputError):
         sg.evaluate(snn, [x[0], x[1][:1]], keep_state=True)
     assert snn.seen is None
+
+
+def test_a_view_that_a_network_has_not_is_an_input_error(network, group_network):
+    for name in SIMULATORS:
+        with pytest.raises(sg.InputError, match="is a view of signGD neurons"):
+            sg.build(group_network, name, spikes="signed")
+        with pytest.raises(sg.InputError, match='spikes is "decoded" or "signed"'):
+            sg.build(network, name, spikes="both")
+
+
+def test_what_begins_anew_forgets_the_stream(network, x):
+    """The list of docs/streams.md."""
+    snn = sg.build(network)
+    for forget in (
+        lambda: sg.run(snn, x[0]),
+        lambda: sg.evaluate(snn, [x[0]]),
+        lambda: sg.evaluate(snn, list(x), keep_state=True),
+        lambda: sg.analysis.count_operations(snn, x[0], 1),
+        lambda: sg.watch(snn),
+        snn.reset,
+        lambda: functional.reset_net(snn),
+    ):
+        kept(snn, x[:2])
+        forget()
+        assert snn.seen is None and snn.state_kept is None

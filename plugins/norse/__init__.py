@@ -176,7 +176,7 @@ def build(
     ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". With
     ``record_states`` a call with a sequence returns the states after each step, as Norse's layers
     do. With ``trainable`` weights and what neurons learn are parameters, gradients pass, and
-    ``additions(module)`` counts; ``collect(module)`` is the description back. Raises ValueError
+    ``additions(module)`` counts; ``collect(module)`` is the description back. Raises InputError
     where a network cannot be built in the view asked for.
     """
     network = parametrised(network) if trainable else network

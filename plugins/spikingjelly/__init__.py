@@ -169,7 +169,7 @@ def build(
 
     ``kernels`` is the backend of the neurons: "auto", "cpu", "cupy" or "torch". With ``trainable``
     weights and what neurons learn are parameters, gradients pass, and ``additions(module)`` counts;
-    ``collect(module)`` is the description back. Raises ValueError where a network cannot be built
+    ``collect(module)`` is the description back. Raises InputError where a network cannot be built
     in the view asked for.
     """
     network = parametrised(network) if trainable else network
