@@ -406,6 +406,12 @@ def test_an_event_costs_its_connections():
     assert event_additions(network, one).tolist() == [36, 2 * 16, 0]
     with pytest.raises(sg.InputError, match=r"events are \[F, B, 1, 10, 10\]"):
         event_additions(network, one[0])
+    with pytest.raises(sg.InputError, match="a tensor .F, B, .* but they are NoneType"):
+        event_additions(network, None)
+    with pytest.raises(sg.InputError, match=r"snn\.network, but it is given"):
+        event_additions(nn.Identity(), one)
+    with pytest.raises(sg.InputError, match="some are NaN"):
+        event_additions(network, one / 0)
 
 
 def test_events_that_neurons_read_themselves_cost_one():
