@@ -266,6 +266,64 @@ def test_other_memories_are_refused(model, said):
         sg.step_by_step(model, torch.randn(3, 9, 5))
 
 
+class Forgetful(Loop):
+    """Clears its state in the ninth step."""
+
+    def forward(self, x):
+        begun = super().forward(x[:, :8])
+        return torch.cat([begun, super().forward(x[:, 8:])], 1) if x.shape[1] > 8 else begun
+
+
+class End(nn.Module):
+    def forward(self, y):
+        return y[:, -1]
+
+
+class Over(nn.Module):
+    """A layer over the dimension that it takes for time, as it is given."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.layer = nn.GRU(5, 4, batch_first=batch_first)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def test_all_frames_of_the_sample_are_compared():
+    torch.manual_seed(0)
+    model, x = Forgetful(nn.GRUCell(5, 4)), torch.randn(3, 12, 5)
+    sg.step_by_step(model, x[:, :8])  # which does not show it
+    with pytest.raises(sg.UnsupportedOperation, match="another output at frame 8 than"):
+        sg.step_by_step(model, x)
+    ends = nn.Sequential(model, End())
+    with pytest.raises(sg.UnsupportedOperation, match="another output at frame 11 than"):
+        sg.step_by_step(ends, x)
+
+
+def test_a_layer_over_streams_is_told_from_one_over_time():
+    sg.step_by_step(Over(True), torch.randn(3, 9, 5))
+    with pytest.raises(sg.UnsupportedOperation, match="'layer' .*Build it with batch_first=True"):
+        sg.step_by_step(Over(False), torch.randn(3, 9, 5))
+
+
+@pytest.mark.parametrize(
+    ("stride", "dim", "said"),
+    [
+        (2, 2, "has 3 inputs in a frame and a stride of 2, .* hop that the strides divide"),
+        (1, 2, "makes 2 outputs fewer than its frames are due, .* Pad 2 zeros to the left"),
+        (1, 1, "however many frames there are: its time is the last dimension"),
+    ],
+)
+def test_what_a_convolution_lacks_is_said(stride, dim, said):
+    conv = nn.Conv1d(5, 4, 3, stride=stride)
+    model = conv if dim == 2 else nn.Sequential(nn.Identity(), conv)
+    if dim == 1:
+        model[0].forward = lambda x: x[:, :5]
+    with pytest.raises(sg.UnsupportedOperation, match=said):
+        sg.step_by_step(model, torch.randn(3, 18, 18)[:, : 5 if dim == 2 else 18], hop=3, dim=dim)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
