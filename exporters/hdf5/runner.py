@@ -276,9 +276,12 @@ class Runner:
         if not isinstance(x, Mapping):
             x = {names[0]: x}
         if set(x) - set(fed) != set(names):
+            lacking = set(names) - set(x)
+            feeds = lacking and lacking <= set(self.content.carries)
+            hint = " With sequence=True, keep_state=True it feeds itself the rest." if feeds else ""
             raise InputError(
                 f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
-                "these."
+                f"these.{hint}"
             )
         return {name: np.asarray(value) for name, value in x.items()}
 
