@@ -302,6 +302,14 @@ def test_the_file_says_that_it_is_of_streams(network, path):
     assert_equal_networks(again, network)
 
 
+def test_the_file_says_what_a_network_feeds_itself(tmp_path):
+    network = remembering().replace(stream=False)
+    sg.save(network, tmp_path / "n.h5")
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert file.attrs["format_version"] == "1.5"
+        assert json.loads(file.attrs["carries"]) == dict(network.carries)
+
+
 def test_files_of_other_plans_are_as_they_were(network, tmp_path):
     sg.save(network.replace(stream=False), tmp_path / "n.h5")
     with h5py.File(tmp_path / "n.h5") as file:
