@@ -18,14 +18,27 @@ def event_additions(network: SpikingNetwork, events: Tensor) -> Tensor:
 
     ``events`` says how many there are at each value of the input, [F, B, ...], whatever their sign:
     each is one addition at every connection from its pixel to a neuron, and one at a neuron or a
-    function that reads the input itself. Raises InputError for what is not of the input's shape.
+    function that reads the input itself. Raises InputError for what is not finite or not of the
+    input's shape.
     """
+    if not isinstance(network, SpikingNetwork):
+        raise InputError(
+            "event_additions counts in the description that convert returns, of a built network "
+            f"snn in snn.network, but it is given {type(network).__name__}."
+        )
+    if not isinstance(events, Tensor):
+        raise InputError(
+            "events are a tensor [F, B, ...], how many there are at each value of the input, as of "
+            f"Events.counts(dt).unsqueeze(1), but they are {type(events).__name__}."
+        )
     expected = network.input.shape[1:]
     if tuple(events.shape[2:]) != expected or events.dim() != len(expected) + 2:
         raise InputError(
             f"events are [F, B, {', '.join(map(str, expected))}], as the frames that the network "
             f"takes, but they are {list(events.shape)}."
         )
+    if not bool(events.isfinite().all()):
+        raise InputError("events are numbers of events, but some are NaN or infinite.")
     arriving = _Arriving(network, events.abs().double())
     walk(network, arriving, keep=())
     return arriving.additions

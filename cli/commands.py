@@ -175,6 +175,7 @@ def fine_tune(options: argparse.Namespace) -> Result:
 
     output = _output(options, (".h5", ".hdf5"))
     network, data = _network_and_data(options)
+    outputs: dict[str, Any] = {"temperature": None, "labels": False} if options.no_classes else {}
     found = run_fine_tune(
         network,
         data.x if data.y is None else (data.x, data.y),
@@ -182,7 +183,7 @@ def fine_tune(options: argparse.Namespace) -> Result:
         seed=options.seed,
         simulator=options.simulator,
         **_given(options, FINE_TUNING),
-        **({"temperature": None, "labels": False} if options.no_classes else {}),
+        **outputs,
     )
     tuned = _with_command(found.network, options)
     save(tuned, output, class_names=data.class_names)
@@ -214,7 +215,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
     network, data = _network_and_data(options, clips=True)
-    if network.carries and data.clip:
+    if network.carries:
         raise InputError(
             f"the network feeds {', '.join(network.carries)} itself, and its source is no function "
             "of a frame alone; compare them in Python, by run(..., keep_state=True)."
@@ -334,9 +335,9 @@ def verify(options: argparse.Namespace) -> Result:
     network = None if options.network is None else _network(options.network)
     x = None
     if options.data is not None and network is not None:
-        x = _fitting(options, network, network.stream).x
+        x = _fitting(options, network, network.takes_clips).x
     elif options.data is not None:
-        x = _data(options, _is_of_streams(path)).x
+        x = _data(options, _takes_clips(path)).x
     try:
         certificate = run_verify(
             path,
@@ -584,10 +585,10 @@ def _data(options: argparse.Namespace, clip: bool = False) -> Data:
     )
 
 
-def _is_of_streams(path: Path) -> bool:
-    """Whether a file holds a network whose plan is one for streams."""
+def _takes_clips(path: Path) -> bool:
+    """Whether a file holds a network of streams."""
     try:
-        return _network(str(path)).stream
+        return _network(str(path)).takes_clips
     except SignGDError:  # of a .net, or damaged, which verify says
         return False
 
@@ -623,9 +624,9 @@ def _network_and_data(
     options: argparse.Namespace, clips: bool = False
 ) -> tuple[SpikingNetwork, Data]:
     """The network at the size of the data, if it was converted for several; with ``clips`` the
-    data of a plan for streams are one."""
+    data of a network of streams are one."""
     network = _network(options.network)
-    data = _data(options, clips and network.stream)
+    data = _data(options, clips and network.takes_clips)
     if "sizes" in network.provenance:
         network = network.at_size(*data.x.shape[1 + data.clip :])
     return network, _checked(data, network)
@@ -636,9 +637,14 @@ def _fitting(options: argparse.Namespace, network: SpikingNetwork, clip: bool = 
 
 
 def _checked(data: Data, network: SpikingNetwork) -> Data:
-    fed = network.carries if data.clip else {}
-    given = [node for node in network.inputs if node.name not in fed]
-    data.check_shape((given or network.inputs)[0].shape[1:])
+    if network.carries and not data.clip:
+        raise InputError(
+            f"the network feeds {', '.join(network.carries)} itself, so that it runs on clips "
+            "[F, N, ...] alone, which verify and energy take. In Python: run(..., sequence=True, "
+            "keep_state=True)."
+        )
+    given = [node for node in network.inputs if node.name not in network.carries]
+    data.check_shape((given or network.inputs)[0].shape[1:], network.takes_clips)
     if isinstance(network.outputs, str):
         shape = network[network.outputs].shape
         if len(shape) == 2 and isinstance(shape[1], int):

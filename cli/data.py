@@ -63,15 +63,23 @@ class Data:
             return list(self.x.split(size))
         return list(zip(self.x.split(size), self.y.split(size), strict=True))
 
-    def check_shape(self, shape: Sequence[Any]) -> None:
-        """Raises InputError unless samples are of this shape, that of the network's input."""
+    def check_shape(self, shape: Sequence[Any], streams: bool = False) -> None:
+        """Raises InputError unless samples are of this shape, that of the input of a network, which
+        may be one of ``streams``."""
         if isinstance(self.x, Inputs):  # which the network checks by name
             return
         if self.clip and tuple(self.x.shape[2:]) != tuple(shape):
             raise InputError(
-                "the network's plan is one for streams: it takes clips [F, N, "
+                "the network is one of streams: it takes clips [F, N, "
                 f"{', '.join(map(str, shape))}], F frames of N streams, but '{self.source}' is "
                 f"{list(self.x.shape)}. --resize HEIGHT WIDTH and --channels 1 or 3 change images."
+            )
+        if streams and not self.clip and tuple(self.x.shape[2:]) == tuple(shape):
+            raise InputError(
+                f"'{self.source}' is {list(self.x.shape)}, which may be a clip. The network is one "
+                "of streams, but this command runs it on stills [N, "
+                f"{', '.join(map(str, shape))}], each begun anew; evaluate, verify and energy take "
+                "clips."
             )
         if not self.clip and tuple(self.x.shape[1:]) != tuple(shape):
             raise InputError(
@@ -256,7 +264,7 @@ def _clip(data: Data, labels: str, samples: int | None, seed: int, prepare: Prep
     x, y, spec = data.x, data.y, data.source
     if x.dim() < 3 or not x.shape[0] or not x.shape[1]:
         raise InputError(
-            f"a plan for streams takes clips [F, N, ...], F frames of N streams, but '{spec}' is "
+            f"streams are clips [F, N, ...], F frames of N streams, but '{spec}' is "
             f"{list(x.shape)}; a single stream is x[:, None]."
         )
     frames, streams = x.shape[:2]
@@ -264,7 +272,7 @@ def _clip(data: Data, labels: str, samples: int | None, seed: int, prepare: Prep
         y = y.expand(frames, streams)
     if y is not None and tuple(y.shape) != (frames, streams):
         raise InputError(
-            "a plan for streams takes clips [F, N, ...], F frames of N streams, with class indices "
+            "streams are clips [F, N, ...], F frames of N streams, with class indices "
             f"[F, N], or [N] where a stream keeps its own, but '{spec}' is {list(x.shape)} and the "
             f"labels of '{labels}' are {list(y.shape)}."
         )

@@ -48,11 +48,40 @@ def clips_with(model: nn.Module, calibration: Any, carries: Carries) -> list[dic
     one = isinstance(calibration, (Tensor, Mapping, Inputs)) or not isinstance(
         calibration, Iterable
     )
+    check_carries(model, carries)
     clips = [calibration] if one else list(calibration)
     clips = [clip[0] if isinstance(clip, (tuple, list)) else clip for clip in clips]
     if not clips:
         raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
     return [unrolled(model, clip, carries) for clip in clips]
+
+
+def check_carries(model: nn.Module, carries: Any) -> None:
+    """Raises InputError unless these are places of outputs, by the arguments that they feed."""
+    if not isinstance(carries, Mapping):
+        raise InputError(
+            "carries is a dict from the argument that is fed to the place of the output that feeds "
+            f'it, such as {{"h": 1}}, but it is {carries!r}.'
+        )
+    names = names_of(model)
+    if names and all(name in carries for name in names):
+        raise InputError(
+            f"carries feeds {type(model).__name__} all that forward takes, {', '.join(names)}, so "
+            "that no clip is left. Leave out what comes from outside."
+        )
+    for name, path in carries.items():
+        if name not in names:
+            raise InputError(
+                f"carries names {name!r}, but forward of {type(model).__name__} takes "
+                f"{', '.join(names)}. Its keys are those arguments that the model's outputs feed."
+            )
+        keys = (path,) if isinstance(path, (str, int)) else path
+        sequence = isinstance(keys, (tuple, list)) and len(keys) > 0
+        if not sequence or not all(isinstance(key, (str, int)) for key in keys):
+            raise InputError(
+                f"carries has {name!r}: {path!r}, which is no place in the model's outputs. That "
+                "is an index, a key, or a tuple of several."
+            )
 
 
 def unrolled(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]:
@@ -70,31 +99,40 @@ def unrolled(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]
         for frame in range(len(next(iter(frames.values())))):
             for name, value in held.items():
                 seen[name].append(value)
-            held = _carried(model, frames, frame, held, carries)
+            now = {name: x[frame].clone() for name, x in frames.items()}
+            held = _carried(model, now, held, carries)
     return frames | {name: torch.stack(values) for name, values in seen.items()}
 
 
 def _carried(
     model: nn.Module,
-    frames: Mapping[str, Tensor],
-    frame: int,
+    now: Mapping[str, Tensor],
     held: Mapping[str, Tensor],
     carries: Carries,
 ) -> dict[str, Tensor]:
-    """What a frame leaves to the next."""
-    now = {name: x[frame].clone() for name, x in frames.items()}
-    returned = plain(model(**now, **held))
-    return {name: at(returned, path, name) for name, path in carries.items()}
+    """What a frame leaves to the next. Raises InputError where that is nothing it takes."""
+    try:
+        returned = plain(model(**now, **held))
+    except Exception as error:  # whatever the user's model raises
+        shown = {name: list(value.shape) for name, value in {**now, **held}.items()}
+        raise InputError(
+            f"{type(model).__name__} fails on a frame with {shown}: {error}. Where the shape of "
+            f"{', '.join(map(repr, carries))} is wrong, choose in carries the output that is its "
+            "next value, or give zeros [N, ...] of the right shape in the calibration."
+        ) from error
+    found = {name: at(returned, path, name) for name, path in carries.items()}
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.shape != held[name].shape:
+            there = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"carries has {name!r}: {carries[name]!r}, but that output is {there}, and "
+                f"{name!r} is {list(held[name].shape)}. Choose the output that is its next value."
+            )
+    return found
 
 
 def _by_name(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]:
     names = names_of(model)
-    unknown = [name for name in carries if name not in names]
-    if unknown:
-        raise InputError(
-            f"carries names {unknown[0]!r}, but forward of {type(model).__name__} takes "
-            f"{', '.join(names)}. Its keys are those arguments that the model's outputs feed."
-        )
     rest = [name for name in names if name not in carries]
     if isinstance(clip, Inputs):
         clip = clip.tensors
@@ -111,7 +149,24 @@ def _by_name(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]
             "the inputs of a clip have one number of frames and of streams, at least 1, but here "
             f"they are { ({k: list(x.shape) for k, x in streams.items()}) }."
         )
+    _check_names(model, given, carries)
     return given
+
+
+def _check_names(model: nn.Module, given: Mapping[str, Any], carries: Carries) -> None:
+    """Raises CalibrationError for what forward does not take, or what it needs besides."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    needed = [p.name for p in parameters if p.name in known and p.default is p.empty]
+    open_ = any(p.kind == p.VAR_KEYWORD for p in parameters)  # **kwargs takes any name
+    unknown = [name for name in given if name not in known and not open_]
+    missing = [name for name in needed if name not in given and name not in carries]
+    if unknown or missing:
+        raise CalibrationError(
+            f"forward of {type(model).__name__} takes {', '.join(names_of(model))}, but the "
+            f"calibration {f'has {unknown[0]!r}' if unknown else f'lacks {missing[0]!r}'}. Its "
+            "names are those of forward's arguments."
+        )
 
 
 def _zeros(
@@ -122,7 +177,14 @@ def _zeros(
 ) -> dict[str, Tensor]:
     """What is carried into the first frame."""
     started = {name: given[name] for name in carries if name in given}
+    streams = next(iter(frames.values())).shape[1]
     for name, value in started.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != streams:
+            there = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"{name!r} in the calibration is what the first frame starts with, zeros [N, ...] "
+                f"of {streams} streams, but it is {there}."
+            )
         if bool(value.any()):
             raise InputError(
                 f"the stream begins with zeros in {name!r}, but the calibration gives other "
@@ -143,10 +205,16 @@ def _zeros(
             f"in the calibration: {{{', '.join(map(repr, frames))}: clip, {what}}}."
         ) from error
     found = {name: at(returned, carries[name], name) for name in missing}
-    zeros = started | {name: torch.zeros_like(value) for name, value in found.items()}
-    again = plain(model(**now, **zeros))
     for name, value in found.items():
-        if not torch.allclose(at(again, carries[name], name), value, rtol=1e-4, atol=1e-6):
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"carries has {name!r}: {carries[name]!r}, but that output is no tensor, but "
+                f"{type(value).__name__}. Add the index or key of what is in it."
+            )
+    zeros = started | {name: torch.zeros_like(value) for name, value in found.items()}
+    again = _carried(model, now, zeros, carries)
+    for name, value in found.items():
+        if not torch.allclose(again[name], value, rtol=1e-4, atol=1e-6):
             raise InputError(
                 f"{type(model).__name__} without {name!r} starts from something else than zeros, "
                 "but a stream begins with zeros. Add what it starts from to a bias, or to the "

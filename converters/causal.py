@@ -71,11 +71,20 @@ def check_causal(conv: nn.Conv1d, path: str, lengths: Lengths, calls: int) -> No
             "are zeros. Train it with padding_mode='zeros'."
         )
     stride, reach = conv.stride[0], (conv.kernel_size[0] - 1) * conv.dilation[0]
-    if lengths.extra < 0 or lengths.outputs < 1 or lengths.outputs * stride != lengths.inputs:
+    if not lengths.inputs:
         raise UnsupportedOperation(
-            f"{where} makes {lengths.outputs} outputs of {lengths.inputs} inputs a frame, and "
-            f"{lengths.extra} besides; with a stride of {stride} each frame needs outputs of its "
-            f"own. Pad {reach} zeros to the left, and choose a hop that the strides divide."
+            f"{where} has as many inputs however many frames there are: its time is the last "
+            "dimension of what it is given, [B, C, L]. Choose the dim of x that becomes it."
+        )
+    if lengths.outputs < 1 or lengths.outputs * stride != lengths.inputs:
+        raise UnsupportedOperation(
+            f"{where} has {lengths.inputs} inputs in a frame and a stride of {stride}, but a frame "
+            f"more makes {lengths.outputs} outputs more. Choose a hop that the strides divide."
+        )
+    if lengths.extra < 0:
+        raise UnsupportedOperation(
+            f"{where} makes {-lengths.extra} outputs fewer than its frames are due, so that the "
+            f"first frames have none. Pad {reach} zeros to the left."
         )
     ahead = (lengths.outputs - 1) * stride + reach - lengths.pad - _padding(conv, lengths)
     ahead -= lengths.inputs - 1

@@ -19,7 +19,7 @@ from .recurrent import RememberingCell, RememberingLayer, check_remembers
 LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 TOLERANCE = 1e-4  # of the largest output
-CHECKED = 6  # frames
+PREFIXES = 6  # sequences so far that the model is run on as well
 
 
 class StepByStep(nn.Module):
@@ -57,7 +57,9 @@ def step_by_step(model: nn.Module, x: Tensor, *, hop: int = 1, dim: int = 1) -> 
     model is left as it was, its weights are shared.
 
     Raises UnsupportedOperation, naming the module, for what is not causal, and unless frame by
-    frame the outputs on x are those of the model; InputError and CalibrationError for x.
+    frame the outputs on x are those of the model: on the sequence so far for the first 6 frames,
+    then on the whole of x. What the model does later than x is long is not seen. InputError and
+    CalibrationError for x.
     """
     frames = _frames_of(x, hop, dim)
     memory = Memory()
@@ -70,7 +72,7 @@ def step_by_step(model: nn.Module, x: Tensor, *, hop: int = 1, dim: int = 1) -> 
             "frames as it is."
         )
     with eval_mode(stepped), eval_mode(model), torch.no_grad():
-        _check(stepped, model, frames[:CHECKED], dim)
+        _check(stepped, model, frames, dim)
     return stepped
 
 
@@ -154,6 +156,8 @@ def _replaced(
             layer: nn.Module = RememberingConv(module, name, memory, lengths)
         else:
             check_remembers(module, name, calls.given)
+            if isinstance(module, LAYERS):
+                _check_time(module, name, calls.given[0], fewer[path].given[0])
             kind = RememberingLayer if isinstance(module, LAYERS) else RememberingCell
             layer = kind(module, name, memory)  # type: ignore[arg-type]
         if not path:
@@ -163,12 +167,55 @@ def _replaced(
     return copied
 
 
+def _check_time(
+    module: nn.LSTM | nn.GRU | nn.RNN, path: str, given: tuple[Any, ...], fewer: tuple[Any, ...]
+) -> None:
+    """Raises UnsupportedOperation where a layer goes over streams, not over time; it was called on
+    what is ``given``, and with ``fewer`` frames."""
+    x, less = given[0] if given else None, fewer[0] if fewer else None
+    if not isinstance(x, Tensor) or not isinstance(less, Tensor) or x.dim() != 3:
+        return
+    time = int(module.batch_first)
+    if x.shape[time] == less.shape[time] and x.shape[1 - time] != less.shape[1 - time]:
+        raise UnsupportedOperation(
+            f"'{path}' (nn.{type(module).__name__}, batch_first={module.batch_first}) goes over "
+            f"dimension {time} of what it is given, {list(x.shape)}, but time is dimension "
+            f"{1 - time} there. Build it with batch_first={not module.batch_first}; where the "
+            "model itself takes [L, B, ...], wrap it: forward(x) -> model(x.transpose(0, 1))"
+            ".transpose(0, 1)."
+        )
+
+
 # -- whether it is the same ------------------------------------------------------------------------
 
 
 def _check(stepped: StepByStep, model: nn.Module, frames: list[Tensor], dim: int) -> None:
-    """Raises UnsupportedOperation unless frame by frame the outputs are those of the sequence so
-    far, and what comes later does not change them."""
+    """Raises UnsupportedOperation unless frame by frame the outputs are the model's, on the
+    sequence so far for the first frames, and then on the whole of it."""
+    name, state = type(model).__name__, _check_first(stepped, model, frames[:PREFIXES], dim)
+    whole = leaves(plain(model(torch.cat(frames, dim))))
+    for f, frame in enumerate(frames[PREFIXES:], PREFIXES):
+        y, state = _tried(stepped, frame.clone(), name, state)
+        for have, want in zip(leaves(plain(y)), whole, strict=True):
+            if want.shape == have.shape and f + 1 < len(frames):
+                continue  # an output of the end, which only the last frame has
+            if not _close(have, _part(want, have, f, len(frames), name)):
+                raise _other(name, f)
+
+
+def _other(name: str, frame: int) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"frame by frame, {name} gives another output at frame {frame} than on the sequence so "
+        "far: something else keeps what was before. What goes on step by step are nn.LSTM, nn.GRU, "
+        "nn.RNN, their cells and causal nn.Conv1d; pooling over frames, attention and a state of "
+        "the model's own do not. Write it as forward(x, h) -> (y, h), and use carries=."
+    )
+
+
+def _check_first(
+    stepped: StepByStep, model: nn.Module, frames: list[Tensor], dim: int
+) -> Tensor | None:
+    """The same of the sequence so far, which what comes later must not change; the state after."""
     name, state = type(model).__name__, None
     whole = leaves(plain(model(torch.cat(frames, dim))))
     for f, frame in enumerate(frames):
@@ -185,13 +232,8 @@ def _check(stepped: StepByStep, model: nn.Module, frames: list[Tensor], dim: int
                     "it windows that are known as a whole: sg.windows."
                 )
             if not _close(have, newest):
-                raise UnsupportedOperation(
-                    f"frame by frame, {name} gives another output at frame {f} than on the "
-                    "sequence so far: something else keeps what was before. What goes on step by "
-                    "step are nn.LSTM, nn.GRU, nn.RNN, their cells and causal nn.Conv1d; pooling "
-                    "over frames, attention and a state of the model's own do not. Write it as "
-                    "forward(x, h) -> (y, h), and use carries=."
-                )
+                raise _other(name, f)
+    return state
 
 
 def _tried(model: nn.Module, x: Tensor, name: str, *state: Tensor | None) -> Any:

@@ -8,10 +8,12 @@ of the first layer, with no frames in between. Source: Lichtsteiner, Posch & Del
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -43,13 +45,9 @@ class Events:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        for name in ("x", "y", "t"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        object.__setattr__(self, "p", _polarity(self.p))
-        lengths = {name: tuple(getattr(self, name).shape) for name in FIELDS}
-        if len(set(lengths.values())) > 1 or self.x.dim() != 1:
-            raise InputError(f"x, y, t and p of events are [N] each, but they are {lengths}.")
+        object.__setattr__(self, "size", _checked_size(self.size))
+        for name, column in _aligned({name: getattr(self, name) for name in FIELDS}).items():
+            object.__setattr__(self, name, column)
         self._check_inside()
         falls = (self.t.diff() < 0).nonzero()
         if len(falls):
@@ -81,7 +79,7 @@ class Events:
     def of(cls, array: Any, size: tuple[int, int], *, sort: bool = False) -> Events:
         """Of a structured array with the fields x, y, t and p, as NumPy files have them and
         ``tonic`` takes and returns; or of a dict of such columns. ``sort``: by time."""
-        columns = _columns(array)
+        columns = _aligned(_columns(array))
         if sort:
             order = torch.argsort(columns["t"], stable=True)
             columns = {name: value[order] for name, value in columns.items()}
@@ -108,6 +106,8 @@ class Events:
                 f"{path}: events are read from {', '.join(READERS)}, not {suffix or 'no suffix'}. "
                 "Read the file yourself, and pass its columns to Events.of."
             )
+        if not Path(path).is_file():
+            raise InputError(f"there is no file '{path}'.")
         array, found = READERS[suffix](Path(path), key)
         if size is None and found is None:
             raise InputError(
@@ -129,7 +129,8 @@ class Events:
         before it: after ``counts(interval)`` of f steps the sum is within theta of frame f.
         Raises InputError.
         """
-        _check_video(video, theta, interval)
+        theta, interval = _checked_theta(theta), _checked_interval(interval)
+        _check_video(video)
         light = (video.double() + floor).log()
         if not bool(light.isfinite().all()):
             raise InputError("intensities are finite and above -floor, but some are not.")
@@ -152,12 +153,11 @@ class Events:
         as ``tonic`` orders them. The first step begins at ``start``, by default with the first
         event, and there are ``steps``, by default up to the last; what is outside is left out.
         """
-        for name, value in (("dt", dt), ("steps", 1 if steps is None else steps)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
+        dt = _at_least_1("dt", dt)
+        steps = None if steps is None else _at_least_1("steps", steps)
         if channels not in (1, 2):
             raise InputError(f"channels is 1 or 2, but it is {channels!r}.")
-        first = start if start is not None else int(self.t[0]) if len(self) else 0
+        first = _checked_start(start) if start is not None else int(self.t[0]) if len(self) else 0
         step = torch.div(self.t - first, dt, rounding_mode="floor")
         if steps is None:
             steps = int(step[-1]) + 1 if len(self) and int(step[-1]) >= 0 else 1
@@ -181,37 +181,109 @@ class Events:
     ) -> Tensor:
         """The input of a network on log intensities, [F, 1, H, W]: after each step ``first``, what
         they were at the start, plus theta times all counts so far. It cannot drift: what is summed
-        are whole numbers."""
+        are whole numbers. Raises InputError."""
+        theta = _checked_theta(theta)
         total = self.counts(dt, steps, start=start).double().cumsum(0)
-        return (torch.as_tensor(first).double() + theta * total).float()
+        return (_checked_first(first, self.size) + theta * total).float()
 
 
 # -- checks ----------------------------------------------------------------------------------------
 
 
-def _check_size(size: Any) -> None:
-    fits = isinstance(size, (tuple, list)) and len(size) == 2
-    if not fits or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in size):
+def _index(value: Any) -> int | None:
+    """A whole number, of NumPy too; None for what is none."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    found = [_index(n) for n in size] if isinstance(size, (tuple, list)) else []
+    if len(found) != 2 or found[0] is None or found[1] is None or min(found[0], found[1]) < 1:
         raise InputError(f"the size of a sensor is (height, width), but it is {size!r}.")
+    return found[0], found[1]
 
 
-def _whole(name: str, value: Any) -> Tensor:
+def _at_least_1(name: str, value: Any) -> int:
+    found = _index(value)
+    if found is None or found < 1:
+        raise InputError(f"{name} is a whole number of at least 1, not {value!r}.")
+    return found
+
+
+def _checked_start(start: Any) -> int:
+    found = _index(start)
+    if found is None:
+        raise InputError(f"start is a whole number of microseconds, not {start!r}.")
+    return found
+
+
+def _checked_interval(interval: Any) -> int:
+    found = _index(interval)
+    if found is None or found < 2:
+        raise InputError(f"interval is a whole number of microseconds from 2, not {interval!r}.")
+    return found
+
+
+def _checked_theta(theta: Any) -> float:
+    try:
+        found = float(theta)
+    except (TypeError, ValueError, RuntimeError):
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise InputError(f"theta is a step of log intensity above 0, but it is {theta!r}.")
+    return found
+
+
+def _checked_first(first: Any, size: tuple[int, int]) -> Tensor:
+    """float64, which spreads over [F, 1, H, W]."""
+    value = _tensor("first", first).double()
+    wide = (1,) * max(0, 4 - value.dim()) + tuple(value.shape)
+    fits = len(wide) == 4 and all(
+        n in (1, most) for n, most in zip(wide, (1, 1, *size), strict=True)
+    )
+    if not fits or not bool(value.isfinite().all()):
+        raise InputError(
+            "first is the log intensity at the start, a finite number or [H, W] of the sensor "
+            f"{list(size)}, but it is {list(value.shape) if not fits else 'not finite'}."
+        )
+    return value
+
+
+def _aligned(columns: Mapping[str, Any]) -> dict[str, Tensor]:
+    """x, y and t as int64 and p as bool, [N] each. Raises InputError."""
+    found = {name: _tensor(name, columns[name]) for name in FIELDS}
+    lengths = {name: tuple(column.shape) for name, column in found.items()}
+    if len(set(lengths.values())) > 1 or found["x"].dim() != 1:
+        raise InputError(f"x, y, t and p of events are [N] each, but they are {lengths}.")
+    whole = {name: _whole(name, found[name]) for name in ("x", "y", "t")}
+    return {**whole, "p": _polarity(found["p"])}
+
+
+def _whole(name: str, value: Tensor) -> Tensor:
     """int64; raises InputError for what is no whole number."""
-    value = torch.as_tensor(value)
-    if value.is_floating_point() and not bool((value == value.floor()).all()):
-        n = int((value != value.floor()).nonzero()[0, 0])
+    if not value.is_floating_point():
+        return value.long()
+    broken = (value != value.floor()).nonzero()
+    if len(broken):
+        n = int(broken[0, 0])
         raise InputError(
             f"{name} of event {n} is {float(value[n])}, but pixels and microseconds are whole "
             "numbers. Remove what is NaN; write seconds as (1e6 * t).round()."
         )
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if not bool(value.isfinite().all()):
         raise InputError(f"{name} of some events is infinite; remove these.")
+    if bool((value.double().abs() >= 2.0**63).any()):
+        raise InputError(f"{name} of some events {TOO_LARGE}")
     return value.long()
 
 
-def _polarity(value: Any) -> Tensor:
+TOO_LARGE = "is 2^63 or more, which int64 does not hold; count from the first event."
+
+
+def _polarity(value: Tensor) -> Tensor:
     """bool; of -1 and 1, 0 and 1, or bool."""
-    value = torch.as_tensor(value)
     if not bool(((value == 1) | (value == 0)).all() | ((value == 1) | (value == -1)).all()):
         raise InputError(
             "p is 0 or 1, or -1 or 1, for darker and brighter, but it is also "
@@ -233,27 +305,33 @@ def _columns(array: Any) -> dict[str, Tensor]:
                 "events are a structured array with the fields x, y, t, p, or a dict of these "
                 f"columns, but {name!r} is missing; there are {', '.join(names) or 'none'}."
             )
-        found[name] = _tensor(array[name_there])
+        found[name] = _tensor(name, array[name_there])
     return found
 
 
-def _tensor(column: Any) -> Tensor:
-    """A column of a file as torch has it: unsigned and big-endian numbers as int64."""
-    if isinstance(column, Tensor):
-        return column
+def _tensor(name: str, column: Any) -> Tensor:
+    """A column as torch has it: unsigned and big-endian numbers as int64. Raises InputError."""
     kind = getattr(getattr(column, "dtype", None), "kind", "")
     wider = {"u": "int64", "i": "int64", "b": "bool", "f": "float64"}.get(kind)
-    return torch.as_tensor(column if wider is None else column.astype(wider))
+    try:
+        value = torch.as_tensor(column if wider is None else column.astype(wider))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"{name} of events is numbers, but torch takes no such: {error}"
+        ) from error
+    if value.is_complex():
+        raise InputError(f"{name} of events is real numbers, but it is {value.dtype}.")
+    unsigned = kind == "u" or value.dtype == torch.uint64
+    value = value.long() if unsigned else value
+    if unsigned and bool((value < 0).any()):  # where int64 has wrapped
+        raise InputError(f"{name} of some events {TOO_LARGE}")
+    return value
 
 
-def _check_video(video: Any, theta: float, interval: int) -> None:
+def _check_video(video: Any) -> None:
     if not isinstance(video, Tensor) or video.dim() != 3 or len(video) < 2:
         shown = list(getattr(video, "shape", ())) or type(video).__name__
         raise InputError(f"a video is [F, H, W] of at least two frames, but it is {shown}.")
-    if not theta > 0:
-        raise InputError(f"theta is a step of log intensity above 0, but it is {theta!r}.")
-    if not isinstance(interval, int) or interval < 2:
-        raise InputError(f"interval is a whole number of microseconds from 2, not {interval!r}.")
 
 
 # -- the simulated camera --------------------------------------------------------------------------
@@ -286,20 +364,30 @@ Found = tuple[Any, "tuple[int, int] | None"]  # the columns, and the size of the
 
 def _read_numpy(path: Path, key: str | None) -> Found:
     numpy = _library("numpy", "numpy")
-    try:
-        content = numpy.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise FormatError(
-            f"{path} cannot be read without unpickling, which could run code: {error}. Save the "
-            "columns as arrays of numbers: numpy.savez(path, x=, y=, t=, p=)."
-        ) from error
-    if not hasattr(content, "files"):
-        return content, None
+    with path.open("rb") as file:  # which numpy.load leaves open where it fails
+        try:
+            content = numpy.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise FormatError(
+                f"{path} cannot be read without unpickling, which could run code: {error}. Save "
+                "the columns as arrays of numbers: numpy.savez(path, x=, y=, t=, p=)."
+            ) from error
+        except (OSError, EOFError, BadZipFile) as error:
+            raise FormatError(f"{path} is no NumPy file that can be read: {error}") from error
+        if hasattr(content, "files"):
+            return _of_archive(path, content, key), None
+    if key is not None:
+        raise FormatError(f"{path} holds one array, without names, and no {key!r}.")
+    return content, None
+
+
+def _of_archive(path: Path, content: Any, key: str | None) -> Any:
+    """The array at a key, the only one, or all of them by name."""
     if key is None and len(content.files) == 1:
         key = content.files[0]
     try:
-        return (content[key] if key is not None else {k: content[k] for k in content.files}), None
-    except (KeyError, ValueError) as error:
+        return content[key] if key is not None else {k: content[k] for k in content.files}
+    except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise FormatError(
             f"{path} has {', '.join(content.files)}, of which {key!r} is no array of events: "
             f"{error}"
@@ -324,11 +412,19 @@ def _read_hdf5(path: Path, key: str | None) -> Found:
         return held[()], size
 
 
-def _size_of(held: Any) -> tuple[int, int] | None:
+def _size_of(held: Any) -> Any:
+    """(height, width) as they stand there, which Events checks; None where they do not."""
     attributes = held.attrs
     if "height" in attributes and "width" in attributes:
-        return int(attributes["height"]), int(attributes["width"])
+        return _side(attributes["height"]), _side(attributes["width"])
     return None
+
+
+def _side(value: Any) -> Any:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
 
 
 def _read_aedat(path: Path, key: str | None) -> Found:

@@ -868,17 +868,25 @@ def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
     """What is handed in, by the names of the inputs. Raises InputError."""
     x = batch_of(x)
     names = [node.name for node in network.inputs]
-    shown = ", ".join(f"{name!r}: ..." for name in names)
+    outer = [name for name in names if name not in network.carries]
+    shown = ", ".join(f"{name!r}: ..." for name in outer)
+    if set(x.tensors if isinstance(x, Inputs) else outer[:1]) == set(outer) != set(names):
+        fed = ", ".join(map(repr, network.carries))
+        raise InputError(
+            f"the network feeds itself {fed}, from frame to frame of a clip [F, B, ...]: call "
+            "run(snn, clip, sequence=True, keep_state=True)."
+        )
     if not isinstance(x, Inputs):
         if len(names) > 1:
             raise InputError(
-                f"the network has {len(names)} inputs, but x is {type(x).__name__}; pass a dict, "
+                f"the network has {len(outer)} inputs, but x is {type(x).__name__}; pass a dict, "
                 f"{{{shown}}}."
             )
         return {names[0]: x}
     if set(x.tensors) != set(names):
         raise InputError(
-            f"the network takes {{{shown}}}, but the dict holds {', '.join(x.tensors) or 'nothing'}"
+            f"the network takes {{{shown}}}, but the dict holds "
+            f"{', '.join(name for name in x.tensors if name not in network.carries) or 'nothing'}"
             "; pass these, and nothing else."
         )
     return x.tensors

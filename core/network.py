@@ -250,6 +250,12 @@ class SpikingNetwork:
         """Whether it takes one floating-point tensor, and nothing else."""
         return len(self.inputs) == 1 and self.input.coded and not self.statics
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether what it is run on are clips [F, B, ...]: the plan is one for streams, or the
+        network feeds itself."""
+        return self.stream or bool(self.carries)
+
     @cached_property
     def last_uses(self) -> dict[str, list[str]]:
         """For each node the values that nobody needs after it, its own if nobody reads it."""

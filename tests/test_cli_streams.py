@@ -147,14 +147,23 @@ def test_energy(capsys):
     assert f"the mean of {FRAMES} frames" in out and "energy: 45 nm fp32, estimate" in out
 
 
-def test_networks_that_feed_themselves(capsys, folder):
-    sg.save(remembering(), folder / "memory.h5")
+@pytest.mark.parametrize("stream", [True, False])  # whether the plan is one for streams
+def test_networks_that_feed_themselves(capsys, folder, stream):
+    sg.save(remembering().replace(stream=stream), folder / "memory.h5")
     np.save("sound.npy", torch.randn(6, 2, 3, generator=generator(4)).numpy())
-    assert document(capsys, "verify", "memory.h5", "--data", "sound.npy")["ok"]
-    found = document(capsys, "energy", "memory.h5", "--data", "sound.npy")
+    data = ["memory.h5", "--data", "sound.npy"]
+    for more in ([], ["--network", "memory.h5"], ["--network", "memory.h5", "--samples", "1"]):
+        found = document(capsys, "verify", *data, *more)
+        assert found["ok"] and (found["frames"], found["samples"]) == (6, 1 if more[2:] else 2)
+    found = document(capsys, "energy", *data)
     assert len(found["additions"]) == 6 and found["samples"] == 2
-    found = document(capsys, "evaluate", "memory.h5", "--data", "sound.npy", code=2)
-    assert "feeds h itself" in found["error"]
+    found = document(capsys, "evaluate", *data, code=2)
+    assert "feeds h itself, and its source" in found["error"]
+    found = document(capsys, "bench", *data, code=2)
+    assert "feeds h itself, so that it runs on clips [F, N, ...] alone" in found["error"]
+    np.save("flat.npy", np.zeros((6, 3), np.float32))
+    found = document(capsys, "energy", "memory.h5", "--data", "flat.npy", code=2)
+    assert "streams are clips [F, N, ...]" in found["error"]
 
 
 def test_networks_of_stills_read_stills(capsys):
@@ -172,6 +181,8 @@ def test_networks_of_stills_read_stills(capsys):
         (["evaluate", "stream.h5", "--data", "clip.npy", "--labels", "short.npy"], r"\[F, N\]"),
         (["evaluate", "stream.h5", "--data", "words.txt"], "clips .* are read from"),
         (["evaluate", "stream.h5", "--data", "flat.npy"], r"x\[:, None\]"),
+        (["report", "stream.h5", "--data", "clip.npy", "-o", "r.html"], "one of streams, but this"),
+        (["bench", "stream.h5", "--data", "clip.npy"], "one of streams, but this"),
         (["evaluate", "stream.h5", "--data", "nan.npy"], "NaN or infinity"),
     ],
 )

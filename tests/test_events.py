@@ -81,6 +81,16 @@ def test_events_out_of_order_are_sorted_where_asked():
     assert torch.equal(events(mixed, sort=True).counts(10), events().counts(10))
 
 
+@pytest.mark.parametrize("more", ["x", "y", "t", "p"])
+@pytest.mark.parametrize("sort", [False, True])
+def test_columns_of_one_length_are_sorted_and_none_is_cut(more, sort):
+    columns = {"x": [1, 2], "y": [0, 1], "t": [5, 3], "p": [1, 0]}
+    for other in ([0, 1, 1], [1], 1):
+        with pytest.raises(sg.InputError, match="are .N. each, but they are"):
+            sg.Events.of({**columns, more: other}, SIZE, sort=sort)
+
+
+@pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
@@ -91,12 +101,26 @@ def test_events_out_of_order_are_sorted_where_asked():
         ("p", [0, 2], "p is 0 or 1"),
         ("p", [0.0, float("nan")], "p is 0 or 1"),
         ("t", [0], "are .N. each"),
+        ("x", ["a", "b"], "x of events is numbers"),
+        ("p", np.array([None, 1]), "p of events is numbers"),
+        ("t", np.array([1j, 2]), "t of events is real numbers"),
+        ("t", [0, 2**70], "t of events is numbers"),
+        ("t", np.array([0, 2**63], "<u8"), "t of some events is 2.63 or more"),
+        ("t", torch.tensor([0, 2**63], dtype=torch.uint64), "t of some events is 2.63 or more"),
+        ("t", [0.0, 1e30], "t of some events is 2.63 or more"),
     ],
 )
-def test_numbers_that_are_none_are_refused(column, values, said):
+def test_numbers_that_are_none_are_refused(column, values, said, sort):
     columns = {"x": [0, 1], "y": [0, 1], "t": [0, 1], "p": [0, 1]}
     with pytest.raises(sg.InputError, match=said):
-        sg.Events.of({**columns, column: values}, SIZE)
+        sg.Events.of({**columns, column: values}, SIZE, sort=sort)
+
+
+def test_whole_numbers_may_be_those_of_numpy():
+    found = sg.Events.of(np.array(ROWS, FIELDS), [np.int64(2), np.uint8(4)])
+    assert found.size == SIZE
+    assert torch.equal(found.counts(np.int64(10), np.int16(3)), events().counts(10, 3))
+    assert torch.equal(found.counts(10, start=np.int32(20)), events().counts(10, start=20))
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4,), 4, (2.0, 4)])
@@ -111,6 +135,13 @@ def test_a_sensor_has_a_size(size):
         (lambda e: e.counts(0), "dt is a whole number"),
         (lambda e: e.counts(10, 0), "steps is a whole number"),
         (lambda e: e.counts(10, channels=3), "channels is 1 or 2"),
+        (lambda e: e.counts(10, start=1.5), "start is a whole number of microseconds"),
+        (lambda e: e.sums(10, theta=None), "theta is a step"),
+        (lambda e: e.sums(10, theta=float("nan")), "theta is a step"),
+        (lambda e: e.sums(10, theta=-1), "theta is a step"),
+        (lambda e: e.sums(10, theta=1, first=torch.zeros(4, 2)), r"\[2, 4\], but it is \[4, 2\]"),
+        (lambda e: e.sums(10, theta=1, first=torch.zeros(3, 1, 2, 4)), "first is the log"),
+        (lambda e: e.sums(10, theta=1, first=float("nan")), "but it is not finite"),
     ],
 )
 def test_steps_that_are_none_are_refused(call, said):
@@ -170,6 +201,36 @@ def test_hdf5_files(tmp_path):
         sg.Events.read(tmp_path / "compound.hdf5", SIZE, key="none")
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".aedat4"])
+def test_a_file_that_is_missing_is_named(tmp_path, suffix):
+    with pytest.raises(sg.InputError, match=f"there is no file '.*none{suffix}'"):
+        sg.Events.read(tmp_path / f"none{suffix}", SIZE)
+
+
+def test_damaged_numpy_files_are_refused(tmp_path):
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.savez(tmp_path / "whole.npz", events=np.array(ROWS, FIELDS))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for name in ("empty.npy", "cut.npz"):
+        with pytest.raises(sg.FormatError, match="is no NumPy file that can be read"):
+            sg.Events.read(tmp_path / name, SIZE)
+    np.save(tmp_path / "plain.npy", np.array(ROWS, FIELDS))
+    with pytest.raises(sg.FormatError, match="holds one array, without names, and no 'CD/events'"):
+        sg.Events.read(tmp_path / "plain.npy", SIZE, key="CD/events")
+
+
+@pytest.mark.parametrize("height", ["big", [2, 3]])
+def test_a_file_that_says_no_size_takes_another(tmp_path, height):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["events"] = np.array(ROWS, FIELDS)
+        file["events"].attrs.update(height=height, width=4)
+    assert same(sg.Events.read(tmp_path / "a.h5", SIZE), events())
+    with pytest.raises(sg.InputError, match="the size of a sensor is"):
+        sg.Events.read(tmp_path / "a.h5")
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.h5").write_text("no HDF5")
     with pytest.raises(sg.FormatError, match="is no HDF5 file"):
@@ -201,6 +262,7 @@ def test_aedat_files(tmp_path, monkeypatch):
     layout = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), (("p", "on"), "?")]
     array = np.array([(t, x, y, p) for x, y, t, p in ROWS], layout)
     monkeypatch.setitem(sys.modules, "aedat", decoder([array[:2], array[2:]]))
+    (tmp_path / "a.aedat4").touch()
     assert same(sg.Events.read(tmp_path / "a.aedat4"), events())
     with pytest.raises(sg.FormatError, match="no stream of events 5"):
         sg.Events.read(tmp_path / "a.aedat4", key=5)
@@ -245,6 +307,7 @@ def test_what_is_no_aedat_is_refused(tmp_path):
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.aedat4").touch()
     monkeypatch.setitem(sys.modules, "aedat", None)
     with pytest.raises(sg.BackendUnavailable, match="pip install aedat"):
         sg.Events.read(tmp_path / "a.aedat4")
@@ -343,6 +406,12 @@ def test_an_event_costs_its_connections():
     assert event_additions(network, one).tolist() == [36, 2 * 16, 0]
     with pytest.raises(sg.InputError, match=r"events are \[F, B, 1, 10, 10\]"):
         event_additions(network, one[0])
+    with pytest.raises(sg.InputError, match="a tensor .F, B, .* but they are NoneType"):
+        event_additions(network, None)
+    with pytest.raises(sg.InputError, match=r"snn\.network, but it is given"):
+        event_additions(nn.Identity(), one)
+    with pytest.raises(sg.InputError, match="some are NaN"):
+        event_additions(network, one / 0)
 
 
 def test_events_that_neurons_read_themselves_cost_one():

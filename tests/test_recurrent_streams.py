@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.converters.carried import at, clips_with, unrolled
+from spikingjelly_signgd.exporters.hdf5.runner import Runner
 
 # -- windows of a signal ---------------------------------------------------------------------------
 
@@ -266,6 +268,64 @@ def test_other_memories_are_refused(model, said):
         sg.step_by_step(model, torch.randn(3, 9, 5))
 
 
+class Forgetful(Loop):
+    """Clears its state in the ninth step."""
+
+    def forward(self, x):
+        begun = super().forward(x[:, :8])
+        return torch.cat([begun, super().forward(x[:, 8:])], 1) if x.shape[1] > 8 else begun
+
+
+class End(nn.Module):
+    def forward(self, y):
+        return y[:, -1]
+
+
+class Over(nn.Module):
+    """A layer over the dimension that it takes for time, as it is given."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.layer = nn.GRU(5, 4, batch_first=batch_first)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+def test_all_frames_of_the_sample_are_compared():
+    torch.manual_seed(0)
+    model, x = Forgetful(nn.GRUCell(5, 4)), torch.randn(3, 12, 5)
+    sg.step_by_step(model, x[:, :8])  # which does not show it
+    with pytest.raises(sg.UnsupportedOperation, match="another output at frame 8 than"):
+        sg.step_by_step(model, x)
+    ends = nn.Sequential(model, End())
+    with pytest.raises(sg.UnsupportedOperation, match="another output at frame 11 than"):
+        sg.step_by_step(ends, x)
+
+
+def test_a_layer_over_streams_is_told_from_one_over_time():
+    sg.step_by_step(Over(True), torch.randn(3, 9, 5))
+    with pytest.raises(sg.UnsupportedOperation, match="'layer' .*Build it with batch_first=True"):
+        sg.step_by_step(Over(False), torch.randn(3, 9, 5))
+
+
+@pytest.mark.parametrize(
+    ("stride", "dim", "said"),
+    [
+        (2, 2, "has 3 inputs in a frame and a stride of 2, .* hop that the strides divide"),
+        (1, 2, "makes 2 outputs fewer than its frames are due, .* Pad 2 zeros to the left"),
+        (1, 1, "however many frames there are: its time is the last dimension"),
+    ],
+)
+def test_what_a_convolution_lacks_is_said(stride, dim, said):
+    conv = nn.Conv1d(5, 4, 3, stride=stride)
+    model = conv if dim == 2 else nn.Sequential(nn.Identity(), conv)
+    if dim == 1:
+        model[0].forward = lambda x: x[:, :5]
+    with pytest.raises(sg.UnsupportedOperation, match=said):
+        sg.step_by_step(model, torch.randn(3, 18, 18)[:, : 5 if dim == 2 else 18], hop=3, dim=dim)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -338,6 +398,14 @@ class Ones(Cell):
         return super().forward(x, x.new_ones(len(x), 4) if h is None else h)
 
 
+class Plain(Cell):
+    """forward(x, h=None) -> y, h, (y,)."""
+
+    def forward(self, x, h=None):
+        h = self.cell(x, h)
+        return self.out(h), h, (self.out(h),)
+
+
 @pytest.mark.parametrize(
     ("model", "clip", "carries", "error", "said"),
     [
@@ -358,6 +426,42 @@ class Ones(Cell):
             "begins with zeros in 'h'",
         ),
         (Ones(), clip_of(), CARRIES, sg.InputError, "starts from something else than zeros"),
+        (Plain(), clip_of(), "h", sg.InputError, "a dict from the argument .* but it is 'h'"),
+        (Plain(), clip_of(), ["h"], sg.InputError, "a dict from the argument"),
+        (Plain(), clip_of(), {"x": 0, "h": 1}, sg.InputError, "no clip is left"),
+        (Plain(), clip_of(), {"h": None}, sg.InputError, "'h': None, which is no place"),
+        (Plain(), clip_of(), {"h": ()}, sg.InputError, "which is no place"),
+        (Plain(), clip_of(), {"h": (1, 0)}, sg.InputError, r"fails on a frame .*'h': \[4\]"),
+        (Plain(), clip_of(), {"h": 0}, sg.InputError, r"'h': \[8, 2\].*that is its next value"),
+        (Plain(), clip_of(), {"h": 2}, sg.InputError, "'h': 2, but that output is no tensor"),
+        (
+            Plain(),
+            {"x": clip_of(), "h": torch.zeros(8, 4)},
+            {"h": 0},
+            sg.InputError,
+            r"that output is \[8, 2\], and 'h' is \[8, 4\]",
+        ),
+        (
+            Plain(),
+            {"x": clip_of(), "h": torch.zeros(2, 4)},
+            {"h": 1},
+            sg.InputError,
+            r"zeros \[N, ...\] of 8 streams, but it is \[2, 4\]",
+        ),
+        (
+            Plain(),
+            {"x": clip_of(), "q": clip_of()},
+            {"h": 1},
+            sg.CalibrationError,
+            "takes x, h, but the calibration has 'q'",
+        ),
+        (
+            Plain(),
+            {"h": torch.zeros(8, 4), "y": clip_of()},
+            {"h": 1},
+            sg.CalibrationError,
+            "the calibration has 'y'",
+        ),
         (Cell(), torch.zeros(3), CARRIES, sg.CalibrationError, "is a clip"),
         (
             Cell(),
@@ -454,6 +558,43 @@ def test_both_simulators_carry_alike_and_a_reset_forgets():
         runs.append(first["y"])
     assert torch.equal(*runs)
     assert torch.equal(first["memory"][0][-1], first["memory"][0][9])
+
+
+class Two(nn.Module):
+    """forward(x, u, h) -> (y, h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.keep, self.out = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x, u, h):
+        h = torch.tanh(self.into(x) + self.into(u) + self.keep(h))
+        return self.out(h), h
+
+
+def test_an_input_that_is_missing_is_told_without_those_that_are_fed(tmp_path):
+    torch.manual_seed(0)
+    x = clip_of(6)
+    given = {"x": x, "u": x, "h": torch.zeros(8, 4)}
+    with pytest.raises(sg.CalibrationError, match="the calibration lacks 'u'"):
+        sg.convert(Two().eval(), {"x": x, "h": given["h"]}, carries={"h": 1})
+    network = sg.convert(Two().eval(), given, carries={"h": 1}, tune=False)
+    snn, stream = sg.build(network), {"sequence": True, "keep_state": True}
+    with pytest.raises(sg.InputError, match=r"takes {'x': ..., 'u': ...}, but the dict holds x;"):
+        sg.run(snn, {"x": x}, **stream)
+    with pytest.raises(sg.InputError, match=r"has 2 inputs, .* pass a dict, {'x': ..., 'u': ...}"):
+        sg.run(snn, x[0])
+    frame = {"x": x[0], "u": x[0]}
+    for call in (sg.run, lambda snn, x: snn(x), count_operations):
+        with pytest.raises(sg.InputError, match="feeds itself 'h', .* keep_state=True"):
+            call(snn, frame)
+    sg.save(network, tmp_path / "n.h5")
+    runner = Runner(tmp_path / "n.h5")
+    with pytest.raises(sg.InputError, match="keep_state=True it feeds itself the rest"):
+        runner.run({name: value.numpy() for name, value in frame.items()})
+    with pytest.raises(sg.InputError, match="takes x, u, but x holds x; pass a dict of these.$"):
+        runner.run({"x": x.numpy()}, **stream)
+    sg.run(snn, {"x": x, "u": x}, **stream)
 
 
 @pytest.mark.parametrize("coding", ["exact", "spike"])

@@ -302,6 +302,14 @@ def test_the_file_says_that_it_is_of_streams(network, path):
     assert_equal_networks(again, network)
 
 
+def test_the_file_says_what_a_network_feeds_itself(tmp_path):
+    network = remembering().replace(stream=False)
+    sg.save(network, tmp_path / "n.h5")
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert file.attrs["format_version"] == "1.5"
+        assert json.loads(file.attrs["carries"]) == dict(network.carries)
+
+
 def test_files_of_other_plans_are_as_they_were(network, tmp_path):
     sg.save(network.replace(stream=False), tmp_path / "n.h5")
     with h5py.File(tmp_path / "n.h5") as file:
@@ -396,10 +404,23 @@ def test_refusals(path, network, tmp_path):
         runner.run(frames, view="decoded", **KEPT)
     runner.reset()
     runner.run(frames[:, :2], view="decoded", **KEPT)
+    for view in ("Spike", "signed"):
+        with pytest.raises(sg.InputError, match=f"view is one of spike, decoded, .* {view!r}"):
+            runner.run(frames[:, :2], view=view, **KEPT)
+    with pytest.raises(sg.InputError, match="those of a Poisson encoder; there is none"):
+        runner.run(frames[:, :2], input_spikes=frames, **KEPT)
     sg.save(network.replace(stream=False), tmp_path / "n.h5")
     with pytest.raises(sg.InputError, match="round apart from frame to frame"):
         Runner(tmp_path / "n.h5").run(frames, view="spike", **KEPT)
     Runner(tmp_path / "n.h5").run(frames, **KEPT)
+
+
+def test_the_spike_view_is_of_signgd_neurons_alone(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    grouped = sg.convert(model, torch.rand(16, 4), time_steps=2, tune=False, method="group")
+    sg.save(grouped.replace(stream=True), tmp_path / "n.h5")
+    with pytest.raises(sg.InputError, match="the spike view is of signGD neurons alone"):
+        Runner(tmp_path / "n.h5").run(torch.rand(2, 1, 4).numpy(), view="spike", **KEPT)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,9 @@ class Runner:
         InputError, FormatError.
         """
         if keep_state:
-            return self._run_clip(x, time_steps, delay, sequence, view, record, values)
+            return self._run_clip(
+                x, time_steps, delay, sequence, view, record, values, input_spikes
+            )
         given = self._given(x)
         sized = self._at_size_of(given, sequence)
         if sized is not self:
@@ -206,10 +208,13 @@ class Runner:
         view: str | None,
         record: bool,
         values: bool,
+        input_spikes: Any,
     ) -> Result:
         check_kinds(self.content, sequence, delay)
+        self._checked_spikes(input_spikes, {}, sequence, 0)  # Poisson coding runs on no streams
         steps = _checked_steps(self.content.time_steps if time_steps is None else time_steps)
-        view, shown = check_view(self.content, view, self.view), max(steps)
+        view = self._checked_view(check_view(self.content, view, self.view))
+        shown = max(steps)
         given = self._given(x, self.content.carries)
         check_begin(self.content, given, self._stream is None)
         if self._stream is not None:
@@ -271,9 +276,12 @@ class Runner:
         if not isinstance(x, Mapping):
             x = {names[0]: x}
         if set(x) - set(fed) != set(names):
+            lacking = set(names) - set(x)
+            feeds = lacking and lacking <= set(self.content.carries)
+            hint = " With sequence=True, keep_state=True it feeds itself the rest." if feeds else ""
             raise InputError(
                 f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
-                "these."
+                f"these.{hint}"
             )
         return {name: np.asarray(value) for name, value in x.items()}
 

@@ -33,7 +33,7 @@ def verify(request: Request) -> Certificate:
     content = read(request.path)
     network = load(request.path, functions=request.functions)
     steps = request.time_steps or network.time_steps
-    stream = network.stream or bool(network.carries)
+    stream = network.takes_clips
     x, inputs = request.clip_of(network) if stream else request.inputs_of(network)
     codes = {node.name for node in content.of("signgd") if sparse(node)}
     own = {name: _of_arrays(function) for name, function in request.functions.items()}
