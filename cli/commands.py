@@ -215,10 +215,10 @@ def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
     network, data = _network_and_data(options, clips=True)
-    if network.carries:
+    if network.carries and options.reference is not None:
         raise InputError(
-            f"the network feeds {', '.join(network.carries)} itself, and its source is no function "
-            "of a frame alone; compare them in Python, by run(..., keep_state=True)."
+            f"--reference: the network feeds {', '.join(network.carries)} itself, and is compared "
+            "with the source in its file, which is run with its own memory. Leave --reference out."
         )
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
@@ -640,8 +640,8 @@ def _checked(data: Data, network: SpikingNetwork) -> Data:
     if network.carries and not data.clip:
         raise InputError(
             f"the network feeds {', '.join(network.carries)} itself, so that it runs on clips "
-            "[F, N, ...] alone, which verify and energy take. In Python: run(..., sequence=True, "
-            "keep_state=True)."
+            "[F, N, ...] alone, which evaluate, verify and energy take. In Python: run(..., "
+            "sequence=True, keep_state=True)."
         )
     given = [node for node in network.inputs if node.name not in network.carries]
     data.check_shape((given or network.inputs)[0].shape[1:], network.takes_clips)
