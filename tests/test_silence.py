@@ -14,6 +14,7 @@ from test_operations import CASES, arguments
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.core.module import LinearOperation, key
 from spikingjelly_signgd.core.network import Linear, SignGDNeuron
 from spikingjelly_signgd.core.operations import LINEAR, apply, moves
@@ -272,6 +273,29 @@ def test_norms_and_pooling(break_even):
     torch.testing.assert_close(y, dense(network, frames), rtol=1e-3, atol=1e-3)
 
 
+class RowsAndColumns(nn.Module):
+    """Two views of one square map, of one shape, in other orders."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.rows, self.columns = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        columns = self.columns(x.transpose(2, 3)).transpose(2, 3)
+        return torch.relu(self.rows(x) + columns).mean((2, 3))
+
+
+def test_rows_and_columns_of_a_square_map():
+    torch.manual_seed(0)
+    frames = clip(2, (2, 8, 8))
+    network = converted(RowsAndColumns(), torch.rand(16, 2, 8, 8), input_coding="spike")
+    network = for_streams(network)
+    y, _ = silent(network, frames, break_even=1)
+    torch.testing.assert_close(y, dense(network, frames), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "simulator"),
     [(name, "spikingjelly") for name in ("resnet", "vgg", "mixer", "vit", "resmlp")]
@@ -349,6 +373,73 @@ def test_a_watch_counts_what_it_counts_without(simulator):
         assert torch.equal(two(frame[0:2]), two(frame))
         two.reset()
         assert two(frame[0]).shape == (3,)
+
+
+def test_an_interrupted_frame_is_not_gone_on_from(monkeypatch):
+    torch.manual_seed(0)
+    frames = clip(2, (2, 8, 8))
+    network = for_streams(converted(Normed(), torch.rand(16, 2, 8, 8), input_coding="spike"))
+    w = sg.watch(sg.build(network), silent=True)
+    w(frames[0])
+    state = w.state()
+    (softmax,) = (s for s in w.silence.plan.steps if s.kind == "hop" and "softmax" in s.name)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(softmax, "compute", _interrupted)
+        w(frames[5])
+    for use in (lambda: w(frames[5]), w.state, lambda: w.operations):
+        with pytest.raises(sg.InputError, match="interrupted"):
+            use()
+    whole = dense(network, frames[[0, 5, 6]])
+    w.snn.load_state(state)
+    for frame, y in zip(frames[[5, 6]], whole[1:], strict=True):
+        torch.testing.assert_close(w(frame), y, rtol=1e-3, atol=1e-3)
+    w.reset()
+    torch.testing.assert_close(w(frames[0]), whole[0], rtol=1e-3, atol=1e-3)
+
+
+def _interrupted():
+    raise KeyboardInterrupt
+
+
+def loaded(w, state):
+    w.snn.load_state(state)
+
+
+def forgotten(w, _):
+    w.snn.reset()
+
+
+def run_between(w, _):
+    sg.run(w.snn, clip(2, (2, 4, 4))[1], 1)
+
+
+def counted_between(w, _):
+    count_operations(w.snn, clip(2, (2, 4, 4))[1], 1)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("change", [loaded, forgotten, run_between, counted_between])
+def test_a_state_that_others_changed_is_where_it_goes_on(change, simulator):
+    """As the dense watch does."""
+    network, frames, found = random_plan(5), clip(2, (2, 4, 4)), []
+    for silence in (False, True):
+        w = sg.watch(sg.build(network, simulator), silent=silence)
+        y = [w(frame) for frame in frames[:2]]
+        state = w.state()
+        y += [w(frame) for frame in frames[4:6]]
+        change(w, state)
+        y += [w(frame) for frame in frames[2:5]]
+        found.append((torch.stack(y), w.frames, w.state()["neurons"]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_made_double_is_refused():
+    frames = clip(2, (2, 4, 4))
+    w = sg.watch(sg.build(random_plan(5)), silent=True)
+    w(frames[0])
+    w.snn.double()
+    with pytest.raises(sg.InputError, match="float64"):
+        w(frames[1])
 
 
 def test_whoever_listens_hears_what_is_sent():
