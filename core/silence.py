@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..neurons.base import each_tensor, tensors_in
 from ..neurons.choice import choose
-from .module import NetworkModule, Seen
+from .module import NetworkModule, Seen, given_to
 from .network import KEPT, Neuron, Timed, each_leaf, fill, leaves
 from .running import check_run
 from .silent_walk import WHOLE_BY_TORCH, SilentWalk
@@ -32,9 +32,12 @@ from .streams import check_goes_on, check_stream, next_frame
 from .walk import walk
 
 
-def against(module: NetworkModule) -> str:
-    """Why the silent path is not for a network that runs on streams; empty where it is."""
-    network = module.network
+def against(module: NetworkModule, backend: str = "auto") -> str:
+    """Why the silent path is not for a network that runs on streams; empty where it is.
+
+    Without kernels it is the definition, which takes many times what the dense path does.
+    """
+    network, missing = module.network, choose("auto", "cpu").reason
     device = next((tensor.device.type for tensor in module.buffers()), "cpu")
     checks = {
         "it is for the decoded view": module.spikes != "decoded",
@@ -45,6 +48,7 @@ def against(module: NetworkModule) -> str:
         f"it computes in float32, here is {module.floating}": module.floating != torch.float32,
         f"it is for CPUs, but the network is on {device}": device != "cpu",
         "it has no gradient": module.trainable,
+        f"it needs compiled kernels ({missing})": backend == "auto" and bool(missing),
     }
     return next((reason for reason, holds in checks.items() if holds), "")
 
@@ -61,15 +65,15 @@ class SilentSession:
 
     Begins with the state that ``module`` keeps, if it has seen frames; ``give_back`` puts the state
     there again. ``break_even`` is the share of changed inputs above which torch computes a step
-    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition. Raises
-    InputError where the network does not run so (``against``), BackendUnavailable.
+    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition, slowly.
+    Raises InputError where the network does not run so (``against``), BackendUnavailable.
     """
 
     def __init__(
         self, module: NetworkModule, *, break_even: float | None = None, backend: str = "auto"
     ) -> None:
         check_stream("silence", module)
-        if reason := against(module):
+        if reason := against(module, backend):
             raise InputError(_refused(reason))
         if break_even is not None and not 0 <= break_even <= 1:
             raise InputError(f"break_even is a share of inputs, in [0, 1], not {break_even!r}.")
@@ -90,7 +94,8 @@ class SilentSession:
         if self.plan is None or self.seen is not self.module.seen:
             return each_leaf(_first_frame(self.module, frame, self), lambda y: y[0, 0])
         plan = self._plan_after_a_whole_frame(self.plan)
-        self._show(plan, _checked(frame, plan.x))
+        name = self.module.network.input.name
+        self._show(plan, _checked(given_to(self.module.network, frame)[name], plan.x))
         if self.module.listener is not None:
             for each in plan.sent():
                 self.module.listener(each)
@@ -114,6 +119,7 @@ class SilentSession:
             )
         return plan
 
+    @torch.inference_mode(False)  # what is planned is written to in frames that may be outside it
     def begin(self, x: Tensor) -> None:
         """Plans the frames after x, which the module has run."""
         states = self.module.neuron_states()
@@ -190,11 +196,12 @@ def _first_frame(module: NetworkModule, frame: Any, session: SilentSession) -> A
 
 def _checked(frame: Any, like: Tensor) -> Tensor:
     """A frame after the first. Raises InputError."""
-    shape = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
-    if not isinstance(frame, Tensor) or frame.shape != like.shape:
+    if not isinstance(frame, Tensor):
+        raise InputError(f"a frame is a tensor, not {type(frame).__name__}.")
+    if frame.shape != like.shape:
         raise InputError(
-            f"a frame is {shape} now, but the state kept is that of frames of {list(like.shape)}. "
-            "Reset before frames of another size or another number of streams."
+            f"a frame is {list(frame.shape)} now, but the state kept is that of frames of "
+            f"{list(like.shape)}. Reset before frames of another size or another number of streams."
         )
     if not frame.is_floating_point():
         raise InputError(f"a frame is {frame.dtype}; pass it as the first one was.")

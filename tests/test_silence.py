@@ -22,6 +22,7 @@ from spikingjelly_signgd.core.silence import SilentSession
 from spikingjelly_signgd.core.silent_steps import Kept, Program
 from spikingjelly_signgd.core.silent_walk import SilentWalk
 from spikingjelly_signgd.core.spikes import listening
+from spikingjelly_signgd.neurons import choice
 
 SIMULATORS = ("spikingjelly", "norse")
 SHARES = (0.05, 0.0, 0.5, 1.0, 0.02, 0.2)  # of changed inputs, frame after frame
@@ -473,6 +474,40 @@ def test_networks_without_a_silent_path_say_why(options, message):
     assert sg.watch(snn, silent="auto").silence is None
 
 
+def test_without_kernels_it_is_the_dense_path_that_runs(monkeypatch):
+    """The definition takes a hundred times as long."""
+    network, frames = random_plan(0), clip(2, (2, 4, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "_missing", lambda _: "they were not built")
+        snn = sg.build(network, "spikingjelly")
+        with pytest.raises(sg.InputError, match="they were not built"):
+            sg.watch(snn, silent=True)
+        assert sg.watch(snn, silent="auto").silence is None
+        SilentSession(snn, backend="torch")(frames[0])
+    assert sg.watch(snn, silent="auto").silence is not None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_frames_inside_inference_mode_and_outside(first):
+    network, frames = random_plan(4), clip(2, (2, 4, 4))
+    session = SilentSession(sg.build(network, "spikingjelly"))
+    y = []
+    for t, frame in enumerate(frames):
+        with torch.inference_mode((t % 2 == 0) == first):
+            y.append(session(frame).clone())
+    whole = dense(network, frames)
+    torch.testing.assert_close(torch.stack(y), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frame_may_be_a_dict_in_every_frame():
+    network, frames = random_plan(4), clip(2, (2, 4, 4))
+    with sg.watch(sg.build(network), silent=True) as w:
+        plain = [w(frame) for frame in frames[:3]]
+        w.reset()
+        named = [w({network.input.name: frame}) for frame in frames[:3]]
+    torch.testing.assert_close(torch.stack(plain), torch.stack(named))
+
+
 def test_bad_input_is_refused_with_the_fix():
     session = SilentSession(sg.build(random_plan(0), "spikingjelly"))
     frame = clip(2, (2, 4, 4))[0]
@@ -481,6 +516,8 @@ def test_bad_input_is_refused_with_the_fix():
         session(frame[:1])
     with pytest.raises(sg.InputError, match="NaN"):
         session(frame * torch.nan)
+    with pytest.raises(sg.InputError, match="a tensor, not ndarray"):
+        session(frame.numpy())
     with pytest.raises(sg.InputError, match="int64"):
         session(frame.long())
     with pytest.raises(sg.InputError, match="share"):
