@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.running import Evaluation
+from ..core.inputs import Inputs, batch_of
+from ..core.running import Evaluation, length_of
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
 
@@ -594,8 +595,13 @@ def plot_over_time(
 
 
 def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
-    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]."""
-    if not isinstance(clip, Tensor) or clip.dim() not in (3, 4, 5) or len(clip) != frames:
+    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]; of several
+    inputs those of the first that is floating-point."""
+    clip = batch_of(clip)
+    if isinstance(clip, Inputs):
+        clip = next(iter(clip.floats), None)
+    fits = isinstance(clip, Tensor) and clip.dim() in (3, 4, 5) and len(clip) == frames
+    if not fits or not clip.shape[1]:
         raise InputError(
             f"the clip is [F, B, ...] with images or features of {frames} frames, as it was "
             f"counted, but it is {list(clip.shape) if isinstance(clip, Tensor) else type(clip)}."
@@ -642,7 +648,7 @@ def _thousands(value: float) -> tuple[str, float]:
 
 def animate_spikes(
     snn: NetworkModule,
-    clip: Tensor,
+    clip: Any,
     path: str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,
@@ -651,21 +657,28 @@ def animate_spikes(
     """A GIF of the spikes of each frame of a clip [F, B, ...], the state kept; returns the numbers.
 
     Beside the first sample's frame the spikes of up to four ``layers`` (unless named, those evenly
-    spaced through the network), all channels of a place together, and below the additions of all
-    samples. Raises InputError for a layer that sends nothing.
+    spaced through the network), all channels of a place and all steps of a frame together, and
+    below the additions of all samples. The clip may be a dict of such tensors by the names of the
+    model's arguments; the first floating-point one is drawn. Raises InputError for a layer that
+    sends nothing, for more than four, and for a clip that cannot be drawn.
     """
     from .energy import TABLES
     from .over_time import FrameCounts, check_clip, costs_of, spikes_by_frame
 
     need_matplotlib()
     given = check_clip(snn, clip)
+    shown = _pictures(clip, length_of(given), False)
+    if isinstance(layers, str) or len(layers or ()) > ANIMATED or not fps > 0:
+        raise InputError(
+            f"layers is a list of up to {ANIMATED} names, and fps above 0, but they are {layers!r} "
+            f"and {fps!r}."
+        )
     counts, frames, maps = FrameCounts(snn.network), [], []
     for block, changed in spikes_by_frame(snn, given):
         frames.append(counts.frame(block, changed))
-        maps.append({name: _place(sent[0, 0]) for name, sent in block.spikes.items()})
+        maps.append({name: _place(sent[:, 0].sum(0)) for name, sent in block.spikes.items()})
     chosen = _animated(list(maps[0]), layers)
     costs = costs_of(frames, TABLES)
-    shown = _pictures(clip, len(costs), False)
     most = {name: max(1.0, max(float(m[name].max()) for m in maps)) for name in chosen}
     write_whole(path, _gif(costs, shown, [{n: m[n] / most[n] for n in chosen} for m in maps], fps))
     return {"layers": chosen, "most": most, **costs.to_dict()}
@@ -676,7 +689,7 @@ def _animated(names: list[str], layers: Sequence[str] | None) -> list[str]:
     if unknown:
         raise InputError(f"{unknown[0]!r} sends no spikes; those that do: {', '.join(names)}.")
     if layers is not None:
-        return list(layers)[:ANIMATED]
+        return list(layers)
     count = min(ANIMATED, len(names))
     return [names[int((k + 0.5) * len(names) / count)] for k in range(count)]
 

@@ -116,7 +116,7 @@ class Watch:
 
     def _silence(self, silent: bool | str) -> SilentSession | None:
         """What runs the frames after the first, if not the module itself."""
-        if silent not in (True, False, "auto"):
+        if not isinstance(silent, bool) and str(silent) != "auto":
             raise InputError(f"silent is True, False or 'auto', not {silent!r}.")
         if silent is True and self.time_steps != 1:
             raise InputError(

@@ -42,7 +42,7 @@ def against(module: NetworkModule, backend: str = "auto") -> str:
     checks = {
         "it is for the decoded view": module.spikes != "decoded",
         "it takes one floating-point input": not network.plain or bool(network.carries),
-        "rate-coded neurons send anew in every frame": any(
+        "group neurons, and others of a rate code, send anew in every frame": any(
             not node.decoded for node in network.of(Neuron)
         ),
         f"it computes in float32, here is {module.floating}": module.floating != torch.float32,

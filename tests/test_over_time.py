@@ -17,6 +17,8 @@ from spikingjelly_signgd.analysis import (
     plot_over_time,
     write_report,
 )
+from spikingjelly_signgd.analysis.over_time import spikes_by_frame
+from spikingjelly_signgd.analysis.plots import _place
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
 
@@ -246,6 +248,59 @@ def test_animation(snn, tmp_path):
     assert animate_spikes(snn, clip, path, layers=[name])["layers"] == [name]
     with pytest.raises(sg.InputError, match="'nothing' sends no spikes"):
         animate_spikes(snn, clip, path, layers=["nothing"])
+
+
+def test_an_animation_shows_all_steps_of_a_frame(snn, tmp_path):
+    snn, clip = sg.build(snn.network.replace(time_steps=4)), moving(2, 1)
+    found = animate_spikes(snn, clip, tmp_path / "spikes.gif")
+    name = found["layers"][0]
+    sent = [block.spikes[name] for block, _ in spikes_by_frame(snn, clip)]
+    assert all(bool(each[1:].any()) for each in sent[:1])  # steps after the first send as well
+    shown = [_place(each.sum(0)[0]).max() for each in sent]
+    assert found["most"][name] == max(shown)
+
+
+class Two(nn.Module):
+    """Of images and of how loud it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 3, 3), nn.Linear(2, 3)
+
+    def forward(self, x, sound):
+        return torch.relu(self.a(x)).mean((2, 3)) + torch.relu(self.b(sound))
+
+
+def test_clips_of_several_inputs_are_reported_and_drawn(tmp_path):
+    torch.manual_seed(0)
+    model, images = Two().eval(), {"x": torch.rand(16, 1, 8, 8), "sound": torch.rand(16, 2)}
+    snn = streaming(model, images, members=6)
+    clip = {"x": torch.rand(3, 2, 1, 8, 8), "sound": torch.rand(3, 2, 2)}
+    path = tmp_path / "report.html"
+    write_report(path, snn, {k: v[:4] for k, v in images.items()}, clip=clip)
+    text = path.read_text()
+    assert "data:image/gif;base64," in text
+    assert "3 frames, 1 step a frame" in text
+    assert f"{sg.costs_over_time(snn, clip).mean(1):.3f} after the first" in text
+
+
+@pytest.mark.parametrize(
+    "options", [{"layers": "relu"}, {"layers": ["a"] * 5}, {"fps": 0}], ids=str
+)
+def test_what_cannot_be_animated_is_refused_at_once(snn, tmp_path, options):
+    with pytest.raises(sg.InputError, match="up to 4 names"):
+        animate_spikes(snn, moving(2), tmp_path / "spikes.gif", **options)
+    with pytest.raises(sg.InputError, match="images or features"):
+        plot_over_time(sg.costs_over_time(snn, moving(2)), moving(2)[:, :0])
+
+
+def test_what_is_no_clip_is_told_what_one_is(snn):
+    with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
+        sg.costs_over_time(snn, moving()[0])
+    with pytest.raises(sg.InputError, match="EnergyTables"):
+        sg.costs_over_time(snn, moving(2), tables={"mine": 1})
+    with pytest.raises(sg.InputError, match="frames 0 to 1"):
+        sg.costs_over_time(snn, moving(2)).mean(1.5)
 
 
 def test_report_of_a_clip(tmp_path):

@@ -524,5 +524,6 @@ def test_bad_input_is_refused_with_the_fix():
         SilentSession(sg.build(random_plan(0), "spikingjelly"), break_even=2)
     with pytest.raises(sg.InputError, match="time_steps"):
         sg.watch(sg.build(random_plan(0), "spikingjelly"), 2, silent=True)
-    with pytest.raises(sg.InputError, match="'auto'"):
-        sg.watch(sg.build(random_plan(0), "spikingjelly"), silent="yes")
+    for value in ("yes", 1, torch.ones(2)):
+        with pytest.raises(sg.InputError, match="'auto'"):
+            sg.watch(sg.build(random_plan(0), "spikingjelly"), silent=value)
