@@ -560,14 +560,14 @@ def plot_frontier(
 
 
 def plot_over_time(
-    costs: CostsOverTime, clip: Tensor | None = None, axes: Any = None, *, sound: bool = False
+    costs: CostsOverTime, clip: Any = None, axes: Any = None, *, sound: bool = False
 ) -> Plot:
     """Additions of each frame, by what they are of, under the clip; the source's line is dashed.
 
     Of ``clip`` [F, B, ...], what ``costs_over_time`` was given, the first sample is drawn:
     thumbnails of images [C, H, W] or [H, W], columns of features [N], which with ``sound`` are
-    samples of sound, drawn as their spectrum. Raises InputError where the clip has another number
-    of frames, or of dimensions.
+    samples of sound, drawn as their spectrum; of a dict of clips the first floating-point one.
+    Raises InputError where the clip has another number of frames, or of dimensions.
     """
     shown = None if clip is None else _pictures(clip, len(costs), sound)
     unit, scale = _thousands(max(costs.source_macs, *costs.additions))

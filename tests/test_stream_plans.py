@@ -274,7 +274,24 @@ def test_stills_where_clips_are_expected_are_told_the_way(model):
         sg.convert(model, images(8), stream=True)
 
 
-@pytest.mark.parametrize("options", [{"frames": 3}, {"pixels": -1}, {"noise": math.inf}])
+@pytest.mark.parametrize(("clip", "said"), [(torch.float16, "Half"), (torch.uint8, "255")], ids=str)
+def test_clips_of_another_type_are_told_of_it_alone(model, clips, clip, said):
+    given = clips.half() if clip == torch.float16 else (clips * 0).to(clip)
+    with pytest.raises(sg.CalibrationError) as raised:
+        sg.convert(model, given, stream=True)
+    assert "Motion" not in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_whole_numbers_that_change_are_refused():
+    x, which = torch.randn(6, 8, 3), torch.arange(6).unsqueeze(1).expand(6, 8)
+    with pytest.raises(sg.CalibrationError, match="'which' holds whole numbers"):
+        sg.convert(Two().eval(), {"x": x, "which": which % 5}, stream=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"frames": 3}, {"pixels": -1}, {"noise": math.inf}, {"pixels": 16}, {"reach": 0}]
+)
 def test_motion_out_of_range(options):
     with pytest.raises(sg.InputError, match="Motion"):
         sg.Motion(**options)
@@ -283,6 +300,8 @@ def test_motion_out_of_range(options):
 def test_what_is_no_image_does_not_move():
     with pytest.raises(sg.CalibrationError, match="images"):
         sg.Motion().clips(torch.zeros(4, 3))
+    with pytest.raises(sg.CalibrationError, match="none"):
+        sg.Motion().clips(torch.zeros(0, 3, 8, 8))
 
 
 def test_a_plan_for_streams_is_not_tuned(network):
