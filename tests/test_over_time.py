@@ -1,5 +1,6 @@
 """Costs over time: each frame of a clip counted by the rules of ``count_operations``."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -389,6 +390,22 @@ def test_deltas_rule():
     assert found["pixel number 1e9"]["frames"] == [1, 0, 0, 0]
     assert found["value number 0.1"]["later"] < found["pixel number 0.1"]["later"] <= 1
     assert 0 < found["pixel number 0.1"]["error"] < found["pixel number 1e9"]["error"]
+
+
+def test_the_command_of_the_page_measures_what_it_shows():
+    """Nothing is left to do, and nothing is shown that it would not do."""
+    import real
+    import videos
+
+    for name, case in videos.CASES.items():
+        path = videos.RESULTS / f"{name.replace(' ', '_')}.json"
+        assert all(videos.a_plan(plan) == plan for plan in case.plans)
+        rules = {f"{rule} deviation {t:g}" for rule in case.rules for t in case.thresholds}
+        found = {key.split(", ")[0] for key in real.cells(path)}
+        assert found <= {*case.plans, *rules}
+        assert {int(key.split(", ")[2].split()[0]) for key in real.cells(path)} == {case.frames}
+    with pytest.raises(argparse.ArgumentTypeError, match="stream PRICE"):
+        videos.a_plan("5 0.66")
 
 
 def test_the_page_is_what_was_measured():
