@@ -41,7 +41,7 @@ COMPONENTS = {
     "neuron updates": "#56B4E9",
     "memory": "#999999",
 }
-PARTS = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
+COLOR_OF = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
 THUMBNAILS = 10
 ANIMATED = 4  # layers of an animation, unless named
 FEW_CELLS = 80
@@ -574,9 +574,9 @@ def plot_over_time(
     axes = _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
     edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
     parts = costs.to_dict()["parts"]
-    for name in (name for name in PARTS if any(parts[name])):
+    for name in (name for name in parts if any(parts[name])):
         above = [a + n / scale for a, n in zip(below, parts[name], strict=True)]
-        axes.stairs(above, edges, baseline=below, fill=True, color=PARTS[name], alpha=0.75,
+        axes.stairs(above, edges, baseline=below, fill=True, color=COLOR_OF[name], alpha=0.75,
                     linewidth=0, label=name)  # fmt: skip
         below = above
     axes.stairs(below, edges, color=COLORS[0], linewidth=1.2)

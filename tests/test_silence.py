@@ -434,6 +434,20 @@ def test_a_state_that_others_changed_is_where_it_goes_on(change, simulator):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_is_no_frame_and_a_frame_that_was_forgotten_are_said(silent):
+    frame = clip(2, (2, 4, 4))[0]
+    for bad in ([1], None, {}, torch.tensor(1.0)):
+        w = sg.watch(sg.build(random_plan(5)), silent=silent)
+        for _ in range(2):  # the first, and a later one
+            with pytest.raises(sg.InputError):
+                w(bad)
+            w(frame)
+    w.snn.reset()
+    with pytest.raises(sg.InputError, match="none was seen"):
+        _ = w.operations
+
+
 def test_a_network_made_double_is_refused():
     frames = clip(2, (2, 4, 4))
     w = sg.watch(sg.build(random_plan(5)), silent=True)
