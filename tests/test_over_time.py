@@ -20,6 +20,7 @@ from spikingjelly_signgd.analysis import (
 )
 from spikingjelly_signgd.analysis.over_time import spikes_by_frame
 from spikingjelly_signgd.analysis.plots import _place
+from spikingjelly_signgd.analysis.report import _streamed
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
 
@@ -283,6 +284,22 @@ def test_clips_of_several_inputs_are_reported_and_drawn(tmp_path):
     assert "data:image/gif;base64," in text
     assert "3 frames, 1 step a frame" in text
     assert f"{sg.costs_over_time(snn, clip).mean(1):.3f} after the first" in text
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_network_that_feeds_itself_is_reported_beside_its_source(tmp_path, described):
+    given = {"x": torch.rand(32, 3), "h": torch.rand(32, 4)}
+    model = Fed().eval()
+    network = sg.convert(model, given, time_steps=1, tune=False, members=12)
+    (name,) = (node.name for node in network.neurons)
+    snn = sg.build(network.replace(carries={"h": name}))
+    x, path = torch.rand(5, 2, 3), tmp_path / "report.html"
+    write_report(path, snn, {k: v[:4] for k, v in given.items()}, clip={"x": x},
+                 reference=None if described else model)  # fmt: skip
+    assert "5 frames, 1 step a frame" in path.read_text()
+    stream = _streamed(snn, {"x": x}, snn.source if described else model, False)
+    assert max(stream.errors) < 0.01  # with zeros for h it is 0.1 and more from the second on
+    assert min(stream.errors) > 0
 
 
 @pytest.mark.parametrize(
