@@ -121,6 +121,7 @@ class SilentSession:
         return plan
 
     @torch.inference_mode(False)  # what is planned is written to in frames that may be outside it
+    @torch.no_grad()  # which inference_mode(False) undoes
     def begin(self, x: Tensor) -> None:
         """Plans the frames after x, which the module has run."""
         states = self.module.neuron_states()
