@@ -78,7 +78,7 @@ class CostsOverTime:
     def mean(self, start: int = 0) -> float:
         """Additions for each multiply-accumulate of the source, the mean of the frames from
         ``start`` on: 1 leaves out the first, in which the state is built."""
-        if not 0 <= start < len(self):
+        if not isinstance(start, int) or not 0 <= start < len(self):
             raise InputError(f"mean: there are frames 0 to {len(self) - 1}, not {start!r}.")
         return sum(self.additions_per_mac[start:]) / (len(self) - start)
 
@@ -152,6 +152,10 @@ def costs_over_time(
     after. Raises InputError for what is no clip, and for a network that runs on no streams.
     """
     clip = check_clip(snn, clip)
+    if not isinstance(tables, Mapping) or not all(
+        isinstance(each, EnergyTable) for each in tables.values()
+    ):
+        raise InputError(f"tables is a dict of EnergyTables by name, not {tables!r}.")
     sent = spikes_by_frame(snn, clip)
     counts = FrameCounts(snn.network)
     return costs_of([counts.frame(block, changed) for block, changed in sent], tables)
@@ -236,10 +240,23 @@ def check_clip(snn: NetworkModule, clip: Any) -> Batch:
     if isinstance(snn, NetworkModule):
         check_stream("costs_over_time", snn)
         clip = completed(snn, clip, 1)
+        _check_rank(snn, clip)
     clip = check_run("costs_over_time", snn, clip, 1, True)
     if not samples_of(clip, 1):
         raise InputError("costs_over_time: the clip holds no samples, but spikes are counted.")
     return clip  # type: ignore[no-any-return]
+
+
+def _check_rank(snn: NetworkModule, clip: Any) -> None:
+    """Raises InputError where frames, or the samples side by side, are missing."""
+    for node in snn.network.inputs:
+        value = clip.tensors.get(node.name) if isinstance(clip, Inputs) else clip
+        if isinstance(value, Tensor) and value.dim() != len(node.shape) + 1:
+            sample = ", ".join(map(str, ["F", "B", *node.shape[1:]]))
+            raise InputError(
+                f"costs_over_time: a clip is [{sample}], F frames of B samples, but it is "
+                f"{list(value.shape)}. Pass that of one sample as clip.unsqueeze(1)."
+            )
 
 
 def _simulated(

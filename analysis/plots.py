@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.running import Evaluation
+from ..core.inputs import Inputs, batch_of
+from ..core.running import Evaluation, length_of
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
 
@@ -40,7 +41,7 @@ COMPONENTS = {
     "neuron updates": "#56B4E9",
     "memory": "#999999",
 }
-PARTS = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
+COLOR_OF = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
 THUMBNAILS = 10
 ANIMATED = 4  # layers of an animation, unless named
 FEW_CELLS = 80
@@ -559,23 +560,23 @@ def plot_frontier(
 
 
 def plot_over_time(
-    costs: CostsOverTime, clip: Tensor | None = None, axes: Any = None, *, sound: bool = False
+    costs: CostsOverTime, clip: Any = None, axes: Any = None, *, sound: bool = False
 ) -> Plot:
     """Additions of each frame, by what they are of, under the clip; the source's line is dashed.
 
     Of ``clip`` [F, B, ...], what ``costs_over_time`` was given, the first sample is drawn:
     thumbnails of images [C, H, W] or [H, W], columns of features [N], which with ``sound`` are
-    samples of sound, drawn as their spectrum. Raises InputError where the clip has another number
-    of frames, or of dimensions.
+    samples of sound, drawn as their spectrum; of a dict of clips the first floating-point one.
+    Raises InputError where the clip has another number of frames, or of dimensions.
     """
     shown = None if clip is None else _pictures(clip, len(costs), sound)
     unit, scale = _thousands(max(costs.source_macs, *costs.additions))
     axes = _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
     edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
     parts = costs.to_dict()["parts"]
-    for name in (name for name in PARTS if any(parts[name])):
+    for name in (name for name in parts if any(parts[name])):
         above = [a + n / scale for a, n in zip(below, parts[name], strict=True)]
-        axes.stairs(above, edges, baseline=below, fill=True, color=PARTS[name], alpha=0.75,
+        axes.stairs(above, edges, baseline=below, fill=True, color=COLOR_OF[name], alpha=0.75,
                     linewidth=0, label=name)  # fmt: skip
         below = above
     axes.stairs(below, edges, color=COLORS[0], linewidth=1.2)
@@ -594,8 +595,13 @@ def plot_over_time(
 
 
 def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
-    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]."""
-    if not isinstance(clip, Tensor) or clip.dim() not in (3, 4, 5) or len(clip) != frames:
+    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]; of several
+    inputs those of the first that is floating-point."""
+    clip = batch_of(clip)
+    if isinstance(clip, Inputs):
+        clip = next(iter(clip.floats), None)
+    fits = isinstance(clip, Tensor) and clip.dim() in (3, 4, 5) and len(clip) == frames
+    if not fits or not clip.shape[1]:
         raise InputError(
             f"the clip is [F, B, ...] with images or features of {frames} frames, as it was "
             f"counted, but it is {list(clip.shape) if isinstance(clip, Tensor) else type(clip)}."
@@ -642,7 +648,7 @@ def _thousands(value: float) -> tuple[str, float]:
 
 def animate_spikes(
     snn: NetworkModule,
-    clip: Tensor,
+    clip: Any,
     path: str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,
@@ -651,21 +657,28 @@ def animate_spikes(
     """A GIF of the spikes of each frame of a clip [F, B, ...], the state kept; returns the numbers.
 
     Beside the first sample's frame the spikes of up to four ``layers`` (unless named, those evenly
-    spaced through the network), all channels of a place together, and below the additions of all
-    samples. Raises InputError for a layer that sends nothing.
+    spaced through the network), all channels of a place and all steps of a frame together, and
+    below the additions of all samples. The clip may be a dict of such tensors by the names of the
+    model's arguments; the first floating-point one is drawn. Raises InputError for a layer that
+    sends nothing, for more than four, and for a clip that cannot be drawn.
     """
     from .energy import TABLES
     from .over_time import FrameCounts, check_clip, costs_of, spikes_by_frame
 
     need_matplotlib()
     given = check_clip(snn, clip)
+    shown = _pictures(clip, length_of(given), False)
+    if isinstance(layers, str) or len(layers or ()) > ANIMATED or not fps > 0:
+        raise InputError(
+            f"layers is a list of up to {ANIMATED} names, and fps above 0, but they are {layers!r} "
+            f"and {fps!r}."
+        )
     counts, frames, maps = FrameCounts(snn.network), [], []
     for block, changed in spikes_by_frame(snn, given):
         frames.append(counts.frame(block, changed))
-        maps.append({name: _place(sent[0, 0]) for name, sent in block.spikes.items()})
+        maps.append({name: _place(sent[:, 0].sum(0)) for name, sent in block.spikes.items()})
     chosen = _animated(list(maps[0]), layers)
     costs = costs_of(frames, TABLES)
-    shown = _pictures(clip, len(costs), False)
     most = {name: max(1.0, max(float(m[name].max()) for m in maps)) for name in chosen}
     write_whole(path, _gif(costs, shown, [{n: m[n] / most[n] for n in chosen} for m in maps], fps))
     return {"layers": chosen, "most": most, **costs.to_dict()}
@@ -676,7 +689,7 @@ def _animated(names: list[str], layers: Sequence[str] | None) -> list[str]:
     if unknown:
         raise InputError(f"{unknown[0]!r} sends no spikes; those that do: {', '.join(names)}.")
     if layers is not None:
-        return list(layers)[:ANIMATED]
+        return list(layers)
     count = min(ANIMATED, len(names))
     return [names[int((k + 0.5) * len(names) / count)] for k in range(count)]
 

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.inputs import Batch, Inputs, call
+from ..core.inputs import Batch, Inputs, batch_of, call
 from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
 from ..core.running import Evaluation, check_run, check_steps, evaluate, run
-from ..core.structures import plain
+from ..core.streams import completed
+from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from . import plots
@@ -84,7 +85,7 @@ class Missing:
 class Stream:
     """What a clip [F, B, ...] costs frame by frame, and how far each frame is from the source."""
 
-    clip: Tensor
+    clip: Batch
     costs: CostsOverTime
     errors: list[float]
     sound: bool
@@ -131,7 +132,7 @@ def write_report(
     command: str | None = None,
     title: str | None = None,
     samples: int = 64,
-    clip: Tensor | None = None,
+    clip: Any = None,
     sound: bool = False,
 ) -> Path:
     """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
@@ -260,19 +261,36 @@ def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Reco
     return found
 
 
-def _streamed(snn: NetworkModule, clip: Tensor, reference: nn.Module, sound: bool) -> Stream:
+def _streamed(snn: NetworkModule, clip: Any, reference: nn.Module, sound: bool) -> Stream:
     """The clip with the state kept, frame by frame beside the source."""
     from .over_time import costs_over_time
 
     costs = costs_over_time(snn, clip)
-    steps = snn.network.time_steps
+    steps, frames = snn.network.time_steps, batch_of(clip)
     have = run(snn, clip, steps, sequence=True, keep_state=True)[steps]
     snn.reset()
     with torch.no_grad(), eval_mode(reference):
-        wanted = [plain(call(reference, frame.clone())) for frame in clip]
+        wanted = _in_turn(snn.network, reference, completed(snn, frames, 1))
     shown = [each_leaf(have, itemgetter(k)) for k in range(len(wanted))]
     errors = list(map(_distance, shown, wanted))
-    return Stream(clip, costs, errors, sound)
+    return Stream(frames, costs, errors, sound)
+
+
+def _in_turn(network: SpikingNetwork, reference: nn.Module, frames: Batch) -> list[Any]:
+    """The source's outputs of one frame after the other; what the network feeds itself is here the
+    source's own output of the frame before."""
+    names, fed, found = leaves(network.outputs), dict[str, Tensor](), []
+    if inner := [name for name in network.carries.values() if name not in names]:
+        raise InputError(
+            f"{inner[0]!r} is carried into the next frame, but is no output, so that the source "
+            "cannot be run frame after frame."
+        )
+    for k in range(len(frames)):
+        x: Any = frames[k].clone()
+        found.append(plain(call(reference, Inputs({**x.tensors, **fed}) if fed else x)))
+        outputs = dict(zip(names, leaves(found[-1]), strict=False))
+        fed = {name: outputs[of] for name, of in network.carries.items()}
+    return found
 
 
 def _distance(have: Any, want: Any) -> float:
@@ -707,7 +725,8 @@ def _stream(report: _Report) -> Html:
     return join(
         [
             paragraphs(
-                f"{length} frames, {report.network.time_steps} step a frame, the state kept. "
+                f"{_number(length, 'frame')}, {_number(report.network.time_steps, 'step')} a "
+                "frame, the state kept. "
                 f"Additions for each multiply-accumulate of the source, which computes every frame "
                 f"in full: {costs.mean():.3f} in the mean of all frames{later}; the most in frame "
                 f"{costs.peak}, {costs.additions_per_mac[costs.peak]:.3f}. What is still "
@@ -721,8 +740,12 @@ def _stream(report: _Report) -> Html:
     )  # fmt: skip
 
 
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def _animation(snn: NetworkModule, found: Stream) -> Html:
-    caption = "Spikes of each frame in four layers, all channels of a place together."
+    caption = "Spikes of each frame in up to four layers, all channels of a place together."
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "spikes.gif"

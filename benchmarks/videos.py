@@ -1,5 +1,6 @@
 """Networks that watch videos, beside DeltaCNN's rule at equal error: docs/videos.md.
 
+    python benchmarks/videos.py             what the page shows, of each network what it names
     python benchmarks/videos.py [--networks efficientnet ...] [--clips carphone ...] [--frames 48]
     python benchmarks/videos.py --print     the tables of what was measured
     python benchmarks/videos.py --write     puts them into docs/videos.md
@@ -7,10 +8,10 @@
 EfficientNet-Lite0, and P-Net and R-Net of MTCNN (R-Net on eight windows that stay where P-Net was
 surest in the first frame), run on three real clips (examples/clips.py), frame after frame with
 their state kept, one step a frame. "coded" is EfficientNet-Lite0 with a neuron behind each block,
-where it has linear layers one after another. Each plan is converted once for all clips, and
-calibrated on frames behind those that it is measured on. Errors are of the outputs of all frames,
-relative to the source; additions and MACs are for each multiply-accumulate of the source, energies
-("45 nm fp32", compute only) beside that of the source.
+where it has linear layers one after another. Each plan is converted once for all three clips,
+whichever are measured, and calibrated on frames behind those that it is measured on. Errors are of
+the outputs of all frames, relative to the source; additions and MACs are for each
+multiply-accumulate of the source, energies ("45 nm fp32", compute only) beside that of the source.
 
 "stream" plans are those of convert(stream=True), by the price of an addition; of others all neurons
 have so many members.
@@ -21,8 +22,8 @@ is not above a threshold nothing passes, and the difference stays, to be part of
 pixel passes with all its channels where one of them is above the threshold, and MACs left are those
 that they meet ("pixel", what the paper's kernels compute). Two are finer than the paper: the zeros
 among the differences of a pixel left out ("nonzero"), and each value by itself ("value"). The
-threshold is in deviations of the layer's values ("deviation"), or the same number for all
-("number").
+threshold is in deviations of the layer's values on eight images of the first clip ("deviation"), or
+the same number for all ("number"); tables are of the first.
 
 A cell, one plan or one threshold on one clip, goes to benchmarks/results/videos/ and is not
 measured again unless --again.
@@ -61,8 +62,10 @@ PAGE = "videos.md"
 BEHIND = 16  # frames of each clip, behind those that are measured, that calibrate
 GAP = 40  # frames between them
 MOST = 0.05  # errors that are compared
-PLANS = ("stream 0.002", "stream 0.008", "5 exact", "5", "6", "7")
+PLANS = ("5 exact", "5", "6", "7", "6 exact", "stream 0.03", "stream 0.1")
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2)
+LARGE = ("7", "8", "9", "stream 0.008", "stream 0.03")  # plans of EfficientNet-Lite0
+FINE = (0.005, 0.01, 0.02, 0.05)
 RULES = ("pixel", "nonzero", "value")  # what of DeltaCNN's rule is counted
 SCENE = (108, 132)  # P-Net's image: a face of 20 pixels in one of 176 x 144 is a window of 12
 WINDOWS = 8
@@ -81,6 +84,10 @@ class Case:
     load: Callable[[], nn.Module]
     see: Callable[[Tensor], Tensor]
     agree: Callable[[Any, Any], Tensor]
+    plans: Sequence[str] = PLANS
+    thresholds: Sequence[float] = THRESHOLDS
+    rules: Sequence[str] = RULES
+    frames: int = 48
 
     @cached_property
     def model(self) -> nn.Module:
@@ -155,8 +162,25 @@ def same_faces(threshold: float) -> Callable[[Any, Any], Tensor]:
 CASES = {
     case.name: case
     for case in (
-        Case("efficientnet", efficientnet, large, same_class),
-        Case("efficientnet coded", efficientnet_coded, large, same_class),
+        Case(
+            "efficientnet",
+            efficientnet,
+            large,
+            same_class,
+            (*LARGE, "stream 0.06"),
+            FINE,
+            frames=12,
+        ),
+        Case(
+            "efficientnet coded",
+            efficientnet_coded,
+            large,
+            same_class,
+            LARGE,
+            FINE,
+            ("nonzero", "value"),
+            12,
+        ),
         Case("pnet", of_mtcnn("pnet"), scene, same_faces(0.6)),
         Case("rnet", of_mtcnn("rnet"), windows, same_faces(0.7)),
     )
@@ -171,6 +195,15 @@ def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]
 
 
 # -- ours ------------------------------------------------------------------------------------------
+
+
+def a_plan(text: str) -> str:
+    """As ``planned`` takes it."""
+    word, *more = text.split(" ")
+    numbers = [each for each in more if each != "exact"]
+    if not (len(numbers) == 1 if word == "stream" else word.isdigit() and not numbers):
+        raise argparse.ArgumentTypeError(f"'stream PRICE' or 'MEMBERS', and 'exact', not {text!r}")
+    return text
 
 
 def planned(case: Case, behind: Sequence[Tensor], plan: str) -> sg.SpikingNetwork:
@@ -336,15 +369,16 @@ def left(network: sg.SpikingNetwork, passed: Mapping[str, Tensor], batch: int) -
 
 def measure(given: argparse.Namespace, name: str) -> None:
     case, path = CASES[name], RESULTS / f"{name.replace(' ', '_')}.json"
-    seen = {clip: watched(clip, given.frames, given.folder) for clip in given.clips}
-    shown = {clip: case.see(frames) for clip, (frames, _) in seen.items()}
+    length = given.frames or case.frames
+    seen = {clip: watched(clip, length, given.folder) for clip in clips.CLIPS}
+    shown = {clip: case.see(seen[clip][0]) for clip in given.clips}
     behind = [case.see(frames) for _, frames in seen.values()]
     calibration = torch.cat([clip.flatten(0, 1) for clip in behind])
     plain: NetworkModule | None = None
-    rules = [f"{rule} {unit} {t:g}" for rule in given.rules for unit in given.units
-             for t in given.thresholds]  # fmt: skip
-    for cell in [*given.plans, *rules]:
-        keys = {c: f"{cell}, {c}, {given.frames} frames" for c in shown}
+    rules = [f"{rule} {unit} {t:g}" for rule in given.rules or case.rules for unit in given.units
+             for t in given.thresholds or case.thresholds]  # fmt: skip
+    for cell in [*(given.plans or case.plans), *rules]:
+        keys = {c: f"{cell}, {c}, {length} frames" for c in shown}
         missing = [c for c in shown if given.again or keys[c] not in real.cells(path)]
         if not missing:
             continue
@@ -406,7 +440,7 @@ def best(cells: Sequence[Cell], clip: str) -> Cell | None:
 def at_error(cells: Sequence[Cell], clip: str, rule: str, error: float, key: str) -> float | None:
     """What a rule costs at an error: between the two thresholds around it, by log(error)."""
     points = sorted((c.row["error"], c.row[key]) for c in cells
-                    if c.clip == clip and c.name.startswith(rule))  # fmt: skip
+                    if c.clip == clip and c.name.startswith(f"{rule} deviation "))  # fmt: skip
     for (low, first), (high, second) in pairwise(points):
         if low <= error <= high:
             share = math.log(error / low) / math.log(high / low)
@@ -473,12 +507,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--clips", nargs="+", choices=clips.CLIPS, default=list(clips.CLIPS))
-    parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--plans", nargs="*", default=list(PLANS), metavar="M [ZONE]")
-    parser.add_argument("--thresholds", nargs="*", type=float, default=list(THRESHOLDS))
-    parser.add_argument(
-        "--rules", nargs="*", choices=("pixel", "value"), default=["pixel", "value"]
-    )
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--plans", nargs="+", type=a_plan, metavar="PLAN",
+                        help="'stream PRICE' or 'MEMBERS', and 'exact'")  # fmt: skip
+    parser.add_argument("--thresholds", nargs="+", type=float)
+    parser.add_argument("--rules", nargs="+", choices=RULES)
     parser.add_argument("--units", nargs="*", choices=("deviation", "number"),
                         default=["deviation"])  # fmt: skip
     parser.add_argument("--folder", help="that of the clips; of the installed package unless given")

@@ -47,6 +47,12 @@ class Motion:
             raise InputError(
                 f"Motion: frames are a whole number of at least {FEWEST}, but are {self.frames!r}."
             )
+        if self.pixels > self.reach:
+            raise InputError(
+                f"Motion: an image moves by {self.pixels!r} pixels a frame, but at most by reach = "
+                f"{self.reach!r} from where it is, so that it would turn back before it got there. "
+                f"Pass reach={math.ceil(self.pixels)} or more."
+            )
 
     @torch.no_grad()
     def clips(self, stills: Tensor) -> Tensor:
@@ -57,6 +63,8 @@ class Motion:
                 f"Motion moves images [N, C, H, W] of floating-point numbers, but these are "
                 f"{shown}. Pass clips [F, N, ...] with stream=True."
             )
+        if not stills.numel():
+            raise CalibrationError(f"Motion moves images, but {list(stills.shape)} are none.")
         generator = torch.Generator().manual_seed(self.seed)
         frames = [self._moved(stills, by) for by in self._path(len(stills), generator)]
         clip = torch.stack(frames)
@@ -114,6 +122,13 @@ def _clip(item: Any, motion: Motion | None) -> Batch:
     inputs = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
     for value in x.floats if isinstance(x, Inputs) else inputs:
         _check(value)
+    for name, value in x.tensors.items() if isinstance(x, Inputs) else ():
+        if not value.is_floating_point() and not bool((value == value[:1]).all()):
+            raise CalibrationError(
+                f"the input {name!r} holds whole numbers or truth values, which are the same for "
+                "all frames of a stream, but in a clip they change. Pass those of its first frame: "
+                "value[:1].expand_as(value)."
+            )
     if len({value.shape[:2] for value in inputs}) != 1:
         raise CalibrationError(
             f"the inputs of a clip have one number of frames and of streams, but here are {x}."

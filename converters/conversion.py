@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.inputs import batch_of
+from ..core.inputs import Batch, batch_of
 from ..core.network import Function, SpikingNetwork
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
@@ -224,12 +224,20 @@ def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
     try:
         return lower(model, context.batches[0], settings).replace(stream=settings.streams)
     except CalibrationError as error:
-        if not settings.streams or settings.motion is not None:
+        given = context.batches[0]
+        if not settings.streams or settings.motion is not None or not _of_type(model, given):
             raise
         raise CalibrationError(
             f"stream=True takes clips [F, N, ...], whose frames [N, ...] the model is called with: "
             f"{error} {STILLS}"
         ) from error
+
+
+def _of_type(model: nn.Module, x: Batch) -> bool:
+    """Whether floating-point inputs are of the model's type: else that is what is wrong."""
+    weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    given = [x] if isinstance(x, Tensor) else x.floats
+    return not weights or all(value.dtype in weights for value in given)
 
 
 def _says_levels(network: SpikingNetwork, settings: Settings) -> bool:

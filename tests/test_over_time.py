@@ -1,5 +1,6 @@
 """Costs over time: each frame of a clip counted by the rules of ``count_operations``."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from spikingjelly_signgd.analysis import (
     plot_over_time,
     write_report,
 )
+from spikingjelly_signgd.analysis.over_time import spikes_by_frame
+from spikingjelly_signgd.analysis.plots import _place
+from spikingjelly_signgd.analysis.report import _streamed
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
 
@@ -248,6 +252,75 @@ def test_animation(snn, tmp_path):
         animate_spikes(snn, clip, path, layers=["nothing"])
 
 
+def test_an_animation_shows_all_steps_of_a_frame(snn, tmp_path):
+    snn, clip = sg.build(snn.network.replace(time_steps=4)), moving(2, 1)
+    found = animate_spikes(snn, clip, tmp_path / "spikes.gif")
+    name = found["layers"][0]
+    sent = [block.spikes[name] for block, _ in spikes_by_frame(snn, clip)]
+    assert all(bool(each[1:].any()) for each in sent[:1])  # steps after the first send as well
+    shown = [_place(each.sum(0)[0]).max() for each in sent]
+    assert found["most"][name] == max(shown)
+
+
+class Two(nn.Module):
+    """Of images and of how loud it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 3, 3), nn.Linear(2, 3)
+
+    def forward(self, x, sound):
+        return torch.relu(self.a(x)).mean((2, 3)) + torch.relu(self.b(sound))
+
+
+def test_clips_of_several_inputs_are_reported_and_drawn(tmp_path):
+    torch.manual_seed(0)
+    model, images = Two().eval(), {"x": torch.rand(16, 1, 8, 8), "sound": torch.rand(16, 2)}
+    snn = streaming(model, images, members=6)
+    clip = {"x": torch.rand(3, 2, 1, 8, 8), "sound": torch.rand(3, 2, 2)}
+    path = tmp_path / "report.html"
+    write_report(path, snn, {k: v[:4] for k, v in images.items()}, clip=clip)
+    text = path.read_text()
+    assert "data:image/gif;base64," in text
+    assert "3 frames, 1 step a frame" in text
+    assert f"{sg.costs_over_time(snn, clip).mean(1):.3f} after the first" in text
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_network_that_feeds_itself_is_reported_beside_its_source(tmp_path, described):
+    given = {"x": torch.rand(32, 3), "h": torch.rand(32, 4)}
+    model = Fed().eval()
+    network = sg.convert(model, given, time_steps=1, tune=False, members=12)
+    (name,) = (node.name for node in network.neurons)
+    snn = sg.build(network.replace(carries={"h": name}))
+    x, path = torch.rand(5, 2, 3), tmp_path / "report.html"
+    write_report(path, snn, {k: v[:4] for k, v in given.items()}, clip={"x": x},
+                 reference=None if described else model)  # fmt: skip
+    assert "5 frames, 1 step a frame" in path.read_text()
+    stream = _streamed(snn, {"x": x}, snn.source if described else model, False)
+    assert max(stream.errors) < 0.01  # with zeros for h it is 0.1 and more from the second on
+    assert min(stream.errors) > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"layers": "relu"}, {"layers": ["a"] * 5}, {"fps": 0}], ids=str
+)
+def test_what_cannot_be_animated_is_refused_at_once(snn, tmp_path, options):
+    with pytest.raises(sg.InputError, match="up to 4 names"):
+        animate_spikes(snn, moving(2), tmp_path / "spikes.gif", **options)
+    with pytest.raises(sg.InputError, match="images or features"):
+        plot_over_time(sg.costs_over_time(snn, moving(2)), moving(2)[:, :0])
+
+
+def test_what_is_no_clip_is_told_what_one_is(snn):
+    with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
+        sg.costs_over_time(snn, moving()[0])
+    with pytest.raises(sg.InputError, match="EnergyTables"):
+        sg.costs_over_time(snn, moving(2), tables={"mine": 1})
+    with pytest.raises(sg.InputError, match="frames 0 to 1"):
+        sg.costs_over_time(snn, moving(2)).mean(1.5)
+
+
 def test_report_of_a_clip(tmp_path):
     model, data = load_network("resnet", "digits"), digits()
     snn, clip = streaming(model, data.train.images[:64], members=6), moving(3)
@@ -334,6 +407,22 @@ def test_deltas_rule():
     assert found["pixel number 1e9"]["frames"] == [1, 0, 0, 0]
     assert found["value number 0.1"]["later"] < found["pixel number 0.1"]["later"] <= 1
     assert 0 < found["pixel number 0.1"]["error"] < found["pixel number 1e9"]["error"]
+
+
+def test_the_command_of_the_page_measures_what_it_shows():
+    """Nothing is left to do, and nothing is shown that it would not do."""
+    import real
+    import videos
+
+    for name, case in videos.CASES.items():
+        path = videos.RESULTS / f"{name.replace(' ', '_')}.json"
+        assert all(videos.a_plan(plan) == plan for plan in case.plans)
+        rules = {f"{rule} deviation {t:g}" for rule in case.rules for t in case.thresholds}
+        found = {key.split(", ")[0] for key in real.cells(path)}
+        assert found <= {*case.plans, *rules}
+        assert {int(key.split(", ")[2].split()[0]) for key in real.cells(path)} == {case.frames}
+    with pytest.raises(argparse.ArgumentTypeError, match="stream PRICE"):
+        videos.a_plan("5 0.66")
 
 
 def test_the_page_is_what_was_measured():

@@ -10,7 +10,7 @@ from hypothesis import given
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import tracking
+from spikingjelly_signgd.converters import passes, tracking
 from spikingjelly_signgd.converters.clips import segments
 from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.core.spikes import listening
@@ -162,6 +162,24 @@ def test_a_range_and_members_that_are_asked_for(model, clips, network):
             assert float(last_steps(node)) * 63 == pytest.approx(2.0, rel=2**-12)
 
 
+@pytest.mark.parametrize(("members", "price"), [(1, 1e-4), (1, 0.008), (2, 1e-4)])
+def test_steps_are_those_of_the_members_that_are_asked_for(model, clips, members, price):
+    """Fine steps of few members would not follow what moves."""
+    asked = sg.convert(model, clips, stream=True, members=members, objective=price)
+    error = asked.provenance["planned"]["error"]
+    assert 0.5 < error / asked.provenance["stream"]["expected"]["error"] < 2
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_a_plan_that_is_far_off_names_what_brings_it_closer(model, clips, monkeypatch, members):
+    monkeypatch.setattr(passes, "OFF", 0.0)
+    with pytest.warns(sg.converters.PlanWarning) as warned:
+        sg.convert(model, clips, stream=True, members=members, objective=1e-4)
+    (said,) = [str(w.message) for w in warned if "Choose" in str(w.message)]
+    assert "objective=2.5e-05" in said  # lower than it is
+    assert ("more members" in said) == (members is not None)
+
+
 def test_a_mean_to_rest_at_is_a_whole_number_of_steps(model, clips):
     for node in sg.convert(model, clips, stream=True, resting="mean").of(SignGDNeuron):
         whole = torch.as_tensor(node.resting, dtype=EXACT) / last_steps(node)
@@ -256,7 +274,24 @@ def test_stills_where_clips_are_expected_are_told_the_way(model):
         sg.convert(model, images(8), stream=True)
 
 
-@pytest.mark.parametrize("options", [{"frames": 3}, {"pixels": -1}, {"noise": math.inf}])
+@pytest.mark.parametrize(("clip", "said"), [(torch.float16, "Half"), (torch.uint8, "255")], ids=str)
+def test_clips_of_another_type_are_told_of_it_alone(model, clips, clip, said):
+    given = clips.half() if clip == torch.float16 else (clips * 0).to(clip)
+    with pytest.raises(sg.CalibrationError) as raised:
+        sg.convert(model, given, stream=True)
+    assert "Motion" not in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_whole_numbers_that_change_are_refused():
+    x, which = torch.randn(6, 8, 3), torch.arange(6).unsqueeze(1).expand(6, 8)
+    with pytest.raises(sg.CalibrationError, match="'which' holds whole numbers"):
+        sg.convert(Two().eval(), {"x": x, "which": which % 5}, stream=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"frames": 3}, {"pixels": -1}, {"noise": math.inf}, {"pixels": 16}, {"reach": 0}]
+)
 def test_motion_out_of_range(options):
     with pytest.raises(sg.InputError, match="Motion"):
         sg.Motion(**options)
@@ -265,6 +300,8 @@ def test_motion_out_of_range(options):
 def test_what_is_no_image_does_not_move():
     with pytest.raises(sg.CalibrationError, match="images"):
         sg.Motion().clips(torch.zeros(4, 3))
+    with pytest.raises(sg.CalibrationError, match="none"):
+        sg.Motion().clips(torch.zeros(0, 3, 8, 8))
 
 
 def test_a_plan_for_streams_is_not_tuned(network):
