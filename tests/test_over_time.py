@@ -15,6 +15,7 @@ from spikingjelly_signgd.analysis import (
     animate_spikes,
     count_operations,
     plot_over_time,
+    plots,
     write_report,
 )
 from spikingjelly_signgd.core.network import Linear
@@ -198,8 +199,14 @@ def test_refused(snn):
     with pytest.raises(sg.InputError, match="costs_over_time: this network runs on no streams"):
         sg.costs_over_time(momentum, torch.randn(3, 1, 4))
     costs = sg.costs_over_time(snn, clip)
-    with pytest.raises(sg.InputError, match="frames 0 to 3"):
-        costs.mean(4)
+    for start in (4, 1.5, True):
+        with pytest.raises(sg.InputError, match="frames 0 to 3"):
+            costs.mean(start)
+    for tables in ({"a": 1}, None):
+        with pytest.raises(sg.InputError, match="tables are EnergyTables by name"):
+            sg.costs_over_time(snn, clip, tables=tables)
+    with pytest.raises(sg.InputError, match=r"no dimension of time: .* a clip \[F, B"):
+        sg.costs_over_time(snn, clip[0])
     with pytest.raises(sg.InputError, match="nothing"):
         costs.of("nothing")
 
@@ -222,6 +229,8 @@ def test_curve_under_the_clip(snn):
     assert not plot_over_time(costs).axes.child_axes
     with pytest.raises(sg.InputError, match="4 frames"):
         plot_over_time(costs, clip[:3])
+    with pytest.raises(sg.InputError, match="4 frames"):
+        plot_over_time(costs, clip[:, :0])
 
 
 def test_sound_is_drawn_as_its_spectrum(snn):
@@ -246,6 +255,43 @@ def test_animation(snn, tmp_path):
     assert animate_spikes(snn, clip, path, layers=[name])["layers"] == [name]
     with pytest.raises(sg.InputError, match="'nothing' sends no spikes"):
         animate_spikes(snn, clip, path, layers=["nothing"])
+
+
+def test_animation_shows_all_steps_of_a_frame(tmp_path, monkeypatch):
+    """As the counts below it do: what is drawn is what the first sample sent."""
+    snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], members=1,
+                    time_steps=4)  # fmt: skip
+    clip, drawn = moving(2, 1), {}
+    gif = plots._gif
+
+    def kept(costs, shown, maps, fps):
+        drawn["maps"] = maps
+        return gif(costs, shown, maps, fps)
+
+    monkeypatch.setattr(plots, "_gif", kept)
+    found = animate_spikes(snn, clip, tmp_path / "spikes.gif")
+    counted = sg.costs_over_time(snn, clip)
+    for frame, maps in zip(counted.frames, drawn["maps"], strict=True):
+        sent = {row.name: row.spikes for row in frame.each}
+        for name in found["layers"]:
+            assert float(maps[name].sum()) * found["most"][name] == pytest.approx(sent[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": "conv1"}, "list of up to 4 names"),
+        ({"layers": list("abcde")}, "list of up to 4 names"),
+        ({"fps": 0}, "fps is a number"),
+        ({"fps": "12"}, "fps is a number"),
+    ],
+)
+def test_animation_is_refused_before_anything_is_run(snn, tmp_path, monkeypatch, options, said):
+    from spikingjelly_signgd.analysis import over_time
+
+    monkeypatch.setattr(over_time, "spikes_by_frame", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(sg.InputError, match=said):
+        animate_spikes(snn, moving(2), tmp_path / "spikes.gif", **options)
 
 
 def test_report_of_a_clip(tmp_path):
