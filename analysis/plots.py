@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.inputs import Inputs, batch_of
+from ..core.inputs import Batch, Inputs, batch_of
 from ..core.running import Evaluation, length_of
 from ..core.spikes import codes
 from ..errors import BackendUnavailable, InputError
@@ -563,7 +563,7 @@ def plot_frontier(
 
 def plot_over_time(
     costs: CostsOverTime,
-    clip: Tensor | Mapping[str, Tensor] | None = None,
+    clip: Batch | Mapping[str, Tensor] | None = None,
     axes: Any = None,
     *,
     sound: bool = False,
@@ -657,7 +657,7 @@ def _thousands(value: float) -> tuple[str, float]:
 
 def animate_spikes(
     snn: NetworkModule,
-    clip: Tensor | Mapping[str, Tensor],
+    clip: Batch | Mapping[str, Tensor],
     path: str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.inputs import Batch, Inputs, call
+from ..core.inputs import Batch, Inputs, batch_of, call
 from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
-from ..core.running import Evaluation, check_run, check_steps, evaluate, run
+from ..core.running import Evaluation, check_run, check_steps, evaluate, run, steps_of
 from ..core.structures import plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
@@ -84,7 +84,7 @@ class Missing:
 class Stream:
     """What a clip [F, B, ...] costs frame by frame, and how far each frame is from the source."""
 
-    clip: Tensor
+    clip: Batch
     costs: CostsOverTime
     errors: list[float]
     sound: bool
@@ -131,7 +131,7 @@ def write_report(
     command: str | None = None,
     title: str | None = None,
     samples: int = 64,
-    clip: Tensor | None = None,
+    clip: Tensor | Mapping[str, Tensor] | None = None,
     sound: bool = False,
 ) -> Path:
     """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
@@ -145,7 +145,8 @@ def write_report(
 
     With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
     where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
-    spikes. With ``sound`` its values are samples of sound.
+    spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values are
+    samples of sound.
 
     Without matplotlib the report says so in place of its pictures. A file that was there stays
     until the new one is whole. Raises InputError, and FormatError where it cannot be written.
@@ -260,16 +261,17 @@ def _record(snn: NetworkModule, x: Tensor, steps: int, names: list[str]) -> Reco
     return found
 
 
-def _streamed(snn: NetworkModule, clip: Tensor, reference: nn.Module, sound: bool) -> Stream:
+def _streamed(snn: NetworkModule, clip: Any, reference: nn.Module, sound: bool) -> Stream:
     """The clip with the state kept, frame by frame beside the source."""
     from .over_time import costs_over_time
 
+    clip = batch_of(clip)
     costs = costs_over_time(snn, clip)
     steps = snn.network.time_steps
     have = run(snn, clip, steps, sequence=True, keep_state=True)[steps]
     snn.reset()
     with torch.no_grad(), eval_mode(reference):
-        wanted = [plain(call(reference, frame.clone())) for frame in clip]
+        wanted = [plain(call(reference, clip[k].clone())) for k in range(len(clip))]
     shown = [each_leaf(have, itemgetter(k)) for k in range(len(wanted))]
     errors = list(map(_distance, shown, wanted))
     return Stream(clip, costs, errors, sound)
@@ -707,7 +709,8 @@ def _stream(report: _Report) -> Html:
     return join(
         [
             paragraphs(
-                f"{length} frames, {report.network.time_steps} step a frame, the state kept. "
+                f"{_number(length, 'frame')}, {_number(report.network.time_steps, 'step')} a "
+                "frame, the state kept. "
                 f"Additions for each multiply-accumulate of the source, which computes every frame "
                 f"in full: {costs.mean():.3f} in the mean of all frames{later}; the most in frame "
                 f"{costs.peak}, {costs.additions_per_mac[costs.peak]:.3f}. What is still "
@@ -721,15 +724,20 @@ def _stream(report: _Report) -> Html:
     )  # fmt: skip
 
 
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _animation(snn: NetworkModule, found: Stream) -> Html:
-    caption = "Spikes of each frame in four layers, all channels of a place together."
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "spikes.gif"
-            plots.animate_spikes(snn, found.clip[:ANIMATED], path)
+            drawn = plots.animate_spikes(snn, steps_of(found.clip, 0, ANIMATED), path)
             data = base64.b64encode(path.read_bytes()).decode()
     except (BackendUnavailable, InputError) as error:
         return _note(f"No animation: {error}")
+    layers = _number(len(drawn["layers"]), "layer")
+    caption = f"Spikes of each frame in {layers}, all channels of a place together."
     image = tag("img", src=f"data:image/gif;base64,{data}", alt=caption, style="max-width:100%")
     return tag("figure", image, tag("figcaption", caption))
 

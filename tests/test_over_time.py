@@ -313,6 +313,35 @@ def test_report_of_a_clip(tmp_path):
     assert "The clip: not measured." in path.read_text()
 
 
+class Masked(nn.Module):
+    """Images [B, 1, 4, 4], and whole numbers that weight them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last, self.rows = nn.Conv2d(1, 2, 3), nn.Linear(8, 3), nn.Embedding(3, 8)
+
+    def forward(self, x, i):
+        return self.last(torch.relu(self.conv(x)).flatten(1) * self.rows(i))
+
+
+def test_report_of_a_clip_of_several_inputs(tmp_path):
+    model, path = Masked().eval(), tmp_path / "report.html"
+    given = {"x": torch.rand(16, 1, 4, 4), "i": torch.randint(0, 3, (16,))}
+    snn = streaming(model, given, members=6, time_steps=2, input_coding="spike")
+    x = torch.rand(1, 2, 1, 4, 4)
+    for count, said in ((1, "1 frame, 2 steps a frame"), (3, "3 frames, 2 steps a frame")):
+        clip = {"i": torch.tensor([[0, 2]]).expand(count, 2), "x": x.expand(count, *x.shape[1:])}
+        write_report(path, snn, given, reference=model, clip=clip, samples=4)
+        text = path.read_text()
+        assert said in text and "data:image/gif;base64," in text
+        sends = len([node for node in snn.network.nodes if node.code is not None])
+        assert f"in {sends} layers," in text
+        assert f"{sg.costs_over_time(snn, clip).mean():.3f} in the mean" in text
+        (strip,) = plot_over_time(sg.costs_over_time(snn, clip), clip).axes.child_axes
+        assert len(strip.images) == count
+
+
 # -- real clips, and DeltaCNN's rule beside us -----------------------------------------------------
 
 
