@@ -661,7 +661,7 @@ def animate_spikes(
     path: str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,
-    fps: float = 12,
+    fps: int = 12,
 ) -> dict[str, Any]:
     """A GIF of the spikes of each frame of a clip [F, B, ...], the state kept; returns the numbers.
 
@@ -716,7 +716,7 @@ def _place(spikes: Tensor) -> Tensor:
     return spikes if spikes.dim() == 2 else padded.view(-1, wide)
 
 
-def _gif(costs: CostsOverTime, shown: Tensor, maps: list[dict[str, Tensor]], fps: float) -> bytes:
+def _gif(costs: CostsOverTime, shown: Tensor, maps: list[dict[str, Tensor]], fps: int) -> bytes:
     """One picture for each frame."""
     from matplotlib.animation import PillowWriter
     from matplotlib.figure import Figure

@@ -25,9 +25,9 @@ class Motion:
     """What is taken to move where stills [N, C, H, W] calibrate: ``clips(stills)``.
 
     Each image moves to and fro on a line of a random direction, ``pixels`` a frame and at most
-    ``reach`` pixels from where it is, bilinear, its borders repeated; ``noise`` is the standard
-    deviation of what the sensor adds to every pixel and frame, in units of the input. Raises
-    InputError for numbers that are out of range.
+    ``reach`` pixels, which are no fewer, from where it is, bilinear, its borders repeated;
+    ``noise`` is the standard deviation of what the sensor adds to every pixel and frame, in units
+    of the input. Raises InputError for numbers that are out of range.
     """
 
     pixels: float = 0.2
@@ -47,6 +47,11 @@ class Motion:
             raise InputError(
                 f"Motion: frames are a whole number of at least {FEWEST}, but are {self.frames!r}."
             )
+        if self.pixels > self.reach:
+            raise InputError(
+                f"Motion: on a way of {self.reach:g} pixels to either side nothing moves "
+                f"{self.pixels:g} pixels a frame; let reach be at least pixels."
+            )
 
     @torch.no_grad()
     def clips(self, stills: Tensor) -> Tensor:
@@ -57,6 +62,8 @@ class Motion:
                 f"Motion moves images [N, C, H, W] of floating-point numbers, but these are "
                 f"{shown}. Pass clips [F, N, ...] with stream=True."
             )
+        if not stills.numel():
+            raise CalibrationError(f"there is no image to move, but {list(stills.shape)}.")
         generator = torch.Generator().manual_seed(self.seed)
         frames = [self._moved(stills, by) for by in self._path(len(stills), generator)]
         clip = torch.stack(frames)
@@ -114,6 +121,8 @@ def _clip(item: Any, motion: Motion | None) -> Batch:
     inputs = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
     for value in x.floats if isinstance(x, Inputs) else inputs:
         _check(value)
+    for name, value in x.tensors.items() if isinstance(x, Inputs) else ():
+        _check_whole(name, value)
     if len({value.shape[:2] for value in inputs}) != 1:
         raise CalibrationError(
             f"the inputs of a clip have one number of frames and of streams, but here are {x}."
@@ -134,6 +143,16 @@ def _check(clip: Any) -> None:
         )
     if not clip.numel() or not bool(clip.isfinite().all()):
         raise CalibrationError("a clip is empty, or holds NaN or infinity.")
+
+
+def _check_whole(name: str, value: Tensor) -> None:
+    """Whole numbers and truth values are what a network is read by, not what it watches."""
+    if not value.is_floating_point() and not bool((value == value[:1]).all()):
+        raise CalibrationError(
+            f"the input {name!r} of a clip holds whole numbers or truth values, which are the same "
+            "in all frames of a stream, but they change. Pass one of their frames for all, "
+            "x[:1].expand_as(x), or clips between which they change."
+        )
 
 
 STILLS = (
