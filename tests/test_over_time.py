@@ -398,8 +398,9 @@ def test_deltas_rule():
     clip = torch.cat([clip, clip[-1:]])
     case = videos.Case("resnet", lambda: model, lambda x: x, videos.same_class)
     snn = streaming(model, clip.flatten(0, 1))
+    spread = videos.deviations(snn, clip.flatten(0, 1))
     found = {
-        cell: videos.delta(case, snn, clip.flatten(0, 1), cell, clip)
+        cell: videos.delta(case, snn, spread, cell, clip)
         for cell in ("pixel number 0", "value number 0", "pixel number 0.1", "value number 0.1",
                      "pixel number 1e9")
     }  # fmt: skip
@@ -409,6 +410,84 @@ def test_deltas_rule():
     assert found["pixel number 1e9"]["frames"] == [1, 0, 0, 0]
     assert found["value number 0.1"]["later"] < found["pixel number 0.1"]["later"] <= 1
     assert 0 < found["pixel number 0.1"]["error"] < found["pixel number 1e9"]["error"]
+
+
+def test_deviations_are_of_all_that_calibrates():
+    import videos
+
+    snn, x = sg.build(sg.convert(Kept(), torch.randn(32, 4), tune=False)), torch.randn(19, 4)
+    x[8:] *= 3  # what the first batch does not show
+    want = {name: float(value.std()) for name, value in snn.all_activations(x).items()}
+    assert videos.deviations(snn, x) == pytest.approx(want, rel=1e-5)
+
+
+def test_without_options_the_cells_of_the_page_are_measured():
+    import real
+    import videos
+
+    for name, case in videos.CASES.items():
+        cells = real.cells(videos.RESULTS / f"{name.replace(' ', '_')}.json")
+        plans, rules = videos.cells_asked(videos.options().parse_args([]), case)
+        measured = {key.split(", ")[0] for key in cells}
+        assert measured <= {*plans, *rules} and set(plans) <= measured
+        assert {key.split(", ")[2] for key in cells} == {f"{case.frames} frames"}
+        for rule in videos.RULES:  # each column has its rows
+            assert any(cell.startswith(rule) for cell in rules) or (rule, name) == (
+                "pixel", "efficientnet coded"
+            )  # fmt: skip
+
+
+def test_cells_that_were_calibrated_otherwise_are_others(tmp_path, monkeypatch):
+    """Plans and deviations are of all clips, whichever are measured."""
+    import real
+    import videos
+
+    made = []
+
+    def watched(name, frames, _):
+        return torch.full((frames, 4), 1.0), torch.full((2, 4), float(list("abc").index(name)))
+
+    monkeypatch.setattr(videos, "RESULTS", tmp_path)
+    monkeypatch.setattr(videos.clips, "CLIPS", dict.fromkeys("abc"))
+    monkeypatch.setattr(videos, "watched", watched)
+    monkeypatch.setattr(videos, "planned", lambda _, behind, cell: made.append((cell, behind)))
+    row = {"error": 0.1, "agreement": 1.0, "frames": [1.0], "later": 1.0}
+    monkeypatch.setattr(videos, "ours", lambda *_: row)
+    case = videos.Case("seen", nn.Identity, lambda x: x.unsqueeze(1), videos.same_class)
+    monkeypatch.setattr(videos, "CASES", {"seen": case})
+    options = ["--plans", "5", "--rules", "--frames", "3"]
+    for clip in "ba":
+        given = videos.options().parse_args(options)
+        given.clips = [clip]
+        videos.measure(given, "seen")
+    assert [float(clip.mean()) for clip in made[1][1]] == [0.0, 1.0, 2.0]
+    assert list(real.cells(tmp_path / "seen.json")) == [
+        f"5, {clip}, 3 frames, calibrated on 3 x {videos.BEHIND}" for clip in "ba"
+    ]
+
+
+def test_curves_of_the_rule_are_of_one_unit():
+    import videos
+
+    cells = [
+        videos.Cell(f"value {unit} {t}", "a", 3, {"error": error, "later": cost})
+        for unit, points in {
+            "deviation": [(0.1, 0.01, 0.6), (0.2, 0.04, 0.2)],
+            "number": [(0.1, 0.02, 9.0)],
+        }.items()
+        for t, error, cost in points
+    ]
+    assert videos.at_error(cells, "a", "value", 0.02, "later") == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("plan", ["5 0.3", "stream", "dense"])
+def test_what_is_no_plan_is_refused(plan, capsys):
+    import videos
+
+    assert videos.options().parse_args(["--plans", "stream 0.03", "5 exact"]).plans
+    with pytest.raises(SystemExit):
+        videos.options().parse_args(["--plans", plan])
+    assert "is no plan" in capsys.readouterr().err
 
 
 def test_the_page_is_what_was_measured():
