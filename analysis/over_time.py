@@ -247,10 +247,23 @@ def check_clip(snn: NetworkModule, clip: Any) -> Batch:
     if isinstance(snn, NetworkModule):
         check_stream("costs_over_time", snn)
         clip = completed(snn, clip, 1)
+        _check_rank(snn, clip)
     clip = check_run("costs_over_time", snn, clip, 1, True)
     if not samples_of(clip, 1):
         raise InputError("costs_over_time: the clip holds no samples, but spikes are counted.")
     return clip  # type: ignore[no-any-return]
+
+
+def _check_rank(snn: NetworkModule, clip: Any) -> None:
+    """Raises InputError where frames, or the samples side by side, are missing."""
+    for node in snn.network.inputs:
+        value = clip.tensors.get(node.name) if isinstance(clip, Inputs) else clip
+        if isinstance(value, Tensor) and value.dim() != len(node.shape) + 1:
+            sample = ", ".join(map(str, ["F", "B", *node.shape[1:]]))
+            raise InputError(
+                f"costs_over_time: a clip is [{sample}], F frames of B samples, but it is "
+                f"{list(value.shape)}. Pass that of one sample as clip.unsqueeze(1)."
+            )
 
 
 def _simulated(

@@ -116,7 +116,7 @@ class Watch:
 
     def _silence(self, silent: bool | str) -> SilentSession | None:
         """What runs the frames after the first, if not the module itself."""
-        if silent not in (True, False, "auto"):
+        if not isinstance(silent, bool) and str(silent) != "auto":
             raise InputError(f"silent is True, False or 'auto', not {silent!r}.")
         if silent is True and self.time_steps != 1:
             raise InputError(
@@ -139,8 +139,8 @@ class Watch:
         if alone:
             x = _one_stream(x)
         if self.silence is not None:
-            self._streams = samples_of(x)
             shown = self.silence(x)
+            self._streams = samples_of(x)
             return each_leaf(shown, lambda leaf: leaf[0]) if alone else shown
         x = completed(self.snn, x, 0)
         sent: list[Sent] = []
@@ -160,7 +160,7 @@ class Watch:
         """Of the last frame. Raises InputError before the first."""
         if self.silence is not None:
             self._sent = self.silence.sent()
-        if not self._sent:
+        if not self._sent or self.snn.seen is None:
             raise InputError("operations are those of the last frame, but none was seen: w(frame).")
         network, prices = self._of_size()
         told = {each.node.name: each for each in self._sent}

@@ -527,7 +527,8 @@ def _streams(options: argparse.Namespace) -> dict[str, Any]:
     noise = {} if options.noise is None else {"noise": options.noise}
     if options.motion is None:
         return {"stream": True, **noise}
-    return {"stream": Motion(pixels=options.motion, **noise), **noise}
+    reach = max(Motion.reach, options.motion)
+    return {"stream": Motion(pixels=options.motion, reach=reach, **noise), **noise}
 
 
 def _stream_cost(network: SpikingNetwork, clip: Tensor) -> tuple[dict[str, Any] | None, list[str]]:

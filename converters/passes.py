@@ -364,12 +364,19 @@ def _check_followed(network: SpikingNetwork, context: Context) -> SpikingNetwork
         warnings.warn(
             f"over {found.frames} frames the outputs are {100 * found.error:.0f} % off those of "
             f"{type(context.model).__name__} on {found.clips} calibration clips. Farthest from "
-            f"what they follow: {where}. Choose a lower price of additions, such as "
-            "objective=0.002, or more clips.",
+            f"what they follow: {where}. {_closer(network, context)}, or more clips.",
             PlanWarning,
             stacklevel=5,
         )
     return network.replace(provenance={**network.provenance, "planned": said})
+
+
+def _closer(network: SpikingNetwork, context: Context) -> str:
+    """What makes a plan for streams more exact than it is."""
+    price = network.provenance["stream"]["weight"] / 4
+    lower = f"a lower price of additions, such as objective={price:.2g}"
+    asked = any(context.settings.members_of(node) for node in network.of(SignGDNeuron))
+    return f"Choose more members than were asked for, or {lower}" if asked else f"Choose {lower}"
 
 
 def _some(context: Context) -> Tensor | Inputs:

@@ -269,7 +269,7 @@ def _choose(
     rows = []
     for size in SIZES:
         last = max(largest * size, floor)
-        digits, error = tracked(node, values, gradients, last, more)
+        digits, error = tracked(node, values, gradients, last, more, asked or MOST)
         rows.append(torch.stack([error, fan_out.to(digits) * digits]))
     error, added = torch.stack(rows, 1)  # [sizes, C]
     cost = error + weight * added
@@ -310,15 +310,22 @@ def _members(last: Tensor, each: Tensor) -> int:
 
 @torch.no_grad()
 def tracked(
-    node: SignGDNeuron, values: Tensor, gradients: Tensor, last: float, more: float = 1.0
+    node: SignGDNeuron,
+    values: Tensor,
+    gradients: Tensor,
+    last: float,
+    more: float = 1.0,
+    members: int = MOST,
 ) -> tuple[Tensor, Tensor]:
-    """What a neuron with the last step ``last`` sends and misses that follows ``values``
-    [C, F, N, P] from rest: digits of a position in a frame after the first [C], and the squared
-    error [C] of ``gradients`` times what it is off, summed over ``more`` times the P positions."""
+    """What a neuron of ``members`` with the last step ``last`` sends and misses that follows
+    ``values`` [C, F, N, P] from rest: digits of a position in a frame after the first [C], and the
+    squared error [C] of ``gradients`` times what it is off, summed over ``more`` times the P
+    positions."""
     resting = torch.as_tensor(node.resting).to(values).reshape(-1, 1, 1, 1)
     theta = node.widest_dead_zone
     identity = NONLINEARITIES["identity"]
-    p = SignGDParameters(identity, EVERY, last * 2.0 ** (MOST - 1), members=MOST, dead_zone=theta)
+    scale = last * 2.0 ** (members - 1)
+    p = SignGDParameters(identity, EVERY, scale, members=members, dead_zone=theta)
     x = (values - resting).transpose(0, 1).contiguous()
     done = signgd_multi_step((x,), SignGDState(torch.zeros_like(x[0])), p, keep_spikes=True)
     assert done.spike_seq is not None

@@ -915,7 +915,8 @@ class _Ann(nn.Module):
         self._snn = (snn,)  # no submodule: its modes are its own
 
     def forward(self, x: Tensor | None = None, **inputs: Tensor) -> Any:
-        return self._snn[0].ann(inputs if x is None else x)
+        one = x is not None and not inputs  # which may be called x among others, too
+        return self._snn[0].ann(x if one else {**inputs, **({} if x is None else {"x": x})})
 
 
 def _in_order(network: SpikingNetwork, modules: Mapping[str, nn.Module]) -> nn.ModuleDict:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..neurons.base import each_tensor, tensors_in
 from ..neurons.choice import choose
-from .module import NetworkModule
+from .module import NetworkModule, Seen, given_to
 from .network import KEPT, Neuron, Timed, each_leaf, fill, leaves
 from .running import check_run
 from .silent_walk import WHOLE_BY_TORCH, SilentWalk
@@ -32,21 +32,32 @@ from .streams import check_goes_on, check_stream, next_frame
 from .walk import walk
 
 
-def against(module: NetworkModule) -> str:
-    """Why the silent path is not for a network that runs on streams; empty where it is."""
-    network = module.network
+def against(module: NetworkModule, backend: str = "auto") -> str:
+    """Why the silent path is not for a network that runs on streams; empty where it is.
+
+    Without kernels it is the definition, which takes many times what the dense path does.
+    """
+    network, missing = module.network, choose("auto", "cpu").reason
     device = next((tensor.device.type for tensor in module.buffers()), "cpu")
     checks = {
         "it is for the decoded view": module.spikes != "decoded",
         "it takes one floating-point input": not network.plain or bool(network.carries),
-        "rate-coded neurons send anew in every frame": any(
+        "group neurons, and others of a rate code, send anew in every frame": any(
             not node.decoded for node in network.of(Neuron)
         ),
         f"it computes in float32, here is {module.floating}": module.floating != torch.float32,
         f"it is for CPUs, but the network is on {device}": device != "cpu",
         "it has no gradient": module.trainable,
+        f"it needs compiled kernels ({missing})": backend == "auto" and bool(missing),
     }
     return next((reason for reason, holds in checks.items() if holds), "")
+
+
+def _refused(reason: str) -> str:
+    return (
+        f"this network has no silent path: {reason}. Watch it with silent=False, or run it "
+        "with run(..., sequence=True, keep_state=True)."
+    )
 
 
 class SilentSession:
@@ -54,19 +65,16 @@ class SilentSession:
 
     Begins with the state that ``module`` keeps, if it has seen frames; ``give_back`` puts the state
     there again. ``break_even`` is the share of changed inputs above which torch computes a step
-    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition. Raises
-    InputError where the network does not run so (``against``), BackendUnavailable.
+    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition, slowly.
+    Raises InputError where the network does not run so (``against``), BackendUnavailable.
     """
 
     def __init__(
         self, module: NetworkModule, *, break_even: float | None = None, backend: str = "auto"
     ) -> None:
         check_stream("silence", module)
-        if reason := against(module):
-            raise InputError(
-                f"this network has no silent path: {reason}. Watch it with silent=False, or run it "
-                "with run(..., sequence=True, keep_state=True)."
-            )
+        if reason := against(module, backend):
+            raise InputError(_refused(reason))
         if break_even is not None and not 0 <= break_even <= 1:
             raise InputError(f"break_even is a share of inputs, in [0, 1], not {break_even!r}.")
         if backend not in ("auto", "cpu", "torch"):
@@ -74,22 +82,44 @@ class SilentSession:
         self.kernels = choose(backend, "cpu").backend == "cpu"
         self.module, self.break_even = module, break_even
         self.plan: SilentWalk | None = None
+        self.seen: Seen | None = None  # of the module, when the plan had its last frame
+        self.whole = True  # whether that frame came to its end
         self.first: list[Sent] = []  # what the module sent in its own frame
 
     @torch.no_grad()
     def __call__(self, frame: Any) -> Any:
-        if self.plan is None:
+        if self.module.floating != torch.float32:
+            raise InputError(_refused(against(self.module)))
+        # where others have run or reset the module, or loaded a state, it goes on from there
+        if self.plan is None or self.seen is not self.module.seen:
             return each_leaf(_first_frame(self.module, frame, self), lambda y: y[0, 0])
-        plan, self.first = self.plan, []
-        plan.show(_checked(frame, plan.x))
-        seen: Any = self.module.seen
-        self.module.seen = seen._replace(frames=seen.frames + 1)
+        plan = self._plan_after_a_whole_frame(self.plan)
+        name = self.module.network.input.name
+        self._show(plan, _checked(given_to(self.module.network, frame)[name], plan.x))
         if self.module.listener is not None:
             for each in plan.sent():
                 self.module.listener(each)
         outputs = {name: kept.tensor.clone() for name, kept in plan.outputs.items()}
         return fill(plan.network.outputs, outputs)
 
+    def _show(self, plan: SilentWalk, frame: Tensor) -> None:
+        seen: Any = self.seen
+        self.first, self.whole = [], False
+        plan.show(frame)
+        self.seen = self.module.seen = seen._replace(frames=seen.frames + 1)
+        self.whole = True
+
+    def _plan_after_a_whole_frame(self, plan: SilentWalk) -> SilentWalk:
+        """Raises InputError where a frame was interrupted: what changed is lost to some steps."""
+        if not self.whole:
+            raise InputError(
+                "the last frame was interrupted, so that a part of the network has seen it and the "
+                "rest has not. Reset the watch (w.reset()), or go on from a state that was taken "
+                "before (snn.load_state(state))."
+            )
+        return plan
+
+    @torch.inference_mode(False)  # what is planned is written to in frames that may be outside it
     def begin(self, x: Tensor) -> None:
         """Plans the frames after x, which the module has run."""
         states = self.module.neuron_states()
@@ -98,29 +128,34 @@ class SilentSession:
         plan = SilentWalk(self.module, x, v, self.kernels)
         plan.outputs = walk(plan.network, plan, leaves(plan.network.outputs))
         plan.finish(self.break_even)
-        self.plan = plan
+        self.plan, self.seen, self.whole = plan, self.module.seen, True
 
     def reset(self) -> None:
         """Forget the stream, here and in the module."""
-        self.plan, self.first = None, []
+        self.plan, self.seen, self.whole, self.first = None, None, True, []
         self.module.reset()
 
     def give_back(self) -> None:
-        """Puts the state into the module, from which ``run(..., keep_state=True)`` goes on."""
-        if self.plan is None:
+        """Puts the state into the module, from which ``run(..., keep_state=True)`` goes on.
+
+        Not where others have changed the module's since: that is the newer one. Raises InputError
+        after a frame that was interrupted.
+        """
+        if self.plan is None or self.seen is not self.module.seen:
             return
-        states, found = self.module.neuron_states(), self.plan.states()
+        plan = self._plan_after_a_whole_frame(self.plan)
+        states, found = self.module.neuron_states(), plan.states()
         given = {name: each_tensor(states[name], partial(_instead, v)) for name, v in found.items()}
         self.module.set_neuron_states(given)
 
     @torch.no_grad()
     def sent(self) -> list[Sent]:
-        """What each neuron sent in the last frame, computed again from what it saw."""
-        if self.first:
+        """What each neuron sent in the last frame, computed again from what it saw. Raises
+        InputError after a frame that was interrupted."""
+        if self.first or self.plan is None:
             return self.first
         pooling = Pooling(self.module)
-        found = [] if self.plan is None else self.plan.sent()
-        return [pooling(each) for each in found]
+        return [pooling(each) for each in self._plan_after_a_whole_frame(self.plan).sent()]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -161,11 +196,12 @@ def _first_frame(module: NetworkModule, frame: Any, session: SilentSession) -> A
 
 def _checked(frame: Any, like: Tensor) -> Tensor:
     """A frame after the first. Raises InputError."""
-    shape = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
-    if not isinstance(frame, Tensor) or frame.shape != like.shape:
+    if not isinstance(frame, Tensor):
+        raise InputError(f"a frame is a tensor, not {type(frame).__name__}.")
+    if frame.shape != like.shape:
         raise InputError(
-            f"a frame is {shape} now, but the state kept is that of frames of {list(like.shape)}. "
-            "Reset before frames of another size or another number of streams."
+            f"a frame is {list(frame.shape)} now, but the state kept is that of frames of "
+            f"{list(like.shape)}. Reset before frames of another size or another number of streams."
         )
     if not frame.is_floating_point():
         raise InputError(f"a frame is {frame.dtype}; pass it as the first one was.")

@@ -116,11 +116,6 @@ class Windows:
     def depthwise(self) -> bool:
         return self.groups == self.channels == self.outputs
 
-    @property
-    def fan_out(self) -> int:
-        """The most outputs that an input reaches."""
-        return self.kernel[0] * self.kernel[1] * self.outputs // self.groups
-
     def fill(self, struct: Any) -> None:
         struct.channels, struct.outputs, struct.groups = self.channels, self.outputs, self.groups
         struct.height, struct.width = self.size

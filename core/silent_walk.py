@@ -79,7 +79,7 @@ class SilentWalk(Semantics[Kept]):
         self.steps: list[SilentStep] = []
         self.stepped: dict[str, _Stepped] = {}
         self.tracked: dict[str, tuple[Neuron, SilentStep]] = {}
-        self.laid: dict[tuple[int, tuple[int, ...]], Kept] = {}
+        self.laid: dict[tuple[object, ...], Kept] = {}
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -225,12 +225,13 @@ class SilentWalk(Semantics[Kept]):
         order = order_of(like)
         if order_of(x.tensor) == order:
             return x
-        known = (x.data.data_ptr(), *x.tensor.shape), tuple(order)
+        # views of one memory may be of one shape: a square matrix and its transpose
+        known = x.data.data_ptr(), x.tensor.shape, tuple(order_of(x.tensor)), tuple(order)
         if known not in self.laid:
             out = Kept(torch.empty_like(like, dtype=torch.float32).copy_(x.tensor))
             step = replace(moving([x], out, numbered([x])[0]), name="in another order")
-            self.laid[known] = self.add(step)  # type: ignore[index]
-        return self.laid[known]  # type: ignore[index]
+            self.laid[known] = self.add(step)
+        return self.laid[known]
 
 
 def _same_memory(x: Tensor, value: Tensor) -> bool:

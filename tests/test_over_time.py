@@ -205,8 +205,10 @@ def test_refused(snn):
     for tables in ({"a": 1}, None):
         with pytest.raises(sg.InputError, match="tables are EnergyTables by name"):
             sg.costs_over_time(snn, clip, tables=tables)
-    with pytest.raises(sg.InputError, match=r"no dimension of time: .* a clip \[F, B"):
+    with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
         sg.costs_over_time(snn, clip[0])
+    with pytest.raises(sg.InputError, match=r"no dimension of time: .* a clip \[F, B"):
+        sg.run(snn, clip[0], sequence=True)
     with pytest.raises(sg.InputError, match="nothing"):
         costs.of("nothing")
 

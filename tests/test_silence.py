@@ -14,6 +14,7 @@ from test_operations import CASES, arguments
 from torch import nn
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.core.module import LinearOperation, key
 from spikingjelly_signgd.core.network import Linear, SignGDNeuron
 from spikingjelly_signgd.core.operations import LINEAR, apply, moves
@@ -21,6 +22,7 @@ from spikingjelly_signgd.core.silence import SilentSession
 from spikingjelly_signgd.core.silent_steps import Kept, Program
 from spikingjelly_signgd.core.silent_walk import SilentWalk
 from spikingjelly_signgd.core.spikes import listening
+from spikingjelly_signgd.neurons import choice
 
 SIMULATORS = ("spikingjelly", "norse")
 SHARES = (0.05, 0.0, 0.5, 1.0, 0.02, 0.2)  # of changed inputs, frame after frame
@@ -272,6 +274,29 @@ def test_norms_and_pooling(break_even):
     torch.testing.assert_close(y, dense(network, frames), rtol=1e-3, atol=1e-3)
 
 
+class RowsAndColumns(nn.Module):
+    """Two views of one square map, of one shape, in other orders."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.rows, self.columns = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        columns = self.columns(x.transpose(2, 3)).transpose(2, 3)
+        return torch.relu(self.rows(x) + columns).mean((2, 3))
+
+
+def test_rows_and_columns_of_a_square_map():
+    torch.manual_seed(0)
+    frames = clip(2, (2, 8, 8))
+    network = converted(RowsAndColumns(), torch.rand(16, 2, 8, 8), input_coding="spike")
+    network = for_streams(network)
+    y, _ = silent(network, frames, break_even=1)
+    torch.testing.assert_close(y, dense(network, frames), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "simulator"),
     [(name, "spikingjelly") for name in ("resnet", "vgg", "mixer", "vit", "resmlp")]
@@ -351,6 +376,87 @@ def test_a_watch_counts_what_it_counts_without(simulator):
         assert two(frame[0]).shape == (3,)
 
 
+def test_an_interrupted_frame_is_not_gone_on_from(monkeypatch):
+    torch.manual_seed(0)
+    frames = clip(2, (2, 8, 8))
+    network = for_streams(converted(Normed(), torch.rand(16, 2, 8, 8), input_coding="spike"))
+    w = sg.watch(sg.build(network), silent=True)
+    w(frames[0])
+    state = w.state()
+    (softmax,) = (s for s in w.silence.plan.steps if s.kind == "hop" and "softmax" in s.name)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(softmax, "compute", _interrupted)
+        w(frames[5])
+    for use in (lambda: w(frames[5]), w.state, lambda: w.operations):
+        with pytest.raises(sg.InputError, match="interrupted"):
+            use()
+    whole = dense(network, frames[[0, 5, 6]])
+    w.snn.load_state(state)
+    for frame, y in zip(frames[[5, 6]], whole[1:], strict=True):
+        torch.testing.assert_close(w(frame), y, rtol=1e-3, atol=1e-3)
+    w.reset()
+    torch.testing.assert_close(w(frames[0]), whole[0], rtol=1e-3, atol=1e-3)
+
+
+def _interrupted():
+    raise KeyboardInterrupt
+
+
+def loaded(w, state):
+    w.snn.load_state(state)
+
+
+def forgotten(w, _):
+    w.snn.reset()
+
+
+def run_between(w, _):
+    sg.run(w.snn, clip(2, (2, 4, 4))[1], 1)
+
+
+def counted_between(w, _):
+    count_operations(w.snn, clip(2, (2, 4, 4))[1], 1)
+
+
+@pytest.mark.parametrize("simulator", SIMULATORS)
+@pytest.mark.parametrize("change", [loaded, forgotten, run_between, counted_between])
+def test_a_state_that_others_changed_is_where_it_goes_on(change, simulator):
+    """As the dense watch does."""
+    network, frames, found = random_plan(5), clip(2, (2, 4, 4)), []
+    for silence in (False, True):
+        w = sg.watch(sg.build(network, simulator), silent=silence)
+        y = [w(frame) for frame in frames[:2]]
+        state = w.state()
+        y += [w(frame) for frame in frames[4:6]]
+        change(w, state)
+        y += [w(frame) for frame in frames[2:5]]
+        found.append((torch.stack(y), w.frames, w.state()["neurons"]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_is_no_frame_and_a_frame_that_was_forgotten_are_said(silent):
+    frame = clip(2, (2, 4, 4))[0]
+    for bad in ([1], None, {}, torch.tensor(1.0)):
+        w = sg.watch(sg.build(random_plan(5)), silent=silent)
+        for _ in range(2):  # the first, and a later one
+            with pytest.raises(sg.InputError):
+                w(bad)
+            w(frame)
+    w.snn.reset()
+    with pytest.raises(sg.InputError, match="none was seen"):
+        _ = w.operations
+
+
+def test_a_network_made_double_is_refused():
+    frames = clip(2, (2, 4, 4))
+    w = sg.watch(sg.build(random_plan(5)), silent=True)
+    w(frames[0])
+    w.snn.double()
+    with pytest.raises(sg.InputError, match="float64"):
+        w(frames[1])
+
+
 def test_whoever_listens_hears_what_is_sent():
     network, frames = random_plan(5), clip(2, (2, 4, 4))
     one, two = (sg.build(network, "spikingjelly") for _ in range(2))
@@ -382,6 +488,40 @@ def test_networks_without_a_silent_path_say_why(options, message):
     assert sg.watch(snn, silent="auto").silence is None
 
 
+def test_without_kernels_it_is_the_dense_path_that_runs(monkeypatch):
+    """The definition takes a hundred times as long."""
+    network, frames = random_plan(0), clip(2, (2, 4, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "_missing", lambda _: "they were not built")
+        snn = sg.build(network, "spikingjelly")
+        with pytest.raises(sg.InputError, match="they were not built"):
+            sg.watch(snn, silent=True)
+        assert sg.watch(snn, silent="auto").silence is None
+        SilentSession(snn, backend="torch")(frames[0])
+    assert sg.watch(snn, silent="auto").silence is not None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_frames_inside_inference_mode_and_outside(first):
+    network, frames = random_plan(4), clip(2, (2, 4, 4))
+    session = SilentSession(sg.build(network, "spikingjelly"))
+    y = []
+    for t, frame in enumerate(frames):
+        with torch.inference_mode((t % 2 == 0) == first):
+            y.append(session(frame).clone())
+    whole = dense(network, frames)
+    torch.testing.assert_close(torch.stack(y), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frame_may_be_a_dict_in_every_frame():
+    network, frames = random_plan(4), clip(2, (2, 4, 4))
+    with sg.watch(sg.build(network), silent=True) as w:
+        plain = [w(frame) for frame in frames[:3]]
+        w.reset()
+        named = [w({network.input.name: frame}) for frame in frames[:3]]
+    torch.testing.assert_close(torch.stack(plain), torch.stack(named))
+
+
 def test_bad_input_is_refused_with_the_fix():
     session = SilentSession(sg.build(random_plan(0), "spikingjelly"))
     frame = clip(2, (2, 4, 4))[0]
@@ -390,11 +530,14 @@ def test_bad_input_is_refused_with_the_fix():
         session(frame[:1])
     with pytest.raises(sg.InputError, match="NaN"):
         session(frame * torch.nan)
+    with pytest.raises(sg.InputError, match="a tensor, not ndarray"):
+        session(frame.numpy())
     with pytest.raises(sg.InputError, match="int64"):
         session(frame.long())
     with pytest.raises(sg.InputError, match="share"):
         SilentSession(sg.build(random_plan(0), "spikingjelly"), break_even=2)
     with pytest.raises(sg.InputError, match="time_steps"):
         sg.watch(sg.build(random_plan(0), "spikingjelly"), 2, silent=True)
-    with pytest.raises(sg.InputError, match="'auto'"):
-        sg.watch(sg.build(random_plan(0), "spikingjelly"), silent="yes")
+    for value in ("yes", 1, torch.ones(2)):
+        with pytest.raises(sg.InputError, match="'auto'"):
+            sg.watch(sg.build(random_plan(0), "spikingjelly"), silent=value)

@@ -10,7 +10,7 @@ from hypothesis import given
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import tracking
+from spikingjelly_signgd.converters import passes, tracking
 from spikingjelly_signgd.converters.clips import segments
 from spikingjelly_signgd.core.network import SignGDNeuron
 from spikingjelly_signgd.core.spikes import listening
@@ -160,6 +160,24 @@ def test_a_range_and_members_that_are_asked_for(model, clips, network):
         assert node.members == 6
         if node.name in asked.statistics:
             assert float(last_steps(node)) * 63 == pytest.approx(2.0, rel=2**-12)
+
+
+@pytest.mark.parametrize(("members", "price"), [(1, 1e-4), (1, 0.008), (2, 1e-4)])
+def test_steps_are_those_of_the_members_that_are_asked_for(model, clips, members, price):
+    """Fine steps of few members would not follow what moves."""
+    asked = sg.convert(model, clips, stream=True, members=members, objective=price)
+    error = asked.provenance["planned"]["error"]
+    assert 0.5 < error / asked.provenance["stream"]["expected"]["error"] < 2
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_a_plan_that_is_far_off_names_what_brings_it_closer(model, clips, monkeypatch, members):
+    monkeypatch.setattr(passes, "OFF", 0.0)
+    with pytest.warns(sg.converters.PlanWarning) as warned:
+        sg.convert(model, clips, stream=True, members=members, objective=1e-4)
+    (said,) = [str(w.message) for w in warned if "Choose" in str(w.message)]
+    assert "objective=2.5e-05" in said  # lower than it is
+    assert ("more members" in said) == (members is not None)
 
 
 def test_a_mean_to_rest_at_is_a_whole_number_of_steps(model, clips):
