@@ -31,7 +31,8 @@ from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
 from ..core.running import Evaluation, check_run, check_steps, evaluate, run, steps_of
-from ..core.structures import plain
+from ..core.streams import completed
+from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from . import plots
@@ -271,10 +272,27 @@ def _streamed(snn: NetworkModule, clip: Any, reference: nn.Module, sound: bool) 
     have = run(snn, clip, steps, sequence=True, keep_state=True)[steps]
     snn.reset()
     with torch.no_grad(), eval_mode(reference):
-        wanted = [plain(call(reference, clip[k].clone())) for k in range(len(clip))]
+        wanted = _in_turn(snn.network, reference, completed(snn, clip, 1))
     shown = [each_leaf(have, itemgetter(k)) for k in range(len(wanted))]
     errors = list(map(_distance, shown, wanted))
     return Stream(clip, costs, errors, sound)
+
+
+def _in_turn(network: SpikingNetwork, reference: nn.Module, frames: Batch) -> list[Any]:
+    """The source's outputs of one frame after the other; what the network feeds itself is here the
+    source's own output of the frame before."""
+    names, fed, found = leaves(network.outputs), dict[str, Tensor](), []
+    if inner := [name for name in network.carries.values() if name not in names]:
+        raise InputError(
+            f"{inner[0]!r} is carried into the next frame, but is no output, so that the source "
+            "cannot be run frame after frame."
+        )
+    for k in range(len(frames)):
+        x: Any = frames[k].clone()
+        found.append(plain(call(reference, Inputs({**x.tensors, **fed}) if fed else x)))
+        outputs = dict(zip(names, leaves(found[-1]), strict=False))
+        fed = {name: outputs[of] for name, of in network.carries.items()}
+    return found
 
 
 def _distance(have: Any, want: Any) -> float:

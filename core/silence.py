@@ -94,8 +94,9 @@ class SilentSession:
         if self.plan is None or self.seen is not self.module.seen:
             return each_leaf(_first_frame(self.module, frame, self), lambda y: y[0, 0])
         plan = self._plan_after_a_whole_frame(self.plan)
-        name = self.module.network.input.name
-        self._show(plan, _checked(given_to(self.module.network, frame)[name], plan.x))
+        if not isinstance(frame, Tensor):
+            frame = given_to(self.module.network, frame)[self.module.network.input.name]
+        self._show(plan, _checked(frame, plan.x))
         if self.module.listener is not None:
             for each in plan.sent():
                 self.module.listener(each)
@@ -120,6 +121,7 @@ class SilentSession:
         return plan
 
     @torch.inference_mode(False)  # what is planned is written to in frames that may be outside it
+    @torch.no_grad()  # which inference_mode(False) undoes
     def begin(self, x: Tensor) -> None:
         """Plans the frames after x, which the module has run."""
         states = self.module.neuron_states()

@@ -18,6 +18,7 @@ from spikingjelly_signgd.analysis import (
     plots,
     write_report,
 )
+from spikingjelly_signgd.analysis.report import _streamed
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
 
@@ -277,6 +278,22 @@ def test_animation_shows_all_steps_of_a_frame(tmp_path, monkeypatch):
         sent = {row.name: row.spikes for row in frame.each}
         for name in found["layers"]:
             assert float(maps[name].sum()) * found["most"][name] == pytest.approx(sent[name])
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_network_that_feeds_itself_is_reported_beside_its_source(tmp_path, described):
+    given = {"x": torch.rand(32, 3), "h": torch.rand(32, 4)}
+    model = Fed().eval()
+    network = sg.convert(model, given, time_steps=1, tune=False, members=12)
+    (name,) = (node.name for node in network.neurons)
+    snn = sg.build(network.replace(carries={"h": name}))
+    x, path = torch.rand(5, 2, 3), tmp_path / "report.html"
+    write_report(path, snn, {k: v[:4] for k, v in given.items()}, clip={"x": x},
+                 reference=None if described else model)  # fmt: skip
+    assert "5 frames, 1 step a frame" in path.read_text()
+    stream = _streamed(snn, {"x": x}, snn.source if described else model, False)
+    assert max(stream.errors) < 0.01  # with zeros for h it is 0.1 and more from the second on
+    assert min(stream.errors) > 0
 
 
 @pytest.mark.parametrize(
