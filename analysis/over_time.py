@@ -78,7 +78,7 @@ class CostsOverTime:
     def mean(self, start: int = 0) -> float:
         """Additions for each multiply-accumulate of the source, the mean of the frames from
         ``start`` on: 1 leaves out the first, in which the state is built."""
-        if not isinstance(start, int) or not 0 <= start < len(self):
+        if not isinstance(start, int) or isinstance(start, bool) or not 0 <= start < len(self):
             raise InputError(f"mean: there are frames 0 to {len(self) - 1}, not {start!r}.")
         return sum(self.additions_per_mac[start:]) / (len(self) - start)
 
@@ -151,14 +151,21 @@ def costs_over_time(
     names of the model's arguments. ``tables`` price the counts. The state is forgotten before and
     after. Raises InputError for what is no clip, and for a network that runs on no streams.
     """
+    _check_tables(tables)
     clip = check_clip(snn, clip)
-    if not isinstance(tables, Mapping) or not all(
-        isinstance(each, EnergyTable) for each in tables.values()
-    ):
-        raise InputError(f"tables is a dict of EnergyTables by name, not {tables!r}.")
     sent = spikes_by_frame(snn, clip)
     counts = FrameCounts(snn.network)
     return costs_of([counts.frame(block, changed) for block, changed in sent], tables)
+
+
+def _check_tables(tables: Any) -> None:
+    """Before a clip is counted: it takes a while."""
+    given = tables.values() if isinstance(tables, Mapping) else [tables]
+    if not all(isinstance(each, EnergyTable) for each in given):
+        raise InputError(
+            "costs_over_time: tables are EnergyTables by name, such as TABLES, or {} for none, "
+            f"but they are {tables!r}."
+        )
 
 
 def costs_of(frames: Sequence[Operations], tables: Mapping[str, EnergyTable]) -> CostsOverTime:

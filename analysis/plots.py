@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.inputs import Inputs, batch_of
+from ..core.inputs import Batch, Inputs, batch_of
 from ..core.running import Evaluation, length_of
+from ..core.spikes import codes
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
+from .over_time import PARTS
 
 if TYPE_CHECKING:
     from ..core.module import NetworkModule
@@ -41,9 +43,9 @@ COMPONENTS = {
     "neuron updates": "#56B4E9",
     "memory": "#999999",
 }
-COLOR_OF = {"spikes": "#0072B2", "sums": "#D55E00", "products": "#E69F00", "input": "#999999"}
+PART_COLORS = dict(zip(PARTS, ("#0072B2", "#D55E00", "#E69F00", "#999999"), strict=True))
 THUMBNAILS = 10
-ANIMATED = 4  # layers of an animation, unless named
+ANIMATED = 4  # layers of an animation at most
 FEW_CELLS = 80
 LEVELS_SHOWN, BINS = 9, 48
 LEVELS = {  # of plot_errors: what is drawn, and on which scale
@@ -560,23 +562,27 @@ def plot_frontier(
 
 
 def plot_over_time(
-    costs: CostsOverTime, clip: Any = None, axes: Any = None, *, sound: bool = False
+    costs: CostsOverTime,
+    clip: Batch | Mapping[str, Tensor] | None = None,
+    axes: Any = None,
+    *,
+    sound: bool = False,
 ) -> Plot:
     """Additions of each frame, by what they are of, under the clip; the source's line is dashed.
 
     Of ``clip`` [F, B, ...], what ``costs_over_time`` was given, the first sample is drawn:
     thumbnails of images [C, H, W] or [H, W], columns of features [N], which with ``sound`` are
-    samples of sound, drawn as their spectrum; of a dict of clips the first floating-point one.
-    Raises InputError where the clip has another number of frames, or of dimensions.
+    samples of sound, drawn as their spectrum; of a dict the first floating-point input. Raises
+    InputError where the clip has another number of frames, or of dimensions.
     """
     shown = None if clip is None else _pictures(clip, len(costs), sound)
     unit, scale = _thousands(max(costs.source_macs, *costs.additions))
     axes = _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
     edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
     parts = costs.to_dict()["parts"]
-    for name in (name for name in parts if any(parts[name])):
+    for name in (name for name in PART_COLORS if any(parts[name])):
         above = [a + n / scale for a, n in zip(below, parts[name], strict=True)]
-        axes.stairs(above, edges, baseline=below, fill=True, color=COLOR_OF[name], alpha=0.75,
+        axes.stairs(above, edges, baseline=below, fill=True, color=PART_COLORS[name], alpha=0.75,
                     linewidth=0, label=name)  # fmt: skip
         below = above
     axes.stairs(below, edges, color=COLORS[0], linewidth=1.2)
@@ -595,13 +601,10 @@ def plot_over_time(
 
 
 def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
-    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]; of several
-    inputs those of the first that is floating-point."""
-    clip = batch_of(clip)
-    if isinstance(clip, Inputs):
-        clip = next(iter(clip.floats), None)
-    fits = isinstance(clip, Tensor) and clip.dim() in (3, 4, 5) and len(clip) == frames
-    if not fits or not clip.shape[1]:
+    """Of the first sample in 0..1: images [F, H, W] or [F, H, W, 3], or columns [F, N]."""
+    clip = _drawn(clip)
+    drawable = isinstance(clip, Tensor) and clip.dim() in (3, 4, 5) and clip.numel() > 0
+    if not drawable or len(clip) != frames:
         raise InputError(
             f"the clip is [F, B, ...] with images or features of {frames} frames, as it was "
             f"counted, but it is {list(clip.shape) if isinstance(clip, Tensor) else type(clip)}."
@@ -613,6 +616,12 @@ def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
         first = first.movedim(1, -1) if first.shape[1] == 3 else first.mean(1)
     low, high = float(first.min()), float(first.max())
     return (first - low) / ((high - low) or 1.0)
+
+
+def _drawn(clip: Any) -> Any:
+    """Of several inputs the first of real values."""
+    clip = batch_of(clip)
+    return next(iter(clip.floats), None) if isinstance(clip, Inputs) else clip
 
 
 def spectrogram(samples: Tensor) -> Tensor:
@@ -648,7 +657,7 @@ def _thousands(value: float) -> tuple[str, float]:
 
 def animate_spikes(
     snn: NetworkModule,
-    clip: Any,
+    clip: Batch | Mapping[str, Tensor],
     path: str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,
@@ -657,34 +666,37 @@ def animate_spikes(
     """A GIF of the spikes of each frame of a clip [F, B, ...], the state kept; returns the numbers.
 
     Beside the first sample's frame the spikes of up to four ``layers`` (unless named, those evenly
-    spaced through the network), all channels of a place and all steps of a frame together, and
-    below the additions of all samples. The clip may be a dict of such tensors by the names of the
-    model's arguments; the first floating-point one is drawn. Raises InputError for a layer that
-    sends nothing, for more than four, and for a clip that cannot be drawn.
+    spaced through the network), all channels of a place and all steps of the frame together, and
+    below the additions of all samples. Raises InputError for a clip that cannot be drawn, a layer
+    that sends nothing, and more than four.
     """
     from .energy import TABLES
     from .over_time import FrameCounts, check_clip, costs_of, spikes_by_frame
 
     need_matplotlib()
     given = check_clip(snn, clip)
-    shown = _pictures(clip, length_of(given), False)
-    if isinstance(layers, str) or len(layers or ()) > ANIMATED or not fps > 0:
-        raise InputError(
-            f"layers is a list of up to {ANIMATED} names, and fps above 0, but they are {layers!r} "
-            f"and {fps!r}."
-        )
+    shown = _pictures(clip, length_of(clip), False)
+    chosen = _animated(list(codes(snn.network)), layers)
+    _check_rate(fps)
     counts, frames, maps = FrameCounts(snn.network), [], []
     for block, changed in spikes_by_frame(snn, given):
         frames.append(counts.frame(block, changed))
-        maps.append({name: _place(sent[:, 0].sum(0)) for name, sent in block.spikes.items()})
-    chosen = _animated(list(maps[0]), layers)
+        maps.append({name: _place(block.spikes[name][:, 0].sum(0)) for name in chosen})
     costs = costs_of(frames, TABLES)
     most = {name: max(1.0, max(float(m[name].max()) for m in maps)) for name in chosen}
     write_whole(path, _gif(costs, shown, [{n: m[n] / most[n] for n in chosen} for m in maps], fps))
     return {"layers": chosen, "most": most, **costs.to_dict()}
 
 
+def _check_rate(fps: Any) -> None:
+    number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
+    if not number or not 0 < fps < math.inf:
+        raise InputError(f"fps is a number of frames a second above 0, but it is {fps!r}.")
+
+
 def _animated(names: list[str], layers: Sequence[str] | None) -> list[str]:
+    if isinstance(layers, str) or len(layers or ()) > ANIMATED:
+        raise InputError(f"layers is a list of up to {ANIMATED} names, but it is {layers!r}.")
     unknown = [name for name in layers or () if name not in names]
     if unknown:
         raise InputError(f"{unknown[0]!r} sends no spikes; those that do: {', '.join(names)}.")

@@ -30,7 +30,7 @@ from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
-from ..core.running import Evaluation, check_run, check_steps, evaluate, run
+from ..core.running import Evaluation, check_run, check_steps, evaluate, run, steps_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
@@ -132,7 +132,7 @@ def write_report(
     command: str | None = None,
     title: str | None = None,
     samples: int = 64,
-    clip: Any = None,
+    clip: Tensor | Mapping[str, Tensor] | None = None,
     sound: bool = False,
 ) -> Path:
     """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
@@ -146,7 +146,8 @@ def write_report(
 
     With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
     where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
-    spikes. With ``sound`` its values are samples of sound.
+    spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values are
+    samples of sound.
 
     Without matplotlib the report says so in place of its pictures. A file that was there stays
     until the new one is whole. Raises InputError, and FormatError where it cannot be written.
@@ -265,15 +266,16 @@ def _streamed(snn: NetworkModule, clip: Any, reference: nn.Module, sound: bool) 
     """The clip with the state kept, frame by frame beside the source."""
     from .over_time import costs_over_time
 
+    clip = batch_of(clip)
     costs = costs_over_time(snn, clip)
-    steps, frames = snn.network.time_steps, batch_of(clip)
+    steps = snn.network.time_steps
     have = run(snn, clip, steps, sequence=True, keep_state=True)[steps]
     snn.reset()
     with torch.no_grad(), eval_mode(reference):
-        wanted = _in_turn(snn.network, reference, completed(snn, frames, 1))
+        wanted = _in_turn(snn.network, reference, completed(snn, clip, 1))
     shown = [each_leaf(have, itemgetter(k)) for k in range(len(wanted))]
     errors = list(map(_distance, shown, wanted))
-    return Stream(frames, costs, errors, sound)
+    return Stream(clip, costs, errors, sound)
 
 
 def _in_turn(network: SpikingNetwork, reference: nn.Module, frames: Batch) -> list[Any]:
@@ -741,18 +743,19 @@ def _stream(report: _Report) -> Html:
 
 
 def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _animation(snn: NetworkModule, found: Stream) -> Html:
-    caption = "Spikes of each frame in up to four layers, all channels of a place together."
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "spikes.gif"
-            plots.animate_spikes(snn, found.clip[:ANIMATED], path)
+            drawn = plots.animate_spikes(snn, steps_of(found.clip, 0, ANIMATED), path)
             data = base64.b64encode(path.read_bytes()).decode()
     except (BackendUnavailable, InputError) as error:
         return _note(f"No animation: {error}")
+    layers = _number(len(drawn["layers"]), "layer")
+    caption = f"Spikes of each frame in {layers}, all channels of a place together."
     image = tag("img", src=f"data:image/gif;base64,{data}", alt=caption, style="max-width:100%")
     return tag("figure", image, tag("figcaption", caption))
 

@@ -1,17 +1,16 @@
 """Networks that watch videos, beside DeltaCNN's rule at equal error: docs/videos.md.
 
-    python benchmarks/videos.py             what the page shows, of each network what it names
-    python benchmarks/videos.py [--networks efficientnet ...] [--clips carphone ...] [--frames 48]
+    python benchmarks/videos.py [--networks efficientnet ...] [--clips carphone ...] [--frames 12]
     python benchmarks/videos.py --print     the tables of what was measured
     python benchmarks/videos.py --write     puts them into docs/videos.md
 
 EfficientNet-Lite0, and P-Net and R-Net of MTCNN (R-Net on eight windows that stay where P-Net was
 surest in the first frame), run on three real clips (examples/clips.py), frame after frame with
 their state kept, one step a frame. "coded" is EfficientNet-Lite0 with a neuron behind each block,
-where it has linear layers one after another. Each plan is converted once for all three clips,
-whichever are measured, and calibrated on frames behind those that it is measured on. Errors are of
-the outputs of all frames, relative to the source; additions and MACs are for each
-multiply-accumulate of the source, energies ("45 nm fp32", compute only) beside that of the source.
+where it has linear layers one after another. Each plan is converted once for all clips, whichever
+are measured, and calibrated on frames of all behind those that it is measured on. Errors are of the
+outputs of all frames, relative to the source; additions and MACs are for each multiply-accumulate
+of the source, energies ("45 nm fp32", compute only) beside that of the source.
 
 "stream" plans are those of convert(stream=True), by the price of an addition; of others all neurons
 have so many members.
@@ -22,17 +21,19 @@ is not above a threshold nothing passes, and the difference stays, to be part of
 pixel passes with all its channels where one of them is above the threshold, and MACs left are those
 that they meet ("pixel", what the paper's kernels compute). Two are finer than the paper: the zeros
 among the differences of a pixel left out ("nonzero"), and each value by itself ("value"). The
-threshold is in deviations of the layer's values on eight images of the first clip ("deviation"), or
-the same number for all ("number"); tables are of the first.
+threshold is in deviations of the layer's values ("deviation") on all frames that calibrate, or the
+same number for all ("number"), which is not in the table of equal errors.
 
-A cell, one plan or one threshold on one clip, goes to benchmarks/results/videos/ and is not
-measured again unless --again.
+A cell, one plan or one threshold on one clip, goes to benchmarks/results/videos/ by a name that
+says how many frames it was measured on, and of how many clips and frames of each it was calibrated.
+It is not measured again unless --again. Without options the cells are those of the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,13 +63,11 @@ PAGE = "videos.md"
 BEHIND = 16  # frames of each clip, behind those that are measured, that calibrate
 GAP = 40  # frames between them
 MOST = 0.05  # errors that are compared
-PLANS = ("5 exact", "5", "6", "7", "6 exact", "stream 0.03", "stream 0.1")
-THRESHOLDS = (0.02, 0.05, 0.1, 0.2)
-LARGE = ("7", "8", "9", "stream 0.008", "stream 0.03")  # plans of EfficientNet-Lite0
-FINE = (0.005, 0.01, 0.02, 0.05)
 RULES = ("pixel", "nonzero", "value")  # what of DeltaCNN's rule is counted
 SCENE = (108, 132)  # P-Net's image: a face of 20 pixels in one of 176 x 144 is a window of 12
 WINDOWS = 8
+UNITS = ("deviation", "number")  # of thresholds; the first is compared
+PLAN = re.compile(r"(stream \d[\d.e-]*|\d+)( exact)?")
 TABLE = "45 nm fp32"
 UPDATE = 4  # additions of a value that DeltaCNN keeps: input and output, the change, its comparison
 
@@ -78,16 +77,16 @@ UPDATE = 4  # additions of a value that DeltaCNN keeps: input and output, the ch
 
 @dataclass
 class Case:
-    """A network, and how it sees a clip [F, 3, H, W]: [F, B, ...]."""
+    """A network, how it sees a clip [F, 3, H, W]: [F, B, ...], and what is measured of it."""
 
     name: str
     load: Callable[[], nn.Module]
     see: Callable[[Tensor], Tensor]
     agree: Callable[[Any, Any], Tensor]
-    plans: Sequence[str] = PLANS
-    thresholds: Sequence[float] = THRESHOLDS
-    rules: Sequence[str] = RULES
     frames: int = 48
+    plans: Sequence[str] = ("stream 0.03", "stream 0.1", "5 exact", "5", "6 exact", "6", "7")
+    thresholds: Sequence[float] = (0.02, 0.05, 0.1, 0.2)
+    rules: Sequence[str] = RULES
 
     @cached_property
     def model(self) -> nn.Module:
@@ -159,32 +158,18 @@ def same_faces(threshold: float) -> Callable[[Any, Any], Tensor]:
     return same
 
 
+LARGE: dict[str, Any] = {"frames": 12, "thresholds": (0.005, 0.01, 0.02, 0.05)}
 CASES = {
     case.name: case
     for case in (
-        Case(
-            "efficientnet",
-            efficientnet,
-            large,
-            same_class,
-            (*LARGE, "stream 0.06"),
-            FINE,
-            frames=12,
-        ),
-        Case(
-            "efficientnet coded",
-            efficientnet_coded,
-            large,
-            same_class,
-            LARGE,
-            FINE,
-            ("nonzero", "value"),
-            12,
-        ),
+        Case("efficientnet", efficientnet, large, same_class,
+             plans=("stream 0.008", "stream 0.03", "stream 0.06", "7", "8", "9"), **LARGE),
+        Case("efficientnet coded", efficientnet_coded, large, same_class,
+             plans=("stream 0.008", "stream 0.03", "7", "8", "9"), rules=RULES[1:], **LARGE),
         Case("pnet", of_mtcnn("pnet"), scene, same_faces(0.6)),
         Case("rnet", of_mtcnn("rnet"), windows, same_faces(0.7)),
     )
-}
+}  # fmt: skip
 
 
 def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]:
@@ -197,19 +182,10 @@ def watched(name: str, frames: int, folder: str | None) -> tuple[Tensor, Tensor]
 # -- ours ------------------------------------------------------------------------------------------
 
 
-def a_plan(text: str) -> str:
-    """As ``planned`` takes it."""
-    word, *more = text.split(" ")
-    numbers = [each for each in more if each != "exact"]
-    if not (len(numbers) == 1 if word == "stream" else word.isdigit() and not numbers):
-        raise argparse.ArgumentTypeError(f"'stream PRICE' or 'MEMBERS', and 'exact', not {text!r}")
-    return text
-
-
-def planned(case: Case, behind: Sequence[Tensor], plan: str) -> sg.SpikingNetwork:
+def planned(case: Case, behind: Sequence[Tensor], cell: str) -> sg.SpikingNetwork:
     """ "stream" and the price of an addition, or members of every neuron, and "exact" where the
     input is fed as it is; ``behind`` are clips [F, B, ...]."""
-    word, *more = plan.split(" ")
+    word, *more = cell.split(" ")
     coding = None if "exact" in more else "spike"
     if word == "stream":
         weight = next(float(each) for each in more if each != "exact")
@@ -310,10 +286,11 @@ class Delta(Source):
 
 
 def delta(
-    case: Case, snn: NetworkModule, calibration: Tensor, cell: str, clip: Tensor
+    case: Case, snn: NetworkModule, spread: Mapping[str, float], cell: str, clip: Tensor
 ) -> dict[str, Any]:
+    """``spread`` is that of ``deviations``."""
     rule, unit, threshold = cell.split(" ")
-    limits = thresholds(snn, calibration, float(threshold), unit == "deviation")
+    limits = thresholds(snn.network, spread, float(threshold), unit == "deviation")
     sent: dict[str, Tensor] = {}
     have, macs = [], []
     with torch.no_grad():
@@ -332,17 +309,28 @@ def delta(
     return row(case, whole, wanted(case, clip), [n / source for n in macs], energy)
 
 
+def deviations(snn: NetworkModule, calibration: Tensor) -> dict[str, float]:
+    """By node, the standard deviation of its values on all that calibrates."""
+    sums: dict[str, Tensor] = {}
+    for batch in calibration.split(real.BATCH):
+        for name, value in snn.all_activations(batch).items():
+            x = value.double()
+            found = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()])
+            sums[name] = sums.get(name, 0) + found
+    return {name: float(((squares - total**2 / n) / (n - 1)).clamp(min=0).sqrt())
+            for name, (n, total, squares) in sums.items()}  # fmt: skip
+
+
 def thresholds(
-    snn: NetworkModule, calibration: Tensor, threshold: float, relative: bool
+    network: sg.SpikingNetwork, spread: Mapping[str, float], threshold: float, relative: bool
 ) -> dict[str, float]:
     """By node; 0 of pooling, which adds up what it is sent, and of outputs."""
-    seen = snn.all_activations(calibration[: real.BATCH])
-    read = {name for node in snn.network.nodes for name in node.inputs}
+    read = {name for node in network.nodes for name in node.inputs}
     return {
-        node.name: threshold * (float(seen[node.name].std()) if relative else 1.0)
+        node.name: threshold * (spread[node.name] if relative else 1.0)
         if node.name in read and (isinstance(node, Input) or node.code is not None)
         else 0.0
-        for node in (*snn.network.inputs, *snn.network.neurons)
+        for node in (*network.inputs, *network.neurons)
     }
 
 
@@ -367,27 +355,42 @@ def left(network: sg.SpikingNetwork, passed: Mapping[str, Tensor], batch: int) -
 # -- cells -----------------------------------------------------------------------------------------
 
 
+def cells_asked(given: argparse.Namespace, case: Case) -> tuple[list[str], list[str]]:
+    """Plans, and thresholds of the rule: those of the page, unless others are asked for."""
+    plans, limits, rules = (
+        getattr(case if getattr(given, name) is None else given, name)
+        for name in ("plans", "thresholds", "rules")
+    )
+    units = given.units
+    return list(plans), [f"{r} {unit} {t:g}" for r in rules for unit in units for t in limits]
+
+
+def key(cell: str, clip: str, frames: int) -> str:
+    return f"{cell}, {clip}, {frames} frames, calibrated on {len(clips.CLIPS)} x {BEHIND}"
+
+
 def measure(given: argparse.Namespace, name: str) -> None:
     case, path = CASES[name], RESULTS / f"{name.replace(' ', '_')}.json"
-    length = given.frames or case.frames
-    seen = {clip: watched(clip, length, given.folder) for clip in clips.CLIPS}
+    frames = given.frames or case.frames
+    seen = {clip: watched(clip, frames, given.folder) for clip in clips.CLIPS}
     shown = {clip: case.see(seen[clip][0]) for clip in given.clips}
     behind = [case.see(frames) for _, frames in seen.values()]
     calibration = torch.cat([clip.flatten(0, 1) for clip in behind])
     plain: NetworkModule | None = None
-    rules = [f"{rule} {unit} {t:g}" for rule in given.rules or case.rules for unit in given.units
-             for t in given.thresholds or case.thresholds]  # fmt: skip
-    for cell in [*(given.plans or case.plans), *rules]:
-        keys = {c: f"{cell}, {c}, {length} frames" for c in shown}
+    spread: Mapping[str, float] = {}
+    plans, rules = cells_asked(given, case)
+    for cell in [*plans, *rules]:
+        keys = {c: key(cell, c, frames) for c in shown}
         missing = [c for c in shown if given.again or keys[c] not in real.cells(path)]
         if not missing:
             continue
         if cell in rules and plain is None:
             plain = sg.build(functions_of(case, calibration))
+            spread = deviations(plain, calibration)
         network = None if cell in rules else planned(case, behind, cell)
         for clip in missing:
             found = (
-                delta(case, plain, calibration, cell, shown[clip])
+                delta(case, plain, spread, cell, shown[clip])
                 if plain is not None and network is None
                 else ours(case, network, shown[clip])  # type: ignore[arg-type]
             )
@@ -416,15 +419,17 @@ class Cell(NamedTuple):
 
 
 def cells_of(name: str) -> list[Cell]:
-    """Of the most frames that a network was measured on, clip by clip."""
-    found = []
+    """Of the most frames that a network was measured on, clip by clip; of one plan or threshold
+    that was calibrated in several ways the one measured last."""
+    found = {}
     for key, each in real.cells(RESULTS / f"{name.replace(' ', '_')}.json").items():
-        cell, clip, frames = key.split(", ")
-        found.append(Cell(cell, clip, int(frames.split()[0]), each))
-    most = {
-        clip: max(c.frames for c in found if c.clip == clip) for clip in {c.clip for c in found}
-    }
-    return [c for c in found if c.frames == most[c.clip]]
+        cell, clip, frames, _ = key.split(", ")
+        one = Cell(cell, clip, int(frames.split()[0]), each)
+        found[one[:3]] = one
+    most: dict[str, int] = {}
+    for each in found.values():
+        most[each.clip] = max(each.frames, most.get(each.clip, 0))
+    return [c for c in found.values() if c.frames == most[c.clip]]
 
 
 def is_rule(cell: Cell) -> bool:
@@ -440,7 +445,7 @@ def best(cells: Sequence[Cell], clip: str) -> Cell | None:
 def at_error(cells: Sequence[Cell], clip: str, rule: str, error: float, key: str) -> float | None:
     """What a rule costs at an error: between the two thresholds around it, by log(error)."""
     points = sorted((c.row["error"], c.row[key]) for c in cells
-                    if c.clip == clip and c.name.startswith(f"{rule} deviation "))  # fmt: skip
+                    if c.clip == clip and c.name.startswith(f"{rule} {UNITS[0]} "))  # fmt: skip
     for (low, first), (high, second) in pairwise(points):
         if low <= error <= high:
             share = math.log(error / low) / math.log(high / low)
@@ -503,22 +508,31 @@ def told(given: argparse.Namespace) -> bool:
     return True
 
 
-def main() -> None:
+def plan(text: str) -> str:
+    if PLAN.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no plan; see --help")
+    return text
+
+
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--clips", nargs="+", choices=clips.CLIPS, default=list(clips.CLIPS))
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--plans", nargs="+", type=a_plan, metavar="PLAN",
-                        help="'stream PRICE' or 'MEMBERS', and 'exact'")  # fmt: skip
-    parser.add_argument("--thresholds", nargs="+", type=float)
-    parser.add_argument("--rules", nargs="+", choices=RULES)
-    parser.add_argument("--units", nargs="*", choices=("deviation", "number"),
-                        default=["deviation"])  # fmt: skip
+    parser.add_argument("--frames", type=int, help="48, of EfficientNet-Lite0 12, unless given")
+    parser.add_argument("--plans", nargs="*", type=plan, metavar="PLAN",
+                        help="'stream 0.03', '5', each also with ' exact'")  # fmt: skip
+    parser.add_argument("--thresholds", nargs="*", type=float)
+    parser.add_argument("--rules", nargs="*", choices=RULES)
+    parser.add_argument("--units", nargs="*", choices=UNITS, default=list(UNITS[:1]))
     parser.add_argument("--folder", help="that of the clips; of the installed package unless given")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
     parser.add_argument("--write", action="store_true", help="that into docs/videos.md")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = options().parse_args()
     if told(given):
         return
     torch.set_num_threads(1)

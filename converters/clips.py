@@ -25,9 +25,9 @@ class Motion:
     """What is taken to move where stills [N, C, H, W] calibrate: ``clips(stills)``.
 
     Each image moves to and fro on a line of a random direction, ``pixels`` a frame and at most
-    ``reach`` pixels from where it is, bilinear, its borders repeated; ``noise`` is the standard
-    deviation of what the sensor adds to every pixel and frame, in units of the input. Raises
-    InputError for numbers that are out of range.
+    ``reach`` pixels, which are no fewer, from where it is, bilinear, its borders repeated;
+    ``noise`` is the standard deviation of what the sensor adds to every pixel and frame, in units
+    of the input. Raises InputError for numbers that are out of range.
     """
 
     pixels: float = 0.2
@@ -49,9 +49,8 @@ class Motion:
             )
         if self.pixels > self.reach:
             raise InputError(
-                f"Motion: an image moves by {self.pixels!r} pixels a frame, but at most by reach = "
-                f"{self.reach!r} from where it is, so that it would turn back before it got there. "
-                f"Pass reach={math.ceil(self.pixels)} or more."
+                f"Motion: on a way of {self.reach:g} pixels to either side nothing moves "
+                f"{self.pixels:g} pixels a frame; let reach be at least pixels."
             )
 
     @torch.no_grad()
@@ -64,7 +63,7 @@ class Motion:
                 f"{shown}. Pass clips [F, N, ...] with stream=True."
             )
         if not stills.numel():
-            raise CalibrationError(f"Motion moves images, but {list(stills.shape)} are none.")
+            raise CalibrationError(f"there is no image to move, but {list(stills.shape)}.")
         generator = torch.Generator().manual_seed(self.seed)
         frames = [self._moved(stills, by) for by in self._path(len(stills), generator)]
         clip = torch.stack(frames)
@@ -123,12 +122,7 @@ def _clip(item: Any, motion: Motion | None) -> Batch:
     for value in x.floats if isinstance(x, Inputs) else inputs:
         _check(value)
     for name, value in x.tensors.items() if isinstance(x, Inputs) else ():
-        if not value.is_floating_point() and not bool((value == value[:1]).all()):
-            raise CalibrationError(
-                f"the input {name!r} holds whole numbers or truth values, which are the same for "
-                "all frames of a stream, but in a clip they change. Pass those of its first frame: "
-                "value[:1].expand_as(value)."
-            )
+        _check_whole(name, value)
     if len({value.shape[:2] for value in inputs}) != 1:
         raise CalibrationError(
             f"the inputs of a clip have one number of frames and of streams, but here are {x}."
@@ -149,6 +143,16 @@ def _check(clip: Any) -> None:
         )
     if not clip.numel() or not bool(clip.isfinite().all()):
         raise CalibrationError("a clip is empty, or holds NaN or infinity.")
+
+
+def _check_whole(name: str, value: Tensor) -> None:
+    """Whole numbers and truth values are what a network is read by, not what it watches."""
+    if not value.is_floating_point() and not bool((value == value[:1]).all()):
+        raise CalibrationError(
+            f"the input {name!r} of a clip holds whole numbers or truth values, which are the same "
+            "in all frames of a stream, but they change. Pass one of their frames for all, "
+            "x[:1].expand_as(x), or clips between which they change."
+        )
 
 
 STILLS = (

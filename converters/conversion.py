@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.inputs import Batch, batch_of
+from ..core.inputs import Batch, batch_of, call
+from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
@@ -219,13 +220,12 @@ def _context(model: nn.Module, settings: Settings, calibration: Calibration) -> 
 
 
 def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
-    """The network for the first batch; of a stream a frame of another rank is a still."""
+    """The network for the first batch; stills that were passed as a clip are told the way."""
     settings = context.settings
     try:
         return lower(model, context.batches[0], settings).replace(stream=settings.streams)
     except CalibrationError as error:
-        given = context.batches[0]
-        if not settings.streams or settings.motion is not None or not _of_type(model, given):
+        if not context.clips or settings.motion is not None or not _takes(model, context.clips[0]):
             raise
         raise CalibrationError(
             f"stream=True takes clips [F, N, ...], whose frames [N, ...] the model is called with: "
@@ -233,11 +233,15 @@ def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
         ) from error
 
 
-def _of_type(model: nn.Module, x: Batch) -> bool:
-    """Whether floating-point inputs are of the model's type: else that is what is wrong."""
-    weights = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    given = [x] if isinstance(x, Tensor) else x.floats
-    return not weights or all(value.dtype in weights for value in given)
+@torch.no_grad()
+def _takes(model: nn.Module, x: Batch) -> bool:
+    """Whether the model runs on a clip as if it were a batch, which shows that it is one."""
+    with eval_mode(model):
+        try:
+            call(model, x)
+        except Exception:  # whatever a model of the user's own raises
+            return False
+    return True
 
 
 def _says_levels(network: SpikingNetwork, settings: Settings) -> bool:

@@ -905,7 +905,12 @@ def check_tensor(node: Input, x: Any, leading: int, named: bool) -> Tensor:
             f"{what} is [{time}B, {', '.join(map(str, expected))}], but x is "
             f"{list(x.shape)}."
             + (
-                " A sequence is passed as run(..., sequence=True) or in step_mode 'm'."
+                (
+                    " There is no dimension of time: a sequence is [T, B, ...], a clip "
+                    "[F, B, ...]; of one step or frame it is x.unsqueeze(0)."
+                    if leading
+                    else " A sequence is passed as run(..., sequence=True) or in step_mode 'm'."
+                )
                 if x.dim() == len(expected) + 2 - leading
                 else ""
             )

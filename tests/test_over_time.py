@@ -1,6 +1,5 @@
 """Costs over time: each frame of a clip counted by the rules of ``count_operations``."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -16,10 +15,9 @@ from spikingjelly_signgd.analysis import (
     animate_spikes,
     count_operations,
     plot_over_time,
+    plots,
     write_report,
 )
-from spikingjelly_signgd.analysis.over_time import spikes_by_frame
-from spikingjelly_signgd.analysis.plots import _place
 from spikingjelly_signgd.analysis.report import _streamed
 from spikingjelly_signgd.core.network import Linear
 from spikingjelly_signgd.core.spikes import listening
@@ -202,8 +200,16 @@ def test_refused(snn):
     with pytest.raises(sg.InputError, match="costs_over_time: this network runs on no streams"):
         sg.costs_over_time(momentum, torch.randn(3, 1, 4))
     costs = sg.costs_over_time(snn, clip)
-    with pytest.raises(sg.InputError, match="frames 0 to 3"):
-        costs.mean(4)
+    for start in (4, 1.5, True):
+        with pytest.raises(sg.InputError, match="frames 0 to 3"):
+            costs.mean(start)
+    for tables in ({"a": 1}, None):
+        with pytest.raises(sg.InputError, match="tables are EnergyTables by name"):
+            sg.costs_over_time(snn, clip, tables=tables)
+    with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
+        sg.costs_over_time(snn, clip[0])
+    with pytest.raises(sg.InputError, match=r"no dimension of time: .* a clip \[F, B"):
+        sg.run(snn, clip[0], sequence=True)
     with pytest.raises(sg.InputError, match="nothing"):
         costs.of("nothing")
 
@@ -226,6 +232,8 @@ def test_curve_under_the_clip(snn):
     assert not plot_over_time(costs).axes.child_axes
     with pytest.raises(sg.InputError, match="4 frames"):
         plot_over_time(costs, clip[:3])
+    with pytest.raises(sg.InputError, match="4 frames"):
+        plot_over_time(costs, clip[:, :0])
 
 
 def test_sound_is_drawn_as_its_spectrum(snn):
@@ -252,38 +260,24 @@ def test_animation(snn, tmp_path):
         animate_spikes(snn, clip, path, layers=["nothing"])
 
 
-def test_an_animation_shows_all_steps_of_a_frame(snn, tmp_path):
-    snn, clip = sg.build(snn.network.replace(time_steps=4)), moving(2, 1)
+def test_animation_shows_all_steps_of_a_frame(tmp_path, monkeypatch):
+    """As the counts below it do: what is drawn is what the first sample sent."""
+    snn = streaming(load_network("resnet", "digits"), digits().train.images[:64], members=1,
+                    time_steps=4)  # fmt: skip
+    clip, drawn = moving(2, 1), {}
+    gif = plots._gif
+
+    def kept(costs, shown, maps, fps):
+        drawn["maps"] = maps
+        return gif(costs, shown, maps, fps)
+
+    monkeypatch.setattr(plots, "_gif", kept)
     found = animate_spikes(snn, clip, tmp_path / "spikes.gif")
-    name = found["layers"][0]
-    sent = [block.spikes[name] for block, _ in spikes_by_frame(snn, clip)]
-    assert all(bool(each[1:].any()) for each in sent[:1])  # steps after the first send as well
-    shown = [_place(each.sum(0)[0]).max() for each in sent]
-    assert found["most"][name] == max(shown)
-
-
-class Two(nn.Module):
-    """Of images and of how loud it is."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 3, 3), nn.Linear(2, 3)
-
-    def forward(self, x, sound):
-        return torch.relu(self.a(x)).mean((2, 3)) + torch.relu(self.b(sound))
-
-
-def test_clips_of_several_inputs_are_reported_and_drawn(tmp_path):
-    torch.manual_seed(0)
-    model, images = Two().eval(), {"x": torch.rand(16, 1, 8, 8), "sound": torch.rand(16, 2)}
-    snn = streaming(model, images, members=6)
-    clip = {"x": torch.rand(3, 2, 1, 8, 8), "sound": torch.rand(3, 2, 2)}
-    path = tmp_path / "report.html"
-    write_report(path, snn, {k: v[:4] for k, v in images.items()}, clip=clip)
-    text = path.read_text()
-    assert "data:image/gif;base64," in text
-    assert "3 frames, 1 step a frame" in text
-    assert f"{sg.costs_over_time(snn, clip).mean(1):.3f} after the first" in text
+    counted = sg.costs_over_time(snn, clip)
+    for frame, maps in zip(counted.frames, drawn["maps"], strict=True):
+        sent = {row.name: row.spikes for row in frame.each}
+        for name in found["layers"]:
+            assert float(maps[name].sum()) * found["most"][name] == pytest.approx(sent[name])
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -303,22 +297,20 @@ def test_a_network_that_feeds_itself_is_reported_beside_its_source(tmp_path, des
 
 
 @pytest.mark.parametrize(
-    "options", [{"layers": "relu"}, {"layers": ["a"] * 5}, {"fps": 0}], ids=str
+    ("options", "said"),
+    [
+        ({"layers": "conv1"}, "list of up to 4 names"),
+        ({"layers": list("abcde")}, "list of up to 4 names"),
+        ({"fps": 0}, "fps is a number"),
+        ({"fps": "12"}, "fps is a number"),
+    ],
 )
-def test_what_cannot_be_animated_is_refused_at_once(snn, tmp_path, options):
-    with pytest.raises(sg.InputError, match="up to 4 names"):
+def test_animation_is_refused_before_anything_is_run(snn, tmp_path, monkeypatch, options, said):
+    from spikingjelly_signgd.analysis import over_time
+
+    monkeypatch.setattr(over_time, "spikes_by_frame", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(sg.InputError, match=said):
         animate_spikes(snn, moving(2), tmp_path / "spikes.gif", **options)
-    with pytest.raises(sg.InputError, match="images or features"):
-        plot_over_time(sg.costs_over_time(snn, moving(2)), moving(2)[:, :0])
-
-
-def test_what_is_no_clip_is_told_what_one_is(snn):
-    with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
-        sg.costs_over_time(snn, moving()[0])
-    with pytest.raises(sg.InputError, match="EnergyTables"):
-        sg.costs_over_time(snn, moving(2), tables={"mine": 1})
-    with pytest.raises(sg.InputError, match="frames 0 to 1"):
-        sg.costs_over_time(snn, moving(2)).mean(1.5)
 
 
 def test_report_of_a_clip(tmp_path):
@@ -338,6 +330,35 @@ def test_report_of_a_clip(tmp_path):
         assert f"{float(error):.4f}" in text
     write_report(path, snn, images, reference=model, clip=clip[:, :, :, :7])
     assert "The clip: not measured." in path.read_text()
+
+
+class Masked(nn.Module):
+    """Images [B, 1, 4, 4], and whole numbers that weight them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last, self.rows = nn.Conv2d(1, 2, 3), nn.Linear(8, 3), nn.Embedding(3, 8)
+
+    def forward(self, x, i):
+        return self.last(torch.relu(self.conv(x)).flatten(1) * self.rows(i))
+
+
+def test_report_of_a_clip_of_several_inputs(tmp_path):
+    model, path = Masked().eval(), tmp_path / "report.html"
+    given = {"x": torch.rand(16, 1, 4, 4), "i": torch.randint(0, 3, (16,))}
+    snn = streaming(model, given, members=6, time_steps=2, input_coding="spike")
+    x = torch.rand(1, 2, 1, 4, 4)
+    for count, said in ((1, "1 frame, 2 steps a frame"), (3, "3 frames, 2 steps a frame")):
+        clip = {"i": torch.tensor([[0, 2]]).expand(count, 2), "x": x.expand(count, *x.shape[1:])}
+        write_report(path, snn, given, reference=model, clip=clip, samples=4)
+        text = path.read_text()
+        assert said in text and "data:image/gif;base64," in text
+        sends = len([node for node in snn.network.nodes if node.code is not None])
+        assert f"in {sends} layers," in text
+        assert f"{sg.costs_over_time(snn, clip).mean():.3f} in the mean" in text
+        (strip,) = plot_over_time(sg.costs_over_time(snn, clip), clip).axes.child_axes
+        assert len(strip.images) == count
 
 
 # -- real clips, and DeltaCNN's rule beside us -----------------------------------------------------
@@ -396,8 +417,9 @@ def test_deltas_rule():
     clip = torch.cat([clip, clip[-1:]])
     case = videos.Case("resnet", lambda: model, lambda x: x, videos.same_class)
     snn = streaming(model, clip.flatten(0, 1))
+    spread = videos.deviations(snn, clip.flatten(0, 1))
     found = {
-        cell: videos.delta(case, snn, clip.flatten(0, 1), cell, clip)
+        cell: videos.delta(case, snn, spread, cell, clip)
         for cell in ("pixel number 0", "value number 0", "pixel number 0.1", "value number 0.1",
                      "pixel number 1e9")
     }  # fmt: skip
@@ -409,20 +431,82 @@ def test_deltas_rule():
     assert 0 < found["pixel number 0.1"]["error"] < found["pixel number 1e9"]["error"]
 
 
-def test_the_command_of_the_page_measures_what_it_shows():
-    """Nothing is left to do, and nothing is shown that it would not do."""
+def test_deviations_are_of_all_that_calibrates():
+    import videos
+
+    snn, x = sg.build(sg.convert(Kept(), torch.randn(32, 4), tune=False)), torch.randn(19, 4)
+    x[8:] *= 3  # what the first batch does not show
+    want = {name: float(value.std()) for name, value in snn.all_activations(x).items()}
+    assert videos.deviations(snn, x) == pytest.approx(want, rel=1e-5)
+
+
+def test_without_options_the_cells_of_the_page_are_measured():
     import real
     import videos
 
     for name, case in videos.CASES.items():
-        path = videos.RESULTS / f"{name.replace(' ', '_')}.json"
-        assert all(videos.a_plan(plan) == plan for plan in case.plans)
-        rules = {f"{rule} deviation {t:g}" for rule in case.rules for t in case.thresholds}
-        found = {key.split(", ")[0] for key in real.cells(path)}
-        assert found <= {*case.plans, *rules}
-        assert {int(key.split(", ")[2].split()[0]) for key in real.cells(path)} == {case.frames}
-    with pytest.raises(argparse.ArgumentTypeError, match="stream PRICE"):
-        videos.a_plan("5 0.66")
+        cells = real.cells(videos.RESULTS / f"{name.replace(' ', '_')}.json")
+        plans, rules = videos.cells_asked(videos.options().parse_args([]), case)
+        measured = {key.split(", ")[0] for key in cells}
+        assert measured <= {*plans, *rules} and set(plans) <= measured
+        assert {key.split(", ")[2] for key in cells} == {f"{case.frames} frames"}
+        for rule in videos.RULES:  # each column has its rows
+            assert any(cell.startswith(rule) for cell in rules) or (rule, name) == (
+                "pixel", "efficientnet coded"
+            )  # fmt: skip
+
+
+def test_cells_that_were_calibrated_otherwise_are_others(tmp_path, monkeypatch):
+    """Plans and deviations are of all clips, whichever are measured."""
+    import real
+    import videos
+
+    made = []
+
+    def watched(name, frames, _):
+        return torch.full((frames, 4), 1.0), torch.full((2, 4), float(list("abc").index(name)))
+
+    monkeypatch.setattr(videos, "RESULTS", tmp_path)
+    monkeypatch.setattr(videos.clips, "CLIPS", dict.fromkeys("abc"))
+    monkeypatch.setattr(videos, "watched", watched)
+    monkeypatch.setattr(videos, "planned", lambda _, behind, cell: made.append((cell, behind)))
+    row = {"error": 0.1, "agreement": 1.0, "frames": [1.0], "later": 1.0}
+    monkeypatch.setattr(videos, "ours", lambda *_: row)
+    case = videos.Case("seen", nn.Identity, lambda x: x.unsqueeze(1), videos.same_class)
+    monkeypatch.setattr(videos, "CASES", {"seen": case})
+    options = ["--plans", "5", "--rules", "--frames", "3"]
+    for clip in "ba":
+        given = videos.options().parse_args(options)
+        given.clips = [clip]
+        videos.measure(given, "seen")
+    assert [float(clip.mean()) for clip in made[1][1]] == [0.0, 1.0, 2.0]
+    assert list(real.cells(tmp_path / "seen.json")) == [
+        f"5, {clip}, 3 frames, calibrated on 3 x {videos.BEHIND}" for clip in "ba"
+    ]
+
+
+def test_curves_of_the_rule_are_of_one_unit():
+    import videos
+
+    cells = [
+        videos.Cell(f"value {unit} {t}", "a", 3, {"error": error, "later": cost})
+        for unit, points in {
+            "deviation": [(0.1, 0.01, 0.6), (0.2, 0.04, 0.2)],
+            "number": [(0.1, 0.02, 9.0)],
+        }.items()
+        for t, error, cost in points
+    ]
+    assert videos.at_error(cells, "a", "value", 0.02, "later") == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("plan", ["5 0.3", "stream", "dense"])
+def test_what_is_no_plan_is_refused(plan, capsys):
+    import videos
+
+    assert videos.options().parse_args(["--plans", "stream 0.03", "5 exact"]).plans
+    with pytest.raises(SystemExit):
+        videos.options().parse_args(["--plans", plan])
+    assert "is no plan" in capsys.readouterr().err
 
 
 def test_the_page_is_what_was_measured():

@@ -274,34 +274,60 @@ def test_stills_where_clips_are_expected_are_told_the_way(model):
         sg.convert(model, images(8), stream=True)
 
 
-@pytest.mark.parametrize(("clip", "said"), [(torch.float16, "Half"), (torch.uint8, "255")], ids=str)
-def test_clips_of_another_type_are_told_of_it_alone(model, clips, clip, said):
-    given = clips.half() if clip == torch.float16 else (clips * 0).to(clip)
-    with pytest.raises(sg.CalibrationError) as raised:
-        sg.convert(model, given, stream=True)
-    assert "Motion" not in str(raised.value)
-    assert said in str(raised.value)
-
-
-def test_whole_numbers_that_change_are_refused():
-    x, which = torch.randn(6, 8, 3), torch.arange(6).unsqueeze(1).expand(6, 8)
-    with pytest.raises(sg.CalibrationError, match="'which' holds whole numbers"):
-        sg.convert(Two().eval(), {"x": x, "which": which % 5}, stream=True)
-
-
 @pytest.mark.parametrize(
-    "options", [{"frames": 3}, {"pixels": -1}, {"noise": math.inf}, {"pixels": 16}, {"reach": 0}]
+    "options",
+    [
+        {"frames": 3},
+        {"pixels": -1},
+        {"noise": math.inf},
+        {"pixels": 16},  # a whole way to and fro, which would stand still
+        {"pixels": 0.1, "reach": 0},
+    ],
 )
 def test_motion_out_of_range(options):
     with pytest.raises(sg.InputError, match="Motion"):
         sg.Motion(**options)
 
 
-def test_what_is_no_image_does_not_move():
+def test_as_far_as_the_reach_images_move():
+    clip = sg.Motion(pixels=2, reach=2).clips(images(4))
+    assert float((clip[1:] - clip[:-1]).abs().flatten(1).mean(1).min()) > 0.01
+    assert sg.Motion(pixels=0, reach=0).clips(images(4)).shape == (8, *images(4).shape)
+
+
+def test_what_is_no_image_does_not_move(model):
     with pytest.raises(sg.CalibrationError, match="images"):
         sg.Motion().clips(torch.zeros(4, 3))
-    with pytest.raises(sg.CalibrationError, match="none"):
-        sg.Motion().clips(torch.zeros(0, 3, 8, 8))
+    with pytest.raises(sg.CalibrationError, match="no image to move"):
+        sg.convert(model, images(4)[:0], stream=sg.Motion())
+
+
+class Looked(torch.nn.Module):
+    """A value for each row that whole numbers name."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.last = torch.nn.Embedding(4, 5), torch.nn.Linear(5, 2)
+
+    def forward(self, x, i):
+        return self.last(torch.relu(x * self.rows(i)))
+
+
+def test_whole_numbers_that_change_from_frame_to_frame_are_refused():
+    """As run does, but before a plan is made of what cannot be run."""
+    x, i = torch.rand(6, 2, 5), torch.randint(0, 4, (1, 2)).expand(6, 2)
+    network = sg.convert(Looked().eval(), {"x": x, "i": i}, stream=True)
+    assert len(sg.run(sg.build(network), {"x": x, "i": i}, sequence=True, keep_state=True)[1]) == 6
+    i = torch.cat([i[:5], (i[5:] + 1) % 4])
+    with pytest.raises(sg.CalibrationError, match="'i' of a clip .* but they change"):
+        sg.convert(Looked().eval(), {"x": x, "i": i}, stream=True)
+
+
+@pytest.mark.parametrize("clip", [torch.float16, torch.uint8])
+def test_what_is_wrong_with_the_type_of_a_clip_is_no_matter_of_motion(model, clips, clip):
+    with pytest.raises(sg.CalibrationError) as caught:
+        sg.convert(model, (255 * clips).to(clip), stream=True)
+    assert "Motion" not in str(caught.value)
 
 
 def test_a_plan_for_streams_is_not_tuned(network):
