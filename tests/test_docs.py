@@ -317,6 +317,7 @@ def test_exports(folder, capsys):
     assert {path.name for path in folder.iterdir()} == {"net.h5", "net.nir", "net.net"}
 
 
+@pytest.mark.slow
 def test_method(capsys):
     scope = run("docs/method.md")
     printed = capsys.readouterr().out

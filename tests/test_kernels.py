@@ -674,7 +674,7 @@ def sanitized(tmp_path_factory) -> tuple[Path, str]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("fault", ["", "overrun"])
+@pytest.mark.parametrize("fault", [pytest.param("", marks=pytest.mark.slow), "overrun"])
 def test_no_kernel_reads_or_writes_beside_its_tensors(sanitized, fault):
     """Under AddressSanitizer and UndefinedBehaviorSanitizer, which do find an overrun."""
     path, runtimes = sanitized

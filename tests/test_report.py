@@ -332,6 +332,7 @@ def convnext(tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_report_of_convnext_is_small(convnext):
     assert 100_000 < convnext.stat().st_size < 3_000_000
     tree = read(convnext)
