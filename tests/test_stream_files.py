@@ -22,7 +22,6 @@ from spikingjelly_signgd.exporters.hdf5.runner import Runner
 from spikingjelly_signgd.neurons.nonlinearities import NONLINEARITIES
 from spikingjelly_signgd.neurons.qcfs import QCFS
 
-
 FRAMES = 8
 IMAGES = torch.randn(32, 2, 6, 6, generator=generator(7))
 KEPT = {"sequence": True, "keep_state": True}
