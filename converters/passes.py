@@ -293,9 +293,9 @@ def _compares(context: Context) -> bool:
 
 
 OFF = 0.2  # of the outputs, from where a plan is warned of
-# Calibration samples up to which a plan may fit these alone: from DOUBTFUL on it is looked for, and
-# half of them being fewer samples, so many times the error shows it
-FEW, DOUBTFUL, FARTHER = 64, 0.05, 5
+# Calibration samples up to which a plan may fit these alone: from an error of DOUBTFUL on it is looked
+# for where half of them are some, and these being fewer, so many times the error shows it
+FEWEST, FEW, DOUBTFUL, FARTHER = 16, 64, 0.05, 5
 
 
 def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -330,7 +330,7 @@ def _check_unseen(network: SpikingNetwork, context: Context, seen: float) -> Non
     held against the other half."""
     # what plans of these add to the network, averages and coded inputs, is not taken out again
     coded = context.settings.chosen["input_coding"] != "exact" or bool(network.of(Average))
-    if seen <= DOUBTFUL or coded or not 8 <= context.samples <= FEW:
+    if seen <= DOUBTFUL or coded or not FEWEST <= context.samples <= FEW:
         return
     x = torch.cat(list(context.batches))
     half = replace(context, batches=[x[::2]])
