@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import BackendUnavailable, InputError
 from ..neurons.base import each_tensor, tensors_in
 from ..neurons.choice import choose
+from ..neurons.kernels.silence import runner
 from .module import NetworkModule, Seen, given_to
 from .network import KEPT, Neuron, Timed, each_leaf, fill, leaves
 from .running import check_run
@@ -37,7 +38,7 @@ def against(module: NetworkModule, backend: str = "auto") -> str:
 
     Without kernels it is the definition, which takes many times what the dense path does.
     """
-    network, missing = module.network, choose("auto", "cpu").reason
+    network, missing = module.network, _missing()
     device = next((tensor.device.type for tensor in module.buffers()), "cpu")
     checks = {
         "it is for the decoded view": module.spikes != "decoded",
@@ -51,6 +52,18 @@ def against(module: NetworkModule, backend: str = "auto") -> str:
         f"it needs compiled kernels ({missing})": backend == "auto" and bool(missing),
     }
     return next((reason for reason, holds in checks.items() if holds), "")
+
+
+def _missing() -> str:
+    """What the compiled kernels lack."""
+    reason = choose("auto", "cpu").reason
+    if reason:
+        return reason
+    try:
+        runner()
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
 
 
 def _refused(reason: str) -> str:

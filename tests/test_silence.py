@@ -23,6 +23,7 @@ from spikingjelly_signgd.core.silent_steps import Kept, Program
 from spikingjelly_signgd.core.silent_walk import SilentWalk
 from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.neurons import choice
+from spikingjelly_signgd.neurons.kernels import silence
 
 SIMULATORS = ("spikingjelly", "norse")
 SHARES = (0.05, 0.0, 0.5, 1.0, 0.02, 0.2)  # of changed inputs, frame after frame
@@ -541,3 +542,20 @@ def test_bad_input_is_refused_with_the_fix():
     for value in ("yes", 1, torch.ones(2)):
         with pytest.raises(sg.InputError, match="'auto'"):
             sg.watch(sg.build(random_plan(0), "spikingjelly"), silent=value)
+
+
+def test_a_library_of_an_earlier_version_is_a_reason(monkeypatch):
+    class Earlier:
+        face = object()
+
+    monkeypatch.setattr(silence, "library", Earlier)
+    silence.runner.cache_clear()
+    try:
+        net, x = nn.Sequential(nn.Linear(6, 8), nn.GELU()), torch.rand(4, 2, 6)
+        snn = sg.build(sg.convert(net, x, stream=True))
+        with pytest.raises(sg.InputError, match="built from other sources"):
+            sg.watch(snn, silent=True)
+        with sg.watch(snn, silent="auto") as w:
+            assert w(x[0]).shape == (2, 8)
+    finally:
+        silence.runner.cache_clear()

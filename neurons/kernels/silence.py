@@ -51,8 +51,10 @@ def runner() -> Run:
     Raises BackendUnavailable.
     """
     face = library().face
-    face.silence_size.restype = ctypes.c_ulong
-    if face.silence_size() != ctypes.sizeof(Step):
+    size = getattr(face, "silence_size", None)  # an earlier version's library has none
+    if size is not None:
+        size.restype = ctypes.c_ulong
+    if size is None or size() != ctypes.sizeof(Step):
         raise BackendUnavailable(
             "the library of CPU kernels was built from other sources than this package's. Build "
             "it again with pip install."
