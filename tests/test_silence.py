@@ -23,7 +23,7 @@ from spikingjelly_signgd.core.silent_steps import Kept, Program
 from spikingjelly_signgd.core.silent_walk import SilentWalk
 from spikingjelly_signgd.core.spikes import listening
 from spikingjelly_signgd.neurons import choice
-from spikingjelly_signgd.neurons.kernels import silence
+from spikingjelly_signgd.neurons.kernels import silence as compiled
 
 SIMULATORS = ("spikingjelly", "norse")
 SHARES = (0.05, 0.0, 0.5, 1.0, 0.02, 0.2)  # of changed inputs, frame after frame
@@ -548,8 +548,8 @@ def test_a_library_of_an_earlier_version_is_a_reason(monkeypatch):
     class Earlier:
         face = object()
 
-    monkeypatch.setattr(silence, "library", Earlier)
-    silence.runner.cache_clear()
+    monkeypatch.setattr(compiled, "library", Earlier)
+    compiled.runner.cache_clear()
     try:
         net, x = nn.Sequential(nn.Linear(6, 8), nn.GELU()), torch.rand(4, 2, 6)
         snn = sg.build(sg.convert(net, x, stream=True))
@@ -558,4 +558,4 @@ def test_a_library_of_an_earlier_version_is_a_reason(monkeypatch):
         with sg.watch(snn, silent="auto") as w:
             assert w(x[0]).shape == (2, 8)
     finally:
-        silence.runner.cache_clear()
+        compiled.runner.cache_clear()
