@@ -565,6 +565,7 @@ def test_the_vit_is_small(data):
     assert sum(p.numel() for p in make_network("vit", data).parameters()) < 95_000
 
 
+@pytest.mark.slow
 def test_the_vit_of_digits_agrees_with_its_source():
     data, model = digits(), load_network("vit", "digits")
     test = [(data.test.images, data.test.labels)]

@@ -57,6 +57,7 @@ def test_signgd_network(name: str) -> None:
     assert_compiles(sg.build(network, step_mode="m"), "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.spikingjelly
 def test_spike_view() -> None:
     network = sg.convert(load_network("vgg", "digits"), X, time_steps=8)

@@ -245,7 +245,10 @@ INSTRUCTIONS["any"] = build.SET_ANY
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize(
+    "instructions",
+    [pytest.param(k, marks=pytest.mark.slow) if k == "any" else k for k in INSTRUCTIONS],
+)
 def test_every_set_of_instructions(instructions, tmp_path, monkeypatch):
     """The tests above run the best set of this machine."""
     if instructions != "any" and "avx2" not in cpu._processor():

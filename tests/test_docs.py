@@ -132,6 +132,7 @@ def test_resnet(folder, capsys):
     assert scope["exact"].time_steps == 1
 
 
+@pytest.mark.slow
 def test_convnext(folder, capsys):
     scope = run("docs/tutorials/convnext.md")
     printed = capsys.readouterr().out
@@ -248,6 +249,7 @@ def test_energy(monkeypatch, capsys):
     assert list(scope["costs"]) == [2, 4, 8] and "estimate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_migration(folder, capsys):
     scope = run("docs/migration.md")
     for name in ("theirs", "snn"):

@@ -73,7 +73,7 @@ def test_a_digits_network(name):
 
 
 @pytest.mark.parametrize("name", TUNED)
-@pytest.mark.parametrize(("steps", "members"), [(8, 1), (2, 3)])
+@pytest.mark.parametrize(("steps", "members"), [(8, 1), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_a_tuned_digits_network(name, steps, members):
     """On test images, which tuning never saw: closer than the default plan, and close. Where step
     sizes were measured, there is little left to tune, and chance decides."""

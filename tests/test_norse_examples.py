@@ -19,6 +19,7 @@ def percent(text: str, what: str) -> float:
     return float(re.findall(rf"{what} +([\d.]+) %", text)[-1])
 
 
+@pytest.mark.slow
 def test_a_mixed_model_learns(monkeypatch, capsys, tmp_path):
     """Four epochs are not enough, but far from chance."""
     run("norse_digits.py", monkeypatch, "--epochs", "4", "--save", str(tmp_path / "model.pt"))

@@ -344,6 +344,7 @@ class Masked(nn.Module):
         return self.last(torch.relu(self.conv(x)).flatten(1) * self.rows(i))
 
 
+@pytest.mark.slow
 def test_report_of_a_clip_of_several_inputs(tmp_path):
     model, path = Masked().eval(), tmp_path / "report.html"
     given = {"x": torch.rand(16, 1, 4, 4), "i": torch.randint(0, 3, (16,))}

@@ -201,7 +201,7 @@ class Deep(nn.Module):
 
 
 @pytest.mark.parametrize("blocks", [30, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("members", [4, 6])
+@pytest.mark.parametrize("members", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_measured_steps_hold_in_deep_networks(blocks, members):
     torch.manual_seed(0)
     model, x = Deep(blocks).eval(), torch.randn(768, 24)

@@ -300,8 +300,11 @@ def test_rows_and_columns_of_a_square_map():
 
 @pytest.mark.parametrize(
     ("name", "simulator"),
-    [(name, "spikingjelly") for name in ("resnet", "vgg", "mixer", "vit", "resmlp")]
-    + [("convnext", "norse")],
+    [(name, "spikingjelly") for name in ("resnet", "vgg", "mixer")]
+    + [
+        pytest.param(name, "norse", marks=pytest.mark.slow)
+        for name in ("convnext", "vit", "resmlp")
+    ],
 )
 def test_example_networks(name, simulator):
     frames = clip(1, (1, 8, 8), seed=3)
