@@ -295,7 +295,7 @@ def _compares(context: Context) -> bool:
 OFF = 0.2  # of the outputs, from where a plan is warned of
 # Calibration samples up to which a plan may fit these alone: from an error of DOUBTFUL on it is
 # looked for where half of them are some, and these being fewer, so many times the error shows it
-FEWEST, FEW, DOUBTFUL, FARTHER = 16, 64, 0.05, 5
+FEWEST, FEW, DOUBTFUL, FARTHER = 16, 32, 0.05, 5
 
 
 def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
