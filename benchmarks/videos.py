@@ -83,7 +83,6 @@ class Case:
     load: Callable[[], nn.Module]
     see: Callable[[Tensor], Tensor]
     agree: Callable[[Any, Any], Tensor]
-    frames: int = 48
     plans: Sequence[str] = ("stream 0.03", "stream 0.1", "5 exact", "5", "6 exact", "6", "7")
     thresholds: Sequence[float] = (0.02, 0.05, 0.1, 0.2)
     rules: Sequence[str] = RULES
@@ -158,7 +157,7 @@ def same_faces(threshold: float) -> Callable[[Any, Any], Tensor]:
     return same
 
 
-LARGE: dict[str, Any] = {"frames": 12, "thresholds": (0.005, 0.01, 0.02, 0.05)}
+LARGE: dict[str, Any] = {"thresholds": (0.005, 0.01, 0.02, 0.05)}
 CASES = {
     case.name: case
     for case in (
@@ -371,7 +370,7 @@ def key(cell: str, clip: str, frames: int) -> str:
 
 def measure(given: argparse.Namespace, name: str) -> None:
     case, path = CASES[name], RESULTS / f"{name.replace(' ', '_')}.json"
-    frames = given.frames or case.frames
+    frames = given.frames
     seen = {clip: watched(clip, frames, given.folder) for clip in clips.CLIPS}
     shown = {clip: case.see(seen[clip][0]) for clip in given.clips}
     behind = [case.see(frames) for _, frames in seen.values()]
@@ -518,7 +517,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--clips", nargs="+", choices=clips.CLIPS, default=list(clips.CLIPS))
-    parser.add_argument("--frames", type=int, help="48, of EfficientNet-Lite0 12, unless given")
+    parser.add_argument("--frames", type=int, default=48, help="of each clip, 48 unless given")
     parser.add_argument("--plans", nargs="*", type=plan, metavar="PLAN",
                         help="'stream 0.03', '5', each also with ' exact'")  # fmt: skip
     parser.add_argument("--thresholds", nargs="*", type=float)
