@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .converters.additions import additions
     from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
+    from .core.distributed import Distributed
     from .core.events import Events
     from .core.network import SpikingNetwork
     from .core.running import Evaluation, build, evaluate, run
@@ -80,6 +81,7 @@ __all__ = [
     "Certificate",
     "CheckReport",
     "ConstantSchedule",
+    "Distributed",
     "Encode",
     "Evaluation",
     "Events",
@@ -215,6 +217,7 @@ _HOME = {
     "evaluate": "core.running",
     "run": "core.running",
     "collect": "core.training",
+    "Distributed": "core.distributed",
     "Events": "core.events",
     "step_by_step": "converters.stepping",
     "watch": "analysis.watching",
