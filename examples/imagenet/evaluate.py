@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
-from spikingjelly_signgd.converters import load_source
+from spikingjelly_signgd.converters import load_source, preprocessing
 
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper"},  # as published: one network, read at every T
@@ -61,22 +61,7 @@ def plans(methods: Sequence[str], members: Sequence[int], steps: Sequence[int]) 
         yield from (Plan(method, m, (t,)) for m in members for t in steps if m * t <= SIGNS)
 
 
-# -- model and data -------------------------------------------------------------------------------
-
-
-def load_model(name: str, weights: str) -> tuple[nn.Module, Any]:
-    """The model in eval mode, and what its makers did with an image before it saw it."""
-    model = load_source(name if weights == "none" else f"{name}:{weights}")
-    library, _, rest = name.partition(":")
-    if library == "torchvision":
-        from torchvision.models import get_model_weights
-
-        return model, get_model_weights(rest)[
-            "DEFAULT" if weights == "none" else weights
-        ].transforms()
-    from timm.data import create_transform, resolve_model_data_config
-
-    return model, create_transform(**resolve_model_data_config(model), is_training=False)
+# -- data -----------------------------------------------------------------------------------------
 
 
 def load_data(folder: Path, transform: Any, given: argparse.Namespace) -> tuple[Any, Any]:
@@ -257,9 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     with sg.Distributed() as world:
         torch.manual_seed(given.seed)  # of random weights
-        model, transform = load_model(given.model, given.weights)
-        model.to(world.device)
-        calibration, images = load_data(given.data, transform, given)
+        spec = given.model if given.weights == "none" else f"{given.model}:{given.weights}"
+        model, prepare = load_source(spec).to(world.device), preprocessing(spec)
+        calibration, images = load_data(given.data, lambda image: prepare([image])[0], given)
         if given.resume is not None and world.first:
             same_run(given.resume, about)
         rows: list[dict[str, Any]] = []
