@@ -576,12 +576,18 @@ class Stream:
             if self.given is not None:
                 x = value(pair(batch, source)[0], source)
                 batch, at = (x, self.given[at : at + len(x)]), at + len(x)
+                self._check_given(at, at > len(self.given))
             checked = self.together.checked(batch)
             yield checked if isinstance(checked, tuple) else (checked, None)
-        if self.given is not None and at != len(self.given):
+        if self.given is not None:
+            self._check_given(at, at != len(self.given))
+
+    def _check_given(self, samples: int, wrong: bool) -> None:
+        if wrong:
+            assert self.given is not None
             raise InputError(
-                f"labels are class indices [N], one for each sample, but there are {at} samples "
-                f"and {len(self.given)} labels."
+                f"labels are class indices [N], one for each sample, but '{self.together.source}' "
+                f"has {samples} samples or more, and there are {len(self.given)} labels."
             )
 
     def content(self) -> list[Any]:

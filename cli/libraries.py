@@ -146,7 +146,8 @@ class _Read(Pictures):
             file, y, *_ = self.reader[row]
         except Exception as error:
             raise FormatError(f"cannot read '{self.name(row)}': {error}") from error
-        return opened(file, self.name(row)), label_of(y, self.source)
+        with file:
+            return opened(file, self.name(row)), label_of(y, self.source)
 
     def content(self) -> list[Any]:
         return [len(self)]
