@@ -48,8 +48,9 @@ def vgg16(levels: int, classes: int = 10) -> nn.Module:
             continue
         parts += [*convolution(width, wide), sg.QCFS(levels)]
         width = wide
+    parts.append(nn.Flatten())
     for _ in range(2):
-        parts += [nn.Flatten(), nn.Dropout(0.1), nn.Linear(512, 512), sg.QCFS(levels)]
+        parts += [nn.Dropout(0.1), nn.Linear(512, 512), sg.QCFS(levels)]
     return nn.Sequential(*parts, nn.Linear(512, classes))
 
 
