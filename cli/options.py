@@ -144,6 +144,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             f"--min-{what}", type=fraction, metavar="FRACTION",
             help=f"exit code 5 where the {what} at the largest T is below",
         )  # fmt: skip
+    evaluate.add_argument(
+        "--resume", metavar="FILE.jsonl",
+        help="finished batches are written there, and left out where it is there already",
+    )  # fmt: skip
+    evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
+    evaluate.add_argument(
+        "--counted", type=whole, default=32, metavar="N",
+        help="samples on which spikes and additions of --results-file are counted, 0 for none",
+    )  # fmt: skip
 
     doctor = command("doctor", "which layer errs, why, and what fixes it")
     _network(doctor)
@@ -413,6 +422,13 @@ def count(text: str) -> int:
     value = _of(int, text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 belongs here, not {value}")
+    return value
+
+
+def whole(text: str) -> int:
+    value = _of(int, text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a number from 0 on belongs here, not {value}")
     return value
 
 
