@@ -26,8 +26,9 @@ from ..core.registry import FORMATS, look_up
 from ..core.running import build, evaluate, run
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
-from .data import Data, Preparation, load_data, shape_of
+from .data import Data, Reading, load_data, shape_of
 from .models import load_model
+from .preparation import Preparation
 from .results import check_results_file, counted, rows, said, write_results
 
 OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
@@ -84,7 +85,7 @@ def check(options: argparse.Namespace) -> Result:
         x = torch.rand(2, *options.input, generator=generator)
     else:
         options.samples = min(options.samples or 2, 2)
-        x = _data(options).x
+        x = _data(options).first(2)
     report = run_check(model, x, forms=options.forms)
     return Result(report.to_dict(), str(report), OK if report.ok else UNSUPPORTED)
 
@@ -109,14 +110,15 @@ def convert(options: argparse.Namespace) -> Result:
         given |= _streams(options)
     model = load_model(options.model, options.weights)
     data = _data(options, clip)
-    network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
+    samples = data.x if options.stream else data.loader()
+    network = run_convert(model, samples, seed=options.seed, max_batches=None, **given)
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
     if options.stream:
-        moving = data.x if clip else given["stream"].clips(data.x[:COUNTED])
+        moving = data.x if clip else given["stream"].clips(data.first(COUNTED))
         cost, sends = _stream_cost(network, moving)
     else:
-        cost, sends = _cost(network, data.x)
+        cost, sends = _cost(network, data.first(COUNTED))
     tuning = Tuning.of(network)
     lines = [repr(network), *sends]
     if tuning is not None:
@@ -131,7 +133,7 @@ def convert(options: argparse.Namespace) -> Result:
         "ok": True,
         "path": str(output),
         "network": _described(network),
-        "calibration_samples": data.x.shape[1] if clip else len(data.x),
+        "calibration_samples": data.x.shape[1] if clip else data.total,
         "tuning": None if tuning is None else tuning.to_dict(),
         "cost": cost,
         "provenance": dict(network.provenance),
@@ -149,10 +151,10 @@ def search(options: argparse.Namespace) -> Result:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)
     data = _data(options)
-    network = run_search(model, data.x, seed=options.seed, max_batches=None, **given)
+    network = run_search(model, data.loader(), seed=options.seed, max_batches=None, **given)
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
-    cost, sends = _cost(network, data.x)
+    cost, sends = _cost(network, data.first(COUNTED))
     found = network.provenance["search"]
     agrees = "none" if found["agreement"] is None else f"{100 * found['agreement']:.2f} %"
     tried = (
@@ -162,7 +164,7 @@ def search(options: argparse.Namespace) -> Result:
         "ok": True,
         "path": str(output),
         "network": _described(network),
-        "calibration_samples": len(data.x),
+        "calibration_samples": data.total,
         "search": found,
         "cost": cost,
         "provenance": dict(network.provenance),
@@ -188,12 +190,12 @@ def fine_tune(options: argparse.Namespace) -> Result:
     )
     tuned = _with_command(found.network, options)
     save(tuned, output, class_names=data.class_names)
-    cost, sends = _cost(tuned, data.x)
+    cost, sends = _cost(tuned, data.first(COUNTED))
     document = {
         "ok": True,
         "path": str(output),
         "network": _described(tuned),
-        "training_samples": len(data.x),
+        "training_samples": data.total,
         "fine_tuning": found.to_dict(),
         "cost": cost,
         "provenance": dict(tuned.provenance),
@@ -228,7 +230,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     begun = time.perf_counter()
     table = evaluate(
         snn,
-        data.frames if data.clip else data.batches(options.batch_size),
+        data.loader(options.batch_size),
         steps,
         reference=reference,
         metric=_metrics(options.metric),
@@ -250,7 +252,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
         if found is None:
             if table.outputs and not isinstance(network.outputs, str):
                 raise InputError(f"--min-{name}: no output was measured so; see --metric.")
-            if table.error[last] is not None and (name == "agreement" or data.y is not None):
+            if table.error[last] is not None and (name == "agreement" or data.labelled):
                 raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
             raise InputError(
                 f"--min-{name} needs labels: '{options.data}' has none; give --labels."
@@ -457,7 +459,7 @@ def report(options: argparse.Namespace) -> Result:
         data.x,
         data.y,
         reference=reference if given else None,
-        check=run_check(reference, data.x[:2]) if given else None,
+        check=run_check(reference, data.first(2)) if given else None,
         time_steps=None if options.time_steps is None else tuple(sorted(set(options.time_steps))),
         certificates=certificates,
         command=" ".join(["spikingjelly-signgd", *options.arguments]),
@@ -516,10 +518,9 @@ def _with_command(network: SpikingNetwork, options: argparse.Namespace) -> Spiki
 
 
 def _cost(network: SpikingNetwork, x: Tensor) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the network sends for samples of x, as a document and as lines; a simulator counts."""
+    """What the network sends for x, as a document and as lines; a simulator counts."""
     from ..analysis.cost import count_operations
 
-    x = x[:COUNTED]
     try:
         found = count_operations(build(network), x)
     except BackendUnavailable as error:
@@ -592,6 +593,7 @@ def _data(options: argparse.Namespace, clip: bool = False) -> Data:
         options.preprocess,
         options.tokens,
     )
+    reading = Reading(options.workers, options.skip_bad, options.split, options.download)
     return load_data(
         options.data,
         labels=options.labels,
@@ -599,6 +601,8 @@ def _data(options: argparse.Namespace, clip: bool = False) -> Data:
         seed=options.seed,
         prepare=prepare,
         clip=clip,
+        limit=options.limit,
+        reading=reading,
     )
 
 
@@ -645,7 +649,7 @@ def _network_and_data(
     network = _network(options.network)
     data = _data(options, clips and network.takes_clips)
     if "sizes" in network.provenance:
-        network = network.at_size(*data.x.shape[1 + data.clip :])
+        network = network.at_size(*data.shape[2 * data.clip :])
     return network, _checked(data, network)
 
 
@@ -681,7 +685,7 @@ def _reference(
     if options.reference is None:
         return snn.source, "the source network in the file"
     model = load_model(options.reference, options.weights)
-    x = data.x[0] if data.clip else data.x[:2]
+    x = data.first(1)[0] if data.clip else data.first(2)
     try:
         with eval_mode(model), torch.no_grad():
             have = call(model, x.clone())
