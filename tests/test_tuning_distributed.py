@@ -23,7 +23,7 @@ TOLERANCE = 0.1
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.rand(160, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_the_first_process_takes_the_batches_of_a_loader(models, images):
     class Loader:
         def __iter__(self):
             taken.append(threading.get_ident())
-            return iter(images.split(40))
+            return iter(images.split(24))
 
     def tuned(world):
         return sg.tune(network, Loader(), iterations=2, distributed=world)
@@ -182,11 +182,11 @@ def test_processes_that_differ_stop(models, images):
 
         several(2, run)
 
-    refused("the samples differs .*rank 0: 160, sha256", data=lambda rank: images[rank:] * 1.0)
+    refused("the samples differs .*rank 0: 96, sha256", data=lambda rank: images[rank:] * 1.0)
     refused("the network given to tune differs", network=lambda rank: (network, other)[rank])
     refused("the options of tune differs .* seed=1", seed=lambda rank: rank)
     none = sg.errors.CalibrationError
-    refused("data is empty", none, data=lambda rank: iter([(), images.split(40)][rank]))
+    refused("data is empty", none, data=lambda rank: iter([(), images.split(24)][rank]))
 
 
 def test_processes_that_round_differently_are_told_in_the_end(models, images, monkeypatch):
