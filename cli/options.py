@@ -145,6 +145,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             f"--min-{what}", type=fraction, metavar="FRACTION",
             help=f"exit code 5 where the {what} at the largest T is below",
         )  # fmt: skip
+    evaluate.add_argument(
+        "--resume", metavar="FILE.jsonl",
+        help="finished batches are written there, and left out where it is there already",
+    )  # fmt: skip
+    evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
+    evaluate.add_argument(
+        "--counted", type=none_or_more, default=32, metavar="N",
+        help="samples on which spikes and additions of --results-file are counted, 0 for none",
+    )  # fmt: skip
 
     doctor = command("doctor", "which layer errs, why, and what fixes it")
     _network(doctor)
