@@ -111,9 +111,8 @@ def main() -> None:
             rows = [measure(folder, count, workers) for count in options.images]
             for count, row in zip(options.images, rows, strict=True):
                 worker = f"{row['workers'] / 1e6:.1f}" if workers else "-"
-                print(
-                    f"| {count:,} | {workers} | {row['held'] / 1e6:.1f} | {worker} | {row['seconds']:.1f} |"
-                )
+                held, seconds = f"{row['held'] / 1e6:.1f}", f"{row['seconds']:.1f}"
+                print(f"| {count:,} | {workers} | {held} | {worker} | {seconds} |")
             change = 100 * (rows[-1]["held"] / rows[0]["held"] - 1)
             print(f"|  | {workers} | {change:+.2f} % | | |")
 

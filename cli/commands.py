@@ -29,6 +29,7 @@ from ..exporters.files import write_whole
 from .data import Data, Reading, load_data, shape_of
 from .models import load_model
 from .preparation import Preparation
+from .results import check_results_file, counted, rows, said, write_results
 
 OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
@@ -216,6 +217,7 @@ def _held_out(options: argparse.Namespace, network: SpikingNetwork) -> Any:
 def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
+    results = _results_file(options)
     network, data = _network_and_data(options, clips=True)
     if network.carries and options.reference is not None:
         raise InputError(
@@ -225,6 +227,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
+    begun = time.perf_counter()
     table = evaluate(
         snn,
         data.loader(options.batch_size),
@@ -233,6 +236,10 @@ def evaluate_(options: argparse.Namespace) -> Result:
         metric=_metrics(options.metric),
         keep_state=data.clip,
     )
+    seconds = time.perf_counter() - begun
+    if results is not None and options.world.first:
+        sent = counted(snn, data, table.time_steps, options.counted)
+        write_results(results, rows(table, said(options, network, seconds, table.samples), sent))
     last = table.time_steps.index(max(table.time_steps))
     failed = []
     for name, values in (("agreement", table.agreement), ("accuracy", table.accuracy)):
@@ -265,6 +272,15 @@ def evaluate_(options: argparse.Namespace) -> Result:
         "failed": failed,
     }
     return Result(document, "\n".join([text, *failed]), BELOW if failed else OK)
+
+
+def _results_file(options: argparse.Namespace) -> Path | None:
+    """--results-file, where it can be written and nothing else is replaced."""
+    if options.results_file is None:
+        return None
+    path = _writable("--results-file", options.results_file)
+    check_results_file(path)
+    return path
 
 
 def doctor(options: argparse.Namespace) -> Result:
@@ -696,17 +712,22 @@ def _steps(options: argparse.Namespace, network: SpikingNetwork) -> tuple[int, .
 
 
 def _output(options: argparse.Namespace, suffixes: Sequence[str] = ()) -> Path:
-    """Before the work, since a minute of it is lost where nothing can be written."""
     path = Path(options.output)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"-o '{path}': the file that is written ends in {suffixes[0]}.")
+    return _writable("-o", options.output)
+
+
+def _writable(option: str, file: str) -> Path:
+    """Before the work, since a minute of it is lost where nothing can be written."""
+    path = Path(file)
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
-        raise InputError(f"-o '{path}' is a folder; name a file in it.")
+        raise InputError(f"{option} '{path}' is a folder; name a file in it.")
     if not folder.is_dir():
-        raise InputError(f"-o '{path}': the folder '{path.parent}' does not exist.")
+        raise InputError(f"{option} '{path}': the folder '{path.parent}' does not exist.")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"-o '{path}': the folder '{path.parent}' cannot be written.")
+        raise InputError(f"{option} '{path}': the folder '{path.parent}' cannot be written.")
     return path
 
 

@@ -145,6 +145,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             f"--min-{what}", type=fraction, metavar="FRACTION",
             help=f"exit code 5 where the {what} at the largest T is below",
         )  # fmt: skip
+    evaluate.add_argument(
+        "--resume", metavar="FILE.jsonl",
+        help="finished batches are written there, and left out where it is there already",
+    )  # fmt: skip
+    evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
+    evaluate.add_argument(
+        "--counted", type=whole, default=32, metavar="N",
+        help="samples on which spikes and additions of --results-file are counted, 0 for none",
+    )  # fmt: skip
 
     doctor = command("doctor", "which layer errs, why, and what fixes it")
     _network(doctor)
@@ -273,10 +282,10 @@ def _data(
     )
     more.add_argument("--download", action="store_true", help="what a library has not here yet")
     more.add_argument(
-        "--workers", type=none_or_more, default=0, metavar="N", help="processes that read ahead"
+        "--workers", type=whole, default=0, metavar="N", help="processes that read ahead"
     )
     more.add_argument(
-        "--skip-bad", type=none_or_more, default=0, metavar="N",
+        "--skip-bad", type=whole, default=0, metavar="N",
         help="images that cannot be read and are left out, at most",
     )  # fmt: skip
     more.add_argument(
@@ -429,7 +438,7 @@ def count(text: str) -> int:
     return value
 
 
-def none_or_more(text: str) -> int:
+def whole(text: str) -> int:
     value = _of(int, text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"a number from 0 on belongs here, not {value}")
