@@ -114,7 +114,7 @@ def main() -> None:
                 held, seconds = f"{row['held'] / 1e6:.1f}", f"{row['seconds']:.1f}"
                 print(f"| {count:,} | {workers} | {held} | {worker} | {seconds} |")
             change = 100 * (rows[-1]["held"] / rows[0]["held"] - 1)
-            print(f"|  | {workers} | {change:+.2f} % | | |")
+            print(f"| change | {workers} | {change:+.2f} % | | |")
 
 
 if __name__ == "__main__":
