@@ -38,8 +38,8 @@ def deal(
     that every number of processes computes the same ones. Of a DataLoader of a map-style data set
     rank 0 draws which samples make which batch, and each process loads its own alone. Through any
     other iterable every process goes whole, and keeps its own. To be gone through to the end on all
-    processes. Raises InputError for a sampler that shards by itself, and where an iterable gives
-    other numbers of batches on other processes.
+    processes. Raises InputError for a sampler that shards by itself, where an iterable gives other
+    numbers of batches on other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
     by_index = isinstance(data, DataLoader) and _by_index(data)
@@ -51,8 +51,17 @@ def deal(
     for number, batch in enumerate(data):  # noqa: B007
         if world.mine(number) and number not in done:
             yield number, batch
+    _check_done(done, number + 1)
     if not by_index:
         world.agree("the number of batches", str(number + 1))
+
+
+def _check_done(done: Collection[int], length: int) -> None:
+    if max(done, default=-1) >= length:
+        raise InputError(
+            f"batch {max(done)} was finished before, but the data are {length} batches (from 0): "
+            "they are other data."
+        )
 
 
 def _check_whole(data: Any, world: Distributed) -> None:
@@ -81,6 +90,7 @@ def _loaded(
     loader: DataLoader[Any], world: Distributed, done: Collection[int]
 ) -> Iterator[tuple[int, Any]]:
     drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)
+    _check_done(done, len(drawn))
     own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
     yield from zip(own, _with_batches(loader, [drawn[number] for number in own]), strict=True)
 
