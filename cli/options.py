@@ -151,7 +151,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     )  # fmt: skip
     evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
     evaluate.add_argument(
-        "--counted", type=whole, default=32, metavar="N",
+        "--counted", type=none_or_more, default=32, metavar="N",
         help="samples on which spikes and additions of --results-file are counted, 0 for none",
     )  # fmt: skip
 
@@ -438,7 +438,7 @@ def count(text: str) -> int:
     return value
 
 
-def whole(text: str) -> int:
+def none_or_more(text: str) -> int:
     value = _of(int, text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"a number from 0 on belongs here, not {value}")
