@@ -282,10 +282,10 @@ def _data(
     )
     more.add_argument("--download", action="store_true", help="what a library has not here yet")
     more.add_argument(
-        "--workers", type=whole, default=0, metavar="N", help="processes that read ahead"
+        "--workers", type=none_or_more, default=0, metavar="N", help="processes that read ahead"
     )
     more.add_argument(
-        "--skip-bad", type=whole, default=0, metavar="N",
+        "--skip-bad", type=none_or_more, default=0, metavar="N",
         help="images that cannot be read and are left out, at most",
     )  # fmt: skip
     more.add_argument(
