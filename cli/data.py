@@ -138,6 +138,18 @@ class Data:
         found = _joined(self._until(count))[0]
         return found[:count]
 
+    def some(self, count: int) -> Any:
+        """``count`` samples x spread evenly over the data, or all; of an iterable by one pass, or
+        two where its length is not known yet. Those that are left out are not among them."""
+        total = self.total or sum(len(_x(batch)) for batch in self.loader())
+        rows = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+        if isinstance(self.dataset, Stream):
+            return _picked(self.loader(), set(rows))
+        if self.cuts is not None:
+            order = [row for cut in self.cuts for row in cut]
+            rows = [order[row] for row in rows]
+        return _x(self.together([self.dataset[row] for row in rows]))
+
     def _until(self, count: int | None) -> Iterator[Any]:
         known = 0
         for batch in self.loader(BATCH if count is None else min(count, BATCH)):
@@ -220,6 +232,15 @@ class Data:
 def _x(batch: Any) -> Any:
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
     return Inputs(x) if isinstance(x, dict) else x
+
+
+def _picked(batches: Iterable[Any], rows: set[int]) -> Any:
+    """The samples x of these numbers."""
+    found, start = [], 0
+    for x in map(_x, batches):
+        found.append(x[[row - start for row in range(start, start + len(x)) if row in rows]])
+        start += len(x)
+    return torch.cat(found)
 
 
 def _joined(batches: Iterable[Any]) -> tuple[Any, Tensor | None]:

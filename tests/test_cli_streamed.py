@@ -91,6 +91,17 @@ def test_which_samples():
     assert_streams(load_data("cli_zoo:batches", limit=50), X[:50], Y[:50], 8)
 
 
+def test_some_are_spread_evenly(monkeypatch):
+    rows = [0, 24, 48, 71, 95]
+    for found in (TensorDataset(X), list(X.split(10)), lambda: iter(X.split(7))):
+        assert torch.equal(own(found, monkeypatch).some(5), X[rows])
+        assert torch.equal(own(found, monkeypatch).some(500), X)
+    shuffled = own(DataLoader(TensorDataset(X, Y), 7, shuffle=True), monkeypatch)
+    assert torch.equal(shuffled.some(5), shuffled.x[rows])
+    files = load_data(folder(bad=[5]), prepare=SCALED, reading=Reading(skip_bad=1))
+    assert torch.equal(files.some(3), SCALED.apply(PIXELS, "")[[0, 10]])
+
+
 def test_nothing_is_read_before_its_turn(monkeypatch):
     from spikingjelly_signgd.cli import datasets
 
