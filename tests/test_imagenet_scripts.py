@@ -1,8 +1,10 @@
 """examples/imagenet: training with QCFS that is resumed, and the table of ImageNet on a dry run."""
 
+import csv
 import importlib.util
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ def script(name: str) -> Any:
     return module
 
 
-evaluate, train_qcfs = script("evaluate"), script("train_qcfs")
+evaluate, train_qcfs, synthetic = map(script, ("evaluate", "train_qcfs", "synthetic"))
 
 
 def commands(name: str) -> list[list[str]]:
@@ -37,7 +39,7 @@ def commands(name: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", ["evaluate", "train_qcfs"])
 def test_the_commands_of_the_readme_are_understood(name):
-    found = [script(name).parser().parse_args(arguments) for arguments in commands(name)]
+    found = [globals()[name].parser().parse_args(arguments) for arguments in commands(name)]
     assert len(found) >= 4
 
 
@@ -129,3 +131,74 @@ def test_plans():
         "paper_1x64", "sparse_1x1", "sparse_1x8", "sparse_1x64", "sparse_8x1", "sparse_8x8",
     ]  # fmt: skip
     assert found[0].steps == (1, 8, 64)
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jpegs")
+    synthetic.make_folder(folder, images=40, classes=5, train=20)
+    return folder
+
+
+@pytest.mark.vision
+@pytest.mark.filterwarnings("default")  # the libraries' are many
+def test_every_network_of_the_readme_is_known():
+    """To its library, with those weights."""
+    timm = pytest.importorskip("timm")
+    models = pytest.importorskip("torchvision.models")
+    for arguments in commands("evaluate"):
+        given = evaluate.parser().parse_args(arguments)
+        library, _, name = given.model.partition(":")
+        if library == "timm":
+            assert f"{name}.{given.weights}" in timm.list_pretrained(f"{name}.*")
+        elif given.weights != "none":
+            assert given.weights in [*models.get_model_weights(name).__members__, "DEFAULT"]
+
+
+@pytest.mark.vision
+@pytest.mark.filterwarnings("default")
+def test_the_dry_run_of_the_readme(jpegs, tmp_path, capsys):
+    """From JPEGs of several sizes, one of them grey, to the table; again from what was kept."""
+    pytest.importorskip("torchvision")
+    (line,) = [each for each in commands("evaluate") if "/tmp/jpegs" in each]
+    line = [part.replace("/tmp/jpegs/", f"{tmp_path}/").replace("/tmp/jpegs", str(jpegs))
+            for part in line] + ["--calibration", "10", "--steps", "1"]  # fmt: skip
+    evaluate.main(line)
+    printed = capsys.readouterr().out
+    with (tmp_path / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["network"], row["members"], row["T"]) for row in table] == [
+        ("sparse", "8", "1"),
+        ("group", "8", "1"),
+    ]
+    assert all(row["images"] == "40" and row["source"] == table[0]["source"] for row in table)
+    assert 0 < float(table[0]["output_error"]) < 0.02 and 0 < float(table[1]["output_error"]) < 0.5
+    assert all(0 < float(row["spikes"]) < 8 for row in table)
+    assert len(re.findall(r"^(?:sparse|group) .* 40 ", printed, flags=re.M)) == 2
+
+    evaluate.main(line)  # nothing is left to do
+    with (tmp_path / "table.csv").open() as file:
+        again = list(csv.DictReader(file))
+    alike = [name for name in table[0] if name not in ("seconds", "images_per_second")]
+    assert [[row[n] for n in alike] for row in again] == [[row[n] for n in alike] for row in table]
+    assert {row["images_per_second"] for row in again} == {""}
+    with pytest.raises(sg.InputError, match="of another run: seed was 0"):
+        evaluate.main([*line, "--seed", "1"])
+
+
+@pytest.mark.vision
+@pytest.mark.filterwarnings("default")
+def test_images_of_calibration_are_not_evaluated(jpegs, tmp_path):
+    pytest.importorskip("torchvision")
+    shutil.copytree(jpegs / "val", tmp_path / "val")
+    given = evaluate.parser().parse_args(["torchvision:resnet18", str(tmp_path)])
+    given.calibration = 10
+    chosen, rest = evaluate.load_data(tmp_path, None, given)
+    assert len(rest) == 30 and not set(chosen.indices) & set(rest.indices)
+    assert {chosen.dataset.targets[i] for i in chosen.indices} == set(range(5))
+    chosen, rest = evaluate.load_data(jpegs, None, given)
+    assert (len(chosen), len(rest)) == (10, 40)
+    assert Path(chosen.dataset.root).name == "train"
+    given.limit = 5
+    rest = evaluate.load_data(jpegs, None, given)[1]
+    assert {rest.dataset.targets[i] for i in rest.indices} == set(range(5))

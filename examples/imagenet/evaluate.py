@@ -10,9 +10,7 @@ Without ``train`` the images to calibrate on are taken out of ``val``, and not e
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import shlex
 import sys
 import time
@@ -21,11 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
+from spikingjelly_signgd.cli.results import (
+    check_results_file,
+    one_or_range,
+    rows,
+    write_results,
+)
 from spikingjelly_signgd.converters import load_source, preprocessing
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -36,10 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SIGNS = 64  # m x T of a plan, at most
 COUNTED = 8  # images on which spikes and additions are counted
-HEADS = (
-    *("method", "m", "T", "source", "accuracy", "agreement", "error", "spikes", "additions"),
-    *("images", "seconds", "images_per_second"),
-)
+HEAD = "method    m   T   source % accuracy %   agrees %   error  spikes additions images images/s"
 
 
 class Plan(NamedTuple):
@@ -100,111 +101,124 @@ def batches(data: Dataset[Any], given: argparse.Namespace) -> DataLoader[Any]:
     return DataLoader(data, batch_size=given.batch_size, num_workers=given.workers)
 
 
-# -- a row of the table ---------------------------------------------------------------------------
+# -- a part of the table --------------------------------------------------------------------------
 
 
-def convert(model: nn.Module, calibration: Any, plan: Plan, given: Any, world: Any) -> Any:
-    """The network of a plan; with --resume it is kept, and read again."""
-    path = None if given.resume is None else given.resume / f"{plan.name}.h5"
-    if world.broadcast(path is not None and path.exists()):
-        return world.broadcast(sg.load(path) if world.first else None)
-    members = {} if plan.method == "paper" else {"members": plan.members}
-    network = sg.convert(
-        model,
-        batches(calibration, given),
-        time_steps=plan.steps[-1],
-        tune=None if given.tune else False,
-        max_batches=None,
-        seed=given.seed,
-        distributed=world,
-        **METHODS[plan.method],
-        **members,
-    )
-    if path is not None and world.first:
-        sg.save(network, path)
-    return network
+class Run(NamedTuple):
+    """What all parts share."""
 
+    given: argparse.Namespace
+    world: sg.Distributed
+    model: nn.Module
+    calibration: list[Tensor]
+    images: Dataset[Any]
 
-def measured(
-    model: nn.Module, network: Any, images: Any, plan: Plan, given: Any, world: Any
-) -> list[dict[str, Any]]:
-    """A row for each T of a plan."""
-    snn = sg.build(network).to(world.device)
-    began = time.perf_counter()
-    found = sg.evaluate(
-        snn,
-        batches(images, given),
-        plan.steps,
-        reference=model,
-        distributed=world,
-        resume=None if given.resume is None else given.resume / f"{plan.name}.jsonl",
-    )
-    seconds = time.perf_counter() - began
-    some = default_collate([images[i][0] for i in range(min(COUNTED, len(images)))])
-    costs = count_operations(snn, some.to(world.device), plan.steps)
-    return [
-        {
-            "method": plan.method,
-            "m": plan.members,
-            "T": t,
-            "source": found.reference_accuracy,
-            "accuracy": found.accuracy[i],
-            "agreement": found.agreement[i],
-            "error": found.error[i],
-            "spikes": costs[t].spikes / costs[t].neurons,
-            "additions": costs[t].additions_per_mac,
-            "images": found.samples,
+    def file(self, plan: Plan, suffix: str) -> Path | None:
+        """Of a plan, with --resume."""
+        return None if self.given.resume is None else self.given.resume / f"{plan.name}{suffix}"
+
+    def network(self, plan: Plan) -> sg.SpikingNetwork:
+        """Converted; with --resume it is kept, and read again."""
+        path = self.file(plan, ".h5")
+        there = sg.load(path) if self.world.first and path is not None and path.exists() else None
+        network = self.world.broadcast(there)
+        if network is not None:
+            return network
+        members = {} if plan.method == "paper" else {"members": plan.members}
+        network = sg.convert(
+            self.model,
+            self.calibration,
+            time_steps=plan.steps[-1],
+            tune=None if self.given.tune else False,
+            max_batches=None,
+            seed=self.given.seed,
+            **METHODS[plan.method],
+            **members,
+        )
+        if path is not None and self.world.first:
+            sg.save(network, path)
+        return network
+
+    def rows(self, plan: Plan) -> list[dict[str, Any]]:
+        """One for each T of a plan, as ``spikingjelly-signgd evaluate --results-file`` has them."""
+        given, world = self.given, self.world
+        snn = sg.build(self.network(plan)).to(world.device)
+        finished = self.file(plan, ".jsonl")
+        anew = finished is None or not finished.exists()
+        began = time.perf_counter()
+        found = sg.evaluate(
+            snn,
+            loader(self.images, given),
+            plan.steps,
+            reference=self.model,
+            distributed=world,
+            resume=finished,
+        )
+        seconds = time.perf_counter() - began
+        zones = [
+            torch.as_tensor(node.dead_zone)
+            for node in snn.network.neurons
+            if hasattr(node, "dead_zone")
+        ]
+        of_all = {
+            "network": plan.method,
+            "source": f"{given.model}:{given.weights}",
+            "members": plan.members,
+            "dead_zone": one_or_range([float(end) for z in zones for end in (z.min(), z.max())]),
             "seconds": seconds,
-            "images_per_second": found.samples / seconds,
+            "images_per_second": found.samples / seconds if anew else None,
+            "data": str(given.data),
+            "simulator": "spikingjelly",
+            "processes": world.size,
+            "threads": torch.get_num_threads(),
+            "version": sg.__version__,
+            "torch": torch.__version__,
+            "command": shlex.join(sys.argv),
         }
-        for i, t in enumerate(plan.steps)
-    ]
+        return rows(found, of_all, self.costs(snn, plan) if world.first else {})
+
+    def costs(self, snn: Any, plan: Plan) -> dict[int, dict[str, Any]]:
+        """By T, on a few images: spikes of a neuron, additions for each MAC of the source."""
+        some = self.calibration[0][:COUNTED]
+        return {
+            t: {
+                "spikes": each.spikes / each.neurons,
+                "additions_per_mac": each.additions_per_mac,
+                "counted": len(some),
+            }
+            for t, each in count_operations(snn, some, plan.steps).items()
+        }
+
+
+def loader(images: Dataset[Any], given: argparse.Namespace) -> DataLoader[Any]:
+    return DataLoader(images, batch_size=given.batch_size, num_workers=given.workers)
 
 
 def line(row: Mapping[str, Any]) -> str:
-    shares = "".join(f"{100 * row[name]:>11.2f}" for name in ("source", "accuracy", "agreement"))
+    shares = "".join(f"{100 * row[name]:>11.2f}" for name in ("source_top1", "top1", "agreement"))
+    speed = "-" if row["images_per_second"] is None else f"{row['images_per_second']:.1f}"
     return (
-        f"{row['method']:<8}{row['m']:>3}{row['T']:>4}{shares}{row['error']:>9.4f}"
-        f"{row['spikes']:>8.2f}{row['additions']:>11.2f}{row['images']:>8}"
-        f"{row['images_per_second']:>10.1f}"
+        f"{row['network']:<7}{row['members']:>4}{row['T']:>4}{shares}{row['output_error']:>8.4f}"
+        f"{row['spikes']:>8.2f}{row['additions_per_mac']:>10.2f}{row['images']:>7}{speed:>9}"
     )
 
 
-HEAD = (
-    f"{'method':<8}{'m':>3}{'T':>4}{'source %':>11}{'accuracy %':>11}{'agrees %':>11}{'error':>9}"
-    f"{'spikes':>8}{'additions':>11}{'images':>8}{'images/s':>10}"
-)
+# -- the script -----------------------------------------------------------------------------------
 
 
-# -- results --------------------------------------------------------------------------------------
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """As JSON, or as CSV with ``about`` in every row; the file is whole at any time."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("w", newline="") as file:
-        if path.suffix == ".json":
-            json.dump({**about, "rows": list(rows)}, file, indent=1)
-        else:
-            table = csv.DictWriter(file, [*about, *HEADS])
-            table.writeheader()
-            table.writerows({**about, **row} for row in rows)
-    os.replace(partial, path)
-
-
-def same_run(folder: Path, about: Mapping[str, Any]) -> None:
+def same_run(folder: Path, given: argparse.Namespace) -> None:
     """Raises where the folder is of a run with other options, whose networks are others."""
+    names = "model weights data calibration tune limit batch_size seed".split()
+    asked = {name: getattr(given, name) for name in names} | {"data": str(given.data)}
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "run.json"
     if not kept.exists():
-        return write(kept, (), about)
+        kept.write_text(json.dumps(asked))
     before = json.loads(kept.read_text())
-    other = [name for name in about if about[name] != before.get(name)]
+    other = [f"{name} was {before.get(name)}" for name in asked if asked[name] != before.get(name)]
     if other:
         raise sg.InputError(
-            f"{folder} is of another run: "
-            + ", ".join(f"{name} was {before.get(name)}, now {about[name]}" for name in other)
-            + ". Give --resume another folder."
+            f"{folder} is of another run: {', '.join(other)}. Give --resume another folder."
         )
 
 
@@ -229,35 +243,27 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
-    about = {
-        "model": given.model,
-        "weights": given.weights,
-        "data": str(given.data),
-        "calibration": given.calibration,
-        "tune": given.tune,
-        "limit": given.limit,
-        "batch_size": given.batch_size,
-        "seed": given.seed,
-        "torch": torch.__version__,
-    }
     with sg.Distributed() as world:
+        if world.first and given.results is not None:
+            check_results_file(given.results)
+        if world.first and given.resume is not None:
+            same_run(given.resume, given)
         torch.manual_seed(given.seed)  # of random weights
         spec = given.model if given.weights == "none" else f"{given.model}:{given.weights}"
         model, prepare = load_source(spec).to(world.device), preprocessing(spec)
-        calibration, images = load_data(given.data, lambda image: prepare([image])[0], given)
-        if given.resume is not None and world.first:
-            same_run(given.resume, about)
-        rows: list[dict[str, Any]] = []
+        chosen, images = load_data(given.data, lambda image: prepare([image])[0], given)
+        calibration = [x.to(world.device) for x, _ in loader(chosen, given)]
+        run = Run(given, world, model, calibration, images)
         if world.first:
             print(f"{given.model}, weights {given.weights}: {len(images)} images\n\n{HEAD}")
+        table: list[dict[str, Any]] = []
         for plan in plans(given.methods, given.members, given.steps):
-            network = convert(model, calibration, plan, given, world)
-            found = measured(model, network, images, plan, given, world)
-            rows += found
+            found = run.rows(plan)
+            table += found
             if world.first:
                 print(*map(line, found), sep="\n", flush=True)
             if world.first and given.results is not None:
-                write(given.results, rows, about | {"command": shlex.join(sys.argv)})
+                write_results(given.results, table)
 
 
 if __name__ == "__main__":

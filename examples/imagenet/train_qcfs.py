@@ -240,7 +240,7 @@ def table(model: nn.Module, train: Any, test: Any, given: Any, world: sg.Distrib
     for members in given.members or [given.levels]:
         network = sg.convert(model, some, method="group", members=members, time_steps=None)
         snn = sg.build(network).to(world.device)
-        found = sg.evaluate(snn, loader, STEPS, reference=model)
+        found = sg.evaluate(snn, loader, STEPS, reference=model, distributed=world)
         costs = count_operations(snn, some[:16], STEPS)
         if world.first:
             added = ", ".join(f"{costs[t].additions_per_mac:.2f}" for t in STEPS)
