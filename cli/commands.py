@@ -238,6 +238,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
         keep_state=data.clip,
     )
     seconds = time.perf_counter() - begun
+    data.check_skipped(table.skipped)
     if results is not None and options.world.first:
         sent = counted(snn, data, table.time_steps, options.counted)
         write_results(results, rows(table, said(options, network, seconds, table.samples), sent))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from .datasets import (
     digest,
     failing,
     pair,
+    too_many,
     value,
 )
 from .datasets import (
@@ -78,7 +79,7 @@ class Data:
     def clip(self) -> bool:
         return self.held is not None
 
-    def loader(self, batch_size: int = BATCH) -> Iterable[Any]:
+    def loader(self, batch_size: int = BATCH, workers: int | None = None) -> Iterable[Any]:
         """Batches x or (x, y), as often as they are asked for; of a clip its frames.
 
         A DataLoader where samples have numbers. The user's own DataLoader keeps its batches.
@@ -93,7 +94,7 @@ class Data:
         return DataLoader(
             self.dataset,
             collate_fn=self.together,
-            num_workers=self.workers,
+            num_workers=self.workers if workers is None else workers,
             generator=torch.Generator(),  # its own: torch's would go on by one number
             **sizes,
         )
@@ -123,7 +124,7 @@ class Data:
     @property
     def labelled(self) -> bool:
         """Whether batches are (x, y)."""
-        return isinstance(next(iter(self.loader(1))), (tuple, list))
+        return isinstance(next(iter(self.loader(1, 0))), (tuple, list))
 
     @property
     def counted(self) -> str:
@@ -152,7 +153,8 @@ class Data:
 
     def _until(self, count: int | None) -> Iterator[Any]:
         known = 0
-        for batch in self.loader(BATCH if count is None else min(count, BATCH)):
+        few = count is not None and count <= BATCH  # for which no worker starts
+        for batch in self.loader(min(count or BATCH, BATCH), 0 if few else None):
             yield batch
             known += len(_x(batch))
             if count is not None and known >= count:
@@ -191,6 +193,11 @@ class Data:
             content = _inner(self.dataset).content()
         text = json.dumps([self.described, content], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_skipped(self, names: Collection[str]) -> None:
+        """Raises FormatError for more than may be left out, each process having counted its own."""
+        if len(set(names)) > self.together.most:
+            raise FormatError(too_many(self.source, self.together.most, names))
 
     # -- against a network --------------------------------------------------------------------
 
@@ -347,6 +354,8 @@ def _found(
     if path.suffix.lower() in (".npz", ".npy") or is_idx(path):
         x, y = arrays(path, names)
         return _arrays(spec, x, y, labels, choice, prepare)
+    if spec.startswith("folder:"):
+        raise InputError(f"--data: there is no folder '{path}'.")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         return _own(spec, labels, choice, prepare)
     missing = "" if path.exists() else f"there is no file '{path}', and "

@@ -117,7 +117,7 @@ def rows(table: Any, of_all: Row, sent: Mapping[int, Row]) -> list[dict[str, Any
             "source_top1": table.reference_accuracy,
             "output_error": table.error[i],
             "images": table.samples,
-            "skipped": getattr(table, "skipped", 0),
+            "skipped": len(getattr(table, "skipped", ())),
         }
         row = {**dict.fromkeys(COLUMNS), **of_all, **measured, **sent.get(t, {})}
         for output, metrics in table.outputs.items():

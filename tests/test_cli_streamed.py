@@ -418,3 +418,24 @@ def test_how_many_samples():
 def test_pixels_are_of_eight_bits():
     with pytest.raises(sg.InputError, match="the mode 'I;16'"):
         pixels(Image.fromarray(np.zeros((2, 2), np.uint16)), "a.png")
+
+
+@pytest.mark.slow
+def test_modules_of_the_working_folder_in_workers_that_start_anew(inside, monkeypatch):
+    """As by default on macOS, and from Python 3.14 on."""
+    Path("mine.py").write_text(
+        "import torch\n"
+        "class Mine(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 5\n"
+        "    def __getitem__(self, i): return torch.full((2,), float(i))\n"
+        "data = Mine()\n"
+        "def together(samples): return torch.stack(samples) + 1\n"
+        "loader = torch.utils.data.DataLoader(data, 2, collate_fn=together)\n"
+    )
+    for spec, more in (("mine:data", 0), ("mine:loader", 1)):
+        data = load_data(spec, reading=Reading(workers=1))
+        loader = DataLoader(
+            data.dataset, 5, collate_fn=data.together, num_workers=1,
+            multiprocessing_context="spawn",
+        )  # fmt: skip
+        assert next(iter(loader))[:, 0].tolist() == [i + more for i in range(5)]
