@@ -263,7 +263,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
             failed.append(
                 f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
             )
-    text = f"{table}\n{data.counted} of {options.data}; agreement with {origin}"
+    text = f"{table}\n{data.counted(table.samples)} of {options.data}; agreement with {origin}"
     document = {
         **table.to_dict(),
         **({"frames": len(data.x)} if data.clip else {}),

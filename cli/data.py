@@ -126,11 +126,11 @@ class Data:
         """Whether batches are (x, y)."""
         return isinstance(next(iter(self.loader(1, 0))), (tuple, list))
 
-    @property
-    def counted(self) -> str:
+    def counted(self, samples: int) -> str:
+        """How ``samples`` of these are called."""
         if self.held is not None:
             return "{} frames of {} streams".format(*self.held[0].shape)
-        return f"{self.total} samples"
+        return f"{samples} samples"
 
     def first(self, count: int) -> Any:
         """The first ``count`` samples x, or all where there are fewer; of a clip frames."""

@@ -195,6 +195,9 @@ def test_by_command(capsys):
     capsys.readouterr()
     assert main(["evaluate", "net.h5", *given, "--skip-bad", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == N - 1
+    assert main(["evaluate", "net.h5", *given, "--skip-bad", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "skipped  1: images/cat/03.png" in shown and "10 samples of images" in shown
     assert main(["evaluate", "net.h5", *given, "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 3
 
