@@ -140,16 +140,18 @@ def too_many(source: str, most: int, names: Iterable[str]) -> str:
     return f"more of '{source}' cannot be read than the {most} of --skip-bad: {', '.join(names)}."
 
 
-def check_finite(x: Any, source: str) -> None:
+def check_finite(x: Any, source: str, rows: Sequence[int] | None = None) -> None:
+    """Raises InputError, naming the first sample by ``rows``, else by its place in the batch."""
     for value in x.values() if isinstance(x, dict) else [x]:
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue  # a sum is finite only where all of it is
         finite = value.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             wrong = (~finite).nonzero().flatten().tolist()
+            first = wrong[0] if rows is None else rows[wrong[0]]
             raise InputError(
                 f"'{source}' holds NaN or infinity in {len(wrong)} of the {len(finite)} samples "
-                f"read together (the first: {wrong[0]}); remove or fix those."
+                f"read together (the first: {first}); remove or fix those."
             )
 
 
@@ -198,6 +200,7 @@ class Arrays(Dataset[Any]):
     def __getitems__(self, rows: list[int]) -> list[Any]:
         try:
             x = self.prepare.apply(self.x[rows], self.source)
+            check_finite(x, self.source, rows)
         except SignGDError as error:
             raise _told(error) from error
         return list(x) if self.labels is None else list(zip(x, self.labels[rows], strict=True))

@@ -202,6 +202,14 @@ def test_by_command(capsys):
     assert json.loads(capsys.readouterr().out)["samples"] == 3
 
 
+def test_a_sample_that_is_not_finite_is_named():
+    x = X.clone()
+    x[70, 0, 1, 1] = torch.inf
+    np.save("a.npy", x.numpy())
+    with pytest.raises(sg.InputError, match="in 1 of the 8 samples read together .the first: 70"):
+        list(load_data("a.npy").loader(8))
+
+
 # -- the user's own -------------------------------------------------------------------------------
 
 
