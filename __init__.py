@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
     from .core.distributed import Distributed
+    from .core.evaluating import Evaluation, evaluate
     from .core.events import Events
     from .core.network import SpikingNetwork
-    from .core.running import Evaluation, build, evaluate, run
+    from .core.running import build, run
     from .core.training import collect
     from .core.windows import windows
     from .errors import (
@@ -212,9 +213,9 @@ _HOME = {
     "check": "plugins.forms",
     "to_decoded": "plugins.forms",
     "to_spikes": "plugins.forms",
-    "Evaluation": "core.running",
+    "Evaluation": "core.evaluating",
     "build": "core.running",
-    "evaluate": "core.running",
+    "evaluate": "core.evaluating",
     "run": "core.running",
     "collect": "core.training",
     "Distributed": "core.distributed",

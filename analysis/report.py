@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.evaluating import Evaluation, evaluate
 from ..core.inputs import Batch, Inputs, batch_of, call
 from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
-from ..core.running import Evaluation, check_run, check_steps, evaluate, run, steps_of
+from ..core.running import check_run, check_steps, run, steps_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.evaluating import evaluate
 from ..core.inputs import call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..core.registry import FORMATS, look_up
-from ..core.running import build, evaluate, run
+from ..core.running import build, run
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from .data import Data, Preparation, load_data, shape_of

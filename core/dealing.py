@@ -46,8 +46,8 @@ def deal(
     other iterable every process goes whole, and keeps its own. To be gone through to the end on all
     processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
     each batch, in order, on all processes, when its own is done with it: there they may exchange
-    what they have. Raises InputError for a sampler that shards by itself, and where an iterable
-    gives other numbers of batches on other processes.
+    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
+    other numbers of batches on other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
     indexed = isinstance(data, DataLoader) and by_index(data)
@@ -61,8 +61,17 @@ def deal(
             yield number, batch
         if after is not None:
             after(number)
+    _check_done(done, number + 1)
     if not indexed:
         world.agree("the number of batches", str(number + 1))
+
+
+def _check_done(done: Collection[int], length: int) -> None:
+    if max(done, default=-1) >= length:
+        raise InputError(
+            f"batch {max(done)} was finished before, but the data are {length} batches (from 0): "
+            "they are other data."
+        )
 
 
 def _check_whole(data: Any, world: Distributed) -> None:
@@ -95,6 +104,7 @@ def _loaded(
     after: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Any]]:
     drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
+    _check_done(done, len(drawn))
     own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RENDEZVOUS = timedelta(minutes=10)  # for the processes of all machines to come
 # a collective may wait as long as another process computes: faults are found by the watch
 COLLECTIVE = timedelta(days=7)
+PIECE = 2**20  # characters of a text in one entry of the store, which takes 8 MiB
 _entered = itertools.count()  # how often in this process; a name of its own in the store for each
 
 
@@ -193,7 +194,11 @@ class Distributed:
         if self._store is None or self.first:
             self._own_posts.append(text)
             return
-        self._store.set(f"post/{self.rank}/{self._sent}", text)
+        key = f"post/{self.rank}/{self._sent}"
+        pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+        for number, piece in enumerate(pieces):
+            self._store.set(f"{key}/{number}", piece)
+        self._store.set(key, str(len(pieces)))  # the last: then all of it is there
         self._sent += 1
 
     def posted(self) -> list[str]:
@@ -202,10 +207,16 @@ class Distributed:
         for rank in range(1, self.size):
             assert self._store is not None
             while self._store.check([key := f"post/{rank}/{self._read[rank]}"]):
-                found.append(self._store.get(key).decode())
-                self._store.delete_key(key)
+                pieces = [f"{key}/{number}" for number in range(int(self._taken(key)))]
+                found.append("".join(map(self._taken, pieces)))
                 self._read[rank] += 1
         return found
+
+    def _taken(self, key: str) -> str:
+        assert self._store is not None
+        text = self._store.get(key).decode()
+        self._store.delete_key(key)
+        return text
 
     def _all(self, value: Any) -> list[Any]:
         """Plain data of all processes."""

@@ -23,6 +23,7 @@ BEAT = 1.0  # seconds from one look at the store to the next
 LIMIT = 15  # looks without a beat of the neighbour until it counts as dead
 GRACE = 1.0  # seconds for the main thread to leave by itself, often with the same error
 FAREWELL = 5.0  # seconds at most that a process which leaves waits for the others to hear of it
+LONGEST = 10_000  # characters of a message; an entry of the store is limited
 
 
 class Watch:
@@ -131,7 +132,7 @@ class Watch:
 def _described(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"[:LONGEST]
 
 
 def _wake(beat: str) -> None:

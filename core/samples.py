@@ -10,7 +10,7 @@ choice needs one pass, and is the same on several processes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..errors import InputError
-from .dealing import by_index
+from .dealing import batches, by_index
 from .distributed import Distributed
 from .inputs import Batch, Inputs, batch_of
 
+# a tensor [N, ...], a dict of such, a data set, a DataLoader, or batches x or (x, y)
+Data = Tensor | Mapping[str, Tensor] | Dataset[Any] | Iterable[Any]
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 BATCH = 64  # of samples that were kept one by one
 LEAST = 64  # samples that are kept however large they are
@@ -66,6 +68,37 @@ def pair_of(batch: Any) -> tuple[Batch, Any]:
     if len(batch) not in (1, 2):
         raise InputError(f"a batch is x or (x, y), but the data give {len(batch)} values.")
     return batch_of(batch[0]), batch[1] if len(batch) == 2 else None
+
+
+def inputs_of(data: Any) -> Iterator[Any]:
+    """The x of one batch after the other; what is a tensor, a dict of tensors or no data is one."""
+    return iter([data]) if is_whole(data) else (pair_of(each)[0] for each in batches(data, BATCH))
+
+
+def is_whole(data: Any) -> bool:
+    """Whether data are one batch, a tensor or a dict of tensors, or none at all."""
+    return isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, (Dataset, Iterable))
+
+
+def examined(x: Any, y: Any, count: int) -> tuple[Any, Any]:
+    """x and y as they are where x is one batch; of other data ``count`` samples, and their labels.
+
+    Raises InputError where labels are given twice.
+    """
+    if is_whole(x):
+        return x, y
+    if y is not None:
+        raise InputError(
+            "y is the labels of one batch x, but x is a data set; give them in its batches (x, y)."
+        )
+    found = some(x, count)
+    return found.x, labels_of(found.y)
+
+
+def labels_of(y: Any) -> Tensor | None:
+    """y where it is class indices [B]."""
+    known = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point()
+    return y if known and y.dtype != torch.bool else None
 
 
 def joined(batches: Sequence[Any]) -> Any:

@@ -32,6 +32,11 @@ class Thread(Distributed):
     def _all_tensors(self, value: Any) -> list[Any]:
         return [each.clone() for each in self._all(value)]
 
+    def posted(self) -> list[str]:
+        if self.barrier.broken:  # who waits for posts waits for no barrier
+            raise threading.BrokenBarrierError
+        return super().posted()
+
     def _firsts(self, value: Any) -> Any:
         return self._all(value)[0]
 
