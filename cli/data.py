@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..core.inputs import Inputs
+from ..core.samples import some
 from ..errors import FormatError, InputError
 from .datasets import (
     Arrays,
@@ -140,16 +141,8 @@ class Data:
         return found[:count]
 
     def some(self, count: int) -> Any:
-        """``count`` samples x spread evenly over the data, or all; of an iterable by one pass, or
-        two where its length is not known yet. Those that are left out are not among them."""
-        total = self.total or sum(len(_x(batch)) for batch in self.loader())
-        rows = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
-        if isinstance(self.dataset, Stream):
-            return _picked(self.loader(), set(rows))
-        if self.cuts is not None:
-            order = [row for cut in self.cuts for row in cut]
-            rows = [order[row] for row in rows]
-        return _x(self.together([self.dataset[row] for row in rows]))
+        """``count`` samples x spread evenly over the data, or all (``core.samples``)."""
+        return some(self.loader(), count).x
 
     def _until(self, count: int | None) -> Iterator[Any]:
         known = 0
@@ -239,15 +232,6 @@ class Data:
 def _x(batch: Any) -> Any:
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
     return Inputs(x) if isinstance(x, dict) else x
-
-
-def _picked(batches: Iterable[Any], rows: set[int]) -> Any:
-    """The samples x of these numbers."""
-    found, start = [], 0
-    for x in map(_x, batches):
-        found.append(x[[row - start for row in range(start, start + len(x)) if row in rows]])
-        start += len(x)
-    return torch.cat(found)
 
 
 def _joined(batches: Iterable[Any]) -> tuple[Any, Tensor | None]:
