@@ -259,6 +259,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
         data=data.fingerprint if options.world.size > 1 or options.resume else None,
     )
     seconds = time.perf_counter() - begun
+    data.check_skipped(table.skipped)
     if results is not None and options.world.first:
         sent = counted(snn, data, table.time_steps, options.counted)
         images = None if resumed else table.samples
@@ -284,7 +285,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
             failed.append(
                 f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
             )
-    text = f"{table}\n{data.counted} of {options.data}; agreement with {origin}"
+    text = f"{table}\n{data.counted(table.samples)} of {options.data}; agreement with {origin}"
     document = {
         **table.to_dict(),
         **({"frames": len(data.x)} if data.clip else {}),

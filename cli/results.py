@@ -186,7 +186,7 @@ def counted(
     """
     if not samples or data.clip or not snn.network.neurons:
         return {}
-    x = data.x[torch.linspace(0, len(data.x) - 1, min(samples, len(data.x))).round().long()]
+    x = data.some(samples)
     return {
         t: {
             "spikes": each.spikes / each.neurons if each.neurons else None,
