@@ -8,9 +8,12 @@ process reads it there, and ends the process even where that waits in a collecti
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Watch:
         self.store, self.rank, self.size = store, rank, size
         self._over = threading.Event()
         self._looks = 0
+        self._beat()
         self._threads = [
             threading.Thread(target=each, name="spikingjelly_signgd watch", daemon=True)
             for each in (self._watch, self._guard)
@@ -45,18 +49,23 @@ class Watch:
         try:
             while not self._over.wait(BEAT):
                 self._looks += 1
-                self.store.set(f"beat/{self.rank}", str(self._looks))
+                self._beat()
                 if self.store.check(["error"]):
                     return self._heard()
                 now = self._value(f"beat/{neighbour}")
-                # looks are counted, and not seconds: where this process was held up, so may it be
+                # before its first beat it has not come yet. Looks are counted, and not seconds:
+                # where this process was held up, so may be the other
                 missed = missed + 1 if now == beat and now else 0
                 beat = now
                 if missed >= LIMIT:
                     self._say(neighbour, "no sign of life: killed, stopped or its machine is lost")
+                    _wake(now.decode())
         except RuntimeError as error:  # also those of torch.distributed
             if not self._over.is_set():
                 end(f"the process that holds the store of all is gone ({error})")
+
+    def _beat(self) -> None:
+        self.store.set(f"beat/{self.rank}", f"{self._looks} {os.getpid()} {socket.gethostname()}")
 
     def _guard(self) -> None:
         """Ends the process where the store does not even fail: its machine was lost."""
@@ -123,6 +132,17 @@ def _described(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return f"{type(error).__name__}: {error}"
+
+
+def _wake(beat: str) -> None:
+    """A stopped process of this machine goes on, to read that it is to end.
+
+    Left stopped it would hold up torchrun, which waits half a minute before it kills.
+    """
+    _, pid, host = beat.split(maxsplit=2)
+    if host == socket.gethostname() and hasattr(signal, "SIGCONT"):
+        with suppress(OSError):  # it may be gone
+            os.kill(int(pid), signal.SIGCONT)
 
 
 def end(message: str) -> None:
