@@ -209,7 +209,9 @@ def node(endpoint: str, *more: str) -> list[str]:
 def two_nodes() -> float:
     """Two torchrun, as on two machines."""
     endpoint, begun = f"localhost:{free_port()}", time.perf_counter()
-    other = subprocess.Popen(node(endpoint), env=environment(), stderr=subprocess.DEVNULL)
+    other = subprocess.Popen(
+        node(endpoint), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         run(node(endpoint))
         other.wait(LIMIT)
