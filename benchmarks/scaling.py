@@ -29,9 +29,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, row: int) -> Any:
         if row == self.raises:
+            Path("raised").touch()
             raise RuntimeError(f"sample {row} is not there")
         return self.x[row], int(self.y[row])
 
@@ -159,9 +161,12 @@ def free_port() -> int:
 
 def table(network: str, processes: Sequence[int]) -> None:
     prepare(network)
-    ways = {"alone": lambda: run([*launched(0), *evaluating(OWN)])}
-    for number in processes:
-        ways[f"torchrun, {number}"] = lambda n=number: run([*launched(n), *evaluating(OWN)])
+    ways: dict[str, Callable[[], float]] = {
+        f"torchrun, {number}" if number else "alone": partial(
+            run, [*launched(number), *evaluating(OWN)]
+        )
+        for number in (0, *processes)
+    }
     ways |= {"two torchrun of 1, loopback": two_nodes, "the same, network namespaces": namespaces}
     print("| processes | seconds in all | of these evaluating | images per second | equal |")
     print("|---|---|---|---|---|")
@@ -204,7 +209,9 @@ def node(endpoint: str, *more: str) -> list[str]:
 def two_nodes() -> float:
     """Two torchrun, as on two machines."""
     endpoint, begun = f"localhost:{free_port()}", time.perf_counter()
-    other = subprocess.Popen(node(endpoint), env=environment(), stderr=subprocess.DEVNULL)
+    other = subprocess.Popen(
+        node(endpoint), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         run(node(endpoint))
         other.wait(LIMIT)
@@ -281,9 +288,10 @@ def alive(pid: int) -> bool:
     return bool(state) and state[0] != "Z"
 
 
-def disturbed(fault: Any, data: Sequence[str], **more: str) -> tuple[int, float, int]:
-    """Exit code of torchrun, seconds from the fault to the end of all, processes left then."""
-    with running([*launched(2), *evaluating(data, "--resume", "done.jsonl")], **more) as run:
+def disturbed(fault: Any, command: Sequence[str], **more: str) -> tuple[int, float, int]:
+    """Of two processes: exit code, seconds from the fault to the end of all, and how many do not
+    end."""
+    with running(command, **more) as run:
         while len(ranks := run.ranks()) < 2:
             time.sleep(0.02)
         since = fault(run, ranks)
@@ -308,9 +316,12 @@ def killing(seconds: float, victim: int) -> Any:
 
 
 def by_itself(run: Running, ranks: dict[int, int]) -> float:
-    """A fault of the data: begins when the first process ends, or says something."""
-    while not Path("said.txt").stat().st_size and run.torchrun.poll() is None:
+    """A fault of the data: from the exception on, or from what is said of it."""
+    while run.torchrun.poll() is None and not Path("raised").exists():
+        if "cannot read" in Path("said.txt").read_text():
+            break
         time.sleep(0.02)
+    Path("raised").unlink(missing_ok=True)
     return time.perf_counter()
 
 
@@ -335,7 +346,8 @@ def faults(network: str, seed: int) -> None:
     def row(what: str, fault: Any, name: str = "own", repair: Any = None, **more: str) -> None:
         Path("done.jsonl").unlink(missing_ok=True)
         data = OWN if name == "own" else FOLDER
-        code, end, left = disturbed(fault, data, **more)
+        command = [*launched(2), *evaluating(data, "--resume", "done.jsonl")]
+        code, end, left = disturbed(fault, command, **more)
         done, number = finished(), next(after)
         if repair is not None:
             repair()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CaptureError, SignGDError, UnsupportedOperation
 from .options import parse
-from .processes import once_a_machine, processes, rank
+from .processes import once_a_machine, processes, rank, started_by_torchrun
 
 __all__ = ["main"]
 
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _surroundings(options, notes):
             from .commands import COMMANDS  # torch, which --help does without
 
-            with processes(options) as options.world:
+            with processes(options) as world:
+                options.world = world
+                # of one process, too: then every number of them gives the same
+                options.distributed = world if started_by_torchrun() else None
                 result = COMMANDS[options.command](options)
     except SignGDError as error:
         return _failed(options, error, notes, _code(error))

@@ -72,6 +72,9 @@ class Result:
     code: int = OK
 
 
+OF_ANOTHER = Result({}, "")  # of a process that is not the first, which alone prints and writes
+
+
 # -- the commands ---------------------------------------------------------------------------------
 
 
@@ -152,7 +155,16 @@ def search(options: argparse.Namespace) -> Result:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)
     data = _data(options)
-    network = run_search(model, data.loader(), seed=options.seed, max_batches=None, **given)
+    network = run_search(
+        model,
+        data.loader(),
+        seed=options.seed,
+        max_batches=None,
+        distributed=options.distributed,
+        **given,
+    )
+    if not options.world.first:
+        return OF_ANOTHER
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
     cost, sends = _cost(network, data.first(COUNTED))
@@ -220,6 +232,11 @@ def evaluate_(options: argparse.Namespace) -> Result:
         _may_have_labels(options.data)
     results = _results_file(options)
     network, data = _network_and_data(options, clips=True)
+    if data.clip and (options.resume or options.world.size > 1):
+        raise InputError(
+            "frames of a clip follow each other, so that one process evaluates them from the first "
+            "to the last; leave --resume away, and start the command without torchrun."
+        )
     if network.carries and options.reference is not None:
         raise InputError(
             f"--reference: the network feeds {', '.join(network.carries)} itself, and is compared "
@@ -228,6 +245,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
+    resumed = options.resume is not None and _has_lines(options.resume)
     begun = time.perf_counter()
     table = evaluate(
         snn,
@@ -236,11 +254,16 @@ def evaluate_(options: argparse.Namespace) -> Result:
         reference=reference,
         metric=_metrics(options.metric),
         keep_state=data.clip,
+        distributed=options.distributed,
+        resume=options.resume,
+        data=data.fingerprint if options.world.size > 1 or options.resume else None,
     )
     seconds = time.perf_counter() - begun
+    data.check_skipped(table.skipped)
     if results is not None and options.world.first:
         sent = counted(snn, data, table.time_steps, options.counted)
-        write_results(results, rows(table, said(options, network, seconds, table.samples), sent))
+        images = None if resumed else table.samples
+        write_results(results, rows(table, said(options, network, seconds, images), sent))
     last = table.time_steps.index(max(table.time_steps))
     failed = []
     for name, values in (("agreement", table.agreement), ("accuracy", table.accuracy)):
@@ -262,7 +285,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
             failed.append(
                 f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
             )
-    text = f"{table}\n{data.counted} of {options.data}; agreement with {origin}"
+    text = f"{table}\n{data.counted(table.samples)} of {options.data}; agreement with {origin}"
     document = {
         **table.to_dict(),
         **({"frames": len(data.x)} if data.clip else {}),
@@ -273,6 +296,11 @@ def evaluate_(options: argparse.Namespace) -> Result:
         "failed": failed,
     }
     return Result(document, "\n".join([text, *failed]), BELOW if failed else OK)
+
+
+def _has_lines(file: str) -> bool:
+    """Whether there is something to go on from."""
+    return os.path.isfile(file) and os.path.getsize(file) > 0
 
 
 def _results_file(options: argparse.Namespace) -> Path | None:

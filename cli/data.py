@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..core.inputs import Inputs
+from ..core.samples import some
 from ..errors import FormatError, InputError
 from .datasets import (
     Arrays,
@@ -37,6 +38,7 @@ from .datasets import (
     digest,
     failing,
     pair,
+    too_many,
     value,
 )
 from .datasets import (
@@ -78,7 +80,7 @@ class Data:
     def clip(self) -> bool:
         return self.held is not None
 
-    def loader(self, batch_size: int = BATCH) -> Iterable[Any]:
+    def loader(self, batch_size: int = BATCH, workers: int | None = None) -> Iterable[Any]:
         """Batches x or (x, y), as often as they are asked for; of a clip its frames.
 
         A DataLoader where samples have numbers. The user's own DataLoader keeps its batches.
@@ -93,7 +95,7 @@ class Data:
         return DataLoader(
             self.dataset,
             collate_fn=self.together,
-            num_workers=self.workers,
+            num_workers=self.workers if workers is None else workers,
             generator=torch.Generator(),  # its own: torch's would go on by one number
             **sizes,
         )
@@ -123,13 +125,13 @@ class Data:
     @property
     def labelled(self) -> bool:
         """Whether batches are (x, y)."""
-        return isinstance(next(iter(self.loader(1))), (tuple, list))
+        return isinstance(next(iter(self.loader(1, 0))), (tuple, list))
 
-    @property
-    def counted(self) -> str:
+    def counted(self, samples: int) -> str:
+        """How ``samples`` of these are called."""
         if self.held is not None:
             return "{} frames of {} streams".format(*self.held[0].shape)
-        return f"{self.total} samples"
+        return f"{samples} samples"
 
     def first(self, count: int) -> Any:
         """The first ``count`` samples x, or all where there are fewer; of a clip frames."""
@@ -139,20 +141,13 @@ class Data:
         return found[:count]
 
     def some(self, count: int) -> Any:
-        """``count`` samples x spread evenly over the data, or all; of an iterable by one pass, or
-        two where its length is not known yet. Those that are left out are not among them."""
-        total = self.total or sum(len(_x(batch)) for batch in self.loader())
-        rows = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
-        if isinstance(self.dataset, Stream):
-            return _picked(self.loader(), set(rows))
-        if self.cuts is not None:
-            order = [row for cut in self.cuts for row in cut]
-            rows = [order[row] for row in rows]
-        return _x(self.together([self.dataset[row] for row in rows]))
+        """``count`` samples x spread evenly over the data, or all (``core.samples``)."""
+        return some(self.loader(), count).x
 
     def _until(self, count: int | None) -> Iterator[Any]:
         known = 0
-        for batch in self.loader(BATCH if count is None else min(count, BATCH)):
+        few = count is not None and count <= BATCH  # for which no worker starts
+        for batch in self.loader(min(count or BATCH, BATCH), 0 if few else None):
             yield batch
             known += len(_x(batch))
             if count is not None and known >= count:
@@ -191,6 +186,11 @@ class Data:
             content = _inner(self.dataset).content()
         text = json.dumps([self.described, content], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_skipped(self, names: Collection[str]) -> None:
+        """Raises FormatError for more than may be left out, each process having counted its own."""
+        if len(set(names)) > self.together.most:
+            raise FormatError(too_many(self.source, self.together.most, names))
 
     # -- against a network --------------------------------------------------------------------
 
@@ -232,15 +232,6 @@ class Data:
 def _x(batch: Any) -> Any:
     x = batch[0] if isinstance(batch, (tuple, list)) else batch
     return Inputs(x) if isinstance(x, dict) else x
-
-
-def _picked(batches: Iterable[Any], rows: set[int]) -> Any:
-    """The samples x of these numbers."""
-    found, start = [], 0
-    for x in map(_x, batches):
-        found.append(x[[row - start for row in range(start, start + len(x)) if row in rows]])
-        start += len(x)
-    return torch.cat(found)
 
 
 def _joined(batches: Iterable[Any]) -> tuple[Any, Tensor | None]:
@@ -347,6 +338,8 @@ def _found(
     if path.suffix.lower() in (".npz", ".npy") or is_idx(path):
         x, y = arrays(path, names)
         return _arrays(spec, x, y, labels, choice, prepare)
+    if spec.startswith("folder:"):
+        raise InputError(f"--data: there is no folder '{path}'.")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         return _own(spec, labels, choice, prepare)
     missing = "" if path.exists() else f"there is no file '{path}', and "

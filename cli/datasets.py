@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,10 +126,7 @@ class Together:
         if name in known:
             return
         if "" not in known:
-            raise FormatError(
-                f"more of '{self.source}' cannot be read than the {self.most} of --skip-bad: "
-                f"{', '.join(known)}, and {name}. {one.reason}"
-            )
+            raise FormatError(f"{too_many(self.source, self.most, [*known, name])} {one.reason}")
         place = self.bad[known.index("")]
         place[: len(name.encode())] = torch.tensor(list(name.encode()), dtype=torch.uint8)
 
@@ -138,16 +136,22 @@ class Together:
         self.bad = torch.zeros(most, NAME, dtype=torch.uint8).share_memory_() if most else None
 
 
-def check_finite(x: Any, source: str) -> None:
+def too_many(source: str, most: int, names: Iterable[str]) -> str:
+    return f"more of '{source}' cannot be read than the {most} of --skip-bad: {', '.join(names)}."
+
+
+def check_finite(x: Any, source: str, rows: Sequence[int] | None = None) -> None:
+    """Raises InputError, naming the first sample by ``rows``, else by its place in the batch."""
     for value in x.values() if isinstance(x, dict) else [x]:
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue  # a sum is finite only where all of it is
         finite = value.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             wrong = (~finite).nonzero().flatten().tolist()
+            first = wrong[0] if rows is None else rows[wrong[0]]
             raise InputError(
                 f"'{source}' holds NaN or infinity in {len(wrong)} of the {len(finite)} samples "
-                f"read together (the first: {wrong[0]}); remove or fix those."
+                f"read together (the first: {first}); remove or fix those."
             )
 
 
@@ -196,6 +200,7 @@ class Arrays(Dataset[Any]):
     def __getitems__(self, rows: list[int]) -> list[Any]:
         try:
             x = self.prepare.apply(self.x[rows], self.source)
+            check_finite(x, self.source, rows)
         except SignGDError as error:
             raise _told(error) from error
         return list(x) if self.labels is None else list(zip(x, self.labels[rows], strict=True))
@@ -263,7 +268,13 @@ class Pictures(Dataset[Any]):
         return f"{self.source}, sample {row}"
 
     def content(self) -> list[Any]:
-        raise NotImplementedError
+        """What a fingerprint is of: here names, and the first and the last picture."""
+        found = hashlib.sha256()
+        for row in (0, len(self) - 1):
+            image = self[row]
+            if not isinstance(image, Unread):
+                found.update(digest(image[0] if isinstance(image, tuple) else image).encode())
+        return [len(self), [self.name(row) for row in spread(len(self))], found.hexdigest()]
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -405,9 +416,6 @@ class Decoded(Pictures):
         image, y = sample if isinstance(sample, (tuple, list)) else (sample, None)
         return image, label_of(y, self.source)
 
-    def content(self) -> list[Any]:
-        return [len(self)]
-
 
 def label_of(y: Any, source: str) -> int | None:
     """A class index from 0 on; None and -1, which timm gives where there are none, are None."""
@@ -444,6 +452,17 @@ class failing:
             raise _told(InputError(text)) from error
 
 
+class _Here:
+    """Unpickled before what follows it, it puts the folder of the user's modules on the path."""
+
+    def __reduce__(self) -> Any:
+        return _on_path, (os.getcwd(),)
+
+
+def _on_path(folder: str) -> None:
+    sys.path.append(folder)
+
+
 class Own(Dataset[Any]):
     """The user's map-style data set, with labels of another file where they were given."""
 
@@ -466,8 +485,17 @@ class Own(Dataset[Any]):
         xs = [pair(sample, self.source)[0] for sample in found]
         return list(zip(xs, self.labels[rows], strict=True))
 
+    def __reduce__(self) -> Any:
+        """A worker of a start method other than fork finds the user's module as this process."""
+        return _own, (_Here(), self.source, self.dataset, self.labels)
+
     def content(self) -> list[Any]:
-        return [len(self)]
+        sample = pair(self[0], self.source)[0]
+        return [len(self), digest(sample) if isinstance(sample, Tensor) else None]
+
+
+def _own(_: Any, *given: Any) -> Own:
+    return Own(*given)
 
 
 @dataclass

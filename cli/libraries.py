@@ -149,9 +149,6 @@ class _Read(Pictures):
         with file:
             return opened(file, self.name(row)), label_of(y, self.source)
 
-    def content(self) -> list[Any]:
-        return [len(self)]
-
 
 class Streamed:
     """An iterable data set of timm: (image, label) one by one, all of them on each rank."""

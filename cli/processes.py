@@ -14,7 +14,11 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..core.distributed import Distributed
 
-SEVERAL = ("evaluate",)  # commands that compute one result in several processes
+SEVERAL = ("evaluate", "search")  # commands that compute one result in several processes
+
+
+def started_by_torchrun() -> bool:
+    return "RANK" in os.environ
 
 
 def rank() -> int:

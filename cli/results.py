@@ -20,6 +20,7 @@ import torch
 
 from .. import __version__
 from ..analysis.cost import count_operations
+from ..core.evaluating import Evaluation
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..errors import InputError
@@ -102,7 +103,7 @@ def _csv(written: Sequence[Row]) -> str:
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {".json": _json, ".csv": _csv}
 
 
-def rows(table: Any, of_all: Row, sent: Mapping[int, Row]) -> list[dict[str, Any]]:
+def rows(table: Evaluation, of_all: Row, sent: Mapping[int, Row]) -> list[dict[str, Any]]:
     """A row for each T of an ``Evaluation``; ``of_all`` is the same in each, ``sent`` is by T.
 
     What metrics say of other tasks' outputs stands behind, as ``OUTPUT METRIC``.
@@ -113,11 +114,11 @@ def rows(table: Any, of_all: Row, sent: Mapping[int, Row]) -> list[dict[str, Any
             "T": t,
             "agreement": table.agreement[i],
             "top1": table.accuracy[i],
-            "top5": getattr(table, "top5", [None] * (i + 1))[i],
+            "top5": table.top5[i],
             "source_top1": table.reference_accuracy,
             "output_error": table.error[i],
             "images": table.samples,
-            "skipped": getattr(table, "skipped", 0),
+            "skipped": len(table.skipped),
         }
         row = {**dict.fromkeys(COLUMNS), **of_all, **measured, **sent.get(t, {})}
         for output, metrics in table.outputs.items():
@@ -135,9 +136,9 @@ def _finite(value: Any) -> Any:
 
 
 def said(
-    options: argparse.Namespace, network: SpikingNetwork, seconds: float, images: int
+    options: argparse.Namespace, network: SpikingNetwork, seconds: float, images: int | None
 ) -> dict[str, Any]:
-    """What every row says."""
+    """What every row says; ``images`` are those evaluated in so many seconds, None if not all."""
     zones = [torch.as_tensor(each) for each in _each(network, "dead_zone")]
     return {
         "network": options.network,
@@ -145,7 +146,7 @@ def said(
         "members": one_or_range(_each(network, "most_spikes")),
         "dead_zone": one_or_range([float(end) for z in zones for end in (z.min(), z.max())]),
         "seconds": seconds,
-        "images_per_second": images / seconds,
+        "images_per_second": None if images is None else images / seconds,
         "data": options.data,
         "simulator": options.simulator,
         "processes": options.world.size,

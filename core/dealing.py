@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,7 +31,12 @@ def batches(data: Any, size: int = 64) -> Iterable[Any]:
 
 
 def deal(
-    data: Iterable[Any], world: Distributed, done: Collection[int] = ()
+    data: Iterable[Any],
+    world: Distributed,
+    done: Collection[int] = (),
+    *,
+    most: int | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(number, batch) of this process's batches of ``data``, without those ``done`` before.
 
@@ -38,21 +44,25 @@ def deal(
     that every number of processes computes the same ones. Of a DataLoader of a map-style data set
     rank 0 draws which samples make which batch, and each process loads its own alone. Through any
     other iterable every process goes whole, and keeps its own. To be gone through to the end on all
-    processes. Raises InputError for a sampler that shards by itself, where an iterable gives other
-    numbers of batches on other processes, and where there are none of the numbers ``done``.
+    processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
+    each batch, in order, on all processes, when its own is done with it: there they may exchange
+    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
+    other numbers of batches on other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
-    by_index = isinstance(data, DataLoader) and _by_index(data)
-    if by_index and (world.size > 1 or done):
+    indexed = isinstance(data, DataLoader) and by_index(data)
+    if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
-        yield from _loaded(data, world, done)
+        yield from _loaded(data, world, done, most, after)
         return
     number = -1
-    for number, batch in enumerate(data):  # noqa: B007
+    for number, batch in enumerate(islice(data, most)):
         if world.mine(number) and number not in done:
             yield number, batch
+        if after is not None:
+            after(number)
     _check_done(done, number + 1)
-    if not by_index:
+    if not indexed:
         world.agree("the number of batches", str(number + 1))
 
 
@@ -77,7 +87,7 @@ def _check_whole(data: Any, world: Distributed) -> None:
             )
 
 
-def _by_index(loader: DataLoader[Any]) -> bool:
+def by_index(loader: DataLoader[Any]) -> bool:
     """Whether its batches are lists of indices; a subclass may go another way through them."""
     return (
         type(loader).__iter__ is DataLoader.__iter__
@@ -87,12 +97,21 @@ def _by_index(loader: DataLoader[Any]) -> bool:
 
 
 def _loaded(
-    loader: DataLoader[Any], world: Distributed, done: Collection[int]
+    loader: DataLoader[Any],
+    world: Distributed,
+    done: Collection[int],
+    most: int | None,
+    after: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Any]]:
-    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)
+    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
     _check_done(done, len(drawn))
     own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
-    yield from zip(own, _with_batches(loader, [drawn[number] for number in own]), strict=True)
+    loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
+    for number in range(len(drawn)):
+        if world.mine(number) and number not in done:
+            yield number, next(loaded)
+        if after is not None:
+            after(number)
 
 
 def _drawn(loader: DataLoader[Any]) -> list[list[int]]:

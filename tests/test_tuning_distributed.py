@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 from several import several
 from test_block_tuning import Residual, converted
+from test_searching_distributed import relus
 from test_tuning import Small
 
 import spikingjelly_signgd as sg
@@ -203,3 +208,46 @@ def test_processes_that_round_differently_are_told_in_the_end(models, images, mo
             sg.tune(network, images, iterations=2, distributed=world)
 
     several(2, run)
+
+
+PROGRAM = """
+import spikingjelly_signgd as sg
+from test_tuning_distributed import processed
+
+with sg.Distributed() as world:
+    print("\\n".join(f"{world.size} {each}" for each in processed(world)), flush=True)
+"""
+
+
+def processed(world):
+    """What processes of their own do, and one alone."""
+    x = torch.rand(110, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model, plan = relus(), {"time_steps": 1, "members": 8}
+    networks = [
+        sg.tune(converted(model, x, **plan), x, iterations=4, blocks=by, distributed=world)
+        for by in (False, True)
+    ]
+    given = {"spikes": 4, "methods": ("signgd", "group"), "iterations": 4}
+    networks.append(sg.search(model, x, distributed=world, **given))
+    return [fingerprint(network) for network in networks]
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_s():
+    """Over gloo, which the tests above do without."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *torchrun, sys.executable, "-c", PROGRAM],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = [f"2 {each}" for each in processed(ALONE)]
+    torch.set_num_threads(threads)
+    assert sorted(done.stdout.split("\n")[:-1]) == sorted(2 * expected)
