@@ -125,6 +125,25 @@ def test_samples_are_spread_over_classes():
     assert len(many) > 1
 
 
+def test_batches_go_where_the_network_is(monkeypatch):
+    """A loader's are on the CPU; "meta" stands for a GPU."""
+    from spikingjelly_signgd.core import evaluating
+
+    class Arrived(Exception):
+        pass
+
+    def run(snn, x, *_, **__):
+        raise Arrived(x.device.type)
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = torch.rand(8, 4)
+    snn = sg.build(sg.convert(model.eval(), x, time_steps=1, members=4, tune=False))
+    monkeypatch.setattr(evaluating, "run", run)
+    for device in ("cpu", "meta"):
+        with pytest.raises(Arrived, match=device):
+            sg.evaluate(snn.to(device), [(x, torch.zeros(8, dtype=torch.long))])
+
+
 def test_plans():
     found = list(evaluate.plans(["paper", "sparse"], [1, 8], [1, 8, 64]))
     assert [plan.name for plan in found] == [

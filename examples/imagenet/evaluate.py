@@ -132,6 +132,7 @@ class Run(NamedTuple):
             tune=None if self.given.tune else False,
             max_batches=None,
             seed=self.given.seed,
+            distributed=self.world,
             **METHODS[plan.method],
             **members,
         )
