@@ -121,10 +121,10 @@ class Run(NamedTuple):
         """Converted; with --resume it is kept, and read again."""
         path = self.file(plan, ".h5")
         there = sg.load(path) if self.world.first and path is not None and path.exists() else None
-        network = self.world.broadcast(there)
+        network: sg.SpikingNetwork | None = self.world.broadcast(there)
         if network is not None:
             return network
-        members = {} if plan.method == "paper" else {"members": plan.members}
+        members: dict[str, Any] = {} if plan.method == "paper" else {"members": plan.members}
         network = sg.convert(
             self.model,
             self.calibration,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def resnet(
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "vgg16": vgg16,
     "resnet18": partial(resnet, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)),
     "resnet20": partial(resnet, blocks=(3, 3, 3), widths=(16, 32, 64)),
@@ -166,7 +166,9 @@ class Training:
                 f"their number, {world.size}, and at most the number of images."
             )
         torch.manual_seed(hash((given.seed, self.epoch, world.rank)) % 2**63)
-        order = DistributedSampler(data, world.size, world.rank, seed=given.seed, drop_last=True)
+        order: DistributedSampler[Any] = DistributedSampler(
+            data, world.size, world.rank, seed=given.seed, drop_last=True
+        )
         order.set_epoch(self.epoch)
         loader: DataLoader[Any] = DataLoader(
             data,
@@ -238,7 +240,7 @@ def table(model: nn.Module, train: Any, test: Any, given: Any, world: sg.Distrib
     some = world.broadcast(some)  # as rank 0 altered them
     loader: DataLoader[Any] = DataLoader(test, 100, num_workers=given.workers)
     for members in given.members or [given.levels]:
-        network = sg.convert(model, some, method="group", members=members, time_steps=None)
+        network = sg.convert(model, some, method="group", members=members)
         snn = sg.build(network).to(world.device)
         found = sg.evaluate(snn, loader, STEPS, reference=model, distributed=world)
         costs = count_operations(snn, some[:16], STEPS)
