@@ -115,7 +115,16 @@ def convert(options: argparse.Namespace) -> Result:
     model = load_model(options.model, options.weights)
     data = _data(options, clip)
     samples = data.x if options.stream else data.loader()
-    network = run_convert(model, samples, seed=options.seed, max_batches=None, **given)
+    network = run_convert(
+        model,
+        samples,
+        seed=options.seed,
+        max_batches=None,
+        distributed=options.distributed,
+        **given,
+    )
+    if not options.world.first:
+        return OF_ANOTHER
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
     if options.stream:
