@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 from several import several
 from test_block_tuning import Residual, converted
+from test_searching_distributed import relus
 from test_tuning import Small
+from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters import blocks, budget, descent, shared, tunable
@@ -152,19 +158,22 @@ def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypat
         assert 0 < sg.Tuning.of(found[0]).iterations < 1000 or by_blocks
 
 
-def test_the_first_process_takes_the_batches_of_a_loader(models, images):
-    network, taken = converted(models[False], images), []
+@pytest.mark.parametrize("kind", ["loader", "iterable"])
+def test_processes_share_what_a_loader_gives(models, images, kind):
+    network, taken = converted(models[False], images), {}
 
-    class Loader:
-        def __iter__(self):
-            taken.append(threading.get_ident())
-            return iter(images.split(24))
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            who = threading.get_ident()
+            taken[who] = taken.get(who, 0) + 1
+            return super().__getitem__(index)
 
     def tuned(world):
-        return sg.tune(network, Loader(), iterations=2, distributed=world)
+        data = DataLoader(Counted(images), 24) if kind == "loader" else iter(images.split(24))
+        return sg.tune(network, data, iterations=2, distributed=world)
 
     found = several(2, tuned)
-    assert len(taken) == 1
+    assert kind == "iterable" or list(taken.values()) == [48, 48]
     assert said(found[0]) == said(found[1])
     assert said(found[0]) == said(sg.tune(network, images, iterations=2, distributed=ALONE))
 
@@ -173,11 +182,11 @@ def test_processes_that_differ_stop(models, images):
     network = converted(models[False], images)
     other = converted(models[False], images, members=3)
 
-    def refused(match, error=sg.InputError, data=lambda rank: images, **options):
+    def refused(match, data=lambda rank: images, **options):
         def run(world):
             given = {key: value(world.rank) for key, value in options.items()}
             given = {"network": network, "iterations": 2, **given}
-            with pytest.raises(error, match=match):
+            with pytest.raises(sg.InputError, match=match):
                 sg.tune(given.pop("network"), data(world.rank), distributed=world, **given)
 
         several(2, run)
@@ -185,8 +194,7 @@ def test_processes_that_differ_stop(models, images):
     refused("the samples differs .*rank 0: 96, sha256", data=lambda rank: images[rank:] * 1.0)
     refused("the network given to tune differs", network=lambda rank: (network, other)[rank])
     refused("the options of tune differs .* seed=1", seed=lambda rank: rank)
-    none = sg.errors.CalibrationError
-    refused("data is empty", none, data=lambda rank: iter([(), images.split(24)][rank]))
+    refused("number of batches differs", data=lambda rank: iter(images[: 72 + 24 * rank].split(24)))
 
 
 def test_processes_that_round_differently_are_told_in_the_end(models, images, monkeypatch):
@@ -203,3 +211,46 @@ def test_processes_that_round_differently_are_told_in_the_end(models, images, mo
             sg.tune(network, images, iterations=2, distributed=world)
 
     several(2, run)
+
+
+PROGRAM = """
+import spikingjelly_signgd as sg
+from test_tuning_distributed import processed
+
+with sg.Distributed() as world:
+    print("\\n".join(f"{world.size} {each}" for each in processed(world)), flush=True)
+"""
+
+
+def processed(world):
+    """What processes of their own do, and one alone."""
+    x = torch.rand(110, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model, plan = relus(), {"time_steps": 1, "members": 8}
+    networks = [
+        sg.tune(converted(model, x, **plan), x, iterations=4, blocks=by, distributed=world)
+        for by in (False, True)
+    ]
+    given = {"spikes": 4, "methods": ("signgd", "group"), "iterations": 4}
+    networks.append(sg.search(model, x, distributed=world, **given))
+    return [fingerprint(network) for network in networks]
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_s():
+    """Over gloo, which the tests above do without."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *torchrun, sys.executable, "-c", PROGRAM],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = [f"2 {each}" for each in processed(ALONE)]
+    torch.set_num_threads(threads)
+    assert sorted(done.stdout.split("\n")[:-1]) == sorted(2 * expected)
