@@ -85,7 +85,6 @@ class Batches(Sequence[Any]):
         then, when they are done with the same batches, and at the end."""
         self._meet = meet
         for i, (number, x) in enumerate(self._again() if self._done else self._through()):
-            self._check_shapes()
             yield number, x
             if meet is not None and self.world.size == 1 and not (i + 1) % EVERY:
                 meet()
@@ -95,6 +94,7 @@ class Batches(Sequence[Any]):
     def _through(self) -> Iterator[tuple[int, Any]]:
         """Once, keeping what is kept."""
         while item := self._ahead.pop(0) if self._ahead else next(self._items, None):
+            self._check_shapes()
             self._look(*item)
             yield item
         self._kept.gather(self.world)
