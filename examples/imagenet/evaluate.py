@@ -157,7 +157,7 @@ class Run(NamedTuple):
         )
         seconds = time.perf_counter() - began
         zones = [
-            torch.as_tensor(node.dead_zone)
+            torch.as_tensor(node.dead_zone, dtype=torch.float64)
             for node in snn.network.neurons
             if hasattr(node, "dead_zone")
         ]
