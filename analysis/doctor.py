@@ -261,10 +261,22 @@ def diagnose(
     if time_steps is None:
         time_steps = network.time_steps if network else 1
     steps = tuple(sorted(set(check_steps(time_steps))))
-    x, y = examined(x, y, EXAMINED)
-    x = check_run("diagnose", snn, x, steps[-1], False)
+    few, labels = examined(x, y, EXAMINED)
+    few = check_run("diagnose", snn, few, steps[-1], False)
     assert network is not None
-    _check(network, x, y)
+    _check(network, few, labels)
+    return _diagnosed(snn, few, labels, reference, steps, neurons)
+
+
+def _diagnosed(
+    snn: NetworkModule,
+    x: Tensor,
+    y: Tensor | None,
+    reference: nn.Module | SpikingNetwork | None,
+    steps: tuple[int, ...],
+    neurons: Mapping[Operation, Entry],
+) -> Diagnosis:
+    network = snn.network
     notes: list[str] = []
     findings: list[Finding] = []
     source = network

@@ -428,7 +428,7 @@ def energy(options: argparse.Namespace) -> Result:
         costs = costs_over_time(build(network), data.x, tables=tables)
         return Result({"ok": True, **costs.to_dict()}, str(costs))
     steps = _steps(options, network)
-    found = estimate_energy(build(network), data.x, steps, tables=tables)
+    found = estimate_energy(build(network), data.loader(), steps, tables=tables)
     return Result({"ok": True, **found.to_dict()}, str(found))
 
 

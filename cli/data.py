@@ -325,8 +325,8 @@ def _found(
         else:
             found = Folder(_of_split(path, reading.split), prepare)
         if not isinstance(found, Pictures):  # of timm, one after the other
-            stream = _stream(spec, found, OwnBatches(spec, Preparation()))
-            stream.most, described = choice.first, _described(choice, prepare) | {"spec": spec}
+            stream = _stream(spec, found, OwnBatches(spec, Preparation()), choice.first)
+            described = _described(choice, prepare) | {"spec": spec}
             return Data(spec, stream, stream.together, described=described)
         return _chosen(spec, found, choice, prepare, found.class_names)
     if reading.split is not None:
@@ -532,8 +532,8 @@ def _own(spec: str, given: str | None, choice: Choice, prepare: Preparation) -> 
     if isinstance(found, DataLoader) and _by_index(found):
         return _loaded(spec, found, extra, first, own)
     if not isinstance(found, Dataset) or isinstance(found, IterableDataset):
-        stream = _stream(spec, found, own)
-        stream.most, stream.given = first.limit, extra
+        stream = _stream(spec, found, own, first.limit)
+        stream.given = extra
         described = _described(choice, prepare) | {"spec": spec}
         return Data(spec, stream, stream.together, described=described)
     data = _chosen(spec, _samples(spec, found, extra, prepare), first, prepare)
@@ -587,10 +587,24 @@ def _by_index(loader: DataLoader[Any]) -> bool:
     )
 
 
-def _stream(spec: str, found: Any, own: OwnBatches) -> Stream:
+def _stream(spec: str, found: Any, own: OwnBatches, most: int | None = None) -> Stream:
     if isinstance(found, Dataset):
         found = DataLoader(found, batch_size=BATCH)
     if isinstance(found, Iterator):  # which nobody can make again
-        with failing(spec):
-            found = list(found)
-    return Stream(Together(spec, own=own), found if callable(found) else lambda: found)
+        found = _kept(spec, found, most)
+    stream = Stream(Together(spec, own=own), found if callable(found) else lambda: found)
+    stream.most = most
+    return stream
+
+
+def _kept(spec: str, batches: Iterator[Any], most: int | None) -> list[Any]:
+    """Of ``most`` samples or more."""
+    found: list[Any] = []
+    known = 0
+    with failing(spec):
+        for batch in batches:
+            found.append(batch)
+            known += len(value(pair(batch, spec)[0], spec))
+            if most is not None and known >= most:
+                break
+    return found

@@ -105,9 +105,9 @@ def joined(batches: Sequence[Any]) -> Any:
     """Several batches, each x or a tuple such as (x, None), as one."""
     if isinstance(batches[0], tuple):
         return tuple(map(joined, zip(*batches, strict=True)))
-    if len(batches) == 1 or batches[0] is None:
-        return batches[0]
-    return torch.cat(list(batches))
+    if any(each is None for each in batches):
+        return None
+    return batches[0] if len(batches) == 1 else torch.cat(list(batches))
 
 
 def _chosen(data: Any, count: int) -> Iterable[Any]:

@@ -236,6 +236,7 @@ def test_what_makes_an_iterator_is_asked_again(monkeypatch):
     assert_streams(data, X, None, 16)
     assert data.total == len(X)
     assert_streams(own(iter(X.split(10)), monkeypatch), X, None, 16)
+    assert_streams(own(cli_zoo.endless(), monkeypatch, limit=9), cli_zoo.images(10)[:9], None, 4)
 
 
 def test_an_iterable_data_set(monkeypatch):
