@@ -41,8 +41,8 @@ def some(data: Any, count: int) -> Some:
     no more.
 
     ``data`` is a tensor [N, ...], a dict of such tensors, a map-style ``Dataset`` of samples x or
-    (x, y), of which no others are loaded, a DataLoader, or an iterable of batches x or (x, y), which
-    is gone through once. Raises InputError where it is none of these, where samples differ in
+    (x, y), of which no others are loaded, a DataLoader, or an iterable of batches x or (x, y),
+    which is gone through once. Raises InputError where it is none of these, where samples differ in
     shape, and where there are none.
     """
     given = batch_of(data)
