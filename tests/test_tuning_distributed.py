@@ -15,6 +15,7 @@ from several import several
 from test_block_tuning import Residual, converted
 from test_searching_distributed import relus
 from test_tuning import Small
+from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.converters import blocks, budget, descent, shared, tunable
@@ -157,19 +158,22 @@ def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypat
         assert 0 < sg.Tuning.of(found[0]).iterations < 1000 or by_blocks
 
 
-def test_the_first_process_takes_the_batches_of_a_loader(models, images):
-    network, taken = converted(models[False], images), []
+@pytest.mark.parametrize("kind", ["loader", "iterable"])
+def test_processes_share_what_a_loader_gives(models, images, kind):
+    network, taken = converted(models[False], images), {}
 
-    class Loader:
-        def __iter__(self):
-            taken.append(threading.get_ident())
-            return iter(images.split(24))
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            who = threading.get_ident()
+            taken[who] = taken.get(who, 0) + 1
+            return super().__getitem__(index)
 
     def tuned(world):
-        return sg.tune(network, Loader(), iterations=2, distributed=world)
+        data = DataLoader(Counted(images), 24) if kind == "loader" else iter(images.split(24))
+        return sg.tune(network, data, iterations=2, distributed=world)
 
     found = several(2, tuned)
-    assert len(taken) == 1
+    assert kind == "iterable" or list(taken.values()) == [48, 48]
     assert said(found[0]) == said(found[1])
     assert said(found[0]) == said(sg.tune(network, images, iterations=2, distributed=ALONE))
 
@@ -178,11 +182,11 @@ def test_processes_that_differ_stop(models, images):
     network = converted(models[False], images)
     other = converted(models[False], images, members=3)
 
-    def refused(match, error=sg.InputError, data=lambda rank: images, **options):
+    def refused(match, data=lambda rank: images, **options):
         def run(world):
             given = {key: value(world.rank) for key, value in options.items()}
             given = {"network": network, "iterations": 2, **given}
-            with pytest.raises(error, match=match):
+            with pytest.raises(sg.InputError, match=match):
                 sg.tune(given.pop("network"), data(world.rank), distributed=world, **given)
 
         several(2, run)
@@ -190,8 +194,7 @@ def test_processes_that_differ_stop(models, images):
     refused("the samples differs .*rank 0: 96, sha256", data=lambda rank: images[rank:] * 1.0)
     refused("the network given to tune differs", network=lambda rank: (network, other)[rank])
     refused("the options of tune differs .* seed=1", seed=lambda rank: rank)
-    none = sg.errors.CalibrationError
-    refused("data is empty", none, data=lambda rank: iter([(), images.split(24)][rank]))
+    refused("number of batches differs", data=lambda rank: iter(images[: 72 + 24 * rank].split(24)))
 
 
 def test_processes_that_round_differently_are_told_in_the_end(models, images, monkeypatch):
