@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from ..core.dealing import batches as batches_from
-from ..core.dealing import deal
+from ..core.dealing import batches, deal
 from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule, Source
@@ -195,10 +194,8 @@ def _iterable(calibration: Calibration) -> Iterable[Any]:
         return given.split(BATCH)
     if isinstance(given, Tensor):
         return given.split(BATCH) if given.dim() else ()
-    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
-        return batches_from(given, BATCH)
-    if isinstance(given, Iterable):
-        return given
+    if isinstance(given, (Dataset, Iterable)):
+        return batches(given, BATCH)
     raise CalibrationError(
         "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
         f"{type(calibration).__name__}."

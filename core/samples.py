@@ -40,9 +40,10 @@ def some(data: Any, count: int) -> Some:
     """At most ``count`` samples of ``data``, in its order, spread evenly over it; all, where it has
     no more.
 
-    ``data`` is a tensor [N, ...], a dict of such tensors, a ``Dataset`` of samples x or (x, y), of
-    which no others are loaded, a DataLoader, or an iterable of batches x or (x, y), which is gone
-    through once. Raises InputError where it is none of these or holds no sample.
+    ``data`` is a tensor [N, ...], a dict of such tensors, a map-style ``Dataset`` of samples x or
+    (x, y), of which no others are loaded, a DataLoader, or an iterable of batches x or (x, y),
+    which is gone through once. Raises InputError where it is none of these, where samples differ in
+    shape, and where there are none.
     """
     given = batch_of(data)
     if isinstance(given, (Tensor, Inputs)):
@@ -165,13 +166,15 @@ class Spread:
         """What the first batch of all says, whoever adds it."""
         if self.length:
             return
-        self.length = max(1, length_of(batch))
+        self.length = length_of(batch)
         if self.size is not None:
             one = max(1, _bytes_of(batch) // self.length)
             self.count = min(self.count, max(LEAST, self.size // one))
 
     def add(self, number: int, batch: Any) -> None:
         """The batch of this number; numbers are unlike each other."""
+        if not length_of(batch):
+            return
         self.begin(batch)
         self._check(batch)
         self.seen += length_of(batch)
