@@ -18,9 +18,10 @@ from test_tuning import Small
 from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import blocks, budget, descent, shared, tunable
+from spikingjelly_signgd.converters import blocks, budget, descent, refinement, shared, tunable
 from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core.distributed import ALONE
+from spikingjelly_signgd.core.network import GroupNeuron
 
 # of the error that is left, over that of tuning whose minibatches are not cut: a choice that falls
 # otherwise, by a rounding, leads a descent elsewhere
@@ -132,6 +133,34 @@ def test_gradients_are_added_in_the_order_of_their_pieces(models, images):
     for found in (gradients(ALONE), *several(2, gradients), *several(4, gradients)):
         for mine, theirs in zip(found, expected, strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_thresholds_are_refined_alike(images, monkeypatch):
+    """Of group neurons; each minibatch in pieces, whose errors are relative to the whole."""
+    monkeypatch.setattr(refinement, "MOST", 12)
+    network = converted(relus(), images, method="group", time_steps=2, members=4)
+    names = [node.name for node in network.of(GroupNeuron)]
+    sizes, loss = {}, refinement._loss
+
+    def watched(simulation, x, *given):
+        sizes.setdefault(threading.get_ident(), []).append(len(x))
+        return loss(simulation, x, *given)
+
+    monkeypatch.setattr(refinement, "_loss", watched)
+
+    def refined(world):
+        return refinement.refine(network, images, names, 0, budget.Budget(None, world))
+
+    alone = refined(ALONE)
+    (all_of_them,) = sizes.values()
+    for size in (2, 4):
+        sizes.clear()
+        assert {fingerprint(one) for one in several(size, refined)} == {fingerprint(alone)}
+        assert len(sizes) == size and sum(map(sum, sizes.values())) == sum(all_of_them)
+    assert max(all_of_them) == refinement.BATCH // 4
+    before, after, plain = (n.neurons[0].v_threshold for n in (network, alone, refined(None)))
+    assert not torch.allclose(after, before, rtol=1e-3)
+    torch.testing.assert_close(after, plain, rtol=1e-3, atol=0)
 
 
 def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypatch):
