@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from ..core.dealing import batches as batches_from
-from ..core.dealing import deal
+from ..core.dealing import batches, deal
 from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule, Source
@@ -85,7 +84,6 @@ class Batches(Sequence[Any]):
         then, when they are done with the same batches, and at the end."""
         self._meet = meet
         for i, (number, x) in enumerate(self._again() if self._done else self._through()):
-            self._check_shapes()
             yield number, x
             if meet is not None and self.world.size == 1 and not (i + 1) % EVERY:
                 meet()
@@ -95,6 +93,7 @@ class Batches(Sequence[Any]):
     def _through(self) -> Iterator[tuple[int, Any]]:
         """Once, keeping what is kept."""
         while item := self._ahead.pop(0) if self._ahead else next(self._items, None):
+            self._check_shapes()
             self._look(*item)
             yield item
         self._kept.gather(self.world)
@@ -195,10 +194,8 @@ def _iterable(calibration: Calibration) -> Iterable[Any]:
         return given.split(BATCH)
     if isinstance(given, Tensor):
         return given.split(BATCH) if given.dim() else ()
-    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
-        return batches_from(given, BATCH)
-    if isinstance(given, Iterable):
-        return given
+    if isinstance(given, (Dataset, Iterable)):
+        return batches(given, BATCH)
     raise CalibrationError(
         "calibration data is a tensor [N, ...] or an iterable of batches x or (x, y), not "
         f"{type(calibration).__name__}."

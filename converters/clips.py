@@ -108,6 +108,8 @@ def clips_of(
         )
     dealt = [(0, given)] if one else deal(given, world, most=most)
     found = {number: _clip(item, motion) for number, item in dealt}
+    if world.size > 1 and not one:  # of a view the whole would travel
+        found = {number: clip.clone() for number, clip in found.items()}
     clips = [found[0]] if one else world.in_order(found)
     if not clips:
         raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")

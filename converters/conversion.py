@@ -135,8 +135,8 @@ def convert(
     with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
     whose whole numbers stay exact. It may be a ``Dataset`` or a DataLoader, of any length, and is
     gone through once: statistics are of all samples, and what else is measured is measured on up to
-    4,096 of them (1 GiB), all of few, else some from all over. None is the preset's choice;
-    ``converters.Settings`` says more.
+    4,096 of them (1 GiB), all of few, else some from all over; clips of streams are all held. None
+    is the preset's choice; ``converters.Settings`` says more.
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32

@@ -19,6 +19,8 @@ from ..neurons.signgd.dithered import MOST
 from .budget import Budget
 from .tunable import Choices
 
+Gradient = tuple[Tensor, list[bool]]
+
 LEARNED = ("steps", "scales", "resting", "dead_zones")  # of each neuron
 START = (0.5, 2.0, 4.0, 8.0)  # of all steps of all neurons with dead zones
 RATES = (1.0, 0.5, 0.1, 0.5)  # of these, over the rate of the descent
@@ -56,7 +58,7 @@ class Descent:
 
         Raises TimeUp, and is not made, where there is no time for one of them.
         """
-        self._put(budget.dealt("descent", losses, self._gradient))
+        put(self.parameters, budget.dealt("descent", losses, self._gradient))
         if bool(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0).isfinite()):
             self.adam.step()
             for logit, most in self.zones:
@@ -65,20 +67,25 @@ class Descent:
             warnings.simplefilter("ignore")  # a step that was left out is no mistake
             self.course.step()
 
-    def _gradient(self, loss: Callable[[], Tensor]) -> tuple[Tensor, list[bool]]:
-        """Of all parameters, one after the other, and which of them the loss depends on."""
+    def _gradient(self, loss: Callable[[], Tensor]) -> Gradient:
         with torch.enable_grad():
-            found = torch.autograd.grad(loss(), self.parameters, allow_unused=True)
-        pairs = zip(self.parameters, found, strict=True)
-        flat = [(p.new_zeros(p.shape) if g is None else g).reshape(-1) for p, g in pairs]
-        return torch.cat(flat), [gradient is not None for gradient in found]
+            return gradient_of(loss(), self.parameters)
 
-    def _put(self, gradients: Sequence[tuple[Tensor, list[bool]]]) -> None:
-        """Their sum, in their order."""
-        total = gradients[0][0].clone()
-        for flat, _ in gradients[1:]:
-            total += flat
-        parts = total.split([parameter.numel() for parameter in self.parameters])
-        reached = zip(*(which for _, which in gradients), strict=True)
-        for parameter, part, which in zip(self.parameters, parts, reached, strict=True):
-            parameter.grad = part.view_as(parameter) if any(which) else None
+
+def gradient_of(loss: Tensor, parameters: Sequence[Tensor]) -> Gradient:
+    """By all parameters, one after the other, and which of them the loss depends on."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(parameters, found, strict=True)
+    flat = [(p.new_zeros(p.shape) if g is None else g).reshape(-1) for p, g in pairs]
+    return torch.cat(flat), [gradient is not None for gradient in found]
+
+
+def put(parameters: Sequence[Tensor], gradients: Sequence[Gradient]) -> None:
+    """The sum of gradients, in their order, as that of the parameters."""
+    total = gradients[0][0].clone()
+    for flat, _ in gradients[1:]:
+        total += flat
+    parts = total.split([parameter.numel() for parameter in parameters])
+    reached = zip(*(which for _, which in gradients), strict=True)
+    for parameter, part, which in zip(parameters, parts, reached, strict=True):
+        parameter.grad = part.view_as(parameter) if any(which) else None

@@ -384,9 +384,15 @@ def _closer(network: SpikingNetwork, context: Context) -> str:
 
 def _some(context: Context) -> Tensor | Inputs:
     """Calibration samples from all over the batches, as many as anything here runs."""
-    x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
-    wanted = min(len(x), 2 * residuals.MOST)
-    return x[torch.linspace(0, len(x) - 1, wanted).long().to(x.device)]
+    batches = [x[: 2 * residuals.MOST] for x in context.batches]
+    among = sum(map(len, batches))
+    wanted = torch.linspace(0, among - 1, min(among, 2 * residuals.MOST)).long()
+    found, begin = [], 0
+    for x in batches:  # which are not copied as a whole
+        inside = wanted[(wanted >= begin) & (wanted < begin + len(x))] - begin
+        found.append(x[inside.to(x.device)])
+        begin += len(x)
+    return torch.cat(found)
 
 
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:

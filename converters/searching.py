@@ -145,7 +145,7 @@ def search(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlanWarning)  # of what the search begins with
         # a quantile serves every number of members and steps
-        plain = convert(model, rest, **{"scale": "channel", **options})
+        plain = convert(model, rest, distributed=distributed, **{"scale": "channel", **options})
     if distributed is not None:
         asked = {"spikes": spikes, "agreement": agreement, "additions": additions}
         given = {**asked, "methods": methods, "iterations": iterations, "seed": seed}

@@ -8,40 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.distributed import Distributed
+from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Inputs
 from ..core.network import SpikingNetwork
-from ..errors import SignGDError
-from .calibration import Calibration, batches_of
+from .calibration import Batches, Calibration
 from .fine_tuning import digest, fingerprint
 
 
 def samples(calibration: Calibration, most: int | None, world: Distributed | None) -> Any:
-    """x [N, ...] of the first ``most`` batches, the same on all processes.
+    """x [N, ...] of the first ``most`` batches, the same on all processes; of many samples those
+    that ``Batches`` keeps.
 
-    Of a tensor, a dict and a list each has its own, which are compared; of a loader the first
-    process alone takes batches, and sends them to the others. Raises CalibrationError, and
-    InputError where processes differ.
+    Of a tensor, a dict and a list each process has its own, which are compared; of a loader each
+    loads a part for all. Raises CalibrationError, and InputError where processes differ.
     """
-    if world is None:
-        return torch.cat(batches_of(calibration, most))
-    if isinstance(calibration, (Tensor, Inputs, Mapping, list, tuple)):
-        x = torch.cat(batches_of(calibration, most))
+    held = isinstance(calibration, (Tensor, Inputs, Mapping, list, tuple))
+    x = torch.cat(list(Batches(calibration, most, ALONE if held or world is None else world)))
+    if held and world is not None:
         world.agree("the samples", _described(x))
-        return x
-    found = _taken(calibration, most) if world.first else None
-    found = world.broadcast(found)
-    if isinstance(found, SignGDError):
-        raise found
-    return found
-
-
-def _taken(calibration: Calibration, most: int | None) -> Any:
-    """The samples, or why there are none, for all to raise."""
-    try:
-        return torch.cat(batches_of(calibration, most))
-    except SignGDError as error:
-        return error
+    return x
 
 
 def _described(x: Any) -> str:

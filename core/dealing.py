@@ -17,15 +17,16 @@ from .distributed import Distributed
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
     """``data`` as batches: those of a loader or any iterable as they are, else cut by ``size``.
 
-    A tensor [N, ...], a dict of such tensors, or a ``Dataset`` of samples, which a DataLoader
-    loads. What comes back can be gone through again where ``data`` can.
+    A tensor [N, ...], a dict of such tensors, or a map-style ``Dataset`` of samples, which a
+    DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can be gone
+    through again where ``data`` can.
     """
     if isinstance(data, Tensor):
         return data.split(size)
     if isinstance(data, Mapping):
         parts = {name: x.split(size) for name, x in data.items()}
         return [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, size)
     return data  # type: ignore[no-any-return]
 

@@ -40,9 +40,10 @@ def some(data: Any, count: int) -> Some:
     """At most ``count`` samples of ``data``, in its order, spread evenly over it; all, where it has
     no more.
 
-    ``data`` is a tensor [N, ...], a dict of such tensors, a ``Dataset`` of samples x or (x, y), of
-    which no others are loaded, a DataLoader, or an iterable of batches x or (x, y), which is gone
-    through once. Raises InputError where it is none of these or holds no sample.
+    ``data`` is a tensor [N, ...], a dict of such tensors, a map-style ``Dataset`` of samples x or
+    (x, y), of which no others are loaded, a DataLoader, or an iterable of batches x or (x, y),
+    which is gone through once. Raises InputError where it is none of these, where samples differ in
+    shape, and where there are none.
     """
     given = batch_of(data)
     if isinstance(given, (Tensor, Inputs)):
@@ -55,7 +56,8 @@ def some(data: Any, count: int) -> Some:
         )
     kept = Spread(count)
     for number, batch in enumerate(_chosen(data, count)):
-        kept.add(number, pair_of(batch))
+        x, y = pair_of(batch)
+        kept.add(number, (x, y if isinstance(y, Tensor) else None))
     if not kept.seen:
         raise InputError("the data hold no sample; a few dozen representative ones are enough.")
     return Some(*joined(kept.batches()))
@@ -143,8 +145,8 @@ def _turn(place: int) -> int:
 class Spread:
     """At most ``count`` of the samples of batches that are added, each x or a tuple such as (x, y).
 
-    While all fit they stay as they came, ``whole``; after that each is held by itself, without the
-    memory of its batch. A sample's place is that in its batch after the batches before it, all
+    While all fit they stay as they came, ``whole``; after that each is a row of ``rows``, without
+    its batch. A sample's place is that in its batch after the batches before it, all
     taken to be as long as the first: so it does not matter who adds which batch. ``size`` bounds
     the bytes, too, but for ``LEAST`` samples.
     """
@@ -153,23 +155,28 @@ class Spread:
         self.count, self.size = count, size
         self.length = 0  # of the first batch
         self.seen = 0
+        self.shapes: list[Any] = []
+        self._batches: list[Any] | None = None
         self.whole: dict[int, Any] | None = {}
-        # those that are kept, the last to come first
-        self.single: list[tuple[int, int, int, Any]] = []
-        self._batches: list[Any] = []
+        self.rows: Any = None  # x [count, ...], or a tuple of such
+        # those that are kept and their rows, the last to come first
+        self.single: list[tuple[int, int, int, int]] = []
 
     def begin(self, batch: Any) -> None:
         """What the first batch of all says, whoever adds it."""
         if self.length:
             return
-        self.length = max(1, length_of(batch))
+        self.length = length_of(batch)
         if self.size is not None:
             one = max(1, _bytes_of(batch) // self.length)
             self.count = min(self.count, max(LEAST, self.size // one))
 
     def add(self, number: int, batch: Any) -> None:
         """The batch of this number; numbers are unlike each other."""
+        if not length_of(batch):
+            return
         self.begin(batch)
+        self._check(batch)
         self.seen += length_of(batch)
         if self.whole is None:
             self._put(number, batch)
@@ -177,6 +184,14 @@ class Spread:
             self.whole[number] = batch
             if self.seen > self.count:
                 self._part()
+
+    def _check(self, batch: Any) -> None:
+        shapes = [list(x.shape[1:]) for x in _tensors(batch)]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            raise InputError(
+                f"samples have one shape, but some are {self.shapes} and others {shapes}."
+            )
 
     @property
     def over(self) -> bool:
@@ -188,11 +203,11 @@ class Spread:
         Nothing is added afterwards."""
         if self.whole is not None:
             return [self.whole[number] for number in sorted(self.whole)]
-        left = sorted(self.single, key=_key, reverse=True)
-        self.single = []
-        while left:
-            part = [left.pop()[-1] for _ in range(min(BATCH, len(left)))]
-            self._batches.append(joined(part))
+        if self._batches is None:
+            order = [row for *_, row in sorted(self.single, key=_place)]
+            parts = range(0, len(order), BATCH)
+            self._batches = [_each(self.rows, _taken(order[i : i + BATCH])) for i in parts]
+            self.rows = None
         return self._batches
 
     def gather(self, world: Distributed) -> None:
@@ -209,11 +224,12 @@ class Spread:
         turns = sorted(turn for part in world.gather(self._turns()) for turn in part)
         last = turns[min(self.count, len(turns)) - 1]
         mine = [each for each in self.single if _order(each) <= last]
-        keys = [each[:3] for each in mine]
-        held = joined([each[-1] for each in mine]) if mine else None
-        self.single = []
-        for part, batch in world.gather((keys, held)):
-            self.single += [(*key, _each(batch, _sample(i))) for i, key in enumerate(part)]
+        held = _each(self.rows, _taken([row for *_, row in mine])) if mine else None
+        self.rows, keys = None, [each[:3] for each in mine]
+        parts = [part for part in world.gather((keys, held)) if part[0]]
+        keys = [key for keys, _ in parts for key in keys]
+        self.single = [(*key, row) for row, key in enumerate(keys)]
+        self.rows = joined([held for _, held in parts])
 
     def _turns(self) -> list[tuple[int, int, int]]:
         return list(map(_order, self.single))
@@ -225,20 +241,27 @@ class Spread:
             self._put(number, batches.pop(number))
 
     def _put(self, number: int, batch: Any) -> None:
+        if self.rows is None:
+            self.rows = _each(batch, lambda x: _rows(x, self.count))
         for i in range(length_of(batch)):
-            turn = -_turn(number * self.length + i)
+            kept = (-_turn(number * self.length + i), -number, -i, len(self.single))
             if len(self.single) < self.count:
-                heapq.heappush(self.single, (turn, -number, -i, _each(batch, _sample(i))))
-            elif (turn, -number, -i) > self.single[0][:3]:
-                heapq.heapreplace(self.single, (turn, -number, -i, _each(batch, _sample(i))))
+                heapq.heappush(self.single, kept)
+            elif kept[:3] > self.single[0][:3]:
+                kept = (*kept[:3], self.single[0][3])
+                heapq.heapreplace(self.single, kept)
+            else:
+                continue
+            for rows, x in zip(_tensors(self.rows), _tensors(batch), strict=True):
+                rows[kept[3]] = x[i]
 
 
-def _key(kept: tuple[int, int, int, Any]) -> tuple[int, int]:
+def _place(kept: tuple[int, int, int, int]) -> tuple[int, int]:
     """Where it was in the data."""
     return -kept[1], -kept[2]
 
 
-def _order(kept: tuple[int, int, int, Any]) -> tuple[int, int, int]:
+def _order(kept: tuple[int, int, int, int]) -> tuple[int, int, int]:
     """When its turn came."""
     return -kept[0], -kept[1], -kept[2]
 
@@ -250,8 +273,23 @@ def _each(batch: Any, change: Callable[[Any], Any]) -> Any:
     return None if batch is None else change(batch)
 
 
-def _sample(i: int) -> Callable[[Any], Any]:
-    return lambda x: x[i : i + 1].clone()
+def _taken(rows: list[int]) -> Callable[[Any], Any]:
+    return lambda x: x[torch.tensor(rows, dtype=torch.long)]
+
+
+def _rows(x: Any, count: int) -> Any:
+    """Room for so many samples."""
+    if isinstance(x, Inputs):
+        return Inputs({name: _rows(each, count) for name, each in x.tensors.items()})
+    return x.new_empty((count, *x.shape[1:]))
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, tuple):
+        return [x for part in batch for x in _tensors(part)]
+    if isinstance(batch, Inputs):
+        return list(batch.tensors.values())
+    return [] if batch is None else [batch]
 
 
 def _copied(x: Any) -> Any:
@@ -264,6 +302,4 @@ def length_of(batch: Any) -> int:
 
 
 def _bytes_of(batch: Any) -> int:
-    x = batch[0] if isinstance(batch, tuple) else batch
-    parts = x.tensors.values() if isinstance(x, Inputs) else [x]
-    return sum(each.numel() * each.element_size() for each in parts)
+    return sum(x.numel() * x.element_size() for x in _tensors(batch))

@@ -144,6 +144,19 @@ def test_more_processes_than_batches_and_empty_ones(model, one_capture):
     assert all(said(network) == said(networks[0]) for network in networks)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_processes_plan_the_same_stream(model, one_capture, count):
+    frames = torch.stack([image(i) for i in range(5 * 2 * count)]).reshape(5, 2 * count, 3, 6, 6)
+    clips = frames.split(2, 1)
+
+    def converted(world):
+        given = {"stream": True, "max_batches": None, "distributed": world}
+        return sg.convert(model, clips if count > 1 else frames, **given)
+
+    networks = [converted(None), *several(2, converted)]
+    assert all(said(network) == said(networks[0]) for network in networks)
+
+
 def test_an_option_that_differs_is_the_error_of_all(model):
     with pytest.raises(InputError, match=r"option of convert differs.*members=2.*members=3"):
         several(2, lambda w: sg.convert(model, image(0)[None], members=2 + w.rank, distributed=w))
@@ -221,3 +234,15 @@ def test_real_processes_make_the_network_of_one():
         rows = [line.split() for line in done.stdout.splitlines() if line.startswith("convert")]
         found[size] = [row[:-2] for row in rows]  # all but the seconds
     assert found[1] == found[2] != []
+
+
+@pytest.mark.slow
+def test_processes_that_convert_also_tune(model, one_capture):
+    plan = {**PLAN, "tune": True}
+
+    def converted(world):
+        return sg.convert(model, DataLoader(Images(100), 32), distributed=world, **plan)
+
+    alone, *others = several(1, converted) + several(2, converted)
+    assert "layers" in alone.provenance["tuning"]
+    assert all(said(network) == said(alone) for network in others)

@@ -10,7 +10,7 @@ from several import several
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from spikingjelly_signgd.core.inputs import Inputs
-from spikingjelly_signgd.core.samples import LEAST, Spread, joined, some
+from spikingjelly_signgd.core.samples import LEAST, Spread, inputs_of, joined, some
 from spikingjelly_signgd.errors import InputError
 
 
@@ -29,7 +29,12 @@ class Numbers(Dataset):
 
 
 class Stream(IterableDataset):
+    def __init__(self, size=None):
+        self.size = size  # of batches, which it may make itself
+
     def __iter__(self):
+        if self.size is not None:
+            return iter(torch.arange(1000.0).reshape(-1, 1).split(self.size))
         return (torch.tensor([float(i)]) for i in range(1000))
 
 
@@ -70,6 +75,8 @@ def test_every_form_of_data_gives_the_same_samples():
     assert sorted(loader.loaded) == y.tolist()
     assert torch.equal(some(iter(batches(1000)), 60).y, y)
     assert torch.equal(some(DataLoader(Stream(), 33), 60).x, x)
+    assert torch.equal(some(Stream(50), 60).x, x)
+    assert [len(each) for each in inputs_of(Stream(400))] == [400, 400, 200]
 
 
 def test_few_samples_are_all_of_them_in_order():
@@ -83,7 +90,19 @@ def test_few_samples_are_all_of_them_in_order():
     assert y is None
 
 
-@pytest.mark.parametrize(("data", "says"), [(3, "not int"), ([], "no sample"), ([(1, 2, 3)], "3")])
+SHAPES = [torch.zeros(2, 3), torch.zeros(2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (3, "not int"),
+        ([], "no sample"),
+        ([torch.zeros(0, 3)], "no sample"),
+        ([(1, 2, 3)], "3 values"),
+        (SHAPES, r"some are \[\[3\]\] and others \[\[4\]\]"),
+    ],
+)
 def test_what_is_no_data_is_an_error(data, says):
     with pytest.raises(InputError, match=says):
         some(data, 3)
@@ -98,7 +117,7 @@ def test_the_memory_of_what_is_left_out_is_free():
         alive.add(x)
         spread.add(number, x)
         most = max(most, len(alive))
-        assert len(spread.whole or spread.single) <= 64
+        assert sum(map(len, (spread.whole or {}).values())) + len(spread.single) <= 64
         del x
     assert most <= 8  # batches, 64 samples and one more batch
     assert len(joined(spread.batches())) == 64

@@ -11,7 +11,7 @@ from test_tuning import Small
 from torch import nn
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import allocate, mixing, searching, tuning
+from spikingjelly_signgd.converters import allocate, conversion, mixing, searching, tuning
 from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core.distributed import ALONE
 
@@ -21,16 +21,12 @@ def images():
     return torch.rand(110, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(autouse=True)
-def converted_in_turn(monkeypatch):
-    """torch.export is not for several threads of one process."""
-    lock, convert = threading.Lock(), searching.convert
-
-    def locked(*given, **options):
-        with lock:
-            return convert(*given, **options)
-
-    monkeypatch.setattr(searching, "convert", locked)
+def captured(make, images, monkeypatch):
+    """The model, captured beforehand: torch.export is of one thread."""
+    model = make()
+    program = conversion.capture(model, images[:4])
+    monkeypatch.setattr(conversion, "capture", lambda *_: program)
+    return model
 
 
 def gelus():
@@ -68,8 +64,8 @@ MIXED = ("signgd", "group")
     ],
     ids=str,
 )
-def test_any_number_of_processes_finds_the_same_network(images, make, asked):
-    model = make()
+def test_any_number_of_processes_finds_the_same_network(images, make, asked, monkeypatch):
+    model = captured(make, images, monkeypatch)
 
     def found(world):
         return sg.search(model, images, iterations=4, distributed=world, **asked)
@@ -86,7 +82,7 @@ def test_any_number_of_processes_finds_the_same_network(images, make, asked):
 
 def test_trials_are_dealt(images, monkeypatch):
     """Of the four splits of a budget two are tried by each of two processes; likewise choices."""
-    model, tried = relus(), {"tune": [], "fitted": []}
+    model, tried = captured(relus, images, monkeypatch), {"tune": [], "fitted": []}
     tune, fitted = tuning.tune, mixing.Choices._fitted
 
     def watched(*given, **options):

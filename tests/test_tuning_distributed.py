@@ -15,11 +15,13 @@ from several import several
 from test_block_tuning import Residual, converted
 from test_searching_distributed import relus
 from test_tuning import Small
+from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.converters import blocks, budget, descent, shared, tunable
+from spikingjelly_signgd.converters import blocks, budget, descent, refinement, shared, tunable
 from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core.distributed import ALONE
+from spikingjelly_signgd.core.network import GroupNeuron
 
 # of the error that is left, over that of tuning whose minibatches are not cut: a choice that falls
 # otherwise, by a rounding, leads a descent elsewhere
@@ -133,6 +135,34 @@ def test_gradients_are_added_in_the_order_of_their_pieces(models, images):
             assert torch.equal(mine, theirs)
 
 
+def test_thresholds_are_refined_alike(images, monkeypatch):
+    """Of group neurons; each minibatch in pieces, whose errors are relative to the whole."""
+    monkeypatch.setattr(refinement, "MOST", 12)
+    network = converted(relus(), images, method="group", time_steps=2, members=4)
+    names = [node.name for node in network.of(GroupNeuron)]
+    sizes, loss = {}, refinement._loss
+
+    def watched(simulation, x, *given):
+        sizes.setdefault(threading.get_ident(), []).append(len(x))
+        return loss(simulation, x, *given)
+
+    monkeypatch.setattr(refinement, "_loss", watched)
+
+    def refined(world):
+        return refinement.refine(network, images, names, 0, budget.Budget(None, world))
+
+    alone = refined(ALONE)
+    (all_of_them,) = sizes.values()
+    for size in (2, 4):
+        sizes.clear()
+        assert {fingerprint(one) for one in several(size, refined)} == {fingerprint(alone)}
+        assert len(sizes) == size and sum(map(sum, sizes.values())) == sum(all_of_them)
+    assert max(all_of_them) == refinement.BATCH // 4
+    before, after, plain = (n.neurons[0].v_threshold for n in (network, alone, refined(None)))
+    assert not torch.allclose(after, before, rtol=1e-3)
+    torch.testing.assert_close(after, plain, rtol=1e-3, atol=0)
+
+
 def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypatch):
     """Others may be faster or slower: all stop at one place."""
     clocks = threading.local()
@@ -157,19 +187,22 @@ def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypat
         assert 0 < sg.Tuning.of(found[0]).iterations < 1000 or by_blocks
 
 
-def test_the_first_process_takes_the_batches_of_a_loader(models, images):
-    network, taken = converted(models[False], images), []
+@pytest.mark.parametrize("kind", ["loader", "iterable"])
+def test_processes_share_what_a_loader_gives(models, images, kind):
+    network, taken = converted(models[False], images), {}
 
-    class Loader:
-        def __iter__(self):
-            taken.append(threading.get_ident())
-            return iter(images.split(24))
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            who = threading.get_ident()
+            taken[who] = taken.get(who, 0) + 1
+            return super().__getitem__(index)
 
     def tuned(world):
-        return sg.tune(network, Loader(), iterations=2, distributed=world)
+        data = DataLoader(Counted(images), 24) if kind == "loader" else iter(images.split(24))
+        return sg.tune(network, data, iterations=2, distributed=world)
 
     found = several(2, tuned)
-    assert len(taken) == 1
+    assert kind == "iterable" or list(taken.values()) == [48, 48]
     assert said(found[0]) == said(found[1])
     assert said(found[0]) == said(sg.tune(network, images, iterations=2, distributed=ALONE))
 
@@ -178,11 +211,11 @@ def test_processes_that_differ_stop(models, images):
     network = converted(models[False], images)
     other = converted(models[False], images, members=3)
 
-    def refused(match, error=sg.InputError, data=lambda rank: images, **options):
+    def refused(match, data=lambda rank: images, **options):
         def run(world):
             given = {key: value(world.rank) for key, value in options.items()}
             given = {"network": network, "iterations": 2, **given}
-            with pytest.raises(error, match=match):
+            with pytest.raises(sg.InputError, match=match):
                 sg.tune(given.pop("network"), data(world.rank), distributed=world, **given)
 
         several(2, run)
@@ -190,8 +223,7 @@ def test_processes_that_differ_stop(models, images):
     refused("the samples differs .*rank 0: 96, sha256", data=lambda rank: images[rank:] * 1.0)
     refused("the network given to tune differs", network=lambda rank: (network, other)[rank])
     refused("the options of tune differs .* seed=1", seed=lambda rank: rank)
-    none = sg.errors.CalibrationError
-    refused("data is empty", none, data=lambda rank: iter([(), images.split(24)][rank]))
+    refused("number of batches differs", data=lambda rank: iter(images[: 72 + 24 * rank].split(24)))
 
 
 def test_processes_that_round_differently_are_told_in_the_end(models, images, monkeypatch):
