@@ -115,7 +115,16 @@ def convert(options: argparse.Namespace) -> Result:
     model = load_model(options.model, options.weights)
     data = _data(options, clip)
     samples = data.x if options.stream else data.loader()
-    network = run_convert(model, samples, seed=options.seed, max_batches=None, **given)
+    network = run_convert(
+        model,
+        samples,
+        seed=options.seed,
+        max_batches=None,
+        distributed=options.distributed,
+        **given,
+    )
+    if not options.world.first:
+        return OF_ANOTHER
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
     if options.stream:
@@ -260,7 +269,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
     )
     seconds = time.perf_counter() - begun
     data.check_skipped(table.skipped)
-    if results is not None and options.world.first:
+    if results is not None:
         sent = counted(snn, data, table.time_steps, options.counted)
         images = None if resumed else table.samples
         write_results(results, rows(table, said(options, network, seconds, images), sent))
@@ -304,8 +313,9 @@ def _has_lines(file: str) -> bool:
 
 
 def _results_file(options: argparse.Namespace) -> Path | None:
-    """--results-file, where it can be written and nothing else is replaced."""
-    if options.results_file is None:
+    """--results-file, where it can be written and nothing else is replaced; None of a process that
+    is not the first."""
+    if options.results_file is None or not options.world.first:
         return None
     path = _writable("--results-file", options.results_file)
     check_results_file(path)
@@ -744,7 +754,8 @@ def _output(options: argparse.Namespace, suffixes: Sequence[str] = ()) -> Path:
     path = Path(options.output)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"-o '{path}': the file that is written ends in {suffixes[0]}.")
-    return _writable("-o", options.output)
+    # the first process writes it, and other machines may not have the folder
+    return _writable("-o", options.output) if options.world.first else path
 
 
 def _writable(option: str, file: str) -> Path:

@@ -14,7 +14,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..core.distributed import Distributed
 
-SEVERAL = ("evaluate", "search")  # commands that compute one result in several processes
+SEVERAL = ("convert", "search", "evaluate")  # commands that compute one result in several processes
 
 
 def started_by_torchrun() -> bool:

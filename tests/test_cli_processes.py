@@ -156,14 +156,12 @@ def test_what_is_not_gone_on_with(folder, capsys):
     for was, now, text in [
         ("net.h5", "other.h5", "the network"),
         ("slow:Data", "slow:Data --samples 90", "the data"),
+        ("slow:Data", "slow:Other", "the data"),  # of as many samples
         ("20", "48", "the number of batches"),
         ("--threads 1", "--threads 2", "the number of torch's threads"),
     ]:
         assert main(" ".join(RESUME).replace(was, now).split()) == 2
         assert f"done.jsonl holds results of something else: {text}" in capsys.readouterr().err
-    other = " ".join(RESUME).replace("slow:Data", "slow:Other")
-    assert main(other.split()) == 2, "of as many samples"
-    assert "done.jsonl holds results of other data" in capsys.readouterr().err
     assert main([*RESUME, "--time-steps", "2"]) == 2
     assert "time_steps was [1, 2, 4] there and is [2] now" in capsys.readouterr().err
     assert main([*EVALUATE, "--resume", "net.h5"]) == 2
@@ -199,6 +197,20 @@ def test_two_processes_give_the_table_of_one(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["convert", "search"])
+def test_two_processes_write_the_file_of_one(name, folder, monkeypatch):
+    more = ["--tune", "--members", "2"] if name == "convert" else ["--additions", "3"]
+    command = [name, "cli_zoo:tiny", "--data", "slow:Data", *more, "-o", "made.h5"]
+    done = typed(2, *command)
+    assert done.returncode == 0 and done.stdout.count("written to made.h5") == 1, done.stderr
+    made = Path("made.h5").read_bytes()
+    for variable, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(variable, str(value))
+    assert main(command) == 0
+    assert Path("made.h5").read_bytes() == made
+
+
+@pytest.mark.slow
 def test_an_exception_in_one_process_ends_all(folder):
     begun = time.monotonic()
     done = typed(2, *RESUME, SLOW_FAILS="30")
@@ -214,11 +226,11 @@ def test_a_process_that_is_killed_ends_all(victim, folder, monkeypatch):
     assert main([*EVALUATE, "--results-file", "results.json", "--quiet"]) == 0
     whole = measured()
     numbers = {"rank 0": 0, "rank 1": 1, "torchrun": -1, "Ctrl-C": -2}
-    for name, value in surroundings(SLOW_SECONDS="0.2").items():
+    for name, value in surroundings(SLOW_SECONDS="0.1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(scaling, "environment", lambda **_: dict(os.environ))
     command = [*scaling.launched(2), *RESUME]
-    code, seconds, left = scaling.disturbed(scaling.killing(9, numbers[victim]), command)
+    code, seconds, left = scaling.disturbed(scaling.killing(1, numbers[victim]), command)
     said = Path("said.txt").read_text()
     assert code != 0 and left == 0 and seconds < 30, said
     monkeypatch.setenv("SLOW_SECONDS", "0")

@@ -63,6 +63,21 @@ def test_a_row_for_each_t(folder):
         assert shlex.split(row["command"])[1:] == arguments
 
 
+def test_images_that_cannot_be_read_are_counted(folder, capsys):
+    image = pytest.importorskip("PIL.Image")
+    (folder / "images").mkdir()
+    for i in range(8):
+        image.new("L", (4, 4), 30 * i).save(folder / "images" / f"{i}.png")
+    (folder / "images" / "5.png").write_bytes(b"no image")
+    command = ["evaluate", "net.h5", "--data", "images", "--scale-pixels", "--batch-size", "3"]
+    command += ["--results-file", "i.csv"]
+    assert main(command) == 2
+    assert "images/5.png" in capsys.readouterr().err and not (folder / "i.csv").exists()
+    assert main([*command, "--skip-bad", "1"]) == 0
+    assert "images/5.png" in capsys.readouterr().out, "in the table"
+    assert {(row["images"], row["skipped"]) for row in read("i.csv")} == {("7", "1")}
+
+
 def test_csv_has_the_same(folder):
     for name in ("b.json", "b.csv"):
         assert main([*EVALUATE, "--counted", "0", "--results-file", name]) == 0
