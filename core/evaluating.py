@@ -21,7 +21,7 @@ from .metrics import METRICS, Choices, Comparison, named, paired, squared_distan
 from .modes import eval_mode
 from .module import NetworkModule
 from .network import each_leaf
-from .progress import progress
+from .progress import progress, samples_in
 from .results import ASKED, Record, ResultsFile, input_digest, model_digest
 from .running import check_steps, planned_steps, run
 from .states import digest
@@ -278,10 +278,14 @@ def _skipped(batch: Any) -> tuple[str, ...]:
 def _with_a_bar(
     dealt: Iterable[tuple[int, Any]], loader: Any, world: Distributed
 ) -> Iterator[tuple[int, Any]]:
-    """With a bar on rank 0, of its own batches."""
-    length = _length(loader)
-    own = None if length is None else -(-length // world.size)
-    return progress(dealt, "evaluating", own) if world.first else iter(dealt)
+    """With a bar on rank 0, of images: those of its own batches, times the processes."""
+    if not world.first:
+        return iter(dealt)
+
+    def images(item: tuple[int, Any]) -> int:
+        return world.size * len(_pair(item[1])[0])
+
+    return progress(dealt, "evaluating", samples_in(loader), images=images)
 
 
 def _asked(measure: _Measurement, loader: Any, data: str | None) -> dict[str, Any]:
