@@ -108,7 +108,7 @@ toolchains: lava-environment
 vision: $(VENV)/.stamp $(VISION)/.stamp
 	@echo "== real networks"
 	@PYTHONPATH="$(VENV)/mypy" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VISION)/bin/python -m pytest \
-		-q -n auto --dist worksteal -m vision tests/test_vision.py
+		-q -n auto --dist worksteal -m vision tests/test_vision.py tests/test_imagenet_scripts.py
 
 VISION_PIP := $(VISION)/bin/python -m pip --quiet --disable-pip-version-check
 $(VISION)/.stamp: tests/vision/requirements.txt tests/vision/alone.txt | $(VENV)/.stamp

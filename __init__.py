@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from .converters.additions import additions
     from .converters.stepping import step_by_step
     from .core.anytime import Exit, ExitRule, Step, calibrate_exit, early_exit, stream
+    from .core.distributed import Distributed
+    from .core.evaluating import Evaluation, evaluate
     from .core.events import Events
     from .core.network import SpikingNetwork
-    from .core.running import Evaluation, build, evaluate, run
+    from .core.running import build, run
     from .core.training import collect
     from .core.windows import windows
     from .errors import (
@@ -80,6 +82,7 @@ __all__ = [
     "Certificate",
     "CheckReport",
     "ConstantSchedule",
+    "Distributed",
     "Encode",
     "Evaluation",
     "Events",
@@ -210,11 +213,12 @@ _HOME = {
     "check": "plugins.forms",
     "to_decoded": "plugins.forms",
     "to_spikes": "plugins.forms",
-    "Evaluation": "core.running",
+    "Evaluation": "core.evaluating",
     "build": "core.running",
-    "evaluate": "core.running",
+    "evaluate": "core.evaluating",
     "run": "core.running",
     "collect": "core.training",
+    "Distributed": "core.distributed",
     "Events": "core.events",
     "step_by_step": "converters.stepping",
     "watch": "analysis.watching",

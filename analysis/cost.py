@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -19,6 +20,7 @@ from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
 from ..core.progress import progress
 from ..core.running import check_run, check_steps
+from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
@@ -318,23 +320,23 @@ def _levels_line(levels: Mapping[int, float]) -> str:
 
 
 @overload
-def count_operations(
-    snn: NetworkModule, x: Tensor, time_steps: int | None = None
-) -> Operations: ...
+def count_operations(snn: NetworkModule, x: Data, time_steps: int | None = None) -> Operations: ...
 
 
 @overload
 def count_operations(
-    snn: NetworkModule, x: Tensor, time_steps: Sequence[int]
+    snn: NetworkModule, x: Data, time_steps: Sequence[int]
 ) -> dict[int, Operations]: ...
 
 
 @torch.no_grad()
 def count_operations(
-    snn: NetworkModule, x: Tensor, time_steps: int | Sequence[int] | None = None
+    snn: NetworkModule, x: Data, time_steps: int | Sequence[int] | None = None
 ) -> Operations | dict[int, Operations]:
-    """What ``run(snn, x, time_steps)`` costs; x is [B, ...], one static input.
+    """What ``run(snn, x, time_steps)`` costs; x is [B, ...], static inputs, or a dict of such.
 
+    It may also be a ``Dataset``, a DataLoader or batches x or (x, y): all of them are counted, one
+    at a time.
     ``time_steps`` are those the network was planned for unless given; several give {T: Operations}
     from one simulation. Raises InputError.
     """
@@ -555,26 +557,36 @@ class Counts:
 
 
 @torch.no_grad()
-def count(owner: str, snn: NetworkModule, x: Tensor, steps: int) -> Counts:
-    """The counts of every step up to ``steps``; of m signs also what they spell."""
-    x = check_run(owner, snn, x, steps, False)
+def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
+    """The counts of every step up to ``steps``; of m signs also what they spell. Of data that come
+    in batches one is held at a time."""
+    given = inputs_of(x)
+    first = next(given, None)
+    if first is None:
+        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
+    first = check_run(owner, snn, first, steps, False)
     same = all(node.steady for node in snn.network.nodes)
     counts = Counts(snn.network, steps, same)
     if same:
         counts.add(_steady(snn.network), 1, 0)
         if not any(code.kind == "graded" for code in counts.codes.values()):
             return counts
-    if len(x) == 0:
-        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
-    for part in progress(x.split(BATCH), "counting", -(-len(x) // BATCH)):
-        for sent in _simulate(snn, part, steps):
+    rest = (check_run(owner, snn, each, steps, False) for each in given)
+    parts = (part for each in chain([first], rest) for part in each.split(BATCH))
+    total = -(-len(first) // BATCH) if is_whole(x) else None
+    samples = 0
+    for part in progress(parts, "counting", total):
+        for sent in _simulate(snn, part, steps) if len(part) else ():
             if not same:
                 spikes = {name: s.cpu().double() for name, s in sent.spikes.items()}
                 counts.add(spikes, len(part), sent.t)
             counts.add_levels(sent)
+        samples += len(part)
+    if not samples:
+        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
     if same:  # one sample stands for all, but for levels
-        counts.levels = {name: found / len(x) for name, found in counts.levels.items()}
-        counts.counted_on = len(x)
+        counts.levels = {name: found / samples for name, found in counts.levels.items()}
+        counts.counted_on = samples
     return counts
 
 

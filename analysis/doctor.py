@@ -37,6 +37,7 @@ from ..core.network import (
 )
 from ..core.operations import follows_batch
 from ..core.running import check_run, check_steps, run
+from ..core.samples import Data, examined
 from ..errors import InputError
 from .examination import (
     Comparison,
@@ -61,6 +62,7 @@ from .fixes import (
 )
 from .recording import LARGEST, record
 
+EXAMINED = 256  # at most, of data that are not given as one batch
 SAMPLES = 128  # at most, that trials are made with
 FEW = 16  # below this a note says that they are few
 MOST = 4  # layers whose spikes are fixed one after the other
@@ -225,7 +227,7 @@ def _outcome(error: float, agreement: float | None) -> str:
 @torch.no_grad()
 def diagnose(
     snn: NetworkModule,
-    x: Tensor,
+    x: Data,
     y: Tensor | None = None,
     *,
     reference: nn.Module | SpikingNetwork | None = None,
@@ -237,7 +239,9 @@ def diagnose(
     Parameters
     ----------
     x, y
-        One batch [B, ...] of representative samples, 64 are enough; labels [B] if there are any.
+        One batch [B, ...] of representative samples, 64 are enough; labels [B] if there are any. Or
+        data of any length, a ``Dataset``, a DataLoader or batches x or (x, y), of which 256 samples
+        from all over are examined; y is then left out, and what is no class index [B] is no label.
     reference
         The model that was converted, or a description of it that is right, which takes less time:
         its own layers are compared with those of the network. Without it
@@ -257,9 +261,22 @@ def diagnose(
     if time_steps is None:
         time_steps = network.time_steps if network else 1
     steps = tuple(sorted(set(check_steps(time_steps))))
-    x = check_run("diagnose", snn, x, steps[-1], False)
+    few, labels = examined(x, y, EXAMINED)
+    few = check_run("diagnose", snn, few, steps[-1], False)
     assert network is not None
-    _check(network, x, y)
+    _check(network, few, labels)
+    return _diagnosed(snn, few, labels, reference, steps, neurons)
+
+
+def _diagnosed(
+    snn: NetworkModule,
+    x: Tensor,
+    y: Tensor | None,
+    reference: nn.Module | SpikingNetwork | None,
+    steps: tuple[int, ...],
+    neurons: Mapping[Operation, Entry],
+) -> Diagnosis:
+    network = snn.network
     notes: list[str] = []
     findings: list[Finding] = []
     source = network

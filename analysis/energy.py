@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..core.running import check_steps
+from ..core.samples import Data
 from ..errors import InputError
 from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 
@@ -362,14 +361,15 @@ def _nano(picojoules: float) -> str:
 
 def estimate_energy(
     snn: NetworkModule,
-    x: Tensor,
+    x: Data,
     time_steps: int | Sequence[int] | None = None,
     *,
     tables: Mapping[str, EnergyTable] = TABLES,
 ) -> EnergyEstimate:
     """Energies of one inference at each of ``time_steps`` and break-even points, from one count.
 
-    x is [B, ...], static inputs over which the mean is taken. ``time_steps`` are 1, 2, 4, ... and
+    x is [B, ...], static inputs over which the mean is taken, or data of any length, as
+    ``count_operations`` takes them. ``time_steps`` are 1, 2, 4, ... and
     those the network was planned for, unless given. ``tables`` may be extended or replaced:
     ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
     """

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.evaluating import Evaluation
 from ..core.inputs import Batch, Inputs, batch_of
-from ..core.running import Evaluation, length_of
+from ..core.running import length_of
 from ..core.spikes import codes
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole

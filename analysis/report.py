@@ -12,11 +12,11 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ctypes import string_at
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from operator import itemgetter
 from pathlib import Path
@@ -25,12 +25,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.dealing import batches
+from ..core.evaluating import Evaluation, evaluate
 from ..core.inputs import Batch, Inputs, batch_of, call
 from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
-from ..core.running import Evaluation, check_run, check_steps, evaluate, run, steps_of
+from ..core.running import check_run, check_steps, planned_steps, run, steps_of
+from ..core.samples import Data, Spread, is_whole, joined, labels_of, pair_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
@@ -122,7 +125,7 @@ class _Report:
 def write_report(
     path: str | os.PathLike[str],
     snn: NetworkModule,
-    x: Tensor,
+    x: Data,
     y: Tensor | None = None,
     *,
     reference: nn.Module | None = None,
@@ -142,7 +145,9 @@ def write_report(
     holds. ``check`` is what ``sg.check(model, x)`` returned, ``certificates`` what ``sg.verify``
     did, ``command`` how all this was made. ``time_steps`` are by default 1, 2, 4, ... up to those
     that the network was planned for. All of x is used for the accuracy, the first ``samples`` for
-    the doctor and the energy.
+    the doctor and the energy. x may also be data of any length, a ``Dataset``, a DataLoader or
+    batches x or (x, y), which are gone through once, for the accuracy, one batch at a time; of
+    these the ``samples`` come from all over, and y is left out.
 
     With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
     where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
@@ -154,12 +159,13 @@ def write_report(
     """
     target = Path(path)
     _check_target(target)
-    x, y, steps = _check_inputs(snn, x, y, time_steps, samples)
+    steps = _check_numbers(snn, time_steps, samples)
     given = _check_given(check, certificates)
-    report = _measure(snn, x, y, reference, check, steps, given, samples)
+    data = _OneBatch(snn, x, y, samples) if is_whole(x) else _ManyBatches(snn, x, y, samples)
+    report = _measure(snn, data, reference, check, steps, given)
     if clip is not None:
         report.stream = _try(lambda: _streamed(snn, clip, reference or snn.source, sound))
-    report.facts = _facts(report, x, command)
+    report.facts = _facts(report, data.x, command)
     write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
     return target
 
@@ -172,23 +178,82 @@ def _check_target(path: Path) -> None:
         raise FormatError(f"cannot write '{path}': it is a folder; name a file in it.")
 
 
-def _check_inputs(
-    snn: NetworkModule, x: Tensor, y: Tensor | None, time_steps: Any, samples: int
-) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
-    x = check_run("write_report", snn, x, 1, False)
-    if len(x) == 0:
-        raise InputError("write_report measures at least one sample, but x is empty.")
-    if y is not None and (not isinstance(y, Tensor) or y.shape != x.shape[:1]):
-        raise InputError(
-            f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and y is "
-            f"{list(y.shape) if isinstance(y, Tensor) else type(y).__name__}."
-        )
+class _OneBatch:
+    """x [N, ...] and labels: ``batches`` of all, the ``few`` first."""
+
+    def __init__(self, snn: NetworkModule, x: Any, y: Tensor | None, count: int) -> None:
+        self.x = x = check_run("write_report", snn, x, 1, False)
+        self.y = y
+        if len(x) == 0:
+            raise InputError("write_report measures at least one sample, but x is empty.")
+        if y is not None and (not isinstance(y, Tensor) or y.shape != x.shape[:1]):
+            raise InputError(
+                f"labels are class indices [B], one for each sample, but x is {list(x.shape)} and "
+                f"y is {list(y.shape) if isinstance(y, Tensor) else type(y).__name__}."
+            )
+        self.samples = len(x)
+        self.few, self.few_y = x[:count], None if y is None else y[:count]
+
+    def batches(self) -> Iterable[Any]:
+        parts: list[Any] = list(self.x.split(BATCH))
+        return parts if self.y is None else list(zip(parts, self.y.split(BATCH), strict=True))
+
+
+class _ManyBatches:
+    """Data of any length, gone through once by ``batches``; then the ``few`` are known."""
+
+    def __init__(self, snn: NetworkModule, data: Any, y: Tensor | None, count: int) -> None:
+        if y is not None:
+            raise InputError(
+                "y is the labels of one batch x, but x is a data set; give them in its batches "
+                "(x, y)."
+            )
+        self.snn, self.kept = snn, Spread(count)
+        self.given = iter(batches(data, BATCH))
+        first = next(self.given, None)
+        if first is None:
+            raise InputError("write_report measures at least one sample, but the data are empty.")
+        self.first = self._looked_at(0, first)
+
+    def _looked_at(self, number: int, batch: Any) -> Any:
+        x, y = pair_of(batch)
+        x, labels = check_run("write_report", self.snn, x, 1, False), labels_of(y)
+        self.kept.add(number, (x, labels))
+        return batch if y is None or labels is not None else x
+
+    def batches(self) -> Iterator[Any]:
+        yield self.first
+        for number, batch in enumerate(self.given, 1):
+            yield self._looked_at(number, batch)
+
+    @property
+    def samples(self) -> int:
+        return self.kept.seen
+
+    @cached_property
+    def pair(self) -> tuple[Any, Tensor | None]:
+        if not self.kept.seen:
+            raise InputError("write_report measures at least one sample, but the data are empty.")
+        return joined(self.kept.batches())  # type: ignore[no-any-return]
+
+    @property
+    def few(self) -> Any:
+        return self.pair[0]
+
+    x = few
+
+    @property
+    def few_y(self) -> Tensor | None:
+        return self.pair[1]
+
+
+def _check_numbers(snn: NetworkModule, time_steps: Any, samples: int) -> tuple[int, ...]:
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
         raise InputError(f"samples is an integer of at least 1, but it is {samples!r}.")
     if time_steps is None:
-        planned = snn.network.time_steps
+        planned = planned_steps(snn)
         time_steps = [2**k for k in range(planned.bit_length())] + [planned]
-    return x, y, tuple(sorted(set(check_steps(time_steps))))
+    return tuple(sorted(set(check_steps(time_steps))))
 
 
 def _check_given(check: Any, certificates: Any) -> tuple[Certificate, ...]:
@@ -205,37 +270,32 @@ def _check_given(check: Any, certificates: Any) -> tuple[Certificate, ...]:
 
 def _measure(
     snn: NetworkModule,
-    x: Tensor,
-    y: Tensor | None,
+    data: _OneBatch | _ManyBatches,
     reference: nn.Module | None,
     check: CheckReport | None,
     steps: tuple[int, ...],
     certificates: Sequence[Certificate],
-    samples: int,
 ) -> _Report:
     from .doctor import diagnose
     from .energy import estimate_energy
 
-    batches: list[Any] = list(x.split(BATCH))
-    if y is not None:
-        batches = list(zip(batches, y.split(BATCH), strict=True))
-    few, few_y = x[:samples], None if y is None else y[:samples]
     source = reference or snn.source
-    evaluation = _try(lambda: evaluate(snn, batches, steps, reference=source))
+    evaluation = _try(lambda: evaluate(snn, data.batches(), steps, reference=source))
+    few, few_y = data.few, data.few_y
     diagnosis = _try(lambda: diagnose(snn, few, few_y, reference=reference, time_steps=steps))
     return _Report(
         snn=snn,
         steps=steps,
-        samples=len(x),
+        samples=data.samples,
         few=len(few),
         described=reference is None,
-        labelled=y is not None,
+        labelled=few_y is not None,
         check=check,
         certificates=certificates,
         evaluation=evaluation,
         diagnosis=diagnosis,
         energy=_try(lambda: estimate_energy(snn, few, steps)),
-        recording=_record(snn, x, max(steps), _interesting(snn.network.names(), diagnosis)),
+        recording=_record(snn, data.x, max(steps), _interesting(snn.network.names(), diagnosis)),
         stream=None,
         facts={},
     )
@@ -311,12 +371,13 @@ def _facts(report: _Report, x: Batch, command: str | None) -> dict[str, Any]:
     read = b"".join(string_at(value.data_ptr(), value.nbytes) for value in inputs)
     digest = hashlib.sha256(read).hexdigest()
     shapes = " and ".join(str(list(value.shape[1:])) for value in given)
+    few = f" of {len(x)} of them" if len(x) < report.samples else ""
     ran = sorted({RAN[choice.backend] for choice in report.snn.choices(x[:1]).values()})
     packages = [name for name in (simulator, "numpy", "matplotlib") if name]
     return {
         "command": command,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "inputs": f"{len(x)} samples of {shapes}, sha256 {digest[:16]}",
+        "inputs": f"{report.samples} samples of {shapes}, sha256{few} {digest[:16]}",
         "simulator": simulator,
         "neurons run by": ", ".join(ran) or "the simulator",
         "device": str(x.device),

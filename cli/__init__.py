@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import CaptureError, SignGDError, UnsupportedOperation
 from .options import parse
+from .processes import once_a_machine, processes, rank, started_by_torchrun
 
 __all__ = ["main"]
 
@@ -26,21 +27,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A model that torch.export cannot capture cannot be converted either: 3. One that cannot be
     loaded, or that itself fails on the data given, is a matter of usage: 2.
+
+    Of several processes (torchrun) the first alone prints; of the others errors are heard.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(arguments)
+    with once_a_machine():
+        options = parse(arguments)
     options.arguments = arguments
     notes: list[str] = []
     try:
         with _surroundings(options, notes):
             from .commands import COMMANDS  # torch, which --help does without
 
-            result = COMMANDS[options.command](options)
+            with processes(options) as world:
+                options.world = world
+                # of one process, too: then every number of them gives the same
+                options.distributed = world if started_by_torchrun() else None
+                result = COMMANDS[options.command](options)
     except SignGDError as error:
         return _failed(options, error, notes, _code(error))
     except KeyboardInterrupt:
         return _failed(options, KeyboardInterrupt("interrupted"), notes, INTERRUPTED)
     document = {**result.document, "warnings": notes}
+    if rank():
+        return result.code
     if options.json:
         _print(_json(document))
     elif not options.quiet:
@@ -55,7 +65,9 @@ def _code(error: SignGDError) -> int:
 
 
 def _failed(options: argparse.Namespace, error: BaseException, notes: list[str], code: int) -> int:
-    if options.json:
+    if rank():
+        print(f"{options.command}: rank {rank()}: {error}", file=sys.stderr)
+    elif options.json:
         kind = type(error).__name__
         _print(_json({"ok": False, "error": str(error), "kind": kind, "warnings": notes}))
     else:
@@ -65,30 +77,21 @@ def _failed(options: argparse.Namespace, error: BaseException, notes: list[str],
 
 @contextmanager
 def _surroundings(options: argparse.Namespace, notes: list[str]) -> Iterator[None]:
-    """Standard output is kept for the result; warnings are lines, threads those asked for."""
+    """Standard output is kept for the result; warnings are lines, of the first process alone."""
+    quiet = options.quiet or rank() > 0
 
     def note(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, SILENT):
             return
         notes.append(str(message))
-        if not options.quiet:
+        if not quiet:
             print(f"warning: {message}", file=sys.stderr)
 
-    threads = None
-    error = io.StringIO() if options.quiet else sys.stderr  # where progress bars are, too
+    error = io.StringIO() if quiet else sys.stderr  # where progress bars are, too
     with redirect_stdout(error), redirect_stderr(error), warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
-        if options.threads is not None:
-            import torch
-
-            threads = torch.get_num_threads()
-            torch.set_num_threads(options.threads)
-        try:
-            yield
-        finally:
-            if threads is not None:
-                torch.set_num_threads(threads)
+        yield
 
 
 def _json(document: dict[str, Any]) -> str:

@@ -18,16 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.evaluating import evaluate
 from ..core.inputs import call
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork
 from ..core.registry import FORMATS, look_up
-from ..core.running import build, evaluate, run
+from ..core.running import build, run
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
-from .data import Data, Preparation, load_data, shape_of
+from .data import Data, Reading, load_data, shape_of
 from .models import load_model
+from .preparation import Preparation
+from .results import check_results_file, counted, rows, said, write_results
 
 OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
@@ -69,6 +72,9 @@ class Result:
     code: int = OK
 
 
+OF_ANOTHER = Result({}, "")  # of a process that is not the first, which alone prints and writes
+
+
 # -- the commands ---------------------------------------------------------------------------------
 
 
@@ -83,7 +89,7 @@ def check(options: argparse.Namespace) -> Result:
         x = torch.rand(2, *options.input, generator=generator)
     else:
         options.samples = min(options.samples or 2, 2)
-        x = _data(options).x
+        x = _data(options).first(2)
     report = run_check(model, x, forms=options.forms)
     return Result(report.to_dict(), str(report), OK if report.ok else UNSUPPORTED)
 
@@ -108,14 +114,24 @@ def convert(options: argparse.Namespace) -> Result:
         given |= _streams(options)
     model = load_model(options.model, options.weights)
     data = _data(options, clip)
-    network = run_convert(model, data.x, seed=options.seed, max_batches=None, **given)
+    samples = data.x if options.stream else data.loader()
+    network = run_convert(
+        model,
+        samples,
+        seed=options.seed,
+        max_batches=None,
+        distributed=options.distributed,
+        **given,
+    )
+    if not options.world.first:
+        return OF_ANOTHER
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
     if options.stream:
-        moving = data.x if clip else given["stream"].clips(data.x[:COUNTED])
+        moving = data.x if clip else given["stream"].clips(data.first(COUNTED))
         cost, sends = _stream_cost(network, moving)
     else:
-        cost, sends = _cost(network, data.x)
+        cost, sends = _cost(network, data.first(COUNTED))
     tuning = Tuning.of(network)
     lines = [repr(network), *sends]
     if tuning is not None:
@@ -130,7 +146,7 @@ def convert(options: argparse.Namespace) -> Result:
         "ok": True,
         "path": str(output),
         "network": _described(network),
-        "calibration_samples": data.x.shape[1] if clip else len(data.x),
+        "calibration_samples": data.x.shape[1] if clip else data.total,
         "tuning": None if tuning is None else tuning.to_dict(),
         "cost": cost,
         "provenance": dict(network.provenance),
@@ -148,10 +164,19 @@ def search(options: argparse.Namespace) -> Result:
         given["dead_zone"] = _by_path("--dead-zone", options.dead_zone, _part)
     model = load_model(options.model, options.weights)
     data = _data(options)
-    network = run_search(model, data.x, seed=options.seed, max_batches=None, **given)
+    network = run_search(
+        model,
+        data.loader(),
+        seed=options.seed,
+        max_batches=None,
+        distributed=options.distributed,
+        **given,
+    )
+    if not options.world.first:
+        return OF_ANOTHER
     network = _with_command(network, options)
     save(network, output, class_names=data.class_names)
-    cost, sends = _cost(network, data.x)
+    cost, sends = _cost(network, data.first(COUNTED))
     found = network.provenance["search"]
     agrees = "none" if found["agreement"] is None else f"{100 * found['agreement']:.2f} %"
     tried = (
@@ -161,7 +186,7 @@ def search(options: argparse.Namespace) -> Result:
         "ok": True,
         "path": str(output),
         "network": _described(network),
-        "calibration_samples": len(data.x),
+        "calibration_samples": data.total,
         "search": found,
         "cost": cost,
         "provenance": dict(network.provenance),
@@ -187,12 +212,12 @@ def fine_tune(options: argparse.Namespace) -> Result:
     )
     tuned = _with_command(found.network, options)
     save(tuned, output, class_names=data.class_names)
-    cost, sends = _cost(tuned, data.x)
+    cost, sends = _cost(tuned, data.first(COUNTED))
     document = {
         "ok": True,
         "path": str(output),
         "network": _described(tuned),
-        "training_samples": len(data.x),
+        "training_samples": data.total,
         "fine_tuning": found.to_dict(),
         "cost": cost,
         "provenance": dict(tuned.provenance),
@@ -214,7 +239,13 @@ def _held_out(options: argparse.Namespace, network: SpikingNetwork) -> Any:
 def evaluate_(options: argparse.Namespace) -> Result:
     if options.min_accuracy is not None and options.labels is None:
         _may_have_labels(options.data)
+    results = _results_file(options)
     network, data = _network_and_data(options, clips=True)
+    if data.clip and (options.resume or options.world.size > 1):
+        raise InputError(
+            "frames of a clip follow each other, so that one process evaluates them from the first "
+            "to the last; leave --resume away, and start the command without torchrun."
+        )
     if network.carries and options.reference is not None:
         raise InputError(
             f"--reference: the network feeds {', '.join(network.carries)} itself, and is compared "
@@ -223,14 +254,25 @@ def evaluate_(options: argparse.Namespace) -> Result:
     snn = build(network, options.simulator)
     reference, origin = _reference(options, snn, data)
     steps = _steps(options, network)
+    resumed = options.resume is not None and _has_lines(options.resume)
+    begun = time.perf_counter()
     table = evaluate(
         snn,
-        data.frames if data.clip else data.batches(options.batch_size),
+        data.loader(options.batch_size),
         steps,
         reference=reference,
         metric=_metrics(options.metric),
         keep_state=data.clip,
+        distributed=options.distributed,
+        resume=options.resume,
+        data=data.fingerprint if options.world.size > 1 or options.resume else None,
     )
+    seconds = time.perf_counter() - begun
+    data.check_skipped(table.skipped)
+    if results is not None:
+        sent = counted(snn, data, table.time_steps, options.counted)
+        images = None if resumed else table.samples
+        write_results(results, rows(table, said(options, network, seconds, images), sent))
     last = table.time_steps.index(max(table.time_steps))
     failed = []
     for name, values in (("agreement", table.agreement), ("accuracy", table.accuracy)):
@@ -243,7 +285,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
         if found is None:
             if table.outputs and not isinstance(network.outputs, str):
                 raise InputError(f"--min-{name}: no output was measured so; see --metric.")
-            if table.error[last] is not None and (name == "agreement" or data.y is not None):
+            if table.error[last] is not None and (name == "agreement" or data.labelled):
                 raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
             raise InputError(
                 f"--min-{name} needs labels: '{options.data}' has none; give --labels."
@@ -252,7 +294,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
             failed.append(
                 f"{name} {found:.4f} at T = {max(table.time_steps)} is below --min-{name} {least:g}"
             )
-    text = f"{table}\n{data.counted} of {options.data}; agreement with {origin}"
+    text = f"{table}\n{data.counted(table.samples)} of {options.data}; agreement with {origin}"
     document = {
         **table.to_dict(),
         **({"frames": len(data.x)} if data.clip else {}),
@@ -263,6 +305,21 @@ def evaluate_(options: argparse.Namespace) -> Result:
         "failed": failed,
     }
     return Result(document, "\n".join([text, *failed]), BELOW if failed else OK)
+
+
+def _has_lines(file: str) -> bool:
+    """Whether there is something to go on from."""
+    return os.path.isfile(file) and os.path.getsize(file) > 0
+
+
+def _results_file(options: argparse.Namespace) -> Path | None:
+    """--results-file, where it can be written and nothing else is replaced; None of a process that
+    is not the first."""
+    if options.results_file is None or not options.world.first:
+        return None
+    path = _writable("--results-file", options.results_file)
+    check_results_file(path)
+    return path
 
 
 def doctor(options: argparse.Namespace) -> Result:
@@ -276,8 +333,7 @@ def doctor(options: argparse.Namespace) -> Result:
     steps = options.time_steps
     diagnosis = diagnose(
         snn,
-        data.x,
-        data.y,
+        *_whole_or_batches(data),
         reference=None if options.reference is None else reference,
         time_steps=None if steps is None else tuple(sorted(set(steps))),
     )
@@ -371,7 +427,7 @@ def energy(options: argparse.Namespace) -> Result:
         costs = costs_over_time(build(network), data.x, tables=tables)
         return Result({"ok": True, **costs.to_dict()}, str(costs))
     steps = _steps(options, network)
-    found = estimate_energy(build(network), data.x, steps, tables=tables)
+    found = estimate_energy(build(network), data.loader(), steps, tables=tables)
     return Result({"ok": True, **found.to_dict()}, str(found))
 
 
@@ -438,10 +494,9 @@ def report(options: argparse.Namespace) -> Result:
     written = write_report(
         output,
         snn,
-        data.x,
-        data.y,
+        *_whole_or_batches(data),
         reference=reference if given else None,
-        check=run_check(reference, data.x[:2]) if given else None,
+        check=run_check(reference, data.first(2)) if given else None,
         time_steps=None if options.time_steps is None else tuple(sorted(set(options.time_steps))),
         certificates=certificates,
         command=" ".join(["spikingjelly-signgd", *options.arguments]),
@@ -473,6 +528,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
 # -- what they share ------------------------------------------------------------------------------
 
 
+WHOLE = 1024  # samples that are read at once, where some are looked at again and again
+
+
+def _whole_or_batches(data: Data) -> tuple[Any, Any]:
+    """x and y of few samples; of more, batches (x, y) and None."""
+    few = data.total is not None and data.total <= WHOLE
+    return (data.x, data.y) if few else (data.loader(), None)
+
+
 def plain(value: Any) -> Any:
     """As JSON has it: no tuples, no NaN, no tensors, keys that are strings."""
     if isinstance(value, dict) or hasattr(value, "items"):
@@ -500,10 +564,9 @@ def _with_command(network: SpikingNetwork, options: argparse.Namespace) -> Spiki
 
 
 def _cost(network: SpikingNetwork, x: Tensor) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the network sends for samples of x, as a document and as lines; a simulator counts."""
+    """What the network sends for x, as a document and as lines; a simulator counts."""
     from ..analysis.cost import count_operations
 
-    x = x[:COUNTED]
     try:
         found = count_operations(build(network), x)
     except BackendUnavailable as error:
@@ -576,6 +639,7 @@ def _data(options: argparse.Namespace, clip: bool = False) -> Data:
         options.preprocess,
         options.tokens,
     )
+    reading = Reading(options.workers, options.skip_bad, options.split, options.download)
     return load_data(
         options.data,
         labels=options.labels,
@@ -583,6 +647,8 @@ def _data(options: argparse.Namespace, clip: bool = False) -> Data:
         seed=options.seed,
         prepare=prepare,
         clip=clip,
+        limit=options.limit,
+        reading=reading,
     )
 
 
@@ -629,7 +695,7 @@ def _network_and_data(
     network = _network(options.network)
     data = _data(options, clips and network.takes_clips)
     if "sizes" in network.provenance:
-        network = network.at_size(*data.x.shape[1 + data.clip :])
+        network = network.at_size(*data.shape[2 * data.clip :])
     return network, _checked(data, network)
 
 
@@ -665,7 +731,7 @@ def _reference(
     if options.reference is None:
         return snn.source, "the source network in the file"
     model = load_model(options.reference, options.weights)
-    x = data.x[0] if data.clip else data.x[:2]
+    x = data.first(1)[0] if data.clip else data.first(2)
     try:
         with eval_mode(model), torch.no_grad():
             have = call(model, x.clone())
@@ -692,17 +758,23 @@ def _steps(options: argparse.Namespace, network: SpikingNetwork) -> tuple[int, .
 
 
 def _output(options: argparse.Namespace, suffixes: Sequence[str] = ()) -> Path:
-    """Before the work, since a minute of it is lost where nothing can be written."""
     path = Path(options.output)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError(f"-o '{path}': the file that is written ends in {suffixes[0]}.")
+    # the first process writes it, and other machines may not have the folder
+    return _writable("-o", options.output) if options.world.first else path
+
+
+def _writable(option: str, file: str) -> Path:
+    """Before the work, since a minute of it is lost where nothing can be written."""
+    path = Path(file)
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
-        raise InputError(f"-o '{path}' is a folder; name a file in it.")
+        raise InputError(f"{option} '{path}' is a folder; name a file in it.")
     if not folder.is_dir():
-        raise InputError(f"-o '{path}': the folder '{path.parent}' does not exist.")
+        raise InputError(f"{option} '{path}': the folder '{path.parent}' does not exist.")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"-o '{path}': the folder '{path.parent}' cannot be written.")
+        raise InputError(f"{option} '{path}': the folder '{path.parent}' cannot be written.")
     return path
 
 

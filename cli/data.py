@@ -1,211 +1,290 @@
-"""Data specs: ``.npz``, ``.npy`` and IDX files, a folder of images, ``module:loader``.
+"""Data specs: what ``--data`` names, as batches that are read as they are needed.
 
-What is read is samples [N, ...] as the network takes them. Nothing about the values is guessed:
-pixels from 0 to 255 are scaled, and images resized or turned grey, where an option says so.
+Samples are [N, ...] as the network takes them. Nothing about the values is guessed: pixels from 0
+to 255 are scaled, and images resized or turned grey, where an option says so.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from ..converters.sources import Preprocessing, preprocessing, takes_texts
 from ..core.inputs import Inputs
-from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
+from ..core.samples import some
+from ..errors import FormatError, InputError
+from .datasets import (
+    Arrays,
+    Decoded,
+    Folder,
+    Named,
+    Own,
+    OwnBatches,
+    Pictures,
+    Stream,
+    Together,
+    Unread,
+    check_classes,
+    check_finite,
+    digest,
+    failing,
+    pair,
+    too_many,
+    value,
+)
+from .datasets import (
+    labels as checked_labels,
+)
+from .files import Mapped, arrays, is_idx, labels_of, whole
+from .libraries import is_library, load_library
 from .models import attribute, call
+from .preparation import Preparation
 
 FORMS = (
     "a file .npz (also file.npz:images,labels), .npy or IDX (as Fashion-MNIST has, also .gz), a "
-    "folder of images, a .txt of texts, or package.module:loader"
+    "folder of images, a .txt of texts, torchvision:NAME[:ROOT], timm's torch/NAME, hfds/NAME, "
+    "wds/NAME or tfds/NAME, or package.module:loader"
 )
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
-MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # of Pillow, to what they are read as
-IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-GREY = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+BATCH = 64
+VALIDATION = ("val", "valid", "validation", "eval", "evaluation", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Samples ``x`` [N, ...] float, or ``Inputs``; ``y`` [N] class indices or None.
+    """Samples of ``dataset``, or of a ``Stream`` of the user's, read as they are needed.
 
-    Of a ``clip`` x is [F, N, ...], the frames of N streams, and y [F, N].
+    A clip alone, x [F, N, ...], the frames of N streams, and y [F, N], is held in memory: each of
+    its frames has all streams.
     """
 
     source: str
-    x: Any
-    y: Tensor | None
+    dataset: Any  # map-style, a Stream, or None of a clip
+    together: Together
+    labels: Tensor | None = None  # [N], where they are known before the samples are read
     class_names: tuple[str, ...] | None = None
-    clip: bool = False
+    cuts: Sequence[list[int]] | None = None  # the batches of the user's own DataLoader
+    workers: int = 0
+    held: tuple[Tensor, Tensor | None] | None = None  # of a clip
+    described: dict[str, Any] = field(default_factory=dict)  # options that say which samples
+
+    @property
+    def clip(self) -> bool:
+        return self.held is not None
+
+    def loader(self, batch_size: int = BATCH, workers: int | None = None) -> Iterable[Any]:
+        """Batches x or (x, y), as often as they are asked for; of a clip its frames.
+
+        A DataLoader where samples have numbers. The user's own DataLoader keeps its batches.
+        """
+        if self.held is not None:
+            return self.frames
+        if isinstance(self.dataset, Stream):
+            return self.dataset.of(batch_size)
+        sizes: dict[str, Any] = {"batch_size": batch_size}
+        if self.cuts is not None:
+            sizes = {"batch_sampler": self.cuts}
+        return DataLoader(
+            self.dataset,
+            collate_fn=self.together,
+            num_workers=self.workers if workers is None else workers,
+            generator=torch.Generator(),  # its own: torch's would go on by one number
+            **sizes,
+        )
 
     @property
     def frames(self) -> list[Any]:
-        """One after the other, x or (x, y)."""
-        return list(self.x) if self.y is None else list(zip(self.x, self.y, strict=True))
+        """Of a clip, one after the other, x or (x, y)."""
+        assert self.held is not None
+        x, y = self.held
+        return list(x) if y is None else list(zip(x, y, strict=True))
+
+    def __len__(self) -> int:
+        """How many samples; TypeError where that is known at the end alone."""
+        if self.total is None:
+            raise TypeError(f"how many samples '{self.source}' has is not known yet")
+        return self.total
 
     @property
-    def counted(self) -> str:
-        if self.clip:
-            return f"{len(self.x)} frames of {self.x.shape[1]} streams"
-        return f"{len(self.x)} samples"
+    def total(self) -> int | None:
+        """Samples, in all frames of a clip; of an iterable None until it was gone through once."""
+        if self.held is not None:
+            return self.held[0].shape[0] * self.held[0].shape[1]
+        if isinstance(self.dataset, Stream):
+            return self.dataset.known.get("samples")
+        return len(self.dataset) if self.cuts is None else sum(map(len, self.cuts))
 
-    def batches(self, size: int) -> list[Any]:
-        if self.y is None:
-            return list(self.x.split(size))
-        return list(zip(self.x.split(size), self.y.split(size), strict=True))
+    @property
+    def labelled(self) -> bool:
+        """Whether batches are (x, y)."""
+        return isinstance(next(iter(self.loader(1, 0))), (tuple, list))
+
+    def counted(self, samples: int) -> str:
+        """How ``samples`` of these are called."""
+        if self.held is not None:
+            return "{} frames of {} streams".format(*self.held[0].shape)
+        return f"{samples} samples"
+
+    def first(self, count: int) -> Any:
+        """The first ``count`` samples x, or all where there are fewer; of a clip frames."""
+        if self.held is not None:
+            return self.held[0][:count]
+        found = _joined(self._until(count))[0]
+        return found[:count]
+
+    def some(self, count: int) -> Any:
+        """``count`` samples x spread evenly over the data, or all (``core.samples``)."""
+        return some(self.loader(), count).x
+
+    def _until(self, count: int | None) -> Iterator[Any]:
+        known = 0
+        few = count is not None and count <= BATCH  # for which no worker starts
+        for batch in self.loader(min(count or BATCH, BATCH), 0 if few else None):
+            yield batch
+            known += len(_x(batch))
+            if count is not None and known >= count:
+                return
+
+    @cached_property
+    def _all(self) -> tuple[Any, Tensor | None]:
+        return self.held or _joined(self._until(None))
+
+    @property
+    def x(self) -> Any:
+        """All samples in memory, a tensor or ``Inputs``: for commands that take a few."""
+        return self._all[0]
+
+    @property
+    def y(self) -> Tensor | None:
+        return self._all[1]
+
+    @cached_property
+    def sample(self) -> Any:
+        """The first, [1, ...]; of a clip the first frame."""
+        return self.first(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample; of a clip [F, N, ...]."""
+        return tuple(self.held[0].shape) if self.held else tuple(self.sample.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of what the samples are: of files by their names and sizes, of arrays by
+        shape, type and a spread of values."""
+        if self.held is not None:
+            content: list[Any] = [digest(*self.held)]
+        else:
+            content = _inner(self.dataset).content()
+        text = json.dumps([self.described, content], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_skipped(self, names: Collection[str]) -> None:
+        """Raises FormatError for more than may be left out, each process having counted its own."""
+        if len(set(names)) > self.together.most:
+            raise FormatError(too_many(self.source, self.together.most, names))
+
+    # -- against a network --------------------------------------------------------------------
 
     def check_shape(self, shape: Sequence[Any], streams: bool = False) -> None:
         """Raises InputError unless samples are of this shape, that of the input of a network, which
         may be one of ``streams``."""
-        if isinstance(self.x, Inputs):  # which the network checks by name
+        if not self.clip and isinstance(self.sample, Inputs):  # which the network checks by name
             return
-        if self.clip and tuple(self.x.shape[2:]) != tuple(shape):
+        have, sizes = self.shape, ", ".join(map(str, shape))
+        if self.clip and have[2:] != tuple(shape):
             raise InputError(
-                "the network is one of streams: it takes clips [F, N, "
-                f"{', '.join(map(str, shape))}], F frames of N streams, but '{self.source}' is "
-                f"{list(self.x.shape)}. --resize HEIGHT WIDTH and --channels 1 or 3 change images."
+                f"the network is one of streams: it takes clips [F, N, {sizes}], F frames of N "
+                f"streams, but '{self.source}' is {list(have)}. --resize HEIGHT WIDTH and "
+                "--channels 1 or 3 change images."
             )
-        if streams and not self.clip and tuple(self.x.shape[2:]) == tuple(shape):
+        if streams and not self.clip and have[1:] == tuple(shape):
+            shown = [self.total or "N", *have]
             raise InputError(
-                f"'{self.source}' is {list(self.x.shape)}, which may be a clip. The network is one "
-                "of streams, but this command runs it on stills [N, "
-                f"{', '.join(map(str, shape))}], each begun anew; evaluate, verify and energy take "
-                "clips."
+                f"'{self.source}' is [{', '.join(map(str, shown))}], which may be a clip. The "
+                f"network is one of streams, but this command runs it on stills [N, {sizes}], each "
+                "begun anew; evaluate, verify and energy take clips."
             )
-        if not self.clip and tuple(self.x.shape[1:]) != tuple(shape):
+        if not self.clip and have != tuple(shape):
             raise InputError(
                 f"the network takes samples {list(shape)}, but those of '{self.source}' are "
-                f"{list(self.x.shape[1:])}. --resize HEIGHT WIDTH and --channels 1 or 3 change "
+                f"{list(have)}. --resize HEIGHT WIDTH and --channels 1 or 3 change "
                 "images; save other data in the shape that the network takes."
             )
 
     def check_labels(self, classes: int) -> None:
-        if self.y is not None and int(self.y.max()) >= classes:
-            raise InputError(
-                f"the network has {classes} classes, 0 to {classes - 1}, but '{self.source}' has "
-                f"the label {int(self.y.max())}. Number the classes as in training."
-            )
+        """Raises InputError for labels beyond; those that are not known yet are looked at as they
+        are read."""
+        self.together.classes = classes
+        known = self.held[1] if self.held else self.labels
+        if known is not None:
+            check_classes(known.flatten(), classes, self.source)
+
+
+def _x(batch: Any) -> Any:
+    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return Inputs(x) if isinstance(x, dict) else x
+
+
+def _joined(batches: Iterable[Any]) -> tuple[Any, Tensor | None]:
+    xs, ys = [], []
+    for batch in batches:
+        xs.append(_x(batch))
+        ys += [batch[1]] if isinstance(batch, (tuple, list)) and len(batch) == 2 else []
+    return torch.cat(xs), torch.cat(ys) if ys else None
+
+
+def shape_of(x: Any) -> str:
+    """Of a batch, by name where it is of several inputs."""
+    return str(x) if isinstance(x, Inputs) else str(list(x.shape))
+
+
+# -- what a spec names ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What the options say is done with the values, in this order."""
+class Choice:
+    """Which of the samples: the first ``limit``, of those ``samples`` drawn with ``seed``."""
 
-    scale_pixels: bool = False
-    channels: int | None = None
-    resize: Sequence[int] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    model: str | None = None  # whose own preprocessing takes the place of all others
-    tokens: int | None = None  # of a text
+    limit: int | None = None
+    samples: int | None = None
+    seed: int = 0
 
-    def __post_init__(self) -> None:
-        given = {
-            "--scale-pixels": self.scale_pixels or None,
-            "--resize": self.resize,
-            "--mean": self.mean,
-            "--std": self.std,
-        }
-        wrong = [name for name, value in given.items() if value is not None]
-        if self.model is not None and wrong:
-            raise InputError(
-                f"--preprocess {self.model} does all that the model's makers did with images; "
-                f"leave {', '.join(wrong)} out."
-            )
+    @property
+    def first(self) -> int | None:
+        """Of what is not drawn from: a loader of the user's."""
+        given = [n for n in (self.limit, self.samples) if n is not None]
+        return min(given, default=None)
 
-    @cached_property
-    def _own(self) -> Preprocessing:
-        assert self.model is not None
-        return preprocessing(self.model, self.tokens)
+    def rows(self, count: int) -> list[int] | None:
+        """None for all. They are drawn, since files are often sorted by class."""
+        among = count if self.limit is None else min(self.limit, count)
+        if self.samples is not None and self.samples < among:
+            order = torch.randperm(among, generator=torch.Generator().manual_seed(self.seed))
+            return order[: self.samples].sort().values.tolist()
+        return None if among == count else list(range(among))
 
-    def texts(self, lines: Sequence[str], source: str) -> Inputs:
-        """Token ids and masks."""
-        if self.model is None:
-            raise InputError(
-                f"'{source}' holds texts; --preprocess hf:PATH_OR_NAME says whose tokenizer makes "
-                "token ids of them."
-            )
-        if not takes_texts(self.model):
-            raise InputError(f"--preprocess {self.model} is of images, but '{source}' holds texts.")
-        return Inputs(self._own(lines))
+    def described(self, count: int | None) -> dict[str, Any]:
+        drawn = self.samples is not None and count is not None and self.samples < count
+        return {"limit": self.limit, "samples": self.samples, "seed": self.seed if drawn else None}
 
-    def apply(self, x: Tensor, source: str) -> Tensor:
-        if self.model is not None:
-            return self._as_its_makers_did(x, source)
-        x = self._floats(x, source)
-        if self.channels is not None:
-            x = _with_channels(x, self.channels, source)
-        if self.resize is not None:
-            if x.dim() != 4:
-                raise InputError(
-                    f"--resize is for images [N, C, H, W], but those of '{source}' are "
-                    f"{list(x.shape)}."
-                )
-            x = torch.nn.functional.interpolate(
-                x, size=tuple(self.resize), mode="bilinear", antialias=True, align_corners=False
-            )
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is None:
-                continue
-            number = torch.tensor(values, dtype=x.dtype)
-            if len(values) > 1 and (x.dim() < 2 or x.shape[1] != len(values)):
-                raise InputError(
-                    f"--{name} has {len(values)} values, one for each channel, but the samples of "
-                    f"'{source}' are {list(x.shape[1:])}."
-                )
-            number = number.reshape(-1, *[1] * max(x.dim() - 2, 0))
-            x = x - number if name == "mean" else x / number
-        return x
 
-    def _as_its_makers_did(self, x: Tensor, source: str) -> Tensor:
-        if x.dtype != torch.uint8 or x.dim() != 4:
-            raise InputError(
-                f"--preprocess is for images [N, C, H, W] of 8 bits, but those of '{source}' are "
-                f"{list(x.shape)} of {x.dtype}."
-            )
-        if self.channels is not None:
-            x = _with_channels(x, self.channels, source).to(x.dtype)
-        own = self._own
-        try:
-            found: Tensor = own(x)
-        except (ValueError, RuntimeError, TypeError) as error:  # of the model's library
-            raise InputError(
-                f"--preprocess {self.model} fails on images {list(x.shape[1:])} of '{source}': "
-                f"{error}. Grey images for a model of colours need --channels 3."
-            ) from error
-        return found
+@dataclass(frozen=True)
+class Reading:
+    """How: in how many workers, how many may be left out, which part, whether it is fetched."""
 
-    def _floats(self, x: Tensor, source: str) -> Tensor:
-        if x.is_complex() or x.dtype == torch.bool:
-            raise InputError(f"'{source}' holds {x.dtype}; a network takes real numbers.")
-        if x.is_floating_point():
-            if self.scale_pixels:
-                raise InputError(
-                    f"--scale-pixels divides integers from 0 to 255 by 255, but '{source}' holds "
-                    f"{x.dtype}; leave it out."
-                )
-            return x.float()
-        if not self.scale_pixels:
-            raise InputError(
-                f"'{source}' holds integers ({x.dtype}), and what they were in training cannot be "
-                "known. Say --scale-pixels (x / 255; --mean and --std apply after it), or save "
-                "the samples as floats as in training."
-            )
-        if x.numel() and (int(x.min()) < 0 or int(x.max()) > 255):
-            raise InputError(
-                f"--scale-pixels takes integers from 0 to 255, but those of '{source}' go from "
-                f"{int(x.min())} to {int(x.max())}."
-            )
-        return x.float() / 255
+    workers: int = 0
+    skip_bad: int = 0
+    split: str | None = None
+    download: bool = False
 
 
 def load_data(
@@ -216,52 +295,166 @@ def load_data(
     seed: int = 0,
     prepare: Preparation | None = None,
     clip: bool = False,
+    limit: int | None = None,
+    reading: Reading | None = None,
 ) -> Data:
-    """What ``spec`` names: ``samples`` of it, drawn with ``seed`` (of a loader the first).
+    """What ``spec`` names: the first ``limit``, of which ``samples`` are drawn with ``seed`` (of a
+    loader the first).
 
-    With ``clip`` that is frames [F, N, ...], of which N are drawn, in a .npy, .npz or a loader.
-    Raises InputError, FormatError and BackendUnavailable.
+    The first sample is read here, the others when they are asked for. With ``clip`` these are
+    frames [F, N, ...], of which N are drawn, in a .npy, .npz or a loader. Raises InputError,
+    FormatError and BackendUnavailable, here or where a sample is read that cannot be.
     """
-    prepare = prepare or Preparation()
-    path = Path(spec)
-    if clip and (path.is_dir() or path.suffix.lower() == ".txt" or _is_idx(path)):
-        raise InputError(
-            f"--data: clips [F, N, ...], F frames of N streams, are read from .npy and .npz files "
-            f"and from package.module:loader, not from '{spec}'."
-        )
-    if path.is_dir():
+    prepare, reading = prepare or Preparation(), reading or Reading()
+    choice = Choice(limit, samples, seed)
+    if clip:
+        return _clip(spec, labels, choice, prepare)
+    data = _found(spec, labels, choice, prepare, reading)
+    return _begun(replace(data, workers=reading.workers or data.workers), reading.skip_bad)
+
+
+def _found(
+    spec: str, labels: str | None, choice: Choice, prepare: Preparation, reading: Reading
+) -> Data:
+    path, names = _path(spec)
+    if is_library(spec) or path.is_dir():
         if labels is not None:
             raise InputError(f"--labels: those of '{spec}' are the names of its folders.")
-        return _checked(_folder(path, samples, seed, prepare))
+        if is_library(spec):
+            found = load_library(spec, reading.split, reading.download, prepare)
+        else:
+            found = Folder(_of_split(path, reading.split), prepare)
+        if not isinstance(found, Pictures):  # of timm, one after the other
+            stream = _stream(spec, found, OwnBatches(spec, Preparation()), choice.first)
+            described = _described(choice, prepare) | {"spec": spec}
+            return Data(spec, stream, stream.together, described=described)
+        return _chosen(spec, found, choice, prepare, found.class_names)
+    if reading.split is not None:
+        raise InputError(
+            f"--split is of a folder and of the data sets of libraries; '{spec}' has no splits."
+        )
     if path.suffix.lower() == ".txt":
-        return _texts(path, labels, samples, seed, prepare)
-    names: Sequence[str] = ()
-    if not path.exists() and ".npz:" in spec:
+        return _texts(path, labels, choice, prepare)
+    if path.suffix.lower() in (".npz", ".npy") or is_idx(path):
+        x, y = arrays(path, names)
+        return _arrays(spec, x, y, labels, choice, prepare)
+    if spec.startswith("folder:"):
+        raise InputError(f"--data: there is no folder '{path}'.")
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
+        return _own(spec, labels, choice, prepare)
+    missing = "" if path.exists() else f"there is no file '{path}', and "
+    raise InputError(f"--data: {missing}'{spec}' is not one of: {FORMS}.")
+
+
+def _path(spec: str) -> tuple[Path, Sequence[str]]:
+    """The file or folder, and the names of arrays in it."""
+    if spec.startswith("folder:"):
+        return Path(spec.removeprefix("folder:")), ()
+    if not Path(spec).exists() and ".npz:" in spec:
         file, _, rest = spec.rpartition(":")
-        path, names = Path(file), rest.split(",")
-    if path.suffix.lower() in (".npz", ".npy") or _is_idx(path):
-        x, y = _arrays(path, names)
-    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
-        x, y = _from_loader(spec, None if clip else samples)
-        if labels is None and samples is not None and not clip:
-            x, y = x[:samples], None if y is None else y[:samples]
-    else:
-        missing = "" if path.exists() else f"there is no file '{path}', and "
-        raise InputError(f"--data: {missing}'{spec}' is not one of: {FORMS}.")
-    if labels is not None:
-        y = _of_labels(labels)
-    if clip:
-        return _clip(Data(spec, x, y, clip=True), labels or spec, samples, seed, prepare)
-    y = None if y is None else _labels(y, len(x) if x.dim() else 0, labels or spec)
+        return Path(file), rest.split(",")
+    return Path(spec), ()
+
+
+def _of_split(path: Path, split: str | None) -> Path:
+    """The subfolder of a part, by any of the names that validation sets have."""
+    if split is None:
+        return path
+    names = [split, *VALIDATION] if split in VALIDATION else [split]
+    found = next((path / name for name in names if (path / name).is_dir()), None)
+    if found is None:
+        known = ", ".join(sorted(f.name for f in path.iterdir() if f.is_dir())[:5]) or "none"
+        raise InputError(f"--split: '{path}' has no folder '{split}'; it has {known}.")
+    return found
+
+
+def _chosen(
+    spec: str,
+    dataset: Any,
+    choice: Choice,
+    prepare: Preparation,
+    class_names: tuple[str, ...] | None = None,
+) -> Data:
+    if not len(dataset):
+        raise InputError(f"'{spec}' holds no samples.")
+    rows, known, described = choice.rows(len(dataset)), dataset.labels, _described(choice, prepare)
+    described |= choice.described(len(dataset))
+    if rows is not None:
+        dataset = Subset(dataset, rows)
+        known = None if known is None else known[rows]
+    return Data(spec, dataset, Together(spec), known, class_names, described=described)
+
+
+def _inner(dataset: Any) -> Any:
+    return dataset.dataset if isinstance(dataset, Subset) else dataset
+
+
+def _described(choice: Choice, prepare: Preparation | None) -> dict[str, Any]:
+    return {**choice.described(None), "prepared": None if prepare is None else asdict(prepare)}
+
+
+def _begun(data: Data, skip_bad: int) -> Data:
+    """With the first sample that can be read, whose shape the others have as well."""
+    data.together.allowing(skip_bad)
+    dataset = data.dataset
+    if isinstance(dataset, Stream):
+        next(iter(data.loader()))  # raises
+        return data
+    inner = _inner(dataset)
+    if isinstance(inner, Pictures):
+        inner.most_unread = skip_bad
+    for row in range(len(dataset)) if data.cuts is None else data.cuts[0][:1]:
+        sample = dataset[row]
+        found = data.together([sample])
+        if not isinstance(sample, Unread):
+            x, y = found if isinstance(found, tuple) else (found, None)
+            x = {k: v[:0] for k, v in x.items()} if isinstance(x, dict) else x[:0]
+            data.together.empty = x if y is None else (x, y[:0])
+            return data
+    raise FormatError(f"none of '{data.source}' can be read.")
+
+
+# -- arrays and texts -----------------------------------------------------------------------------
+
+
+def _arrays(
+    spec: str,
+    x: Tensor | Mapped,
+    y: Tensor | None,
+    given: str | None,
+    choice: Choice,
+    prepare: Preparation,
+) -> Data:
+    y = y if given is None else labels_of(given)
+    y = None if y is None else checked_labels(y, len(x) if x.dim() else 0, given or spec)
     if not x.dim() or not len(x):
         raise InputError(f"'{spec}' holds no samples.")
-    x, y = _some(x, y, samples, seed)
-    return _checked(Data(spec, prepare.apply(x, spec), y))
+    return _chosen(spec, Arrays(spec, x, y, prepare), choice, prepare)
 
 
-def _clip(data: Data, labels: str, samples: int | None, seed: int, prepare: Preparation) -> Data:
+def _texts(path: Path, given: str | None, choice: Choice, prepare: Preparation) -> Data:
+    """One a line; their token ids are held, padded to the longest of those that are used."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--data: cannot read the texts of '{path}': {error}") from error
+    if not lines:
+        raise InputError(f"'{path}' holds no texts.")
+    y = None if given is None else checked_labels(labels_of(given), len(lines), given)
+    rows = choice.rows(len(lines))
+    if rows is not None:
+        lines, y = [lines[i] for i in rows], None if y is None else y[rows]
+    found = Named(prepare.texts(lines, str(path)).tensors, y)
+    return _chosen(str(path), found, Choice(), prepare)
+
+
+# -- clips ----------------------------------------------------------------------------------------
+
+
+def _clip(spec: str, given: str | None, choice: Choice, prepare: Preparation) -> Data:
     """Frames [F, N, ...], with a label for each, or one for each stream."""
-    x, y, spec = data.x, data.y, data.source
+    x, y = _whole(spec, prepare)
+    x, y = whole(x), y if given is None else labels_of(given)
     if x.dim() < 3 or not x.shape[0] or not x.shape[1]:
         raise InputError(
             f"streams are clips [F, N, ...], F frames of N streams, but '{spec}' is "
@@ -274,330 +467,144 @@ def _clip(data: Data, labels: str, samples: int | None, seed: int, prepare: Prep
         raise InputError(
             "streams are clips [F, N, ...], F frames of N streams, with class indices "
             f"[F, N], or [N] where a stream keeps its own, but '{spec}' is {list(x.shape)} and the "
-            f"labels of '{labels}' are {list(y.shape)}."
+            f"labels of '{given or spec}' are {list(y.shape)}."
         )
     if y is not None:
-        y = _labels(y.flatten(), frames * streams, labels).view(frames, streams)
-    if samples is not None and samples < streams:
-        rows = _rows(streams, samples, seed)
+        y = checked_labels(y.flatten(), frames * streams, given or spec).view(frames, streams)
+    rows = choice.rows(streams)
+    if rows is not None:
         x, y = x[:, rows], None if y is None else y[:, rows]
-    each = _checked(Data(spec, prepare.apply(x.flatten(0, 1), spec), None))
-    return Data(spec, each.x.unflatten(0, x.shape[:2]), y, clip=True)
+    each = prepare.apply(x.flatten(0, 1), spec)
+    check_finite(each, spec)
+    described = _described(choice, prepare)
+    held = each.unflatten(0, x.shape[:2]), y
+    return Data(spec, None, Together(spec), held=held, described=described)
 
 
-def _of_labels(spec: str) -> Tensor:
-    file, _, name = spec.rpartition(":") if ".npz:" in spec else (spec, "", "")
-    # of a .npz without a name: y, which _arrays gives second
-    found, second = _arrays(Path(file), [name] if name else ())
-    return found if second is None else second
-
-
-def _texts(
-    path: Path, labels: str | None, samples: int | None, seed: int, prepare: Preparation
-) -> Data:
-    """One a line."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data: cannot read the texts of '{path}': {error}") from error
-    if not lines:
-        raise InputError(f"'{path}' holds no texts.")
-    y = None if labels is None else _labels(_of_labels(labels), len(lines), labels)
-    if samples is not None and samples < len(lines):
-        rows = _rows(len(lines), samples, seed)
-        lines, y = [lines[i] for i in rows.tolist()], None if y is None else y[rows]
-    return Data(str(path), prepare.texts(lines, str(path)), y)
-
-
-def shape_of(x: Any) -> str:
-    """Of a batch, by name where it is of several inputs."""
-    return str(x) if isinstance(x, Inputs) else str(list(x.shape))
-
-
-def _checked(data: Data) -> Data:
-    finite = data.x.flatten(1).isfinite().all(1)
-    if not bool(finite.all()):
-        wrong = (~finite).nonzero().flatten().tolist()
+def _whole(spec: str, prepare: Preparation) -> tuple[Tensor | Mapped, Tensor | None]:
+    path, names = _path(spec)
+    if path.is_dir() or path.suffix.lower() == ".txt" or is_idx(path) or is_library(spec):
         raise InputError(
-            f"'{data.source}' holds NaN or infinity in {len(wrong)} of the {len(finite)} samples "
-            f"used (the first: {wrong[0]}); remove or fix those."
+            "--data: clips [F, N, ...], F frames of N streams, are read from .npy and .npz files "
+            f"and from package.module:loader, not from '{spec}'."
         )
-    return data
-
-
-def _some(
-    x: Tensor, y: Tensor | None, samples: int | None, seed: int
-) -> tuple[Tensor, Tensor | None]:
-    """Drawn, since files are often sorted by class."""
-    if samples is None or samples >= len(x):
-        return x, y
-    rows = _rows(len(x), samples, seed)
-    return x[rows], None if y is None else y[rows]
-
-
-def _rows(count: int, samples: int, seed: int) -> Tensor:
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[:samples].sort().values
-
-
-def _labels(y: Tensor, count: int, source: str) -> Tensor:
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise InputError(f"labels are class indices, integers, but '{source}' holds {y.dtype}.")
-    if tuple(y.shape) != (count,):
-        raise InputError(
-            f"labels are class indices [N], one for each sample, but there are {count} samples and "
-            f"the labels of '{source}' are {list(y.shape)}."
-        )
-    if count and int(y.min()) < 0:
-        raise InputError(
-            f"labels are class indices from 0 on, but '{source}' has the label {int(y.min())}."
-        )
-    return y.long()
-
-
-# -- files ----------------------------------------------------------------------------------------
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            "data files are read with the package 'numpy': pip install numpy"
-        ) from error
-    return numpy
-
-
-def _is_idx(path: Path) -> bool:
-    name = path.name.lower()
-    name = name.removesuffix(".gz")
-    return name.endswith("ubyte") or name.endswith(".idx") or bool(re.search(r"\.idx\d$", name))
-
-
-def _arrays(path: Path, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-    """The arrays of a .npz, .npy or IDX file; of a .npz ``names``, else x and y."""
-    if not path.is_file():
-        raise InputError(f"--data: there is no file '{path}'.")
-    np = _numpy()
-    try:
-        if _is_idx(path):
-            return _tensor(_idx(path, np), str(path)), None
-        found = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npy":
-            return _tensor(found, str(path)), None
-        with found:
-            return _of_npz(found, path, names)
-    except SignGDError:
-        raise
-    except Exception as error:  # of a damaged file, or one of pickled objects
-        raise FormatError(f"cannot read '{path}': {error}") from error
-
-
-def _of_npz(found: Any, path: Path, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-    if len(names) > 2:
-        raise InputError(
-            f"'{path}:{','.join(names)}' names {len(names)} arrays; name the samples and the "
-            "labels, as file.npz:images,labels."
-        )
-    asked = names or [name for name in ("x", "y") if name in found.files]
-    absent = [name for name in asked if name not in found.files]
-    if absent or not asked or (not names and "x" not in asked):
-        # labels alone are asked for as y
-        if not names and asked == ["y"]:
-            return _tensor(found["y"], f"{path}:y"), None
-        raise InputError(
-            f"'{path}' holds the arrays {', '.join(found.files) or 'none'}"
-            f"{', not ' + ' and '.join(absent) if absent else ''}; name those of the samples and "
-            f"of the labels: {path}:images,labels."
-        )
-    tensors = [_tensor(found[name], f"{path}:{name}") for name in asked]
-    return tensors[0], tensors[1] if len(tensors) > 1 else None
-
-
-def _tensor(array: Any, where: str) -> Tensor:
-    np = _numpy()
-    array = np.asarray(array)
-    if array.dtype.kind not in "iufb":
-        raise InputError(f"'{where}' holds {array.dtype}; arrays of numbers are read.")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        if array.size and int(array.max()) > np.iinfo(np.int64).max:
-            raise InputError(f"'{where}' holds integers above those of 64 bits.")
-        array = array.astype(np.int64)
-    native = array.dtype.newbyteorder("=")
-    if native.kind == "f" and native.itemsize not in (2, 4, 8):
-        native = np.dtype(np.float64)
-    return torch.from_numpy(np.array(array, dtype=native, order="C"))
-
-
-def _idx(path: Path, np: Any) -> Any:
-    """IDX: 0, 0, the type, the number of dimensions; big-endian sizes; the values.
-
-    Images in three dimensions, [N, H, W], become [N, 1, H, W].
-    """
-    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rb") as file:
-        head = file.read(4)
-        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES or not head[3]:
-            raise FormatError(f"'{path}' begins with {head!r}, which is not IDX.")
-        sizes = file.read(4 * head[3])
-        shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * head[3], 4)]
-        dtype = np.dtype(IDX_TYPES[head[2]])
-        wanted = prod(shape) * dtype.itemsize
-        content = file.read(wanted + 1)
-    if len(content) != wanted or len(sizes) != 4 * head[3]:
-        raise FormatError(
-            f"'{path}' says that it holds {shape}, {wanted} bytes, but there are "
-            f"{'more' if len(content) > wanted else len(content)}. Fetch the file again."
-        )
-    array = np.frombuffer(content, dtype=dtype).reshape(shape)
-    return array[:, None] if array.ndim == 3 else array
-
-
-# -- a folder of images ---------------------------------------------------------------------------
-
-
-def _folder(path: Path, samples: int | None, seed: int, prepare: Preparation) -> Data:
-    """Classes are the subfolders in order of their names; images without any have no labels."""
-    classes = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
-    bare = [f for f in sorted(path.iterdir()) if f.suffix.lower() in IMAGES and f.is_file()]
-    if classes and bare:
-        raise InputError(
-            f"'{path}' has images ('{bare[0].name}') beside folders ('{classes[0].name}'); put "
-            "each image into the folder of its class, or all of them into none."
-        )
-    files = [(f, None) for f in bare] if not classes else []
-    found: list[tuple[Path, int | None]] = list(files)
-    for i, folder in enumerate(classes):
-        inside = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in IMAGES]
-        if not inside:
-            raise InputError(f"the class folder '{folder}' holds no images ({', '.join(IMAGES)}).")
-        found += [(f, i) for f in inside]
-    if not found:
-        raise InputError(f"'{path}' holds no images ({', '.join(IMAGES)}).")
-    if samples is not None and samples < len(found):
-        found = [found[i] for i in _rows(len(found), samples, seed).tolist()]
-    images, first = [], None
-    for file, _ in found:
-        image = prepare.apply(_image(file)[None], str(file))[0]
-        if first is not None and image.shape != images[0].shape:
-            raise InputError(
-                f"'{file}' is {list(image.shape)}, but '{first}' is {list(images[0].shape)}; make "
-                "them alike with --resize HEIGHT WIDTH and --channels 1 or 3."
-            )
-        first = first or file
-        images.append(image)
-    y = torch.tensor([i for _, i in found]) if classes else None
-    names = tuple(folder.name for folder in classes) or None
-    return Data(str(path), torch.stack(images), y, names)
-
-
-def _image(path: Path) -> Tensor:
-    """[C, H, W] uint8, with one channel or three."""
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"images, such as '{path}', are read with the package 'pillow': pip install pillow"
-        ) from error
-    np = _numpy()
-    try:
-        with Image.open(path) as image:
-            mode, transparent = image.mode, "transparency" in image.info
-            if mode in MODES and not transparent:
-                array = np.array(image.convert(MODES[mode]))
-    except Exception as error:  # of a damaged file
-        raise FormatError(f"cannot read the image '{path}': {error}") from error
-    if mode not in MODES or transparent:
-        what = "transparency" if transparent or "A" in mode else f"the mode {mode!r}"
-        raise InputError(
-            f"'{path}' has {what}; save it with 8 bits a channel, grey or in colours, opaque."
-        )
-    tensor = torch.from_numpy(array)
-    return tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
-
-
-def _with_channels(x: Tensor, channels: int, source: str) -> Tensor:
-    if x.dim() != 4 or x.shape[1] not in (1, 3):
-        raise InputError(
-            f"--channels is for images [N, 1 or 3, H, W], but those of '{source}' are "
-            f"{list(x.shape)}."
-        )
-    if x.shape[1] == channels:
-        return x
-    if channels == 3:
-        return x.expand(-1, 3, -1, -1)
-    return (x * torch.tensor(GREY).reshape(3, 1, 1)).sum(1, keepdim=True)
+    if path.suffix.lower() in (".npz", ".npy"):
+        return arrays(path, names)
+    found = _given(spec)
+    if isinstance(found, tuple):
+        return found
+    stream = _stream(spec, found, OwnBatches(spec, None))
+    return _joined(stream)
 
 
 # -- the user's own -------------------------------------------------------------------------------
 
 
-def _from_loader(spec: str, samples: int | None) -> tuple[Tensor, Tensor | None]:
-    """Of a tensor, a pair (x, y), a torch Dataset, an iterable of batches, or what returns one."""
+def _given(spec: str) -> Any:
+    """(x, y) of tensors, a torch Dataset, an iterable of batches, or a function that makes one."""
     found = attribute(spec, "data", "package.module:loader")
     known = isinstance(found, (Tensor, tuple, list, Dataset)) or hasattr(found, "__array__")
+    make = None
     if not known and callable(found):
-        found = call(spec, found)
+        make, found = found, call(spec, found)
     if isinstance(found, Tensor) or hasattr(found, "__array__"):
-        return _value(found, spec), None
+        return value(found, spec), None
     if isinstance(found, tuple):
-        x, y = _pair(found, spec)
-        return _value(x, spec), None if y is None else _value(y, spec)
-    if isinstance(found, Dataset):
-        found = DataLoader(found, batch_size=64)
-    if not isinstance(found, Iterable):
+        x, y = pair(found, spec)
+        return value(x, spec), None if y is None else value(y, spec)
+    if not isinstance(found, (Dataset, Iterable)):
         raise InputError(
             f"'{spec}' gives {type(found).__name__}; data are a tensor x, a pair (x, y), a torch "
             "Dataset, or an iterable of batches x or (x, y)."
         )
-    return _collected(spec, found, samples)
+    # an iterator is at its end after once: what made it makes another
+    return partial(call, spec, make) if make is not None and isinstance(found, Iterator) else found
 
 
-def _collected(
-    spec: str, batches: Iterable[Any], samples: int | None
-) -> tuple[Tensor, Tensor | None]:
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    count = 0
-    try:
-        for batch in batches:
-            x, y = _pair(batch, spec)
-            xs.append(_value(x, spec))
-            if y is not None:
-                ys.append(_value(y, spec).reshape(-1))
-            count += len(xs[-1])
-            if samples is not None and count >= samples:
-                break
-    except SignGDError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's loader raises
-        raise InputError(f"'{spec}' fails: {type(error).__name__}: {error}") from error
-    if ys and len(ys) != len(xs):
-        raise InputError(f"'{spec}' gives batches with labels and batches without.")
-    if not xs:
+def _own(spec: str, given: str | None, choice: Choice, prepare: Preparation) -> Data:
+    found = _given(spec)
+    first = Choice(limit=choice.first)
+    if isinstance(found, tuple):
+        x, y = found
+        return _arrays(spec, x, y, given, first, prepare)
+    extra = None if given is None else labels_of(given)
+    own = OwnBatches(spec, prepare)
+    if isinstance(found, DataLoader) and _by_index(found):
+        return _loaded(spec, found, extra, first, own)
+    if not isinstance(found, Dataset) or isinstance(found, IterableDataset):
+        stream = _stream(spec, found, own, first.limit)
+        stream.given = extra
+        described = _described(choice, prepare) | {"spec": spec}
+        return Data(spec, stream, stream.together, described=described)
+    data = _chosen(spec, _samples(spec, found, extra, prepare), first, prepare)
+    data.together.own = None if isinstance(_inner(data.dataset), Pictures) else own
+    return data
+
+
+def _samples(spec: str, found: Any, given: Tensor | None, prepare: Preparation) -> Any:
+    """The user's data set; one of images is decoded by themselves."""
+    dataset = Own(spec, found, given)
+    if given is not None:
+        checked_labels(given, len(dataset), spec)
+    if not len(dataset):
         raise InputError(f"'{spec}' gives no batches.")
-    shapes = {tuple(x.shape[1:]) for x in xs}
-    if len(shapes) > 1:
-        raise InputError(
-            f"the batches of '{spec}' have samples of other shapes: "
-            f"{' and '.join(str(list(shape)) for shape in sorted(shapes)[:3])}."
-        )
-    return torch.cat(xs), torch.cat(ys) if ys else None
+    x = pair(dataset[0], spec)[0]
+    return Decoded(spec, found, prepare) if hasattr(x, "getbands") else dataset
 
 
-def _pair(batch: Any, spec: str) -> tuple[Any, Any]:
-    if not isinstance(batch, (tuple, list)):
-        return batch, None
-    if len(batch) not in (1, 2):
-        raise InputError(f"'{spec}': a batch is x or (x, y), but there are {len(batch)} values.")
-    return batch[0], batch[1] if len(batch) == 2 else None
+def _loaded(
+    spec: str, loader: DataLoader[Any], given: Tensor | None, first: Choice, own: OwnBatches
+) -> Data:
+    """With the loader's own batches, drawn once."""
+    dataset = Own(spec, loader.dataset, given)
+    with failing(spec):
+        cuts = _cut(loader.batch_sampler or (), first.limit)
+    if not cuts:
+        raise InputError(f"'{spec}' gives no batches.")
+    together = Together(spec, loader.collate_fn, own)
+    described = _described(first, own.prepare) | {"spec": spec}
+    return Data(spec, dataset, together, cuts=cuts, workers=loader.num_workers, described=described)
 
 
-def _value(value: Any, spec: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if hasattr(value, "__array__"):
-        return _tensor(value, spec)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):
-        return torch.tensor(value)
-    raise InputError(f"'{spec}' gives {type(value).__name__} where a tensor or array belongs.")
+def _cut(batches: Iterable[list[int]], most: int | None) -> list[list[int]]:
+    """Lists of indices, of ``most`` in all."""
+    found: list[list[int]] = []
+    known = 0
+    for rows in batches:
+        rows = list(rows) if most is None else list(rows)[: most - known]
+        found += [rows] if rows else []
+        known += len(rows)
+        if known == most:
+            break
+    return found
+
+
+def _by_index(loader: DataLoader[Any]) -> bool:
+    return (
+        type(loader).__iter__ is DataLoader.__iter__
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_sampler is not None
+    )
+
+
+def _stream(spec: str, found: Any, own: OwnBatches, most: int | None = None) -> Stream:
+    if isinstance(found, Dataset):
+        found = DataLoader(found, batch_size=BATCH)
+    if isinstance(found, Iterator):  # which nobody can make again
+        found = _kept(spec, found, most)
+    stream = Stream(Together(spec, own=own), found if callable(found) else lambda: found)
+    stream.most = most
+    return stream
+
+
+def _kept(spec: str, batches: Iterator[Any], most: int | None) -> list[Any]:
+    """Of ``most`` samples or more."""
+    found: list[Any] = []
+    known = 0
+    with failing(spec):
+        for batch in batches:
+            found.append(batch)
+            known += len(value(pair(batch, spec)[0], spec))
+            if most is not None and known >= most:
+                break
+    return found

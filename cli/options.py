@@ -22,7 +22,8 @@ MODEL = (
 )
 DATA = (
     "a file .npz (x and y, or file.npz:images,labels), .npy or IDX (also .gz), a folder of images "
-    "(classes in subfolders), a .txt of texts, one a line, or package.module:loader"
+    "(classes in subfolders), a .txt of texts, one a line, torchvision:NAME[:ROOT], timm's "
+    "torch/NAME[:ROOT], hfds/NAME, wds/NAME or tfds/NAME, or package.module:loader"
 )
 NETWORK = "a network that convert wrote (.h5), or an exact .nir file"
 
@@ -144,6 +145,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
             f"--min-{what}", type=fraction, metavar="FRACTION",
             help=f"exit code 5 where the {what} at the largest T is below",
         )  # fmt: skip
+    evaluate.add_argument(
+        "--resume", metavar="FILE.jsonl",
+        help="finished batches are written there, and left out where it is there already",
+    )  # fmt: skip
+    evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
+    evaluate.add_argument(
+        "--counted", type=none_or_more, default=32, metavar="N",
+        help="samples on which spikes and additions of --results-file are counted, 0 for none",
+    )  # fmt: skip
 
     doctor = command("doctor", "which layer errs, why, and what fixes it")
     _network(doctor)
@@ -265,6 +275,18 @@ def _data(
     more.add_argument(
         "--samples", type=count, default=samples, metavar="N",
         help=f"how many, drawn with --seed; by default {samples or 'all'}",
+    )  # fmt: skip
+    more.add_argument("--limit", type=count, metavar="N", help="of the first N alone")
+    more.add_argument(
+        "--split", metavar="NAME", help="of a library's data set, or a subfolder: validation, train"
+    )
+    more.add_argument("--download", action="store_true", help="what a library has not here yet")
+    more.add_argument(
+        "--workers", type=none_or_more, default=0, metavar="N", help="processes that read ahead"
+    )
+    more.add_argument(
+        "--skip-bad", type=none_or_more, default=0, metavar="N",
+        help="images that cannot be read and are left out, at most",
     )  # fmt: skip
     more.add_argument(
         "--preprocess", metavar="MODEL",
@@ -416,6 +438,13 @@ def count(text: str) -> int:
     return value
 
 
+def none_or_more(text: str) -> int:
+    value = _of(int, text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a number from 0 on belongs here, not {value}")
+    return value
+
+
 def budget(text: str) -> float:
     """A positive number, whole where it can be, as neurons without dead zones need it."""
     value = positive(text)
@@ -483,6 +512,11 @@ def _check_input(command: Parser, options: argparse.Namespace) -> None:
         "--std": options.std,
         "--resize": options.resize,
         "--channels": options.channels,
+        "--limit": options.limit,
+        "--split": options.split,
+        "--download": options.download or None,
+        "--workers": options.workers or None,
+        "--skip-bad": options.skip_bad or None,
     }
     for name, value in given.items():
         if value is not None:

@@ -25,8 +25,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ from .budget import Budget, TimeUp, now
 from .descent import START, Descent
 from .tunable import Choices, Samples, Tunable
 from .uses import used
+
+T = TypeVar("T")
 
 LAYERS = 8  # of neurons in a block
 PARTS = 8  # of the network's neurons: a block has no more than one, where it can be cut so
@@ -176,19 +179,16 @@ class Flow:
         }
         return Flow(self.x[index], spiking, {k: v[index] for k, v in self.source.items()})
 
-    def split(self, size: int) -> Iterator[Flow]:
-        for begin in range(0, len(self), size):
-            yield self.pick(slice(begin, begin + size))
+    def split(self, size: int) -> list[Flow]:
+        return [self.pick(slice(begin, begin + size)) for begin in range(0, len(self), size)]
 
 
-def joined(flows: Sequence[Flow]) -> Flow:
-    first = flows[0]
-    spiking = {
-        name: (torch.cat([flow.spiking[name][0] for flow in flows], 1 if led else 0), led)
-        for name, (_, led) in first.spiking.items()
+def joined(parts: Sequence[Mapping[str, Signal]]) -> dict[str, Signal]:
+    """The signals of all samples."""
+    return {
+        name: (torch.cat([part[name][0] for part in parts], 1 if led else 0), led)
+        for name, (_, led) in parts[0].items()
     }
-    source = {name: torch.cat([flow.source[name] for flow in flows]) for name in first.source}
-    return Flow(torch.cat([flow.x for flow in flows]), spiking, source)
 
 
 class Cost(NamedTuple):
@@ -440,31 +440,34 @@ class _Part:
         }
         self.units = torch.ones(self.steps)
         values = 4 * block.values * self.steps
-        self.many, self.few = (max(1, min(32, MEMORY // (n * values))) for n in (2, 6))
+        many, self.few = (max(1, min(32, MEMORY // (n * values))) for n in (2, 6))
+        self.many = share.size_of(many)
 
     @torch.no_grad()
     def aimed(self, flow: Flow) -> Flow:
         """With what the source network has at the end in place of at the beginning."""
-        parts = []
-        for part in flow.split(self.many):
-            with self.task.budget.piece("source"):
-                source = Source(self.module, part.x)
-                parts.append(walk(self.block.network, source, self.block.outputs, part.source))
+
+        def found(part: Flow) -> dict[str, Tensor]:
+            source = Source(self.module, part.x)
+            values = walk(self.block.network, source, self.block.outputs, part.source)
+            return {name: values[name] for name in self.block.outputs}
+
+        parts = self.task.budget.dealt("source", flow.split(self.many), found)
         whole = {name: torch.cat([part[name] for part in parts]) for name in self.block.outputs}
         return Flow(flow.x, flow.spiking, whole)
 
     @torch.no_grad()
     def advanced(self, flow: Flow) -> Flow:
         """At the end of the block."""
-        parts = []
-        for part in flow.split(self.many):
-            with self.task.budget.piece("advance"):
-                given = part.x, self.choices, part.spiking
-                values, _ = self.simulation.signals(*given, counted=False)
+
+        def ends(part: Flow) -> dict[str, Signal]:
+            given = part.x, self.choices, part.spiking
+            values, _ = self.simulation.signals(*given, counted=False)
             pairs = zip(self.block.outputs, values, strict=True)
-            kept = {name: self.simulation.trimmed(name, signal) for name, signal in pairs}
-            parts.append(Flow(part.x, kept, part.source))
-        return joined(parts)
+            return {name: self.simulation.trimmed(name, signal) for name, signal in pairs}
+
+        parts = self.task.budget.dealt("advance", flow.split(self.many), ends)
+        return replace(flow, spiking=joined(parts))
 
     @torch.no_grad()
     def begun(self, flow: Flow, choices: Choices) -> float:
@@ -474,24 +477,26 @@ class _Part:
             for name, cost in self.costs.items():
                 each = (1 / squares[name].clamp(min=1e-30)).expand_as(cost.each)
                 self.costs[name] = Cost(each, each, ())
-        parts = [self._errors(part, choices, False)[0] * len(part) for part in self._pieces(flow)]
+        parts = self._looked(flow, lambda part: self._errors(part, choices, False)[0] * len(part))
         self.units = (torch.stack(parts).sum(0) / len(flow)).clamp(min=1e-30)
         return self.look(flow, choices)
 
     @torch.no_grad()
     def look(self, flow: Flow, choices: Choices) -> float:
-        losses = [float(self._loss(part, choices)) * len(part) for part in self._pieces(flow)]
+        losses = self._looked(flow, lambda part: float(self._loss(part, choices)) * len(part))
         return sum(losses) / len(flow)
 
-    def _pieces(self, flow: Flow) -> Iterator[Flow]:
-        for part in flow.split(self.many):
-            with self.share.piece("look at a block"):
-                yield part
+    def _looked(self, flow: Flow, look: Callable[[Flow], T]) -> list[T]:
+        return self.share.dealt("look at a block", flow.split(self.many), look)
 
-    def losses(self, flow: Flow, choices: Choices) -> Iterator[Callable[[], Tensor]]:
-        """In parts, for each of which the graph fits in memory."""
-        for part in flow.split(self.few):
-            yield lambda part=part: self._loss(part, choices) * (len(part) / len(flow))  # type: ignore[misc]
+    def losses(self, flow: Flow, choices: Choices) -> list[Callable[[], Tensor]]:
+        """In pieces, for each of which the graph fits in memory."""
+
+        def loss(part: Flow) -> Tensor:
+            return self._loss(part, choices) * (len(part) / len(flow))
+
+        size = self.share.size_of(BATCH)
+        return [partial(loss, part) for part in flow.split(min(self.few, size))]
 
     def _loss(self, flow: Flow, choices: Choices) -> Tensor:
         errors, additions = self._errors(flow, choices, bool(self.task.weight))

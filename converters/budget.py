@@ -1,11 +1,26 @@
-"""Seconds that tuning may take, asked before each piece of work, so that a limit is kept."""
+"""Seconds that tuning may take, asked before each piece of work, so that a limit is kept; and the
+processes that pieces are dealt to.
+
+Piece i is done whole, by process i modulo their number, and what all found comes back to all of
+them in the order of the pieces: what is added up from it is the same however many there are. Which
+pieces there are is no matter of the processes. Where there is a limit the clock of the first one
+decides for all, before each round of pieces.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
+
+from ..core.distributed import ALONE, Distributed
+
+PIECES = 4  # that processes cut a batch into, however many they are
+
+T = TypeVar("T")
+Found = TypeVar("Found")
 
 
 def now() -> float:
@@ -17,13 +32,16 @@ class TimeUp(Exception):
 
 
 class Budget:
-    """What is left of ``seconds``, everything where these are None.
+    """What is left of ``seconds``, everything where these are None, for all processes.
 
     ``longest`` are the seconds of the longest piece of each kind of work so far. The first of a
     kind is begun while anything is left, so a limit is kept but for one piece of work.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(
+        self, seconds: float | None = None, distributed: Distributed | None = None
+    ) -> None:
+        self.distributed, self.world = distributed, distributed or ALONE
         self.end = math.inf if seconds is None else now() + seconds
         self.longest: dict[str, float] = {}
 
@@ -32,7 +50,7 @@ class Budget:
 
     def less(self, seconds: float) -> Budget:
         """Ends so much earlier."""
-        part = Budget()
+        part = Budget(None, self.distributed)
         part.end, part.longest = self.end - seconds, self.longest
         return part
 
@@ -40,9 +58,21 @@ class Budget:
         """A part of what is left."""
         return self.less((1 - part) * self.left()) if self.end < math.inf else self.less(0.0)
 
+    def size_of(self, batch: int) -> int:
+        """Samples of a piece, where one process alone would take so many at once."""
+        return batch if self.distributed is None else -(-batch // PIECES)
+
+    def rounds(self, pieces: int) -> int:
+        """Pieces that one process does of so many."""
+        return -(-pieces // self.world.size)
+
     def fits(self, work: str, pieces: float = 1) -> bool:
+        """So many pieces, one after the other."""
+        if self.end == math.inf:
+            return True
         left = self.left()
-        return left > 0 and left >= pieces * self.longest.get(work, 0.0)
+        fitting = left > 0 and left >= pieces * self.longest.get(work, 0.0)
+        return bool(self.world.broadcast(fitting))
 
     @contextmanager
     def piece(self, work: str) -> Iterator[None]:
@@ -52,3 +82,13 @@ class Budget:
         begun = now()
         yield
         self.longest[work] = max(self.longest.get(work, 0.0), now() - begun)
+
+    def dealt(self, work: str, items: Sequence[T], do: Callable[[T], Found]) -> list[Found]:
+        """What is found in each item, by one of the processes. Raises TimeUp, in all of them."""
+        found = {}
+        for begin in range(0, len(items), self.world.size):
+            with self.piece(work):
+                mine = begin + self.world.rank
+                if mine < len(items):
+                    found[mine] = do(items[mine])
+        return self.world.in_order(found)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.dealing import deal
+from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Batch, Inputs, batch_of, samples_of
 from ..errors import CalibrationError, InputError
 
@@ -89,12 +90,15 @@ class Motion:
         return F.grid_sample(stills, grid, padding_mode="border", align_corners=False)
 
 
-def clips_of(calibration: Any, motion: Motion | None, most: int | None = None) -> list[Batch]:
+def clips_of(
+    calibration: Any, motion: Motion | None, most: int | None = None, world: Distributed = ALONE
+) -> list[Batch]:
     """Clips [F, N, ...] of a tensor, of a dict of tensors by input, or of an iterable of such or of
     pairs (clip, target); with ``motion`` of stills [N, ...].
 
     Of several inputs each is [F, N, ...]; whole numbers and truth values are the same in all frames
-    of a stream. Raises CalibrationError.
+    of a stream. All processes of ``world`` get all clips, each of which one of them has loaded.
+    Raises CalibrationError.
     """
     given = batch_of(calibration)
     one = isinstance(given, (Tensor, Inputs))
@@ -102,8 +106,11 @@ def clips_of(calibration: Any, motion: Motion | None, most: int | None = None) -
         raise CalibrationError(
             f"clips are a tensor [F, N, ...] or an iterable of such, not {type(given).__name__}."
         )
-    items = [given] if one else list(islice(given, most))
-    clips = [_clip(item, motion) for item in items]
+    dealt = [(0, given)] if one else deal(given, world, most=most)
+    found = {number: _clip(item, motion) for number, item in dealt}
+    if world.size > 1 and not one:  # of a view the whole would travel
+        found = {number: clip.clone() for number, clip in found.items()}
+    clips = [found[0]] if one else world.in_order(found)
     if not clips:
         raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
     return clips

@@ -60,17 +60,18 @@ def compare_functions(
     """Neurons and output error with ``forms="whole"`` and with "local".
 
     Each is converted for ``time_steps`` with the other ``options`` of ``convert``, and run by the
-    definitions on the first ``samples`` of the calibration data. Raises what ``convert`` raises.
+    definitions on the first ``samples`` of the calibration data, of much data of those that
+    ``convert`` keeps. Raises what ``convert`` raises.
     """
     check_time_steps(time_steps)
-    batches = batches_of(calibration)
+    batches = batches_of(calibration, options.get("max_batches", 32))
     x = torch.cat(batches)[:samples]
     with eval_mode(model):
         expected = leaves(plain(call(model, x.clone())))
     steps = [t for t in (1, 2, 4, 8, 16, 32, 64, 128) if t < time_steps] + [time_steps]
     rows = []
     for form in FORMS:
-        plan = {"time_steps": time_steps, "tune": False, **options}
+        plan = {"time_steps": time_steps, "tune": False, **options, "max_batches": None}
         network = convert(model, batches, forms=form, **plan)
         outputs = leaves(Simulation(network).outputs(x, time_steps))
         error = {t: _relative([y[t - 1] for y in outputs], expected) for t in steps}

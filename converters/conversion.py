@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Batch, batch_of, call
 from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
-from .calibration import Calibration, batches_of
+from .calibration import Batches, Calibration, batches_of
 from .capture import capture
 from .carried import Carries, at, clips_with
 from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
@@ -23,6 +25,7 @@ from .lowering import Coverage, Forms, Lowering
 from .passes import PASSES, Pass, fuse_batch_norm, remove_unused
 from .rules import Entry, Operation
 from .settings import Context, Settings
+from .shared import ended
 from .sizes import check_sizes
 
 
@@ -123,13 +126,17 @@ def convert(
     carries: Carries | None = None,
     passes: Sequence[Pass] | None = None,
     functions: Forms | None = None,
+    distributed: Distributed | None = None,
 ) -> SpikingNetwork:
     """A trained model to a spiking network; the model handed in is left as it was.
 
     ``model`` takes a tensor [B, ...], or several by keyword, and returns tensors, in lists, tuples,
     dicts or dataclasses. ``calibration`` is a tensor [N, ...] or batches x or (x, y); of a model
     with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
-    whose whole numbers stay exact. None is the preset's choice; ``converters.Settings`` says more.
+    whose whole numbers stay exact. It may be a ``Dataset`` or a DataLoader, of any length, and is
+    gone through once: statistics are of all samples, and what else is measured is measured on up to
+    4,096 of them (1 GiB), all of few, else some from all over; clips of streams are all held. None
+    is the preset's choice; ``converters.Settings`` says more.
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
@@ -149,9 +156,11 @@ def convert(
         sizes         other shapes of samples that it is to run at
         stream        True: of clips [F, N, ...]; sg.Motion(): of moving stills;
                       noise: of its sensor, which the input is silent at
-        max_batches   of the calibration, at most; seed: of what is drawn
+        max_batches   of the calibration, at most; None: all. seed: of what is drawn
         carries       inputs that are outputs of the frame before: {"h": 1}
         passes        in place of converters.PASSES; functions: the older name of forms
+        distributed   processes that each go through a part of the calibration, and end with
+                      the same network, the same for any number of them
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
     CalibrationError, InputError, SignGDError if the network captured is not the model.
@@ -186,7 +195,7 @@ def convert(
     if carries:
         calibration = _carrying(model, settings, calibration)
     with torch.inference_mode(False):  # what is learned has gradients
-        context = _context(model, settings, calibration)
+        context = _context(model, settings, calibration, distributed)
         network = _lower_first(model, context)
         if time_steps is None and _says_levels(network, settings):
             context = replace(context, settings=replace(settings, time_steps=1))
@@ -198,7 +207,7 @@ def convert(
     if carries:
         found = {name: at(network.outputs, path, name) for name, path in carries.items()}
         network = network.replace(carries=found)
-    return network
+    return ended("convert", network, distributed)
 
 
 def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) -> Calibration:
@@ -212,18 +221,34 @@ def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) ->
     return clips if settings.streams else map(frames_of, map(batch_of, clips))
 
 
-def _context(model: nn.Module, settings: Settings, calibration: Calibration) -> Context:
+def _context(
+    model: nn.Module, settings: Settings, calibration: Calibration, distributed: Distributed | None
+) -> Context:
+    world = distributed or ALONE
+    if distributed is not None:
+        started = f"{torch.__version__}, {torch.get_num_threads()} threads"
+        distributed.agree("torch", started)
+        distributed.agree("an option of convert", _told(settings))
     if not settings.streams:
-        return Context(model, settings, batches_of(calibration, settings.max_batches))
-    clips = clips_of(calibration, settings.motion, settings.max_batches)
-    return Context(model, settings, batches_of(batches_of_frames(clips)), clips)
+        data = Batches(calibration, settings.max_batches, world)
+        return Context(model, settings, data, distributed=distributed)
+    clips = clips_of(calibration, settings.motion, settings.max_batches, world)
+    return Context(model, settings, Batches(batches_of_frames(clips)), clips, distributed)
+
+
+def _told(settings: Settings) -> str:
+    """The settings that are no defaults, the same in every process."""
+    given = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    usual = vars(Settings())
+    shown = ", ".join(f"{k}={v!r}" for k, v in given.items() if v != usual[k])
+    return re.sub(r" at 0x[0-9a-f]+", "", shown)
 
 
 def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
     """The network for the first batch; stills that were passed as a clip are told the way."""
     settings = context.settings
     try:
-        return lower(model, context.batches[0], settings).replace(stream=settings.streams)
+        return lower(model, context.first, settings).replace(stream=settings.streams)
     except CalibrationError as error:
         if not context.clips or settings.motion is not None or not _takes(model, context.clips[0]):
             raise
@@ -292,7 +317,7 @@ def _at_sizes(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     found = check_sizes(
         source,
         model,
-        context.batches[0],
+        context.first,
         settings.sizes,
         lambda x: source_network(model, x, settings),
     )

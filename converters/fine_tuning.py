@@ -652,7 +652,7 @@ def fingerprint(network: SpikingNetwork) -> str:
         [node.kind, {each.name: getattr(node, each.name) for each in fields(node)}]
         for node in network.nodes
     ]
-    return _digest([*nodes, [network.outputs, network.time_steps]])
+    return digest([*nodes, [network.outputs, network.time_steps]])
 
 
 def _described(data: Any) -> str | None:
@@ -661,11 +661,11 @@ def _described(data: Any) -> str | None:
         return None
     if isinstance(data, Samples):
         x = data.x.tensors if isinstance(data.x, Inputs) else data.x
-        return f"{len(data.x)} of {_digest([x, data.y])[:16]}"
+        return f"{len(data.x)} of {digest([x, data.y])[:16]}"
     return f"a loader of {_length(data)} batches"
 
 
-def _digest(values: Any) -> str:
+def digest(values: Any) -> str:
     found = hashlib.sha256()
 
     def put(value: Any) -> None:

@@ -52,6 +52,7 @@ from ..neurons.schedules import ExponentialSchedule
 from ..neurons.signgd import MOST_MEMBERS
 from ..neurons.spikes import hear
 from . import thresholds
+from .budget import Budget
 from .planning import SMALLEST_CHANNEL, _common, default_schedule, relative_depths
 from .simulation import Simulation, Visit, group_outputs, sequence
 from .tunable import Samples, loss_of, samples_of
@@ -117,14 +118,25 @@ def may_be_group(node: Function) -> bool:
 
 
 class Choices:
-    """What each unit of ``network``, of signGD neurons, may be in T steps, and what that does."""
+    """What each unit of ``network``, of signGD neurons, may be in T steps, and what that does.
 
-    def __init__(self, network: SpikingNetwork, x: Tensor, steps: int, seed: int) -> None:
+    Each choice is tried by one of the processes of ``budget``.
+    """
+
+    def __init__(
+        self,
+        network: SpikingNetwork,
+        x: Tensor,
+        steps: int,
+        seed: int,
+        budget: Budget | None = None,
+    ) -> None:
         self.network, self.steps, self.seed = network, steps, seed
+        self.budget = budget or Budget()
         source = real(network, [node.name for node in network.of(SignGDNeuron)])
         size = sum(values_of(node.shape) for node in network.nodes)
         x = x[: max(16, min(IMAGES, VALUES // size))]
-        self.samples = samples_of(source, x)
+        self.samples = samples_of(source, x, self.budget)
         self.module = Simulation(source)
         self.tried: list[dict[str, Any]] = []
         self.units = self._units()
@@ -161,7 +173,7 @@ class Choices:
         weights = thresholds.weights(module, x, free, generator) if free else {}
         result = []
         for unit in progress(found, "trying methods", len(found)):
-            alone = [hull(list(self._signgd(node, values, weights))) for node in unit]
+            alone = [hull(self._signgd(node, values, weights)) for node in unit]
             options = _merged(alone)
             if may_be_group(unit[0]):
                 grown = {n.name: Growth(**_common(n)) for n in unit[1:]}
@@ -172,29 +184,42 @@ class Choices:
 
     def _signgd(
         self, node: SignGDNeuron, values: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-    ) -> Iterator[Option]:
+    ) -> list[Option]:
         inputs = [values[name] for name in node.inputs]
-        target = values[node.name]
+        target, weight = values[node.name], weights.get(node.name)
         depth = relative_depths(self.network.nodes)[node.name]
         resting = [node.resting]
         if bool(target.min() >= 0):  # half of the range is never needed
             resting.append(torch.as_tensor(node.scale) * 0.5)
-        for members in range(1, MOST_MEMBERS + 1):
+
+        def made(members: int, initial: float, rest: int) -> SignGDNeuron:
             usual = default_schedule(self.steps, depth, members, node.widest_dead_zone)
-            sizes = (usual.initial, *FIRST) if members > 1 or self.steps == 1 else (usual.initial,)
-            best: tuple[float, SignGDNeuron, Tensor, float] | None = None
+            schedule = ExponentialSchedule(initial, usual.decay)
+            return replace(node, members=members, schedule=schedule, resting=resting[rest])
+
+        def best(members: int) -> tuple[float, int, float, float]:
+            """The first step and the resting value, with spikes and error."""
+            first = default_schedule(self.steps, depth, members, node.widest_dead_zone).initial
+            sizes = (first, *FIRST) if members > 1 or self.steps == 1 else (first,)
+            found: tuple[float, float, int, Tensor, float] | None = None
             for initial in dict.fromkeys(sizes):
-                for rest in resting:
-                    schedule = ExponentialSchedule(initial, usual.decay)
-                    tried = replace(node, members=members, schedule=schedule, resting=rest)
-                    y, spikes = self._decoded(tried, inputs)
+                for rest in range(len(resting)):
+                    y, spikes = self._decoded(made(members, initial, rest), inputs)
                     off = (y - target).square()
-                    weight = weights.get(node.name)
                     error = float((off if weight is None else off * weight).mean())
-                    if best is None or error < best[0]:
-                        best = error, tried, y, spikes
-            assert best is not None
-            yield self._option(*best[1:], values)
+                    if found is None or error < found[0]:
+                        found = error, initial, rest, y, spikes
+            assert found is not None
+            _, initial, rest, y, spikes = found
+            return initial, rest, spikes, self._error(node, y, values)
+
+        members = range(1, MOST_MEMBERS + 1)
+        return [
+            self._option(made(m, initial, rest), spikes, error)
+            for m, (initial, rest, spikes, error) in zip(
+                members, self.budget.dealt("choice", members, best), strict=True
+            )
+        ]
 
     def _decoded(self, node: SignGDNeuron, inputs: list[Tensor]) -> tuple[Tensor, float]:
         """What the neurons hold in the end, and the spikes of a sample."""
@@ -215,28 +240,44 @@ class Choices:
         values: Mapping[str, Tensor],
         weight: Tensor | None,
         generator: torch.Generator,
-    ) -> Iterator[Option]:
+    ) -> list[Option]:
         x = values[node.inputs[0]]
-        for group in self._groups(node):
-            if not group.trained:
+        groups, drawn = list(self._groups(node)), dict[int, thresholds.Samples]()
+        for i, group in enumerate(groups):
+            if not group.trained:  # drawn one after the other by all processes, kept by one
                 visit = Visit(group, [(x, False)], [x], values[node.name])
                 samples = thresholds.layer_samples(visit, weight, self.steps, generator)
-                samples = thresholds.with_largest(
-                    samples, self.network.statistics[node.name]["maximum"]
-                )
-                start = torch.as_tensor(group.v_threshold).to(x).reshape(-1, 1)
-                start = start.expand(len(samples.y), 1) / group.members
-                theta, charge = thresholds.search(samples, start, group.members, group.signed)
-                shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
-                group = group.fitted(
-                    thresholds.per_channel(theta * group.members, shape),
-                    thresholds.per_channel(charge, shape),
-                )
+                drawn |= {i: samples} if self.budget.world.mine(i) else {}
+
+        def tried(i: int) -> tuple[Any, Any, float, float]:
+            """Threshold and initial charge, with spikes and error."""
+            group = self._fitted(groups[i], node, drawn[i]) if i in drawn else groups[i]
             with hear() as told:
                 y = group_outputs(x.expand(self.steps, *x.shape), group)
             (events,) = told
             spikes = float(events().spikes.double().sum()) / len(x)
-            yield self._option(group, y.mean(0), spikes, values)
+            error = self._error(node, y.mean(0), values)
+            return group.v_threshold, group.initial_charge, spikes, error
+
+        options = []
+        found = self.budget.dealt("choice", range(len(groups)), tried)
+        for group, (threshold, charge, spikes, error) in zip(groups, found, strict=True):
+            made = replace(group, v_threshold=threshold, initial_charge=charge)
+            options.append(self._option(made, spikes, error))
+        return options
+
+    def _fitted(
+        self, group: GroupNeuron, node: SignGDNeuron, samples: thresholds.Samples
+    ) -> GroupNeuron:
+        samples = thresholds.with_largest(samples, self.network.statistics[node.name]["maximum"])
+        start = torch.as_tensor(group.v_threshold).to(samples.y).reshape(-1, 1)
+        start = start.expand(len(samples.y), 1) / group.members
+        theta, charge = thresholds.search(samples, start, group.members, group.signed)
+        shape = thresholds.channel_shape(node) if theta.numel() > 1 else ()
+        return group.fitted(
+            thresholds.per_channel(theta * group.members, shape),
+            thresholds.per_channel(charge, shape),
+        )
 
     def _groups(self, node: SignGDNeuron) -> Iterator[GroupNeuron]:
         """Those to be tried; one that was trained with L levels is itself at m T = L alone."""
@@ -257,12 +298,13 @@ class Choices:
             members, threshold = levels // self.steps, node.arguments["v_threshold"]
             yield GroupNeuron(**_common(node), members=members, v_threshold=threshold)
 
-    def _option(
-        self, node: SignGDNeuron | GroupNeuron, y: Tensor, spikes: float, values: Any
-    ) -> Option:
+    def _error(self, node: Node, y: Tensor, values: Any) -> float:
+        """Of the outputs, where the node makes y."""
         after = self.module.activations_after(values, {node.name: y})
         outputs = [after[name] for name in leaves(self.network.outputs)]
-        error = float(loss_of(outputs, self.samples))
+        return float(loss_of(outputs, self.samples))
+
+    def _option(self, node: SignGDNeuron | GroupNeuron, spikes: float, error: float) -> Option:
         self.tried.append(
             {
                 "layer": node.name,
@@ -396,8 +438,9 @@ class _Join(Semantics[str]):
 
 
 @torch.no_grad()
-def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
+def spikes_sent(network: SpikingNetwork, x: Tensor, budget: Budget | None = None) -> float:
     """The spikes of all signGD and group neurons for one of the inputs x [N, ...], on average."""
+    budget = budget or Budget()
     steady = [node for node in network.of(SignGDNeuron) if node.steady]
     counted = [n for n in network.neurons if isinstance(n, (SignGDNeuron, GroupNeuron))]
     counted = [node for node in counted if node not in steady]
@@ -405,25 +448,37 @@ def spikes_sent(network: SpikingNetwork, x: Tensor) -> float:
     if not counted:
         return total
     simulation = Simulation(network)
-    told = 0.0
 
-    def listen(sent: Sent) -> None:
-        nonlocal told
-        if sent.node in counted and sent.events is not None:
-            told += float(sent.events.spikes.double().sum())
+    def told(part: Tensor) -> float:
+        sums = []
 
-    with listening(simulation, listen):
-        for part in x.split(32):
+        def listen(sent: Sent) -> None:
+            if sent.node in counted and sent.events is not None:
+                sums.append(float(sent.events.spikes.double().sum()))
+
+        with listening(simulation, listen):
             simulation.outputs(part, network.time_steps)
-    return total + told / len(x)
+        return sum(sums)
+
+    return total + sum(budget.dealt("counting", x.split(budget.size_of(32)), told)) / len(x)
 
 
 @torch.no_grad()
-def measured(network: SpikingNetwork, samples: Samples) -> tuple[float, float | None]:
+def measured(
+    network: SpikingNetwork, samples: Samples, budget: Budget | None = None
+) -> tuple[float, float | None]:
     """Error and agreement of a network of any neurons, as ``tunable.Measure`` has them."""
-    simulation = Simulation(network)
-    parts = [leaves(simulation.outputs(part, network.time_steps)) for part in samples.x.split(32)]
-    outputs = [torch.cat([y[-1] for y in part]) for part in zip(*parts, strict=True)]
+    budget, simulation = budget or Budget(), Simulation(network)
+
+    def run(part: Tensor) -> list[Tensor]:
+        return [y[-1] for y in leaves(simulation.outputs(part, network.time_steps))]
+
+    parts = budget.dealt("look", samples.x.split(budget.size_of(32)), run)
+    outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
+    return budget.world.broadcast(_compared(outputs, samples))  # type: ignore[no-any-return]
+
+
+def _compared(outputs: Sequence[Tensor], samples: Samples) -> tuple[float, float | None]:
     error = float(loss_of(outputs, samples)) ** 0.5
     first = samples.targets[0]
     if len(samples.targets) > 1 or first.dim() != 2 or first.shape[1] < 2:

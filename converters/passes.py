@@ -183,7 +183,7 @@ def check_against(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     A QCFS activation is a step function: an input on a step may round to the other side, which
     moves single samples, so there the median sample is held against the tolerance.
     """
-    model, x = context.model, context.batches[0][:CHECKED]
+    model, x = context.model, context.first[:CHECKED]
     with eval_mode(model):
         expected = plain(call(model, x.clone()))  # which may work in place on its input
     actual = NetworkModule(network, {}).ann(x)
@@ -221,7 +221,7 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
     Warns where many channels were silent: nothing is known of what they are when they wake.
     """
-    seen = statistics(network, context.batches, context.settings.seed)
+    seen = statistics(network, context.data, context.settings.seed)
     silent = {
         name: (int(((one["maximum"] == 0) & (one["minimum"] == 0)).sum()), one["maximum"].numel())
         for name, one in seen.items()
@@ -245,7 +245,7 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     if context.settings.chosen["scale"] in ("published", "unit"):
         return network
     settings = context.settings
-    budget = None if settings.tune is False else Budget(settings.tune_seconds)
+    budget = None if settings.tune is False else Budget(settings.tune_seconds, context.distributed)
     return thresholds.fit(network, network.statistics, context.batches, settings.seed, budget)
 
 
@@ -384,9 +384,15 @@ def _closer(network: SpikingNetwork, context: Context) -> str:
 
 def _some(context: Context) -> Tensor | Inputs:
     """Calibration samples from all over the batches, as many as anything here runs."""
-    x = torch.cat([x[: 2 * residuals.MOST] for x in context.batches])
-    wanted = min(len(x), 2 * residuals.MOST)
-    return x[torch.linspace(0, len(x) - 1, wanted).long().to(x.device)]
+    batches = [x[: 2 * residuals.MOST] for x in context.batches]
+    among = sum(map(len, batches))
+    wanted = torch.linspace(0, among - 1, min(among, 2 * residuals.MOST)).long()
+    found, begin = [], 0
+    for x in batches:  # which are not copied as a whole
+        inside = wanted[(wanted >= begin) & (wanted < begin + len(x))] - begin
+        found.append(x[inside.to(x.device)])
+        begin += len(x)
+    return torch.cat(found)
 
 
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
@@ -401,7 +407,8 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     if not reason:
         options: dict[str, Any] = {"objective": objective, "seconds": context.settings.tune_seconds}
         batches, seed = list(context.batches), context.settings.seed
-        return tuning.tune(network, batches, max_batches=None, seed=seed, **options)
+        options |= {"max_batches": None, "seed": seed, "distributed": context.distributed}
+        return tuning.tune(network, batches, **options)
     if asked:
         raise InputError(f"{asked}: {reason}")
     return network.replace(provenance={**network.provenance, "tuning": {"none": reason}})
@@ -453,6 +460,8 @@ def describe(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         "calibration_samples": context.samples,
         "torch": torch.__version__.split("+")[0],
     }
+    if context.data.skipped:
+        made["calibration_skipped"] = context.data.skipped
     return network.replace(statistics=seen, provenance={**network.provenance, **made})
 
 

@@ -16,7 +16,7 @@ trained: the weights and the source network stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ from ..core.network import (
 )
 from ..core.progress import progress
 from ..core.walk import walk
-from .budget import Budget, now
+from .budget import Budget, TimeUp
+from .descent import Gradient, gradient_of, put
 from .simulation import Simulation
 
 STEPS = 300  # of Adam, times T; but
@@ -73,7 +74,10 @@ def refine(
     seed: int,
     budget: Budget | None = None,
 ) -> SpikingNetwork:
-    """The group neurons ``names`` of a network of such neurons alone, on images x [B, ...]."""
+    """The group neurons ``names`` of a network of such neurons alone, on images x [B, ...].
+
+    Processes of ``budget`` do pieces of each minibatch, and end with the same network.
+    """
     budget = budget or Budget()
     plain = (Input, Constant, Linear, GroupNeuron, Growth, Average)
     if not all(isinstance(node, plain) for node in network.nodes):
@@ -88,14 +92,15 @@ def refine(
         charge = charge.expand_as(theta)
         logs[name] = theta.log().requires_grad_()
         charges[name] = charge.clone().requires_grad_()
-    adam = torch.optim.Adam([*logs.values(), *charges.values()], RATE, betas=(0.9, 0.99))
+    parameters = [*logs.values(), *charges.values()]
+    adam = torch.optim.Adam(parameters, RATE, betas=(0.9, 0.99))
     updates = sum(network.count().values()) * network.time_steps * min(BATCH, len(x))
     steps = min(MOST, max(FEWEST, STEPS // network.time_steps), int(EFFORT / updates))
     if steps == 0:
         return network
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
-    def put() -> None:
+    def place() -> None:
         for name in names:
             node = groups[name]
             theta, charge = logs[name].detach().exp(), charges[name].detach().clamp(0, 1)
@@ -105,25 +110,49 @@ def refine(
                 charge.clone() if charge.dim() else float(charge),
             )
 
+    try:
+        squares = _squares(simulation, x, budget)
+    except TimeUp:
+        return network
     order: list[Tensor] = []
+
+    def gradient(pick: Tensor) -> Gradient | None:
+        norms = {name: of[batch].sum() for name, of in squares.items()}
+        with torch.enable_grad():
+            loss = _loss(simulation, x[pick], logs, charges, norms)
+            return gradient_of(loss, parameters) if loss.requires_grad else None
+
     for _ in progress(range(steps), "refining", steps):
-        if not budget.fits("refining"):
-            break
         if not order:
             order = list(torch.randperm(len(x), generator=generator).split(BATCH))
-        part = x[order.pop().to(x.device)]
-        begun = now()
-        with torch.enable_grad():
-            loss = _loss(simulation, part, logs, charges)
-            if not loss.requires_grad:
-                return network
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+        batch = order.pop().to(x.device)
+        try:
+            found = budget.dealt("refining", batch.split(budget.size_of(BATCH)), gradient)
+        except TimeUp:
+            break
+        gradients = [each for each in found if each is not None]
+        if not gradients:
+            return network
+        put(parameters, gradients)
         adam.step()
         decay.step()
-        put()
-        budget.longest["refining"] = now() - begun
+        place()
     return network.with_nodes(groups)
+
+
+def _squares(simulation: Simulation, x: Tensor, budget: Budget) -> dict[str, Tensor]:
+    """Of each image, by output of the source network, where minibatches are cut: all pieces of
+    one have errors relative to the whole."""
+    if budget.distributed is None:
+        return {}
+    names = list(dict.fromkeys(leaves(simulation.network.outputs)))
+
+    def of(part: Tensor) -> list[Tensor]:
+        values = simulation.activations(part)
+        return [values[name].detach().square().flatten(1).sum(1) for name in names]
+
+    parts = budget.dealt("source", x.split(BATCH), of)
+    return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
 
 
 def _of(node: GroupNeuron, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,9 +184,13 @@ class _Means(Source):
 
 
 def _loss(
-    simulation: Simulation, x: Tensor, logs: dict[str, Tensor], charges: dict[str, Tensor]
+    simulation: Simulation,
+    x: Tensor,
+    logs: dict[str, Tensor],
+    charges: dict[str, Tensor],
+    norms: Mapping[str, Tensor],
 ) -> Tensor:
-    """The squared error of the outputs over their square, with a gradient."""
+    """The squared error of the outputs over their square, with a gradient; or over ``norms``."""
     network, source = simulation.network, _Means(simulation, x, logs, charges)
     simulation.listener = lambda sent: source.means.update({sent.node.name: sent.value.mean(0)})
     try:
@@ -169,5 +202,6 @@ def _loss(
     total = torch.zeros((), dtype=simulation.floating, device=x.device)
     for name in dict.fromkeys(leaves(network.outputs)):
         want = wanted[name].detach()
-        total = total + (values[name] - want).square().sum() / want.square().sum().clamp(min=1e-12)
+        norm = norms[name] if norms else want.square().sum()
+        total = total + (values[name] - want).square().sum() / norm.clamp(min=1e-12)
     return total

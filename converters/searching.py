@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget
-from .calibration import Calibration, batches_of
+from .calibration import Calibration
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import PlanWarning, default_schedule, relative_depths
+from .shared import agreed, ended, samples
 from .thrift import MEMBERS, Path, thrifty
-from .tunable import BATCH, Measure, Tunable, default_choices, samples_of
+from .tunable import BATCH, Measure, Samples, Tunable, default_choices, samples_of
 from .tuning import FEWEST, tune
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
@@ -46,6 +48,7 @@ def search(
     iterations: int | None = None,
     max_batches: int | None = 32,
     seed: int = 0,
+    distributed: Distributed | None = None,
     **options: Any,
 ) -> SpikingNetwork:
     """``convert`` with the plan chosen by output error, for a budget or a target.
@@ -83,6 +86,12 @@ def search(
         signGD neurons alone; the least error on samples held out, a quarter,
         wins, signGD neurons alone among them; of two sets of thresholds the
         better one is chosen there too.
+    distributed
+        Processes that share the work, which all call this with the same
+        arguments and get the same network, bit for bit for any number of them
+        (as ``tune`` has it). Trials that do not depend on each other are dealt:
+        splits of a budget, exchanges of members, choices for a layer; what
+        follows from them is tuned by all together.
     iterations, options
         Of the tuning of the best split, as ``tune`` has them; of ``convert``,
         but for time_steps, members, method, schedule, tune and objective.
@@ -119,7 +128,8 @@ def search(
             "convert(method='group')."
         )
     mix = len(methods) > 1
-    x = torch.cat(batches_of(calibration, max_batches))
+    work = Budget(None, distributed)
+    x = samples(calibration, max_batches, distributed)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     x = x[order.to(x.device)]
     apart, rest = x[: len(x) // 5], x[len(x) // 5 :]
@@ -135,19 +145,23 @@ def search(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlanWarning)  # of what the search begins with
         # a quantile serves every number of members and steps
-        plain = convert(model, rest, **{"scale": "channel", **options})
+        plain = convert(model, rest, distributed=distributed, **{"scale": "channel", **options})
+    if distributed is not None:
+        asked = {"spikes": spikes, "agreement": agreement, "additions": additions}
+        given = {**asked, "methods": methods, "iterations": iterations, "seed": seed}
+        agreed("search", plain, given, distributed)
     if additions is not None and (mix or not thrifty(plain)):
         raise InputError(
             "additions= is a budget of neurons with dead zones; pass dead_zone=2 / 3 and leave "
             "methods= out, or take spikes=."
         )
-    if agreement is not None and _agreement(plain, apart[:1]) is None:
+    if agreement is not None and _agreement(plain, apart[:1], work) is None:
         raise InputError(
             "an agreement is that of predictions, but the outputs are not [B, classes]."
         )
     if thrifty(plain) and not mix:
-        path = Path(replanned(plain, 1, MEMBERS), rest, apart, iterations, seed)
-        return _along(path, spikes, agreement, additions)
+        path = Path(replanned(plain, 1, MEMBERS), rest, apart, iterations, seed, work)
+        return ended("search", _along(path, spikes, agreement, additions), distributed)
     if spikes is not None and (not isinstance(spikes, int) or spikes < 1):
         raise InputError(
             f"spikes of neurons without dead zones, and of groups, is a whole number of at least "
@@ -155,12 +169,12 @@ def search(
         )
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
-    mixer = _Mixer(plain, x, seen, rest[:held], iterations, seed, tried) if mix else None
+    mixer = _Mixer(plain, x, seen, rest[:held], iterations, seed, tried, work) if mix else None
     for budget in (spikes,) if spikes is not None else BUDGETS:
-        network = _within(plain, seen, budget, iterations, seed, tried)
+        network = _within(plain, seen, budget, iterations, seed, tried, work)
         if mixer is not None:
             network = mixer.best(network, budget)
-        found = _agreement(network, apart)
+        found = _agreement(network, apart, work)
         reached = agreement is None or found is None or found >= agreement
         if reached:
             break
@@ -173,7 +187,8 @@ def search(
     provenance = dict(network.provenance)
     if mixer is not None:
         record |= mixer.record(network) | {"tuning": provenance.pop("search tuning", None)}
-    return network.replace(provenance={**provenance, "search": record})
+    network = network.replace(provenance={**provenance, "search": record})
+    return ended("search", network, distributed)
 
 
 def _number(value: Any) -> bool:
@@ -218,26 +233,31 @@ def _within(
     iterations: int | None,
     seed: int,
     tried: list[dict[str, Any]],
+    work: Budget,
 ) -> SpikingNetwork:
     """The best network of ``budget`` signs from each neuron."""
     splits = [(m, budget // m) for m in range(1, MOST_MEMBERS + 1) if budget % m == 0]
-    best: tuple[float, SpikingNetwork] | None = None
-    for members, steps in splits:
-        start = replanned(plain, steps, members)
+    starts = [replanned(plain, steps, members) for members, steps in splits]
+    given: dict[str, Any] = {"max_batches": None, "seed": seed}
+
+    def quick(start: SpikingNetwork) -> float:
         few = min(QUICK, iterations or QUICK)
-        quick = tune(start, x, iterations=few, max_batches=None, seed=seed)
-        error = quick.provenance["tuning"]["error"][1]
-        tried.append({"members": members, "time_steps": steps, "error": error})
-        if best is None or error < best[0]:
-            best = error, start
-    assert best is not None
-    network = tune(best[1], x, iterations=iterations, max_batches=None, seed=seed)
-    mixed = allocate(network, x)
+        found = tune(start, x, iterations=few, **given)
+        return float(found.provenance["tuning"]["error"][1])
+
+    errors = work.dealt("quick", starts, quick)
+    tried += [
+        {"members": members, "time_steps": steps, "error": error}
+        for (members, steps), error in zip(splits, errors, strict=True)
+    ]
+    given |= {"iterations": iterations, "distributed": work.distributed}
+    network = tune(starts[errors.index(min(errors))], x, **given)
+    mixed = allocate(network, x, distributed=work.distributed)
     error = network.provenance["tuning"]["error"][1]
     tried.append(_row(network, error))
     if mixed is network:
         return network
-    mixed = tune(mixed, x, iterations=iterations, max_batches=None, seed=seed)
+    mixed = tune(mixed, x, **given)
     after = mixed.provenance["tuning"]["error"][1]
     tried.append(_row(mixed, after))
     return mixed if after < error else network
@@ -259,10 +279,11 @@ class _Mixer:
         iterations: int | None,
         seed: int,
         tried: list[dict[str, Any]],
+        work: Budget,
     ) -> None:
         self.plain, self.x, self.seen = plain, x, seen
-        self.iterations, self.seed, self.tried = iterations, seed, tried
-        self.held = samples_of(plain, held)
+        self.iterations, self.seed, self.tried, self.work = iterations, seed, tried, work
+        self.held = samples_of(plain, held, work)
         self.choices: dict[int, Choices] = {}  # by T
         self.tuned: dict[Any, SpikingNetwork] = {}  # by T and the members of signGD neurons
 
@@ -287,10 +308,10 @@ class _Mixer:
         }
 
     def _sent(self, network: SpikingNetwork) -> float:
-        return spikes_sent(network, self.x) / max(1, sum(network.count().values()))
+        return spikes_sent(network, self.x, self.work) / max(1, sum(network.count().values()))
 
     def _compared(self, network: SpikingNetwork) -> float:
-        error, agreement = measured(network, self.held)
+        error, agreement = measured(network, self.held, self.work)
         nodes = [n for n in network.neurons if hasattr(n, "members")]
         self.tried.append(
             {
@@ -308,14 +329,14 @@ class _Mixer:
     def _within(self, spikes: float, steps: int) -> SpikingNetwork | None:
         if steps not in self.choices:
             start = replanned(self.plain, steps, 1)
-            self.choices[steps] = Choices(start, self.seen, steps, self.seed)
+            self.choices[steps] = Choices(start, self.seen, steps, self.seed, self.work)
         allowed = spikes
         for _ in range(TRIES):
             chosen = self.choices[steps].within(allowed)
             if chosen is None:
                 return None
             network = self._made(chosen, steps)
-            sent = spikes_sent(network, self.x)
+            sent = spikes_sent(network, self.x, self.work)
             if sent <= spikes:
                 return network
             allowed *= 0.995 * spikes / sent  # all together they send more than one by one
@@ -348,7 +369,12 @@ class _Mixer:
             others = real(plain, [name for name in chosen if name not in names])
             start = joined(others, {node.name: node for node in signs})
             self.tuned[key] = tune(
-                start, self.seen, iterations=self.iterations, max_batches=None, seed=self.seed
+                start,
+                self.seen,
+                iterations=self.iterations,
+                max_batches=None,
+                seed=self.seed,
+                distributed=self.work.distributed,
             )
         return self.tuned[key]
 
@@ -357,46 +383,50 @@ class _Mixer:
             return network
         images, _, more = thresholds.images_of(network, [self.seen], self.seed)
         fitted = thresholds.choose(
-            network, network.statistics, images, more, names, self.seed, Budget()
+            network, network.statistics, images, more, names, self.seed, self.work
         )
         pair = network, fitted
-        errors = [measured(one, self.held)[0] for one in pair]
+        errors = [measured(one, self.held, self.work)[0] for one in pair]
         return pair[errors[1] <= errors[0]]
 
 
 @torch.no_grad()
-def allocate(network: SpikingNetwork, calibration: Calibration) -> SpikingNetwork:
+def allocate(
+    network: SpikingNetwork, calibration: Calibration, *, distributed: Distributed | None = None
+) -> SpikingNetwork:
     """``network`` with members moved to the layers where they lower the output error most.
 
     A member more refines a layer's steps, one less leaves the finest sign out; its price is the
     layer's neurons times T. The member that lowers the error most for its price is paid for by
     those that raise it least, as long as the error falls and no more spikes are sent than before.
-    Returns the network itself where no exchange helps.
+    Returns the network itself where no exchange helps. What one member more or less does is found
+    by one of the processes that are ``distributed``, which all get the same network.
     Raises CalibrationError.
     """
-    x = torch.cat(batches_of(calibration, None))[: 4 * BATCH]
-    samples = samples_of(network, x)
+    work = Budget(None, distributed)
+    x = samples(calibration, None, distributed)[: 4 * BATCH]
+    seen = samples_of(network, x, work)
     counts = network.count()
     most = sum(counts[name] * m for name, m in _members(network).items())
-    error_of = _errors(network, samples)
     members = _members(network)
-    error = error_of(members)
+
+    def errors_of(*plans: Mapping[str, int]) -> list[float]:
+        return work.dealt("members", plans, lambda plan: _error(network, plan, seen))
+
+    (error,) = errors_of(members)
     for _ in range(ROUNDS):
         price = {name: counts[name] for name in members}
-        gains = {
-            name: (error - error_of({**members, name: m + 1})) / price[name]
-            for name, m in members.items()
-            if m < MOST_MEMBERS
-        }
-        losses = {
-            name: (error_of({**members, name: m - 1}) - error) / price[name]
-            for name, m in members.items()
-            if m > 1
-        }
+        more = {name: {**members, name: m + 1} for name, m in members.items() if m < MOST_MEMBERS}
+        less = {name: {**members, name: m - 1} for name, m in members.items() if m > 1}
+        errors = errors_of(*more.values(), *less.values())
+        pairs = zip([*more, *less], errors, strict=True)
+        change = [(error - one) / price[name] for name, one in pairs]
+        gains = dict(zip(more, change[: len(more)], strict=True))
+        losses = dict(zip(less, (-each for each in change[len(more) :]), strict=True))
         changed = _exchanged(members, gains, losses, price, most)
         if changed is None:
             break
-        found = error_of(changed)
+        (found,) = errors_of(changed)
         if found >= error:
             break
         members, error = changed, found
@@ -414,13 +444,10 @@ def _with_members(network: SpikingNetwork, members: Mapping[str, int]) -> Spikin
     return network.with_nodes({n.name: replace(n, members=members[n.name]) for n in nodes})
 
 
-def _errors(network: SpikingNetwork, samples: Any) -> Callable[[Mapping[str, int]], float]:
-    def error_of(members: Mapping[str, int]) -> float:
-        changed = _with_members(network, members)
-        simulation = Tunable(changed, network.time_steps)
-        return Measure(simulation, samples)(default_choices(changed, samples))[0]
-
-    return error_of
+def _error(network: SpikingNetwork, members: Mapping[str, int], samples: Samples) -> float:
+    changed = _with_members(network, members)
+    simulation = Tunable(changed, network.time_steps)
+    return Measure(simulation, samples)(default_choices(changed, samples)).error
 
 
 def _exchanged(
@@ -445,9 +472,9 @@ def _exchanged(
 
 
 @torch.no_grad()
-def _agreement(network: SpikingNetwork, x: Tensor) -> float | None:
-    samples = samples_of(network, x)
+def _agreement(network: SpikingNetwork, x: Tensor, work: Budget) -> float | None:
+    apart = samples_of(network, x, work)
     if network.of(GroupNeuron):
-        return measured(network, samples)[1]
-    measure = Measure(Tunable(network, network.time_steps), samples)
-    return measure(default_choices(network, samples))[1]
+        return measured(network, apart, work)[1]
+    measure = Measure(Tunable(network, network.time_steps), apart, work)
+    return measure(default_choices(network, apart))[1]

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..core.inputs import Inputs
+from ..core.distributed import Distributed
 from ..core.network import Function, Node
 from ..errors import InputError
 from ..neurons.schedules import ConstantSchedule, ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
+from .calibration import Batches
 from .carried import Path
 from .clips import Motion
 from .lowering import Forms, Options, forms
@@ -451,26 +452,38 @@ class Settings:
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a pass may ask besides the network: the model as it was handed in, the settings, and
-    the calibration data, batches [B, ...], ``Inputs`` where the model takes several tensors."""
+    the calibration data, batches [B, ...], ``Inputs`` where the model takes several tensors.
+
+    ``batches`` are, of much data, samples from all over it; ``data`` is what goes through all of
+    it. Where ``distributed`` is given all processes have the same network, settings and batches.
+    """
 
     model: nn.Module
     settings: Settings
     batches: Sequence[Any]
     clips: Sequence[Any] = ()  # of a stream [F, N, ...]; the batches are their frames
+    distributed: Distributed | None = None
+
+    @cached_property
+    def data(self) -> Batches:
+        return self.batches if isinstance(self.batches, Batches) else Batches(self.batches)
+
+    @property
+    def first(self) -> Any:
+        """The first batch."""
+        return self.data.first
 
     @property
     def samples(self) -> int:
-        return sum(len(x) for x in self.batches)
+        return self.data.samples
 
     @property
     def input_scale(self) -> float:
         """The amplitude of coded inputs."""
         scale: float | None = self.settings.chosen["input_scale"]
         carried = self.settings.carries
-        given = [x.tensors if isinstance(x, Inputs) else {"": x} for x in self.batches]
-        coded = [v for x in given for name, v in x.items() if name not in carried]
-        floats = [v for v in coded if v.is_floating_point()]
-        return scale or max(float(x.abs().max()) for x in floats) or 1.0
+        reach = [most for name, most in self.data.reach.items() if name not in carried]
+        return scale or max(reach) or 1.0
 
 
 def check_time_steps(time_steps: Any) -> None:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import BackendUnavailable, InputError
 
-# images [N, C, H, W] uint8 to what the model takes; or texts to token ids and masks
+# images [N, C, H, W] uint8, or PIL images of any sizes, to what the model takes; or texts to token
+# ids and masks
 Preprocessing = Callable[[Any], Any]
 LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 DEFAULT = "DEFAULT"
@@ -74,8 +75,10 @@ def load_source(spec: str) -> nn.Module:
 
 
 def preprocessing(spec: str, tokens: int | None = None) -> Preprocessing:
-    """What the model's makers did with images [N, C, H, W] uint8, or texts, before it saw them.
+    """What the model's makers did with images, or texts, before it saw them.
 
+    Images are [N, C, H, W] uint8, or a list of PIL images of any sizes, which are decoded, resized
+    and cropped one by one as the libraries validate: a tensor is resized by other arithmetic.
     Of texts it is a dict of token ids and masks [N, tokens], cut and padded to that, else to the
     longest.
     For ``torchvision:NAME`` without weights it is that of the default weights. Raises as
@@ -155,7 +158,11 @@ def _torchvision_preprocessing(source: Source) -> Preprocessing:
     if source.name not in models.list_models():
         raise _unknown(source, "model", source.name, models.list_models())
     transforms = _torchvision_weights(source, models, source.weights or DEFAULT).transforms()
-    return lambda images: transforms(images)
+    return lambda images: (
+        transforms(images)
+        if isinstance(images, Tensor)
+        else torch.stack([transforms(image) for image in images])
+    )
 
 
 # -- timm -----------------------------------------------------------------------------------------
@@ -185,7 +192,9 @@ def _timm_preprocessing(source: Source) -> Preprocessing:
         model = _timm_model(Source("timm", name))
     transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
     to_image = torchvision.transforms.functional.to_pil_image
-    return lambda images: torch.stack([transform(to_image(image)) for image in images])
+    return lambda images: torch.stack(
+        [transform(to_image(image) if isinstance(image, Tensor) else image) for image in images]
+    )
 
 
 def _built(source: Source, build: Callable[..., Any], *args: Any, **options: Any) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.network import SpikingNetwork
 from ..errors import InputError
+from .budget import Budget
 from .mixing import spikes_sent
 from .settings import MEMBERS
 from .tunable import Measure, Tunable, default_choices, samples_of
@@ -46,7 +47,8 @@ class Point:
 
 
 class Path:
-    """Networks tuned for one w after the other, from ``start`` on, whose T is 1."""
+    """Networks tuned for one w after the other, from ``start`` on, whose T is 1; each by all
+    processes of ``budget``."""
 
     def __init__(
         self,
@@ -55,9 +57,11 @@ class Path:
         apart: Tensor,
         iterations: int | None,
         seed: int,
+        budget: Budget | None = None,
     ) -> None:
         self.seen, self.iterations, self.seed = seen, iterations or ITERATIONS, seed
-        self.apart = samples_of(start, apart)
+        self.budget = budget or Budget()
+        self.apart = samples_of(start, apart, self.budget)
         self.tried: list[dict[str, Any]] = []
         self.start = self._point(start, 0.0)
 
@@ -107,15 +111,18 @@ class Path:
 
     def _tuned(self, start: Point, weight: float) -> Point:
         options: dict[str, Any] = {"objective": weight, "max_batches": None, "seed": self.seed}
-        network = tune(start.network, self.seen, iterations=self.iterations, **options)
+        options |= {"iterations": self.iterations, "distributed": self.budget.distributed}
+        network = tune(start.network, self.seen, **options)
         return self._point(network, weight)
 
     def _point(self, network: SpikingNetwork, weight: float) -> Point:
         simulation = Tunable(network, network.time_steps)
         simulation.count_additions()
-        found = Measure(simulation, self.apart)(default_choices(network, self.apart))
+        measure = Measure(simulation, self.apart, self.budget)
+        found = measure(default_choices(network, self.apart))
         assert found.additions is not None
-        spikes = spikes_sent(network, self.apart.x) / max(1, sum(network.count().values()))
+        spikes = spikes_sent(network, self.apart.x, self.budget)
+        spikes /= max(1, sum(network.count().values()))
         point = Point(network, weight, found.error, found.additions, spikes, found.agreement)
         self.tried.append(point.row())
         return point

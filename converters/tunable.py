@@ -305,12 +305,23 @@ class Samples:
     x: Tensor
     targets: list[Tensor]
     least: tuple[float, ...]  # of the mean squares of the targets, whatever samples are picked
+    squares: tuple[Tensor, ...] = ()  # that errors are relative to; none: those of these samples
 
     def __len__(self) -> int:
         return len(self.x)
 
     def pick(self, index: Any) -> Samples:
-        return Samples(self.x[index], [target[index] for target in self.targets], self.least)
+        targets = [target[index] for target in self.targets]
+        return Samples(self.x[index], targets, self.least, self.squares)
+
+    def norms(self) -> tuple[Tensor, ...]:
+        """The mean square of each target."""
+        pairs = zip(self.targets, self.least, strict=True)
+        return self.squares or tuple(y.square().mean().clamp(min=least) for y, least in pairs)
+
+    def together(self) -> Samples:
+        """Parts of which have errors relative to all."""
+        return replace(self, squares=self.norms())
 
 
 @torch.no_grad()
@@ -319,11 +330,13 @@ def samples_of(network: SpikingNetwork, x: Tensor, budget: Budget | None = None)
     module = NetworkModule(network, {})
     x = module.check_input(x)
     names = leaves(network.outputs)
-    parts = []
-    for part in x.split(BATCH):
-        with (budget or Budget()).piece("source"):
-            parts.append(module.activations(part))
-    targets = [torch.cat([part[name] for part in parts]) for name in names]
+
+    def outputs(part: Tensor) -> list[Tensor]:
+        values = module.activations(part)
+        return [values[name] for name in names]
+
+    parts = (budget or Budget()).dealt("source", x.split(BATCH), outputs)
+    targets = [torch.cat(part) for part in zip(*parts, strict=True)]
     squares = [float(target.square().mean()) for target in targets]
     # an output that is nearly silent, or silent in some samples, does not outweigh the others
     least = tuple(max(0.1 * square, 1e-4 * max(squares), 1e-30) for square in squares)
@@ -339,8 +352,8 @@ def default_choices(network: SpikingNetwork, samples: Samples, by_channel: bool 
 def loss_of(outputs: Sequence[Tensor], samples: Samples) -> Tensor:
     """E of the module's docstring."""
     parts = [
-        (y - target).square().mean() / target.square().mean().clamp(min=least)
-        for y, target, least in zip(outputs, samples.targets, samples.least, strict=True)
+        (y - target).square().mean() / norm
+        for y, target, norm in zip(outputs, samples.targets, samples.norms(), strict=True)
     ]
     return torch.stack(parts).sum()
 
@@ -360,30 +373,29 @@ class Found(NamedTuple):
 class Measure:
     """Error, agreement and additions of choices on samples, without a gradient.
 
+    Of several processes each runs some batches; all take what the first one finds in the outputs.
     Raises TimeUp where the budget is over before all samples are seen.
     """
 
     def __init__(self, simulation: Tunable, samples: Samples, budget: Budget | None = None) -> None:
         self.simulation, self.samples = simulation, samples
         self.budget = budget or Budget()
-        self.batch = batch_of(simulation.network)
+        self.batch = self.budget.size_of(batch_of(simulation.network))
         first = samples.targets[0]
         self.classifies = len(samples.targets) == 1 and first.dim() == 2 and first.shape[1] > 1
 
     @property
     def pieces(self) -> int:
-        return -(-len(self.samples) // self.batch)
+        """One after the other."""
+        return self.budget.rounds(-(-len(self.samples) // self.batch))
 
     @torch.no_grad()
     def __call__(self, choices: Choices) -> Found:
         parts = self.samples.x.split(self.batch)
-        ran, made = [], []
-        for part in parts:
-            with self.budget.piece("look"):
-                outputs, additions = self.simulation.run(part, choices)
-            ran.append(outputs)
-            made.append(additions)
-        return self.of([torch.cat(part) for part in zip(*ran, strict=True)], parts, made)
+        done = self.budget.dealt("look", parts, lambda x: self.simulation.run(x, choices))
+        ran, made = zip(*done, strict=True)
+        found = self.of([torch.cat(part) for part in zip(*ran, strict=True)], parts, made)
+        return self.budget.world.broadcast(found)
 
     def of(
         self, outputs: Sequence[Tensor], parts: Sequence[Tensor], made: Sequence[Tensor | None]

@@ -35,11 +35,13 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.distributed import Distributed
 from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
 from ..core.progress import progress
@@ -49,10 +51,11 @@ from .additions import Prices
 from .blocks import SEEN as MOST_SEEN
 from .blocks import Block, BlockTuner, Task, iterations_of, outputs_of
 from .budget import Budget, TimeUp
-from .calibration import Calibration, batches_of
+from .calibration import Calibration
 from .descent import LEARNED, START, Descent
 from .objectives import weight_of
 from .planning import default_schedule, relative_depths
+from .shared import agreed, ended, samples
 from .tunable import (
     Choice,
     Choices,
@@ -212,6 +215,7 @@ def tune(
     max_batches: int | None = 32,
     seed: int = 0,
     blocks: bool | None = None,
+    distributed: Distributed | None = None,
 ) -> SpikingNetwork:
     """``network`` with the step sizes, scales, resting values and dead zones that fit T steps best.
 
@@ -242,12 +246,18 @@ def tune(
         own values at its end (``converters/blocks.py``), in memory that does not grow with the
         depth; by default where neurons make 20 million updates for one input, such as 2.5 million
         neurons of eight members in one step.
+    distributed
+        Processes that share the work, which all call this with the same arguments and get the
+        same network. Each batch is cut into four pieces, of which each is done by one process; what
+        they find is added in the order of the pieces. So any number of processes, of equal
+        threads, gives the same network bit for bit, one process among them. Without
+        ``distributed`` batches are not cut, which rounds differently. The limit ``seconds`` is by
+        the clock of the first process.
 
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
     """
-    batches = batches_of(calibration, max_batches)
-    x = torch.cat(batches)
+    x = samples(calibration, max_batches, distributed)
     reason = against(network, len(x))
     if reason:
         raise InputError(f"tune: {reason}")
@@ -262,7 +272,11 @@ def tune(
             f"objective={objective!r} weighs additions, but neurons without a dead zone make the "
             "same whatever is learned; convert with dead_zone=2 / 3, or tune the error."
         )
-    return _Tuner(network, x, iterations, seconds, seed, learn, weight, blocks).run()
+    given = {"iterations": iterations, "seconds": seconds, "learn": sorted(learn), "seed": seed}
+    if distributed is not None:
+        agreed("tune", network, given | {"weight": weight, "blocks": blocks}, distributed)
+    tuner = _Tuner(network, x, iterations, seconds, seed, learn, weight, blocks, distributed)
+    return ended("tune", tuner.run(), distributed)
 
 
 def _sparse(network: SpikingNetwork) -> bool:
@@ -280,8 +294,9 @@ class _Tuner:
         learn: Collection[str] = LEARNED,
         weight: float = 0.0,
         blocks: bool | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
-        self.whole_budget = Budget(seconds)
+        self.whole_budget = Budget(seconds, distributed)
         self.budget = self.whole_budget.share(1 - REPORT)
         self.weight, self.seconds = weight, seconds
         self.network, self.seed, self.learn = network, seed, learn
@@ -302,7 +317,8 @@ class _Tuner:
             held_out = min(BLOCKS_HELD_OUT, len(x) // 4)
         self.x = x[:held_out], x[held_out : held_out + (MOST_SEEN if self.blocks else SEEN)]
         seen = len(self.x[1])
-        self.piece = self.batch = min(batch_of(network), seen)
+        self.batch = min(batch_of(network), seen)
+        self.piece = self.budget.size_of(self.batch)
         if self.blocks:
             self.piece, self.batch = PIECE, TOGETHER_BATCH
         # samples that neurons are resized on
@@ -441,7 +457,8 @@ class _Tuner:
 
     def _late(self) -> bool:
         """Whether a step of descent and a look would end too late."""
-        return not self.budget.less(self._look()).fits("descent", -(-self.batch // self.piece))
+        pieces = self.budget.rounds(-(-self.batch // self.piece))
+        return not self.budget.less(self._look()).fits("descent", pieces)
 
     def _descend(self, start: Choices, rate: float, iterations: int) -> Iterator[Choices]:
         """Yields choices now and then, and at the end."""
@@ -457,12 +474,15 @@ class _Tuner:
             if i in looks or self._late():
                 yield descent.choices
 
-    def _losses(self, samples: Samples, choices: Choices) -> Iterator[Callable[[], Tensor]]:
-        """In parts whose graph fits in memory."""
-        for begin in range(0, len(samples), self.piece):
-            part = samples.pick(slice(begin, begin + self.piece))
-            share = len(part) / len(samples)
-            yield lambda part=part, share=share: share * self._loss(part, choices)  # type: ignore[misc]
+    def _losses(self, samples: Samples, choices: Choices) -> list[Callable[[], Tensor]]:
+        """In pieces whose graph fits in memory."""
+        whole = samples if self.blocks else samples.together()
+
+        def loss(begin: int) -> Tensor:
+            part = whole.pick(slice(begin, begin + self.piece))
+            return len(part) / len(whole) * self._loss(part, choices)
+
+        return [partial(loss, begin) for begin in range(0, len(whole), self.piece)]
 
     def _loss(self, samples: Samples, choices: Choices) -> Tensor:
         given = samples.x, choices, bool(self.weight)

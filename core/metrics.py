@@ -32,8 +32,10 @@ class Metric:
         METRICS["bias"] = Metric(lambda have, want: (have - want).double().flatten(1), torch.mean)
 
     ``part(have, want)``, [B, ...] each, is what one batch brings: rows, which are put one below the
-    other, or with ``sums`` numbers that add up. ``value`` makes one number of all of them; not
-    finite where it has no meaning. ``fits`` says of which shapes it is, ``of`` says it to people.
+    other and kept until the end, or with ``sums`` numbers that add up. ``merge`` makes one part of
+    two in another way, of earlier and of later batches; memory then does not grow with the data.
+    ``value`` makes one number of all of them; not finite where it has no meaning. ``fits`` says of
+    which shapes it is, ``of`` says it to people.
     """
 
     part: Callable[[Tensor, Tensor], Tensor]
@@ -42,6 +44,16 @@ class Metric:
     fits: Callable[[Shape], bool] = lambda shape: True
     sums: bool = False
     percent: bool = False  # how it is shown
+    merge: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def merged(self, before: Tensor, part: Tensor) -> Tensor:
+        """Of all batches so far and the next one."""
+        return before + part if self.merge is None else self.merge(before, part)
+
+    @property
+    def rows(self) -> bool:
+        """Whether its parts are rows, all of which are kept."""
+        return self.merge is None and not self.sums
 
 
 # -- the numbers ----------------------------------------------------------------------------------
@@ -53,8 +65,13 @@ def _squares(have: Tensor, want: Tensor) -> Tensor:
 
 
 def _each(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A number for each sample, from the distances of its values [B, values]."""
+    """What the distances of the values [B, values] of each sample bring."""
     return lambda have, want: distance(_flat((have.double() - want.double()).abs()), _flat(want))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """A sum, and of how many numbers."""
+    return torch.stack([x.sum(), torch.tensor(x.numel(), dtype=x.dtype, device=x.device)])
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -72,14 +89,31 @@ def _both(have: Tensor, want: Tensor) -> Tensor:
     return torch.stack([have, want], 1)
 
 
-def _r2(rows: Tensor) -> Tensor:
+def _moments(have: Tensor, want: Tensor) -> Tensor:
+    """[4, values]: samples, mean and squared deviations of want, squared distances of have."""
+    have, want = _flat(have), _flat(want)
+    # about a sample: of values that never change the mean is exactly that value
+    mean = want[0] + (want - want[0]).mean(0)
+    samples = torch.full_like(mean, len(want))
+    return torch.stack(
+        [samples, mean, (want - mean).square().sum(0), (have - want).square().sum(0)]
+    )
+
+
+def _merged_moments(before: Tensor, part: Tensor) -> Tensor:
+    """Source: Chan, Golub and LeVeque, 1979, of two sets of samples."""
+    (n, mean, squares, left), (m, other, more, further) = before, part
+    both, apart = n + m, other - mean
+    squares = squares + more + apart.square() * n * m / both
+    return torch.stack([both, mean + apart * m / both, squares, left + further])
+
+
+def _r2(moments: Tensor) -> Tensor:
     """1 - residual / total sum of squares, the mean over the values of an output.
 
     A value that never changes counts 1 where it is met, else 0, as in scikit-learn.
     """
-    have, want = rows.double().reshape(len(rows), 2, -1).unbind(1)
-    left = (have - want).square().sum(0)
-    total = (want - want.mean(0)).square().sum(0)
+    _, _, total, left = moments
     constant = torch.where(left == 0, 1.0, 0.0).double()
     return torch.where(total > 0, 1 - left / total, constant).mean()
 
@@ -111,7 +145,7 @@ def _cosines(have: Tensor, want: Tensor) -> Tensor:
 
 
 def _rank_correlation(rows: Tensor) -> Tensor:
-    """Spearman's, of the cosine similarities of all pairs of samples."""
+    """Spearman's, of the cosine similarities of all pairs of samples: all rows are kept for it."""
     have, want = (_ranks(_similarities(each)) for each in rows.double().unbind(1))
     have, want = have - have.mean(), want - want.mean()
     return (have * want).sum() / (have.square().sum() * want.square().sum()).sqrt()
@@ -128,6 +162,10 @@ def _ranks(x: Tensor) -> Tensor:
     """Ranks from 1; those of equal values are their mean."""
     _, place, counts = x.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def _ratio(sums: Tensor) -> Tensor:
@@ -147,10 +185,10 @@ _VECTORS = "vectors [B, D] or [B, tokens, D]"
 METRICS: dict[str, Metric] = {
     # the norm of the difference over the norm of the source's outputs
     "error": Metric(_squares, lambda sums: _ratio(sums).sqrt(), sums=True),
-    "max_abs": Metric(_each(lambda far, size: far.amax(1)), torch.max),
-    "mean_abs": Metric(_each(lambda far, size: far.mean(1)), torch.mean),
+    "max_abs": Metric(_each(lambda far, size: far.max()), _itself, merge=torch.maximum),
+    "mean_abs": Metric(_each(lambda far, size: _mean(far.mean(1))), _ratio, sums=True),
     "abs_rel": Metric(_each(_relative), _ratio, sums=True),
-    "r2": Metric(_both, _r2),
+    "r2": Metric(_moments, _r2, merge=_merged_moments),
     "agreement": Metric(
         _agreeing(1), _ratio, "classes [B, classes, ...]", _classes, sums=True, percent=True
     ),
@@ -165,8 +203,16 @@ METRICS: dict[str, Metric] = {
         sums=True,
         percent=True,
     ),
-    "cosine": Metric(_cosines, torch.mean, _VECTORS, _rank(2, 3)),
-    "worst_cosine": Metric(_cosines, torch.min, _VECTORS, _rank(2, 3)),
+    "cosine": Metric(
+        lambda have, want: _mean(_cosines(have, want)), _ratio, _VECTORS, _rank(2, 3), sums=True
+    ),
+    "worst_cosine": Metric(
+        lambda have, want: _cosines(have, want).min(),
+        _itself,
+        _VECTORS,
+        _rank(2, 3),
+        merge=torch.minimum,
+    ),
     "rank_correlation": Metric(_both, _rank_correlation, "vectors [B, D]", _rank(2)),
 }
 
@@ -200,28 +246,59 @@ def named(structure: Any, place: str = "") -> dict[str, Any]:
     return found
 
 
+Parts = Mapping[str, Mapping[str, list[Tensor]]]  # of a batch: by output and metric, at each T
+
+
 class Comparison:
     """Outputs beside the source's, batch by batch: ``result`` is, by output and metric, the values
-    at each of ``steps``."""
+    at each of ``steps``. ``add`` is ``fold`` of the ``parts`` of a batch, which may be another
+    process's; what is folded in the same order gives the same bits.
+
+    Memory does not grow with the data but for ``rank_correlation`` and functions of the caller's,
+    which need all rows.
+    """
 
     def __init__(self, steps: Sequence[int], choices: Choices = None) -> None:
         self.steps, self.choices = tuple(steps), choices
         self.chosen: dict[str, dict[str, Metric]] = {}
-        self.parts: dict[tuple[str, str, int], list[Tensor]] = {}
+        self.folded: dict[tuple[str, str, int], Tensor] = {}
+        self._rows: dict[tuple[str, str, int], list[Tensor]] = {}
 
     def add(self, outputs: Mapping[int, Any], target: Any) -> None:
         """A batch: what the network returns at each T, and what the source returns."""
-        want = named(target)
-        if not self.chosen:
-            self.chosen = _chosen(self.choices, want)
-        for t in self.steps:
-            for output, have in paired(outputs[t], target).items():
-                for name, metric in self.chosen[output].items():
-                    self._add((output, name, t), metric, metric.part(have, want[output]))
+        self.fold(self.parts(outputs, target))
 
-    def _add(self, key: tuple[str, str, int], metric: Metric, part: Tensor) -> None:
-        before = self.parts.get(key, [])
-        self.parts[key] = [before[0] + part] if metric.sums and before else [*before, part]
+    def choose(self, shapes: Mapping[str, Shape]) -> None:
+        """The metrics of outputs of these shapes, where they are not chosen yet."""
+        if not self.chosen:
+            self.chosen = _chosen(self.choices, shapes)
+
+    def parts(self, outputs: Mapping[int, Any], target: Any) -> Parts:
+        """What one batch brings, at each T."""
+        want = named(target)
+        self.choose({name: value.shape for name, value in want.items()})
+        have = [paired(outputs[t], target) for t in self.steps]
+        return {
+            output: {
+                name: [metric.part(each[output], want[output]).cpu() for each in have]
+                for name, metric in metrics.items()
+            }
+            for output, metrics in self.chosen.items()
+        }
+
+    def fold(self, parts: Parts) -> None:
+        for output, metrics in parts.items():
+            for name, values in metrics.items():
+                for t, part in zip(self.steps, values, strict=True):
+                    self._fold((output, name, t), self.chosen[output][name], part)
+
+    def _fold(self, key: tuple[str, str, int], metric: Metric, part: Tensor) -> None:
+        if metric.rows:  # put together once, at the end
+            self._rows.setdefault(key, []).append(part)
+        elif key in self.folded:
+            self.folded[key] = metric.merged(self.folded[key], part)
+        else:
+            self.folded[key] = part
 
     def result(self) -> dict[str, dict[str, tuple[float | None, ...]]]:
         return {
@@ -233,8 +310,8 @@ class Comparison:
         }
 
     def _value(self, output: str, name: str, metric: Metric, t: int) -> float | None:
-        parts = self.parts[output, name, t]
-        found = metric.value(parts[0] if metric.sums else torch.cat(parts))
+        key = output, name, t
+        found = metric.value(torch.cat(self._rows[key]) if metric.rows else self.folded[key])
         try:
             number = float(found)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -266,7 +343,7 @@ def paired(outputs: Any, target: Any) -> dict[str, Tensor]:
     return have
 
 
-def _chosen(choices: Choices, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Metric]]:
+def _chosen(choices: Choices, outputs: Mapping[str, Shape]) -> dict[str, dict[str, Metric]]:
     by_output = choices if isinstance(choices, Mapping) else dict.fromkeys(outputs, choices)
     unknown = [name for name in by_output if name not in outputs]
     if unknown:
@@ -274,8 +351,7 @@ def _chosen(choices: Choices, outputs: Mapping[str, Tensor]) -> dict[str, dict[s
             f"metric: there is no output {unknown[0]!r}; the outputs are: {', '.join(outputs)}."
         )
     return {
-        output: _metrics(by_output.get(output), output, value.shape)
-        for output, value in outputs.items()
+        output: _metrics(by_output.get(output), output, shape) for output, shape in outputs.items()
     }
 
 

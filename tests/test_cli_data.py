@@ -12,7 +12,8 @@ import torch
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.cli import main
-from spikingjelly_signgd.cli.data import Preparation, load_data
+from spikingjelly_signgd.cli.data import load_data
+from spikingjelly_signgd.cli.preparation import Preparation
 
 X, Y = cli_zoo.data()
 PIXELS = (torch.arange(2 * 3 * 4 * 5) % 256).reshape(2, 3, 4, 5).to(torch.uint8)
@@ -289,7 +290,7 @@ def test_refused(case):
     make, text = REFUSED[case]
     name, options = make()
     with pytest.raises(sg.SignGDError, match=text):
-        load_data(name, **options)
+        list(load_data(name, **options).loader())
 
 
 def test_labels_beyond_the_classes(capsys):

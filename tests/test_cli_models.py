@@ -21,8 +21,9 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.cli import main
-from spikingjelly_signgd.cli.data import Preparation, load_data
+from spikingjelly_signgd.cli.data import load_data
 from spikingjelly_signgd.cli.models import load_model
+from spikingjelly_signgd.cli.preparation import Preparation
 from spikingjelly_signgd.converters import sources
 
 X = cli_zoo.images(6)
@@ -338,6 +339,11 @@ def makers(monkeypatch, tmp_path):
 
 
 def halved(images):
+    if isinstance(images, list):
+        images = torch.stack(
+            [torch.from_numpy(np.array(i)).view(i.height, i.width, -1) for i in images]
+        )
+        images = images.permute(0, 3, 1, 2)
     if images.shape[1] != 3:
         raise ValueError("three channels are wanted")
     return images[..., :4, :4].float() / 510

@@ -226,6 +226,14 @@ def test_events_tutorial(folder, capsys):
     assert scope["right"] >= 0.6
 
 
+def test_scaling(capsys):
+    scope = run("docs/scaling.md")
+    printed = capsys.readouterr().out
+    shown = PAGES["docs/scaling.md"].split("left out:\n\n```\n")[1].split("```")[0]
+    assert printed.endswith(shown)
+    assert scope["table"].samples == 200 and scope["table"].error[0] < 0.1
+
+
 def test_silence():
     scope = run("docs/silence.md")
     assert scope["y"].shape == (10,) and scope["spikes"] > 0

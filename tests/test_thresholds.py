@@ -241,7 +241,6 @@ def test_refinement_keeps_to_its_seconds_and_to_what_was_asked(monkeypatch):
 
     monkeypatch.setattr(refinement, "_loss", counted)
     monkeypatch.setattr(budget, "now", lambda: float(len(steps)))
-    monkeypatch.setattr(refinement, "now", lambda: float(len(steps)))
 
     def converted(**options):
         steps.clear()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,10 @@ from torch import nn
 
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.cli.data import Reading, load_data
+from spikingjelly_signgd.cli.libraries import _Read as Read
 from spikingjelly_signgd.cli.models import load_model
+from spikingjelly_signgd.cli.preparation import Preparation
 from spikingjelly_signgd.converters import load_source, preprocessing
 
 torchvision: Any = pytest.importorskip("torchvision")
@@ -335,3 +339,100 @@ def test_faces():
     }
     ((_, found),) = example.in_detector(mtcnn, networks, {"astronaut": astronaut})
     assert found["faces"] == 1 and found["same"]
+
+
+# -- data sets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """Two classes of JPEGs of other sizes and modes, in the layout of ImageFolder."""
+    generator = torch.Generator().manual_seed(0)
+    for i, (mode, size) in enumerate(
+        [("RGB", (320, 240)), ("RGB", (97, 301)), ("L", (64, 64)), ("CMYK", (300, 299))]
+    ):
+        coarse = torch.randint(0, 256, (7, 9, 3), generator=generator).byte().numpy()
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        folder = tmp_path / "jpegs" / ("cat" if i < 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{i}.jpg")
+    return tmp_path / "jpegs"
+
+
+def assert_samples(data, want):
+    """Bit for bit, in batches of three."""
+    batches = list(data.loader(3))
+    assert torch.equal(torch.cat([x for x, _ in batches]), torch.stack([x for x, _ in want]))
+    assert torch.cat([y for _, y in batches]).tolist() == [y for _, y in want]
+
+
+@pytest.mark.parametrize("name", ["resnet18:IMAGENET1K_V1", "swin_t"])
+def test_images_as_torchvision_validates(name, jpegs):
+    model, _, weights = name.partition(":")
+    transform = torchvision.models.get_model_weights(model)[weights or "DEFAULT"].transforms()
+    want = torchvision.datasets.ImageFolder(jpegs, transform)
+    prepare = Preparation(model=f"torchvision:{name}")
+    assert_samples(load_data(str(jpegs), prepare=prepare), want)
+    assert_samples(load_data(str(jpegs), prepare=prepare, reading=Reading(workers=2)), want)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "efficientnet_b0"])
+def test_images_as_timm_validates(name, jpegs):
+    config = timm.data.resolve_model_data_config(timm.create_model(name))
+    want = timm.data.create_dataset("", str(jpegs))
+    want.transform = timm.data.create_transform(**config, is_training=False)
+    data = load_data(str(jpegs), prepare=Preparation(model=f"timm:{name}"))
+    assert_samples(data, want)
+    read = Read("timm", want.reader, Preparation(model=f"timm:{name}"))
+    assert all(torch.equal(read[i][0], want[i][0]) for i in range(4))
+
+
+def test_a_damaged_image_of_timm(jpegs):
+    """timm gives the next image in its place; here it is named."""
+    (jpegs / "cat" / "0.jpg").write_bytes(b"no image")
+    dataset = timm.data.create_dataset("", str(jpegs))
+    assert torch.equal(
+        *(torchvision.transforms.functional.pil_to_tensor(dataset[i][0]) for i in (0, 1))
+    )
+    with pytest.raises(sg.FormatError, match="cat/0.jpg"):
+        Read("timm", dataset.reader, Preparation(channels=3))[0]
+
+
+def test_data_sets_by_name(tmp_path):
+    pixels = torch.randint(0, 256, (5, 28, 28)).byte()
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, values in (("images-idx3", pixels), ("labels-idx1", torch.arange(5).byte())):
+        head = b"\0\0\x08" + bytes([values.dim()])
+        sizes = b"".join(n.to_bytes(4, "big") for n in values.shape)
+        for kind in ("train", "t10k"):
+            (raw / f"{kind}-{part}-ubyte").write_bytes(head + sizes + values.numpy().tobytes())
+    want = [(x[None] / 255, y) for y, x in enumerate(pixels)]
+    for spec in (f"torchvision:MNIST:{tmp_path}", f"torch/mnist:{tmp_path}"):
+        data = load_data(spec, prepare=Preparation(scale_pixels=True))
+        assert_samples(data, want)
+        assert data.class_names is not None and len(data.class_names) == 10
+        with pytest.raises(sg.InputError, match="Nothing is downloaded without --download"):
+            load_data(spec.replace("MNIST:", "CIFAR10:").replace("/mnist:", "/cifar10:"))
+    fake = load_data("torchvision:FakeData", limit=3, prepare=Preparation(scale_pixels=True))
+    assert len(fake) == 3 and fake.shape == (3, 224, 224)
+
+
+@pytest.mark.skipif(find_spec("datasets") is not None, reason="with datasets it is looked for")
+def test_what_timm_itself_lacks():
+    with pytest.raises(sg.BackendUnavailable, match="pip install datasets"):
+        load_data("hfds/some/set")
+
+
+def test_shards(tmp_path):
+    """Of webdataset, which is gone through one by one."""
+    web = pytest.importorskip("webdataset")
+    pixels = torch.randint(0, 256, (5, 8, 8, 3)).byte()
+    with web.ShardWriter(str(tmp_path / "set-%04d.tar"), maxcount=3, verbose=0) as writer:
+        for i, image in enumerate(pixels):
+            writer.write({"__key__": f"{i}", "png": Image.fromarray(image.numpy()), "cls": i})
+    spec, reading = f"wds/set:{tmp_path}", Reading(split="set-{0000..0001}.tar|5")
+    data = load_data(spec, prepare=Preparation(scale_pixels=True), reading=reading)
+    want = [(x.permute(2, 0, 1) / 255, y) for y, x in enumerate(pixels)]
+    assert_samples(data, want)
+    assert data.total == 5

@@ -1,0 +1,138 @@
+"""The batches of a data set, and which of several processes takes which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ..errors import InputError
+from .distributed import Distributed
+
+
+def batches(data: Any, size: int = 64) -> Iterable[Any]:
+    """``data`` as batches: those of a loader or any iterable as they are, else cut by ``size``.
+
+    A tensor [N, ...], a dict of such tensors, or a map-style ``Dataset`` of samples, which a
+    DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can be gone
+    through again where ``data`` can.
+    """
+    if isinstance(data, Tensor):
+        return data.split(size)
+    if isinstance(data, Mapping):
+        parts = {name: x.split(size) for name, x in data.items()}
+        return [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, size)
+    return data  # type: ignore[no-any-return]
+
+
+def deal(
+    data: Iterable[Any],
+    world: Distributed,
+    done: Collection[int] = (),
+    *,
+    most: int | None = None,
+    after: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """(number, batch) of this process's batches of ``data``, without those ``done`` before.
+
+    Batches are cut by ``data`` itself, are numbered as they come, and are dealt whole in turn, so
+    that every number of processes computes the same ones. Of a DataLoader of a map-style data set
+    rank 0 draws which samples make which batch, and each process loads its own alone. Through any
+    other iterable every process goes whole, and keeps its own. To be gone through to the end on all
+    processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
+    each batch, in order, on all processes, when its own is done with it: there they may exchange
+    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
+    other numbers of batches on other processes, and where there are none of the numbers ``done``.
+    """
+    _check_whole(data, world)
+    indexed = isinstance(data, DataLoader) and by_index(data)
+    if indexed and (world.size > 1 or done):
+        assert isinstance(data, DataLoader)
+        yield from _loaded(data, world, done, most, after)
+        return
+    number = -1
+    for number, batch in enumerate(islice(data, most)):
+        if world.mine(number) and number not in done:
+            yield number, batch
+        if after is not None:
+            after(number)
+    _check_done(done, number + 1)
+    if not indexed:
+        world.agree("the number of batches", str(number + 1))
+
+
+def _check_done(done: Collection[int], length: int) -> None:
+    if max(done, default=-1) >= length:
+        raise InputError(
+            f"batch {max(done)} was finished before, but the data are {length} batches (from 0): "
+            "they are other data."
+        )
+
+
+def _check_whole(data: Any, world: Distributed) -> None:
+    batched = getattr(data, "batch_sampler", None)
+    for sampler in (getattr(data, "sampler", None), batched, getattr(batched, "sampler", None)):
+        # torch's DistributedSampler, timm's, and others that were made after it
+        if world.size > 1 and getattr(sampler, "num_replicas", 1) > 1:
+            raise InputError(
+                f"the loader's {type(sampler).__name__} deals samples to processes by itself, and "
+                "repeats some to make shares equal. Pass a loader of the whole data set, "
+                "DataLoader(dataset, batch_size=...), the same on every process: batches are dealt "
+                "here, each once."
+            )
+
+
+def by_index(loader: DataLoader[Any]) -> bool:
+    """Whether its batches are lists of indices; a subclass may go another way through them."""
+    return (
+        type(loader).__iter__ is DataLoader.__iter__
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_sampler is not None
+    )
+
+
+def _loaded(
+    loader: DataLoader[Any],
+    world: Distributed,
+    done: Collection[int],
+    most: int | None,
+    after: Callable[[int], None] | None,
+) -> Iterator[tuple[int, Any]]:
+    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
+    _check_done(done, len(drawn))
+    own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
+    loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
+    for number in range(len(drawn)):
+        if world.mine(number) and number not in done:
+            yield number, next(loaded)
+        if after is not None:
+            after(number)
+
+
+def _drawn(loader: DataLoader[Any]) -> list[list[int]]:
+    # the loader's own seed comes before its sampler's: drawn as by iter(loader)
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+    return list(loader.batch_sampler)  # type: ignore[arg-type]
+
+
+def _with_batches(loader: DataLoader[Any], indices: Sequence[list[int]]) -> DataLoader[Any]:
+    """The loader with these batches in place of its own."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=indices,  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=False,
+        pin_memory_device=loader.pin_memory_device,
+    )

@@ -1,0 +1,153 @@
+"""Several processes: what they tell each other, and how batches are dealt to them."""
+
+import pytest
+import torch
+from several import several
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import spikingjelly_signgd as sg
+from spikingjelly_signgd.core.dealing import batches, deal
+from spikingjelly_signgd.core.distributed import ALONE
+
+X = torch.arange(11.0)
+
+
+def test_alone():
+    with sg.Distributed() as world:
+        for one in (world, ALONE):
+            assert (one.rank, one.size, one.first, one.mine(5)) == (0, 1, True, True)
+            assert one.gather("x") == ["x"] and one.broadcast("x") == "x"
+            assert one.in_order({3: "c", 1: "a"}) == ["a", "c"]
+            one.agree("the network", "x")
+            one.post("said")
+            assert one.posted() == ["said"] and one.posted() == []
+
+
+def test_what_several_tell_each_other():
+    def told(world):
+        world.post(f"from {world.rank}")
+        gathered = world.gather({"x": torch.full((world.rank,), 7.0)})
+        same = world.gather(torch.full((2,), world.rank))
+        mixed = world.gather(torch.ones(1) if world.first else "text")
+        ordered = world.in_order({number: number for number in range(7) if world.mine(number)})
+        posted = world.posted() if world.first else None
+        return gathered, same, mixed, ordered, world.broadcast(world.rank), posted
+
+    for rank, (gathered, same, mixed, ordered, first, posted) in enumerate(several(3, told)):
+        assert [len(each["x"]) for each in gathered] == [0, 1, 2]
+        assert [each.tolist() for each in same] == [[0, 0], [1, 1], [2, 2]]
+        assert (mixed[0].tolist(), *mixed[1:]) == ([1.0], "text", "text")
+        assert ordered == list(range(7)) and first == 0
+        assert rank or posted == ["from 0", "from 1", "from 2"]
+
+
+def test_what_several_must_agree_on():
+    def refused(world):
+        with pytest.raises(sg.InputError, match="threads differs .* .rank 0, 1: 1; rank 2: 2"):
+            world.agree("threads", str(1 + world.rank // 2))
+        with pytest.raises(sg.InputError, match="same number"):
+            world.in_order({0: "mine"})
+
+    several(3, refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [("RANK", "one", "RANK is a whole number"), ("WORLD_SIZE", "2", "MASTER_ADDR and MASTER_PORT")],
+)
+def test_an_environment_that_is_not_torchruns(name, value, text, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(sg.InputError, match=text), sg.Distributed():
+        pass
+
+
+def test_not_connected(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(sg.InputError, match="with sg.Distributed"):
+        sg.Distributed().gather(1)
+
+
+def test_threads_come_back(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    before = torch.get_num_threads()
+    for threads in (None, 2):
+        with sg.Distributed(threads=threads):
+            assert torch.get_num_threads() == (threads or 1)
+        assert torch.get_num_threads() == before
+
+
+# -- batches --------------------------------------------------------------------------------------
+
+LOADERS = {
+    "tensor": lambda: batches(X, 3),
+    "dataset": lambda: batches(TensorDataset(X), 3),
+    "loader": lambda: DataLoader(TensorDataset(X), 3),
+    "list": lambda: [X[:5], X[5:6], X[6:]],
+    "generator": lambda: (X[i : i + 4] for i in range(0, 11, 4)),
+    "shuffled": lambda: DataLoader(
+        TensorDataset(X), 3, shuffle=True, generator=torch.Generator().manual_seed(3)
+    ),
+}
+
+
+def values(batch):
+    return (batch[0] if isinstance(batch, (tuple, list)) else batch).tolist()
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_every_batch_is_dealt_once_and_whole(kind, size):
+    whole = dict(enumerate(map(values, LOADERS[kind]())))
+    dealt = several(size, lambda world: [*deal(LOADERS[kind](), world)])
+    found = {number: values(batch) for share in dealt for number, batch in share}
+    assert found == whole and sum(map(len, dealt)) == len(whole)
+    left = several(size, lambda world: [*deal(LOADERS[kind](), world, done={1, 2})])
+    found = {number: values(batch) for share in left for number, batch in share}
+    assert found == {n: batch for n, batch in whole.items() if n not in (1, 2)}
+
+
+def test_batches_of_several_inputs():
+    found = list(batches({"a": X, "b": X + 1}, 4))
+    assert [len(each["a"]) for each in found] == [4, 4, 3]
+    assert all((each["b"] - each["a"]).eq(1).all() for each in found)
+
+
+def test_a_shuffling_loader_is_the_same_for_every_number():
+    def first(size):
+        torch.manual_seed(5)
+        loader = DataLoader(TensorDataset(X), 3, shuffle=True)
+        return dict(
+            pair for share in several(size, lambda world: [*deal(loader, world)]) for pair in share
+        )
+
+    assert {n: values(b) for n, b in first(1).items()} == {
+        n: values(b) for n, b in first(3).items()
+    }
+
+
+def test_a_process_loads_only_its_own():
+    class Counting(TensorDataset):
+        loaded = 0
+
+        def __getitem__(self, index):
+            self.loaded += 1
+            return super().__getitem__(index)
+
+    def count(world):
+        data = Counting(X)
+        return sum(1 for _ in deal(DataLoader(data, 3), world)), data.loaded
+
+    assert several(2, count) == [(2, 6), (2, 5)]
+
+
+def test_what_cannot_be_dealt():
+    data = TensorDataset(X)
+
+    def sharded(world):
+        sampler = DistributedSampler(data, num_replicas=2, rank=world.rank)
+        list(deal(DataLoader(data, 3, sampler=sampler), world))
+
+    with pytest.raises(sg.InputError, match="DistributedSampler.*whole data set"):
+        several(2, sharded)
+    with pytest.raises(sg.InputError, match="number of batches differs"):
+        several(2, lambda world: list(deal([X] * (world.rank + 2), world)))
