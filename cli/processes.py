@@ -23,7 +23,7 @@ def started_by_torchrun() -> bool:
 
 def rank() -> int:
     """Of this process; 0 alone, and where the environment is not torchrun's."""
-    return _number("RANK", 0)
+    return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
 
 
 @contextmanager
@@ -43,11 +43,17 @@ def _silence() -> Iterator[None]:
 def processes(options: argparse.Namespace) -> Iterator[Distributed]:
     """torchrun's, or this one alone, with the threads of --threads. Networks run on CPUs.
 
-    Raises InputError for a command that several processes would only run several times.
+    Raises InputError for a command that several processes would only run several times, and where
+    the environment is not torchrun's.
     """
     from ..core.distributed import Distributed
 
     world = Distributed(threads=options.threads, device="cpu")
+    if world.rank >= world.size:
+        raise InputError(
+            f"the environment says RANK {world.rank}, but WORLD_SIZE {world.size}; start several "
+            "processes with torchrun, or unset RANK."
+        )
     if world.size > 1 and options.command not in SEVERAL:
         raise InputError(
             f"{options.command} runs in one process, but torchrun started {world.size}, which "

@@ -78,9 +78,11 @@ def _is_ours(path: Path) -> bool:
             names = next(csv.reader(io.StringIO(text)), [])
             return not names or set(COLUMNS) <= set(names)
         there = json.loads(text) if text.strip() else []
-    except (OSError, ValueError):
+    except (OSError, ValueError, csv.Error):
         return False
-    return isinstance(there, list) and all(set(COLUMNS) <= set(row) for row in there)
+    return isinstance(there, list) and all(
+        isinstance(row, dict) and set(COLUMNS) <= set(row) for row in there
+    )
 
 
 def write_results(path: Path, written: Sequence[Row]) -> None:

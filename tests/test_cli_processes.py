@@ -58,6 +58,12 @@ def test_one_process_of_torchruns_is_like_none(monkeypatch, capsys):
     assert "there is no file 'absent.h5'" in capsys.readouterr().err
 
 
+def test_a_rank_of_nobody_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    assert main(["verify", "absent.h5"]) == 2
+    assert "RANK 3, but WORLD_SIZE 1" in capsys.readouterr().err
+
+
 def test_usage_is_said_once_a_machine(second, monkeypatch, capsys):
     for local, said in ((1, False), (0, True)):
         monkeypatch.setenv("LOCAL_RANK", str(local))

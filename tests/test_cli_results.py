@@ -103,11 +103,13 @@ def test_what_is_replaced(folder, capsys):
     assert [row["T"] for row in read("c.csv")] == ["2"], "whole, and not added to"
     (folder / "other.json").write_text('{"T": 1}')
     (folder / "other.csv").write_text("T,accuracy\n1,0.5\n")
+    (folder / "numbers.json").write_text("[1, 2]")
     (folder / "folder.json").mkdir()
     before = sorted(folder.iterdir())
     for name, text in {
         "other.json": "no results file",
         "other.csv": "no results file",
+        "numbers.json": "no results file",
         "folder.json": "is a folder",
         "a.txt": "it ends in .json or .csv",
         "absent/a.csv": "the folder 'absent' does not exist",
