@@ -241,7 +241,7 @@ def diagnose(
     x, y
         One batch [B, ...] of representative samples, 64 are enough; labels [B] if there are any. Or
         data of any length, a ``Dataset``, a DataLoader or batches x or (x, y), of which 256 samples
-        from all over are examined; y is then left out.
+        from all over are examined; y is then left out, and what is no class index [B] is no label.
     reference
         The model that was converted, or a description of it that is right, which takes less time:
         its own layers are compared with those of the network. Without it

@@ -333,8 +333,7 @@ def doctor(options: argparse.Namespace) -> Result:
     steps = options.time_steps
     diagnosis = diagnose(
         snn,
-        data.x,
-        data.y,
+        *_whole_or_batches(data),
         reference=None if options.reference is None else reference,
         time_steps=None if steps is None else tuple(sorted(set(steps))),
     )
@@ -495,8 +494,7 @@ def report(options: argparse.Namespace) -> Result:
     written = write_report(
         output,
         snn,
-        data.x,
-        data.y,
+        *_whole_or_batches(data),
         reference=reference if given else None,
         check=run_check(reference, data.first(2)) if given else None,
         time_steps=None if options.time_steps is None else tuple(sorted(set(options.time_steps))),
@@ -528,6 +526,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
 
 
 # -- what they share ------------------------------------------------------------------------------
+
+
+WHOLE = 1024  # samples that are read at once, where some are looked at again and again
+
+
+def _whole_or_batches(data: Data) -> tuple[Any, Any]:
+    """x and y of few samples; of more, batches (x, y) and None."""
+    few = data.total is not None and data.total <= WHOLE
+    return (data.x, data.y) if few else (data.loader(), None)
 
 
 def plain(value: Any) -> Any:

@@ -237,12 +237,19 @@ def test_real_processes_make_the_network_of_one():
 
 
 @pytest.mark.slow
-def test_processes_that_convert_also_tune(model, one_capture):
-    plan = {**PLAN, "tune": True}
+@pytest.mark.parametrize("method", ["signgd", "group"])
+def test_processes_that_convert_also_tune(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
+    given = {"method": method, "time_steps": 4, "members": 2, "max_batches": None}
+    given["tune"] = True if method == "signgd" else None  # thresholds are refined
 
     def converted(world):
-        return sg.convert(model, DataLoader(Images(100), 32), distributed=world, **plan)
+        return sg.convert(model, DataLoader(Images(100), 32), distributed=world, **given)
 
-    alone, *others = several(1, converted) + several(2, converted)
-    assert "layers" in alone.provenance["tuning"]
+    with pytest.MonkeyPatch.context() as patch:
+        program = conversion.capture(model, torch.stack([image(i) for i in range(4)]))
+        patch.setattr(conversion, "capture", lambda *_: program)
+        alone, *others = several(1, converted) + several(2, converted)
+    assert {"signgd": "tuning", "group": "thresholds"}[method] in alone.provenance
     assert all(said(network) == said(alone) for network in others)

@@ -18,6 +18,7 @@ import torch
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.cli import commands, main
+from spikingjelly_signgd.cli.data import Data
 from spikingjelly_signgd.converters.objectives import OBJECTIVES
 
 HERE = Path(__file__).parent
@@ -666,3 +667,16 @@ def test_a_closed_pipe_is_no_error():
         env={**os.environ, "PYTHONPATH": str(HERE)},
     )  # fmt: skip
     assert len(done.stdout) == 1 and not done.stderr
+
+
+def test_doctor_and_report_of_many_samples_read_batches(monkeypatch, capsys):
+    given = ["net.h5", "--data", "test.npz", "--samples", "96", "--time-steps", "2"]
+    assert main(["doctor", *given, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(commands, "WHOLE", 95)
+    monkeypatch.setattr(Data, "x", property(lambda _: pytest.fail("all samples were read at once")))
+    assert main(["doctor", *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == whole  # 256 are examined
+    assert main(["report", *given, "-o", "many.html"]) == 0
+    text = Path("many.html").read_text("utf-8")
+    assert "96 samples" in text and "sha256 of 64 of them" in text
