@@ -209,13 +209,38 @@ class Cost(NamedTuple):
 
 
 def costs(
-    module: NetworkModule, x: Tensor, names: Collection[str], norms: Mapping[str, float], seed: int
+    module: NetworkModule,
+    x: Tensor,
+    names: Collection[str],
+    norms: Mapping[str, float],
+    seed: int,
+    budget: Budget,
 ) -> dict[str, Cost]:
-    """Of the values ``names``; ``norms`` are the mean squares |y|^2 of outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    network = module.network
-    values = sum(values_of(node.shape) for node in network.nodes)
-    positions = {name: _positions(network, name) for name in names}
+    """Of the values ``names``; ``norms`` are the mean squares |y|^2 of outputs. Raises TimeUp."""
+    positions = {name: _positions(module.network, name) for name in names}
+    parts = x.split(budget.size_of(len(x)))
+
+    def of(number: int) -> dict[str, Cost]:
+        generator = torch.Generator().manual_seed(seed + number)
+        return _sums(module, parts[number], positions, norms, generator)
+
+    found = budget.dealt("costs", range(len(parts)), of)
+    total, amount = found[0], len(x) * PROJECTIONS
+    for part in found[1:]:
+        for name, (each, mean, at) in part.items():
+            total[name] = Cost(total[name].each + each, total[name].mean + mean, at)
+    return {k: Cost(each / amount, mean / amount, at) for k, (each, mean, at) in total.items()}
+
+
+def _sums(
+    module: NetworkModule,
+    x: Tensor,
+    positions: Mapping[str, tuple[int, ...]],
+    norms: Mapping[str, float],
+    generator: torch.Generator,
+) -> dict[str, Cost]:
+    """Of all samples and projections."""
+    values = sum(values_of(node.shape) for node in module.network.nodes)
     found: dict[str, Cost] = {}
     for part in x.split(max(1, MEMORY // (8 * values))):
         with torch.enable_grad():
@@ -226,8 +251,7 @@ def costs(
                     mean = gradients.sum(positions[name], keepdim=True).square().sum(0)
                 before = found.get(name, Cost(torch.zeros_like(each), torch.zeros_like(mean), ()))
                 found[name] = Cost(before.each + each, before.mean + mean, positions[name])
-    amount = len(x) * PROJECTIONS
-    return {k: Cost(each / amount, mean / amount, at) for k, (each, mean, at) in found.items()}
+    return found
 
 
 def _positions(network: SpikingNetwork, name: str) -> tuple[int, ...]:
@@ -369,9 +393,8 @@ class BlockTuner:
 
     def _steps(self) -> Iterator[None]:
         names = {name for block in self.blocks for name in block.outputs}
-        with self.task.budget.piece("costs"):
-            x, seed = self.seen.x[:WEIGHED], self.task.seed
-            found = costs(self.module, x, sorted(names), self.norms, seed)
+        given = self.norms, self.task.seed, self.task.budget
+        found = costs(self.module, self.seen.x[:WEIGHED], sorted(names), *given)
         for i, block in enumerate(self.blocks):
             left = sum(each.values for each in self.blocks[i:])
             part = _Part(self, block, found, self.task.budget.share(block.values / left))

@@ -251,8 +251,9 @@ def tune(
         same network. Each batch is cut into four pieces, of which each is done by one process; what
         they find is added in the order of the pieces. So any number of processes, of equal
         threads, gives the same network bit for bit, one process among them. Without
-        ``distributed`` batches are not cut, which rounds differently. The limit ``seconds`` is by
-        the clock of the first process.
+        ``distributed`` batches are not cut, which rounds differently, and block by block other
+        random signs say what errors cost. The limit ``seconds`` is by the clock of the first
+        process.
 
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.

@@ -23,9 +23,10 @@ from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core.distributed import ALONE
 from spikingjelly_signgd.core.network import GroupNeuron
 
-# of the error that is left, over that of tuning whose minibatches are not cut: a choice that falls
-# otherwise, by a rounding, leads a descent elsewhere
-TOLERANCE = 0.1
+# of the error, or the loss, that is left, over that of tuning whose minibatches are not cut: a
+# choice that falls otherwise, by a rounding, leads a descent elsewhere; block by block, where other
+# signs say what errors cost, further
+TOLERANCE = {False: 0.1, True: 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +46,25 @@ def said(network):
     return fingerprint(network), network.provenance["tuning"]
 
 
-PLANS = [
-    ({"time_steps": 4, "members": 2, "dead_zone": 0}, "error"),
-    ({"time_steps": 1, "members": 8, "dead_zone": 2 / 3}, "error"),
-    ({"time_steps": 3, "members": 3, "dead_zone": 2 / 3}, "additions"),
+SIGNS = {"time_steps": 3, "members": 2, "dead_zone": 0}
+ONE_STEP = {"time_steps": 1, "members": 8, "dead_zone": 2 / 3}
+STEPS = {"time_steps": 2, "members": 3, "dead_zone": 2 / 3}
+CASES = [
+    (SIGNS, False, "error"),
+    (ONE_STEP, False, "error"),
+    (STEPS, False, "additions"),
+    (SIGNS, True, "error"),
+    (STEPS, True, "additions"),
 ]
 
 
-@pytest.mark.parametrize("by_blocks", [False, True])
-@pytest.mark.parametrize(("plan", "objective"), PLANS)
+@pytest.mark.parametrize(("plan", "by_blocks", "objective"), CASES)
 def test_any_number_of_processes_tunes_the_same_network(
-    models, images, by_blocks, plan, objective, monkeypatch
+    models, images, plan, by_blocks, objective, monkeypatch
 ):
     monkeypatch.setattr(blocks, "LAYERS", 4)
     network = converted(models[by_blocks], images, **plan)
-    given = {"iterations": 4 if by_blocks else 8, "blocks": by_blocks, "objective": objective}
+    given = {"iterations": 3 if by_blocks else 6, "blocks": by_blocks, "objective": objective}
 
     def tuned(world):
         return sg.tune(network, images, distributed=world, **given)
@@ -68,11 +73,13 @@ def test_any_number_of_processes_tunes_the_same_network(
     assert all(said(one) == said(found[0]) for one in found)
     assert said(found[0]) != said(network.replace(provenance={"tuning": None}))
     mine, plain = (sg.Tuning.of(one) for one in (found[0], sg.tune(network, images, **given)))
-    assert (
-        mine.error[0] == pytest.approx(plain.error[0], rel=1e-5)
-        and mine.iterations == plain.iterations
-    )
-    assert mine.error[1] == pytest.approx(plain.error[1], rel=TOLERANCE)
+    assert mine.iterations == plain.iterations
+    assert mine.error[0] == pytest.approx(plain.error[0], rel=1e-5)
+    losses = [
+        tunable.Found(one.error[1], None, (one.additions or (0, 0))[1]).loss(one.weight)
+        for one in (mine, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=TOLERANCE[by_blocks])
     assert mine.agreement == pytest.approx(plain.agreement, abs=1 / plain.held_out)
     assert bool(plain.blocks) == by_blocks
 
@@ -261,6 +268,7 @@ def processed(world):
     ]
     given = {"spikes": 4, "methods": ("signgd", "group"), "iterations": 4}
     networks.append(sg.search(model, x, distributed=world, **given))
+    networks.append(sg.convert(model, x, method="group", time_steps=2, distributed=world))
     return [fingerprint(network) for network in networks]
 
 
