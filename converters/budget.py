@@ -5,6 +5,13 @@ Piece i is done whole, by process i modulo their number, and what all found come
 them in the order of the pieces: what is added up from it is the same however many there are. Which
 pieces there are is no matter of the processes. Where there is a limit the clock of the first one
 decides for all, before each round of pieces.
+
+What is sent, by each process to all others, when ``tune`` runs: in a step of descent the gradient
+of each piece, as one tensor of as many numbers as are learned (``descent.py``); in a look at
+held-out samples their outputs, block by block one number for a piece; once the outputs of the
+source network for all samples (1,280 at most); block by block, at the end of each block, the values
+there of its samples (192 at most), of the source network and at every step. ``search`` sends of a
+trial a few numbers.
 """
 
 from __future__ import annotations
