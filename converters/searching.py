@@ -54,15 +54,14 @@ def search(
     """``convert`` with the plan chosen by output error, for a budget or a target.
 
     Neurons with dead zones get one step of eight members, and are tuned for
-    fewer and fewer additions (``converters/thrift.py``); those without, and where
+    fewer and fewer additions (``converters/thrift.py``); for others, or where
     ``methods`` are two, T and the members m of each layer are chosen.
 
     Parameters
     ----------
     calibration
-        As for ``convert``; on a fifth of the samples the agreement is measured,
-        and what neurons with dead zones send; with the others, 64 at least,
-        plans are chosen and tuned.
+        As for ``convert``; a fifth of the samples measures the agreement and what
+        neurons with dead zones send; 64 others or more choose and tune plans.
     spikes
         A budget: on average so many spikes of each neuron for one input, with
         dead zones those really sent. Without, of its splits m T each is tuned
@@ -70,12 +69,10 @@ def search(
         layers (``allocate``), which keeps the number of spikes of the network.
     agreement
         A target instead: the fewest spikes whose agreement with the source
-        network's predictions, on the samples kept for it, is at least that. So
-        those choose the budget, and the agreement on them is a little better
-        than on others. With dead zones the fewest additions.
+        network's predictions, on the samples kept for it, is at least that (a
+        little more than on others). With dead zones the fewest additions.
     additions
-        A budget, for neurons with dead zones: so many additions for each
-        multiply-accumulate of the source network.
+        A budget, for neurons with dead zones: so many for each MAC of the source.
     methods
         ("signgd",), or ("signgd", "group") to choose also the method of each
         layer of ReLUs or QCFS activations, with the pooling of what it sends,
@@ -87,17 +84,13 @@ def search(
         wins, signGD neurons alone among them; of two sets of thresholds the
         better one is chosen there too.
     distributed
-        Processes that share the work, which all call this with the same
-        arguments and get the same network, bit for bit for any number of them
-        (as ``tune`` has it). Trials that do not depend on each other are dealt:
-        splits of a budget, exchanges of members, choices for a layer; what
-        follows from them is tuned by all together.
+        Processes that share the trials: the same network, bit for bit, for any
+        number of them (as ``tune`` has it).
     iterations, options
         Of the tuning of the best split, as ``tune`` has them; of ``convert``,
         but for time_steps, members, method, schedule, tune and objective.
 
-    Takes some minutes for the example networks, for a target as long again for
-    each budget up to it; group neurons add one or two to each.
+    Takes some minutes for the example networks.
 
     ``provenance["search"]`` holds every plan tried with its error, and the
     result's agreement; with group neurons also "sent", the mean spikes of a

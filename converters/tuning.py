@@ -222,38 +222,34 @@ def tune(
     Parameters
     ----------
     network
-        Of signGD neurons, planned for ``network.time_steps`` steps; parts that stay real-valued
-        may be among them.
+        Of signGD neurons, planned for ``network.time_steps`` steps.
     calibration
-        A tensor [N, ...] or batches x or (x, y); 64 samples or more, of which a quarter (at most
-        96, with dead zones 256) choose between the states that the descent on the others passes
-        through.
+        As for ``convert``; 64 samples or more, of which a quarter (at most 96,
+        with dead zones 256) choose between the states of the descent.
     iterations
-        Steps of descent; by default as many as take up to a minute on two cores for the networks of
-        ``examples/`` on 28 x 28 pixels, 20 to 250. The same number, seed, machine and threads give
-        the same result. Of each block, where it is tuned block by block, by default 10 to 60.
+        Steps of descent, by default 20 to 250, of each block 10 to 60: up to a
+        minute on two cores for the networks of ``examples/``. The same number,
+        seed, machine and threads give the same result.
     seconds
-        A limit, of everything that is done here, kept but for one batch of each kind of work; the
-        result then depends on the speed of the machine.
+        A limit, of everything that is done here, kept but for one batch of each
+        kind of work; the result then depends on the speed of the machine.
     learn
         Which of "steps", "scales", "resting" and "dead_zones" are; the others stay as planned.
     objective
-        "error", of the outputs; "additions", which weighs them against that, for neurons with dead
-        zones, as 99 % of agreement takes; or a weight of one's own: what an addition for each
-        multiply-accumulate of the source may cost of the squared relative error.
+        "error", of the outputs; "additions", which weighs them against that, for
+        neurons with dead zones, as 99 % of agreement takes; or a weight: what an
+        addition for each multiply-accumulate of the source may cost of the
+        squared relative error.
     blocks
-        Whether parts of the network are tuned one after the other, each toward the source network's
-        own values at its end (``converters/blocks.py``), in memory that does not grow with the
-        depth; by default where neurons make 20 million updates for one input, such as 2.5 million
-        neurons of eight members in one step.
+        Whether parts of the network are tuned one after the other, each toward
+        the source network's own values at its end (``converters/blocks.py``), in
+        memory that does not grow with the depth; by default where neurons make
+        20 million updates for one input.
     distributed
-        Processes that share the work, which all call this with the same arguments and get the
-        same network. Each batch is cut into four pieces, of which each is done by one process; what
-        they find is added in the order of the pieces. So any number of processes, of equal
-        threads, gives the same network bit for bit, one process among them. Without
-        ``distributed`` batches are not cut, which rounds differently, and block by block other
-        random signs say what errors cost. The limit ``seconds`` is by the clock of the first
-        process.
+        Processes that share each batch, cut into four pieces that are added in
+        their order: any number of them (of equal threads), one among them,
+        gives the same network bit for bit. Without it batches are not cut,
+        which rounds differently. ``seconds`` are those of the first process.
 
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
