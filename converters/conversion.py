@@ -130,37 +130,36 @@ def convert(
 ) -> SpikingNetwork:
     """A trained model to a spiking network; the model handed in is left as it was.
 
-    ``model`` takes a tensor [B, ...], or several by keyword, and returns tensors, in lists, tuples,
-    dicts or dataclasses. ``calibration`` is a tensor [N, ...] or batches x or (x, y); of a model
-    with several arguments x is a dict, such as ``{"input_ids": ids, "attention_mask": mask}``,
-    whose whole numbers stay exact. It may be a ``Dataset`` or a DataLoader, of any length, and is
-    gone through once: statistics are of all samples, and what else is measured is measured on up to
-    4,096 of them (1 GiB), all of few, else some from all over; clips of streams are all held. None
-    is the preset's choice; ``converters.Settings`` says more.
+    ``model`` takes a tensor [B, ...], or several by keyword, and returns
+    tensors, in lists, tuples, dicts or dataclasses. ``calibration`` is a tensor
+    [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
+    arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose
+    whole numbers stay exact. It is gone through once: of all samples there are
+    statistics, and some are kept (``Settings``). None is the preset's choice.
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
         preset        "paper": what the published implementation computes
         schedule      step sizes, in units of each neuron's scale
-        input_coding  "exact", "real", "spike" or "poisson"; input_scale: its amplitude
-        scale         "fitted", "channel", "tensor", "published", "unit", a range
+        input_coding  "exact", "real", "spike", "poisson"; input_scale
+        scale         "fitted", "channel", "tensor", "published", "unit", ...
         resting       v(0): "zero" or "mean"; momentum: of the steps, in [0, 1)
         members       m of signGD and group neurons; also by module path
         dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
         signed        whether group neurons may take spikes back
         keep          module paths whose nonlinearities stay real-valued
-        forms         "whole" or "local": pooling, norms and attention in one neuron or many
-        tune          whether steps, scales, v(0), dead zones are learned; tune_seconds: a limit
+        forms         "whole" or "local": pooling, norms, attention
+        tune          whether steps, scales, ... are learned; tune_seconds
         objective     of that: "error", "additions" or a weight of these
         neurons       which operation is which neuron: sg.NEURONS | {...}
         sizes         other shapes of samples that it is to run at
         stream        True: of clips [F, N, ...]; sg.Motion(): of moving stills;
                       noise: of its sensor, which the input is silent at
-        max_batches   of the calibration, at most; None: all. seed: of what is drawn
+        max_batches   at most, None: all; seed: of what is drawn
         carries       inputs that are outputs of the frame before: {"h": 1}
-        passes        in place of converters.PASSES; functions: the older name of forms
-        distributed   processes that each go through a part of the calibration, and end with
-                      the same network, the same for any number of them
+        passes        in place of converters.PASSES; functions: see forms
+        distributed   processes that share the calibration; all get
+                      the same network, whatever their number
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
     CalibrationError, InputError, SignGDError if the network captured is not the model.

@@ -152,7 +152,10 @@ class Settings:
         Of a stream: the standard deviation of the sensor's noise, in units of the input, at which
         the input stays silent. 0: what the clips show is weighed like all else.
     max_batches
-        Of the calibration, at most; None: all. Of a stream clips.
+        Of the calibration, at most; None: all. Of a stream clips. Data of any length are gone
+        through once, a batch at a time: statistics are of all samples, and what is run again and
+        again, by thresholds, plans, checks and tuning, are up to 4,096 of them that fit in 1 GiB,
+        all of fewer, else some from all over (``core/samples.py``). Clips are all held.
     seed
         Of what is drawn: samples for quantiles, held-out samples, Poisson input.
     carries
