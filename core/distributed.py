@@ -190,7 +190,7 @@ class Distributed:
             )
 
     def post(self, text: str) -> None:
-        """Hands ``text`` to rank 0, which finds it by ``posted``; nobody waits."""
+        """Hands ``text`` to rank 0, which finds it by ``posted`` soon after; nobody waits."""
         if self._store is None or self.first:
             self._own_posts.append(text)
             return

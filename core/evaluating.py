@@ -180,7 +180,7 @@ def evaluate(
     batches (x, y) or x: x [B, ...], y [B] class indices, which count where the output is one tensor
     [B, classes]; a tensor [N, ...] or a ``Dataset`` is cut into batches of 64. A batch may say by
     an attribute ``skipped`` which samples, by name, are missing in it. The reference is evaluated
-    in eval mode, its mode comes back.
+    in eval mode, its mode comes back. Batches are moved to the device of the network.
 
     ``metric`` compares outputs of any task with the reference's, each output of tuples and dicts by
     itself: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) -> float`` of all
@@ -206,6 +206,10 @@ def evaluate(
         raise InputError(
             "a metric compares with the source network; pass reference=model, or "
             "reference=snn.source for the one that the description holds."
+        )
+    if not isinstance(snn, NetworkModule):
+        raise InputError(
+            f"evaluate takes the module that build(network) returns, not {type(snn).__name__}."
         )
     world = distributed or ALONE
     if keep_state and (world.size > 1 or resume is not None):
@@ -291,7 +295,6 @@ def _with_a_bar(
 def _asked(measure: _Measurement, loader: Any, data: str | None) -> dict[str, Any]:
     """What a results file is of (``ASKED``), and what all processes must hold alike."""
     snn, reference = measure.snn, measure.reference
-    tensors = [*snn.parameters(), *snn.buffers()]
     nodes = {f"{type(n).__module__}.{type(n).__qualname__}" for n in snn.neurons.values()}
     return {
         "network": digest(snn),
@@ -303,7 +306,7 @@ def _asked(measure: _Measurement, loader: Any, data: str | None) -> dict[str, An
         "data": data,
         "batches": _length(loader),
         "threads": torch.get_num_threads(),
-        "device": tensors[0].device.type if tensors else "cpu",
+        "device": "cpu" if measure.device is None else measure.device.type,
         "torch": torch.__version__,
     }
 
@@ -335,6 +338,8 @@ class _Measurement:
         self.keep_state, self.digests = keep_state, digests
         self.reference = over_frames(reference, snn) if keep_state else reference
         self.comparison = Comparison(steps, metric)
+        tensors = [*snn.parameters(), *snn.buffers()]
+        self.device = tensors[0].device if tensors else None
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -349,7 +354,7 @@ class _Measurement:
 
     def __call__(self, number: int, batch: Any) -> Record:
         skipped = _skipped(batch)
-        x, y = _pair(batch)
+        x, y = (_on(self.device, each) for each in _pair(batch))
         of_input = input_digest(x, y, skipped) if self.digests else ""
         if skipped and not len(x):
             return Record(number, 0, skipped, of_input)
@@ -410,6 +415,11 @@ class _Measurement:
             found["parts"] = self.comparison.parts(outputs, target)
             found["shapes"] = {name: tuple(x.shape) for name, x in named(target).items()}
         return found
+
+
+def _on(device: torch.device | None, x: Any) -> Any:
+    """A batch where the network is: loaders give it on the CPU."""
+    return x if device is None or not isinstance(x, (Tensor, Inputs)) else x.to(device)
 
 
 def _in_top5(scores: Tensor, y: Tensor) -> int:

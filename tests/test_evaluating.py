@@ -340,6 +340,14 @@ def test_a_bad_batch_on_one_process_ends_all(evaluated):
         evaluated(data, 3)
 
 
+def test_what_is_no_network(model, file):
+    with pytest.raises(
+        sg.InputError, match="evaluate takes the module that build.network. returns"
+    ):
+        sg.evaluate(model, [X], 4, resume=file)
+    assert not file.exists()
+
+
 def test_an_empty_loader(evaluated):
     with pytest.raises(sg.InputError, match="the loader is empty"):
         evaluated(lambda: [], 2)
