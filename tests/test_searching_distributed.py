@@ -62,7 +62,7 @@ MIXED = ("signgd", "group")
         (gelus, {"agreement": 0.4, "dead_zone": 0}),
         (relus, {"spikes": 4, "methods": MIXED}),
     ],
-    ids=str,
+    ids=["additions", "agreement", "mixed"],
 )
 def test_any_number_of_processes_finds_the_same_network(images, make, asked, monkeypatch):
     model = captured(make, images, monkeypatch)
