@@ -358,7 +358,6 @@ class _Measurement:
         of_input = input_digest(x, y, skipped) if self.digests else ""
         if skipped and not len(x):
             return Record(number, 0, skipped, of_input)
-        x, y = self._placed(x, y)
         one = _next_frame if self.keep_state else run
         outputs = one(self.snn, x, self.steps, chunk=self.chunk)
         classes = _classes(outputs[self.steps[0]])
@@ -373,11 +372,6 @@ class _Measurement:
             **self._labelled(outputs, target, y, classes),
             **self._beside(outputs, target, classes),
         )
-
-    def _placed(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """On the network's device: those of a loader come on the CPU."""
-        first = next((each.device for each in (*self.snn.parameters(), *self.snn.buffers())), None)
-        return (x, y) if first is None else (x.to(first), y if y is None else y.to(first))
 
     def _target(self, x: Any, outputs: Mapping[int, Any]) -> Any:
         """What the reference returns; None without one."""

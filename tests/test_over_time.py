@@ -445,12 +445,13 @@ def test_without_options_the_cells_of_the_page_are_measured():
     import real
     import videos
 
+    given = videos.options().parse_args([])
     for name, case in videos.CASES.items():
         cells = real.cells(videos.RESULTS / f"{name.replace(' ', '_')}.json")
-        plans, rules = videos.cells_asked(videos.options().parse_args([]), case)
+        plans, rules = videos.cells_asked(given, case)
         measured = {key.split(", ")[0] for key in cells}
         assert measured <= {*plans, *rules} and set(plans) <= measured
-        assert {key.split(", ")[2] for key in cells} == {f"{case.frames} frames"}
+        assert {key.split(", ")[2] for key in cells} == {f"{given.frames} frames"}
         for rule in videos.RULES:  # each column has its rows
             assert any(cell.startswith(rule) for cell in rules) or (rule, name) == (
                 "pixel", "efficientnet coded"
