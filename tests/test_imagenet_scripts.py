@@ -52,6 +52,7 @@ def train(*arguments: str) -> None:
     train_qcfs.main([*SMALL, *arguments])
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
     """Bit for bit, in mixed precision; then the table, in which T = 1 is exact."""
     whole, halves = tmp_path / "whole.pt", tmp_path / "halves.pt"

@@ -59,7 +59,7 @@ MIXED = ("signgd", "group")
     ("make", "asked"),
     [
         (gelus, {"additions": 1.7}),
-        (gelus, {"agreement": 0.4, "dead_zone": 0}),
+        pytest.param(gelus, {"agreement": 0.4, "dead_zone": 0}, marks=pytest.mark.slow),
         (relus, {"spikes": 4, "methods": MIXED}),
     ],
     ids=["additions", "agreement", "mixed"],

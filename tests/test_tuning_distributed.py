@@ -53,7 +53,7 @@ CASES = [
     (SIGNS, False, "error"),
     (ONE_STEP, False, "error"),
     (STEPS, False, "additions"),
-    (SIGNS, True, "error"),
+    pytest.param(SIGNS, True, "error", marks=pytest.mark.slow),
     (STEPS, True, "additions"),
 ]
 
@@ -170,6 +170,7 @@ def test_thresholds_are_refined_alike(images, monkeypatch):
     torch.testing.assert_close(after, plain, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_the_clock_of_the_first_process_is_that_of_all(models, images, monkeypatch):
     """Others may be faster or slower: all stop at one place."""
     clocks = threading.local()
