@@ -220,9 +220,9 @@ class Distributed:
 
     def _all(self, value: Any) -> list[Any]:
         """Plain data of all processes."""
-        self._check_inside()
         found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
+        with self._joined().waiting():
+            torch.distributed.all_gather_object(found, value)
         return found
 
     def _all_tensors(self, value: Tensor) -> list[Tensor]:
@@ -231,20 +231,22 @@ class Distributed:
             return [value.clone() for _ in range(self.size)]
         mine = value.detach().contiguous().reshape(-1).view(torch.uint8)
         found = [torch.empty_like(mine) for _ in range(self.size)]
-        torch.distributed.all_gather(found, mine)
+        with self._joined().waiting():
+            torch.distributed.all_gather(found, mine)
         return [each.view(value.dtype).reshape(value.shape) for each in found]
 
     def _firsts(self, value: Any) -> Any:
-        self._check_inside()
         found = [value]
-        torch.distributed.broadcast_object_list(found, src=0)
+        with self._joined().waiting():
+            torch.distributed.broadcast_object_list(found, src=0)
         return found[0]
 
-    def _check_inside(self) -> None:
+    def _joined(self) -> Watch:
         if self._watch is None:
             raise InputError(
                 "the processes are not connected; use this within: with sg.Distributed() as world."
             )
+        return self._watch
 
     def _unpacked(self, data: bytes) -> Any:
         def place(storage: Any, location: str) -> Any:

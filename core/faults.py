@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Watch:
         self.store, self.rank, self.size = store, rank, size
         self._over = threading.Event()
         self._looks = 0
+        self._exchanges, self._waits = 0, False
         self._beat()
         self._threads = [
             threading.Thread(target=each, name="spikingjelly_signgd watch", daemon=True)
@@ -58,12 +60,36 @@ class Watch:
                 # where this process was held up, so may be the other
                 missed = missed + 1 if now == beat and now else 0
                 beat = now
+                self._look_for_leavers()
                 if missed >= LIMIT:
                     self._say(neighbour, "no sign of life: killed, stopped or its machine is lost")
                     _wake(now.decode())
         except RuntimeError as error:  # also those of torch.distributed
             if not self._over.is_set():
                 end(f"the process that holds the store of all is gone ({error})")
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this process exchanges something with all others."""
+        self._exchanges += 1
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _look_for_leavers(self) -> None:
+        """Who left without the exchange that this process waits in never comes."""
+        exchanges = self._exchanges
+        for rank in range(self.size) if self._waits else ():
+            left = self._value(f"done/{rank}")
+            if left and int(left) < exchanges and self._waits:
+                self._say(
+                    rank,
+                    "left the block of sg.Distributed while others wait for it. All processes run "
+                    "the same lines: what takes distributed= is called on each of them, not under "
+                    '"if world.first".',
+                )
 
     def _beat(self) -> None:
         self.store.set(f"beat/{self.rank}", f"{self._looks} {os.getpid()} {socket.gethostname()}")
@@ -109,7 +135,7 @@ class Watch:
 
     def goodbye(self) -> None:
         """A barrier at the normal end, so that nobody who left early is missed."""
-        self.store.set(f"done/{self.rank}", "")
+        self.store.set(f"done/{self.rank}", str(self._exchanges))
         self._wait_for("done")
         self._stop()
         self.store.set(f"left/{self.rank}", "")

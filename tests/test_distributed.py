@@ -1,11 +1,15 @@
 """Several processes: what they tell each other, and how batches are dealt to them."""
 
+import threading
+import time
+
 import pytest
 import torch
 from several import several
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.core import faults
 from spikingjelly_signgd.core.dealing import batches, deal
 from spikingjelly_signgd.core.distributed import ALONE
 
@@ -151,3 +155,30 @@ def test_what_cannot_be_dealt():
         several(2, sharded)
     with pytest.raises(sg.InputError, match="number of batches differs"):
         several(2, lambda world: list(deal([X] * (world.rank + 2), world)))
+
+
+def test_who_leaves_while_others_wait_is_named(monkeypatch):
+    """All processes meet in every exchange; one that left before it never comes."""
+    ended = []
+    monkeypatch.setattr(faults, "BEAT", 0.01)
+    monkeypatch.setattr(faults, "GRACE", 0.01)
+    monkeypatch.setattr(faults, "end", ended.append)
+    store = torch.distributed.HashStore()
+    first, second = faults.Watch(store, 0, 2), faults.Watch(store, 1, 2)
+    with first.waiting(), second.waiting():
+        pass
+    leaving = threading.Thread(target=second.goodbye)
+    leaving.start()
+    deadline = time.monotonic() + 10
+    while not store.check(["done/1"]):
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert not ended, "nobody waits"
+    with first.waiting():
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert ended[0].startswith("rank 1: left the block")
+    store.set("done/0", "1")
+    leaving.join(10)
+    for watch in first, second:
+        watch._stop()

@@ -56,6 +56,8 @@ with sg.Distributed() as world:
     snn = sg.build(sg.load(folder / "net.h5"))
     loader = DataLoader(Data(*data), 4)
     resume = folder / "results.jsonl" if pause else None
+    if fault == "first alone" and not world.first:
+        sys.exit()
     table = sg.evaluate(snn, loader, reference=snn.source, distributed=world, resume=resume)
     if world.first:
         (folder / "table.json").write_text(json.dumps(table.to_dict()))
@@ -161,3 +163,10 @@ def test_a_fault_of_one_process_ends_all(fault, folder, table):
     code, log = ended(start(folder, 3, 0.01), folder, 60)
     assert code == 0, log
     assert json.loads((folder / "table.json").read_text()) == table and lines(folder) == 9
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_the_others_waiting_ends_all(folder):
+    """As with evaluate(distributed=) under "if world.first"."""
+    code, log = ended(start(folder, 2, fault="first alone"), folder, 30)
+    assert code != 0 and "rank 1: left the block" in log and "if world.first" in log
