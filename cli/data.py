@@ -273,7 +273,8 @@ class Choice:
         return None if among == count else list(range(among))
 
     def described(self, count: int | None) -> dict[str, Any]:
-        drawn = self.samples is not None and count is not None and self.samples < count
+        among = count if count is None or self.limit is None else min(self.limit, count)
+        drawn = self.samples is not None and among is not None and self.samples < among
         return {"limit": self.limit, "samples": self.samples, "seed": self.seed if drawn else None}
 
 
@@ -308,6 +309,7 @@ def load_data(
     prepare, reading = prepare or Preparation(), reading or Reading()
     choice = Choice(limit, samples, seed)
     if clip:
+        _check_of_clip(spec, reading)
         return _clip(spec, labels, choice, prepare)
     data = _found(spec, labels, choice, prepare, reading)
     return _begun(replace(data, workers=reading.workers or data.workers), reading.skip_bad)
@@ -449,6 +451,20 @@ def _texts(path: Path, given: str | None, choice: Choice, prepare: Preparation) 
 
 
 # -- clips ----------------------------------------------------------------------------------------
+
+
+def _check_of_clip(spec: str, reading: Reading) -> None:
+    given = {
+        "--split": reading.split is not None,
+        "--skip-bad": reading.skip_bad,
+        "--workers": reading.workers,
+        "--download": reading.download,
+    }
+    if wrong := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"{', '.join(wrong)}: not of clips, which are held in memory as '{spec}' gives them; "
+            "leave it out."
+        )
 
 
 def _clip(spec: str, given: str | None, choice: Choice, prepare: Preparation) -> Data:

@@ -145,7 +145,7 @@ def check_finite(x: Any, source: str, rows: Sequence[int] | None = None) -> None
     for value in x.values() if isinstance(x, dict) else [x]:
         if not value.is_floating_point() or bool(value.sum().isfinite()):
             continue  # a sum is finite only where all of it is
-        finite = value.flatten(1).isfinite().all(1)
+        finite = value.reshape(len(value), -1).isfinite().all(1)
         if not bool(finite.all()):
             wrong = (~finite).nonzero().flatten().tolist()
             first = wrong[0] if rows is None else rows[wrong[0]]

@@ -450,3 +450,25 @@ def test_modules_of_the_working_folder_in_workers_that_start_anew(inside, monkey
             multiprocessing_context="spawn",
         )  # fmt: skip
         assert next(iter(loader))[:, 0].tolist() == [i + more for i in range(5)]
+
+
+def test_samples_of_one_number_are_checked():
+    np.save("a.npy", np.array([0.5, np.nan, 1.0], dtype=np.float32))
+    with pytest.raises(sg.InputError, match="the first: 1"):
+        list(load_data("a.npy").loader(3))
+
+
+@pytest.mark.parametrize(
+    "given", [{"split": "val"}, {"skip_bad": 1}, {"workers": 1}, {"download": True}], ids=str
+)
+def test_clips_are_read_as_they_are(given):
+    np.save("clip.npy", np.zeros((3, 2, 4), dtype=np.float32))
+    with pytest.raises(sg.InputError, match=f"--{[*given][0].replace('_', '-')}: not of clips"):
+        load_data("clip.npy", clip=True, reading=Reading(**given))
+
+
+def test_the_seed_is_of_the_data_where_samples_are_drawn():
+    np.save("a.npy", X.numpy())
+    options = {"limit": 10, "samples": 20}
+    one, other = (load_data("a.npy", seed=seed, **options).fingerprint for seed in (0, 1))
+    assert one == other != load_data("a.npy", limit=10, samples=5).fingerprint
