@@ -266,7 +266,7 @@ def _check_same(batch: Any, before: str, resume: str | Path | None) -> None:
         raise InputError(
             f"{resume} holds results of other data: a batch that it has is another one now. Give "
             "the same data in the same order (a loader that shuffles: with a seed), or give "
-            "resume= another name, or delete the file."
+            "another file to resume from, or delete this one."
         )
 
 

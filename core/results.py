@@ -150,7 +150,7 @@ class ResultsFile:
 
     def _no_results(self) -> FormatError:
         return FormatError(
-            f"{self.path} is no results file of an evaluation; give resume= another name."
+            f"{self.path} is no results file of an evaluation; give another file to resume from."
         )
 
     def _check(self, line: str, header: Mapping[str, Any]) -> None:
@@ -164,14 +164,14 @@ class ResultsFile:
         if version != VERSION:
             raise FormatError(
                 f"{self.path} is a results file of version {version}, and {VERSION} is read here; "
-                "give resume= another name, or delete it."
+                "give another file to resume from, or delete this one."
             )
         for name, called in ASKED.items():
             if found.get(name) != header[name]:
                 raise InputError(
                     f"{self.path} holds results of something else: {called} was "
-                    f"{found.get(name)!r} there and is {header[name]!r} now. Give resume= another "
-                    "name, or delete the file."
+                    f"{found.get(name)!r} there and is {header[name]!r} now. Give another file "
+                    "to resume from, or delete this one."
                 )
 
     def _read(self, number: int, line: str) -> None:
