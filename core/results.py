@@ -127,22 +127,45 @@ class ResultsFile:
     def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.done: dict[int, Record] = {}
-        header = {"format": FORMAT, "version": VERSION, **asked}
+        self.file = self._opened()
+        try:
+            self._go_on({"format": FORMAT, "version": VERSION, **asked})
+        except BaseException:
+            self.close()
+            raise
+
+    def _go_on(self, header: dict[str, Any]) -> None:
         whole = self._whole_lines(json.dumps(header))
         lines = whole.decode(errors="replace").split("\n")[:-1]
         if lines:
             self._check(lines[0], header)
         for number, line in enumerate(lines[1:], 2):
             self._read(number, line)
-        # unbuffered: a line is one write, and is there when that returns
-        self.file = FileIO(self.path, "a")
         self.file.truncate(len(whole))
         if not lines:
             self._append(json.dumps(header))
 
+    def _opened(self) -> FileIO:
+        """Unbuffered: a line is one write, and is there when that returns. One run at a time."""
+        try:
+            file = FileIO(self.path, "a+")
+        except OSError as error:
+            raise InputError(
+                f"the results file '{self.path}' cannot be written ({error.strerror}); give one in "
+                "a folder that is there and can be written."
+            ) from error
+        if not _locked(file):
+            file.close()
+            raise InputError(
+                f"'{self.path}' is being written by another run; wait for its end, or give another "
+                "file to resume from."
+            )
+        return file
+
     def _whole_lines(self, header: str) -> bytes:
         """What the file holds up to the end of its last whole line."""
-        held = self.path.read_bytes() if self.path.exists() else b""
+        self.file.seek(0)
+        held = self.file.readall()
         whole, _, torn = held.rpartition(b"\n")
         if not whole and not header.encode().startswith(torn):
             raise self._no_results()
@@ -206,6 +229,21 @@ class ResultsFile:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _locked(file: FileIO) -> bool:
+    """Whether it is this run's alone, until it is closed; where files can be locked."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # of Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 # -- digests --------------------------------------------------------------------------------------

@@ -254,6 +254,22 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(name, evaluated, file):
     assert file.read_bytes() == held
 
 
+def test_a_file_that_another_run_writes(evaluated, file):
+    def batches():
+        yield X[:4]
+        with pytest.raises(sg.InputError, match="is being written by another run"):
+            evaluated("no labels", resume=file)
+        yield X[4:]
+
+    assert evaluated(batches, resume=file) == evaluated(lambda: [X[:4], X[4:]])
+    assert len(file.read_bytes().splitlines()) == 1 + 2
+
+
+def test_a_file_that_cannot_be_written(evaluated, file):
+    with pytest.raises(sg.InputError, match="cannot be written .No such file"):
+        evaluated(size=2, resume=file.parent / "absent" / file.name)
+
+
 def test_records_come_back_to_the_last_bit():
     parts = [
         torch.tensor([0.1, float("nan"), float("inf"), -0.0], dtype=dtype).reshape(2, 2)
