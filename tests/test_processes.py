@@ -128,6 +128,7 @@ def lines(folder):
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one(folder, table):
     """One of them waits for the other at the end."""
     code, log = ended(start(folder, 2, fault="leave early"), folder, 60)

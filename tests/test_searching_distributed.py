@@ -58,7 +58,7 @@ MIXED = ("signgd", "group")
 @pytest.mark.parametrize(
     ("make", "asked"),
     [
-        (gelus, {"additions": 1.7}),
+        pytest.param(gelus, {"additions": 1.7}, marks=pytest.mark.slow),
         pytest.param(gelus, {"agreement": 0.4, "dead_zone": 0}, marks=pytest.mark.slow),
         (relus, {"spikes": 4, "methods": MIXED}),
     ],

@@ -53,8 +53,8 @@ CASES = [
     (SIGNS, False, "error"),
     (ONE_STEP, False, "error"),
     (STEPS, False, "additions"),
-    pytest.param(SIGNS, True, "error", marks=pytest.mark.slow),
-    (STEPS, True, "additions"),
+    (SIGNS, True, "error"),
+    pytest.param(STEPS, True, "additions", marks=pytest.mark.slow),
 ]
 
 
