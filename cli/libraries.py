@@ -16,11 +16,11 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
 
+from ..converters.sources import imported
 from ..errors import BackendUnavailable, FormatError, InputError
 from .datasets import Decoded, Pictures, label_of, opened
 from .preparation import Preparation
@@ -43,15 +43,7 @@ def load_library(spec: str, split: str | None, download: bool, prepare: Preparat
 
 
 def _library(spec: str, name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        torch_version = torch.__version__.partition("+")[0]
-        raise BackendUnavailable(
-            f"'{spec}' needs the package {error.name or name!r} ({error}). Install it with: pip "
-            f"install 'spikingjelly-signgd[vision]' torch=={torch_version} (torch is pinned on the "
-            "same line, or pip may replace it)"
-        ) from error
+    return imported(spec, name.partition(".")[0], name, "'spikingjelly-signgd[vision]'")
 
 
 @contextmanager

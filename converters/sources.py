@@ -96,18 +96,23 @@ def takes_texts(spec: str) -> bool:
     return source.library == "hf" and _hf_kind(source).main_input_name == "input_ids"
 
 
-def _library(source: Source, module: str) -> Any:
-    package = LIBRARIES[source.library]
+def imported(what: Any, package: str, module: str, install: str) -> Any:
+    """A module of a package that ``what`` needs; BackendUnavailable, with the pip line, without."""
     try:
         import_module(package)
         return import_module(module)
     except ImportError as error:
         torch_version = torch.__version__.partition("+")[0]
         raise BackendUnavailable(
-            f"'{source}' needs the package {package!r} ({error}). Install it with: pip install "
-            f"{package} torch=={torch_version} (torch is pinned on the same line, or pip may "
+            f"'{what}' needs the package {package!r} ({error}). Install it with: pip install "
+            f"{install} torch=={torch_version} (torch is pinned on the same line, or pip may "
             "replace it)"
         ) from error
+
+
+def _library(source: Source, module: str) -> Any:
+    package = LIBRARIES[source.library]
+    return imported(source, package, module, package)
 
 
 def _unknown(source: Source, what: str, asked: str, known: Iterable[str]) -> InputError:
