@@ -1,9 +1,12 @@
-# Every target but gpu and clean first sets up .venv, again when what it is made of has changed.
+# Every target but help, gpu and clean first sets up what it needs of .venv, again when what it is
+# made of has changed. $(VENV)/.demo is what runs the examples, $(VENV)/.stamp adds what the tests
+# and lint need.
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # 0.0.0.0.14 lies beside the environment, where PYTHONPATH puts it before 2.0.0
+STEP := @tests/step.sh
 LEGACY := $(VENV)/spikingjelly-0.0.0.0.14
 NORSE := $(VENV)/norse-alone
 DOCS := $(VENV)/docs
@@ -17,12 +20,41 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden gpu clean
+.PHONY: help demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden wheels gpu clean
 
-demo: $(VENV)/.stamp
-	$(PY) examples/demo.py
+# times are those of two cores, once the target's packages are installed
+define HELP
+make demo         convert a face detector and two more networks: half a minute
+make report       the report of a converted ConvNeXt, report.html: a minute
+make test         the fast tests, on both versions of SpikingJelly: 12 minutes
+make test-slow    the slow ones: hours
+make lint         format, style, types, layers: a minute
+make docs         the documentation, in site/: a minute
+make wheels       binary wheels, in dist/, tried where there is no compiler: five minutes
+make clean        removes .venv and everything built
 
-report: $(VENV)/.stamp
+In environments of their own
+make test-norse   with Norse and nothing else: a minute
+make lava         netx files and networks in Lava: two minutes
+make nir-readers  NIR files in the readers of other toolchains: a minute
+make neurobench   networks in NeuroBench: a minute
+make toolchains   the last three in one session: three minutes
+make vision       networks of torchvision, timm and transformers; installs 6 GB: half an hour
+
+make golden BASE=<revision>   what the package computes and writes, against that revision
+make gpu                      checks and times on a GPU, with the torch and CuPy of PYTHON
+
+Packages are installed on first use: one to three minutes for make demo, as many again for make test.
+PYTHON=python3.12 chooses another Python.
+endef
+export HELP
+help:
+	@echo "$$HELP"
+
+demo: $(VENV)/.demo
+	@$(PY) examples/demo.py
+
+report: $(VENV)/.demo
 	$(PY) examples/report.py
 
 test: $(VENV)/.stamp
@@ -136,21 +168,32 @@ clean:
 	rm -rf "$(VENV)" .cache site build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first and by its pin. The simulators come without their dependencies, of which torchvision
-# would replace torch; the third line is what their core, ann2snn and monitor import. SpikingJelly is
-# compiled here, since its modules warn of what Python will no longer read, which is an error in the
-# tests. NVRTC compiles the GPU kernels in the tests, without a GPU.
+# torch first and by its pin. SpikingJelly comes without its dependencies, of which torchvision would
+# replace torch; loguru and tqdm are what its core imports, with monitor and ann2snn also requests
+# and tensorboard. It is compiled here, since its modules warn of what Python will no longer read,
+# which is an error in the tests. Of facenet-pytorch and scikit-image the demo needs files alone.
 KERNELS := $(wildcard neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h) \
 	neurons/kernels/build.py neurons/nonlinearities.py
-$(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
-	$(PYTHON) -m venv "$(VENV)"
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis import-linter mypy pillow pytest pytest-xdist ruff
-	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
-	$(PIP) install --no-deps --compile spikingjelly==2.0.0
-	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
-	rm -rf "$(LEGACY)"
-	$(PIP) install --no-deps --compile --target "$(LEGACY)" spikingjelly==0.0.0.0.14
-	mkdir -p "$(VENV)/mypy" && ln -sfn ../.. "$(VENV)/mypy/spikingjelly_signgd"
-	touch $@
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(KERNELS)
+	@echo "== installing into .venv what the examples need (once)"
+	$(STEP) "environment" $(PYTHON) -m venv "$(VENV)"
+	$(STEP) "torch" $(PIP) install -c constraints.txt torch
+	$(STEP) "this package, its kernels compiled, and the examples' packages" \
+		$(PIP) install -c constraints.txt loguru pillow tqdm -e '.[examples]'
+	$(STEP) "SpikingJelly" $(PIP) install --no-deps --compile spikingjelly==2.0.0
+	$(STEP) "a face detector's weights, photographs" \
+		$(PIP) install --no-deps facenet-pytorch==2.6.0 scikit-image==0.26.0
+	@touch $@
+
+# NVRTC compiles the GPU kernels in the tests, without a GPU.
+$(VENV)/.stamp: $(VENV)/.demo
+	@echo "== installing into .venv what the tests need (once)"
+	$(STEP) "test tools" $(PIP) install -c constraints.txt \
+		hypothesis import-linter mypy pytest pytest-xdist requests ruff tensorboard
+	$(STEP) "NVRTC" $(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
+	$(STEP) "Norse" $(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
+	@rm -rf "$(LEGACY)"
+	$(STEP) "the older SpikingJelly" $(PIP) install --no-deps --compile \
+		--target "$(LEGACY)" spikingjelly==0.0.0.0.14
+	@mkdir -p "$(VENV)/mypy" && ln -sfn ../.. "$(VENV)/mypy/spikingjelly_signgd"
+	@touch $@

@@ -1,118 +1,98 @@
-"""Convert trained networks to spiking ones: how often they agree, and what they add for it.
+"""Trained networks as spiking networks: how well they agree with their sources, and what they add.
 
-    python examples/demo.py [--data digits | fashion] [--samples N] [--plot accuracy.png]
+    python examples/demo.py [--networks rnet vgg vit ...] [--plans "8 x 1" ...] [--plot demo]
 
-Nothing is trained, and so that it takes a minute nothing is tuned: the weights lie in
-examples/weights, the digits come with scikit-learn.
+R-Net, the second stage of the face detector MTCNN, has the weights that others trained; the other
+networks are examples of this repository. Nothing is trained, tuned or downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from typing import Any
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data import Data, digits, fashion_mnist
-from networks import load_network
-from torch import nn
+if TYPE_CHECKING:
+    from demo_parts import Row, Task
 
-import spikingjelly_signgd as sg
-from spikingjelly_signgd.analysis import count_operations
-
-NETWORKS = ("vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
-CALIBRATION = 256
-COUNTED = 100  # images on which spikes are counted
-DRAWN = ("vgg", "convnext", "vit")
-MEMBERS = (4, 6, 8)  # of the picture, all in one step
-PLANS: dict[str, dict[str, Any]] = {
-    "a sign or silence (default)": {},
-    "always a sign, 8 in a step": {"dead_zone": 0, "time_steps": 1, "members": 8},
-    "always a sign, 1 in a step": {"dead_zone": 0, "time_steps": 32},
-}
+BEGUN = time.monotonic()
+NETWORKS = ("rnet", "vgg", "resnet", "convnext", "mixer", "resmlp", "vit")
+PLANS = ("8 x 1", "6 x 1", "4 x 1", "8 x 1 dense", "1 x 32 dense")
 HEAD = (
-    f"{'network':<10}{'neurons':<29}{'m x T':>6}{'agreement':>12}{'error':>9}"
+    f"{'network':<10}{'neurons':<14}{'source':>9}{'spiking':>10}{'agreement':>12}{'error':>9}"
     f"{'spikes':>8}{'additions':>11}"
 )
+LEGEND = """
+neurons    members x time steps: so many signs at most for a sample; those that are not needed
+           are left out, or all are sent (dense)
+source     accuracy of the trained network, on test samples
+spiking    accuracy of the spiking network, on the same
+agreement  how often both decide alike; of R-Net also on the windows of a photograph
+error      of the outputs, relative
+spikes     of a neuron for a sample
+additions  for each multiply-accumulate of the trained network"""
+NEXT = """
+Try next:
+  python examples/quickstart.py              check, convert, evaluate and save a network
+  python examples/report.py                  report.html: where a network errs, what it costs
+  python -m spikingjelly_signgd --help       the same from the command line"""
 
 
-@dataclass(frozen=True)
-class Row:
-    """``spikes`` of one neuron and ``additions`` for each MAC of the source, means of an image."""
-
-    evaluation: sg.Evaluation
-    spikes: float
-    additions: float
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGUN:>5.1f} s  {text}", flush=True)
 
 
-def measure(model: nn.Module, data: Data, samples: int, **plan: Any) -> Row:
-    network = sg.convert(model, data.train.images[:CALIBRATION], tune=False, **plan)
-    snn = sg.build(network, "spikingjelly")
-    batches = list(zip(*(part[:samples].split(100) for part in data.test), strict=True))
-    counted = count_operations(snn, data.test.images[: min(samples, COUNTED)])
-    spikes = counted.spikes / counted.neurons
-    return Row(sg.evaluate(snn, batches, reference=model), spikes, counted.additions_per_mac)
+def measured(options: argparse.Namespace) -> tuple[list[Row], Task | None]:
+    """A row for each plan of each network, and the task that has a photograph."""
+    from demo_parts import NAMES, measure, task_of
+
+    rows, photographed = [], None
+    for name in options.networks:
+        task = task_of(name, options.data, options.samples)
+        photographed = task if task.unlabelled is not None else photographed
+        parameters = sum(p.numel() for p in task.model.parameters())
+        say(f"{NAMES[name]}, {parameters:,} parameters")
+        for plan in options.plans:
+            rows.append(measure(task, plan))
+            say(f"  {plan}: {100 * rows[-1].agreement:.2f} % agreement")
+    return rows, photographed
 
 
-def print_row(network: str, neurons: str, plan: str, row: Row) -> None:
-    agreement = 100 * (row.evaluation.agreement[-1] or 0)
-    told = f"{agreement:>10.2f} %{row.evaluation.error[-1]:>9.4f}"
-    sent = f"{row.spikes:>8.2f}{row.additions:>11.2f}"
-    print(f"{network:<10}{neurons:<29}{plan:>6}{told}{sent}", flush=True)
+def table(rows: Sequence[Row]) -> str:
+    from demo_parts import NAMES
 
-
-def signgd_rows(name: str, data_name: str, data: Data, samples: int) -> None:
-    model = load_network(name, data_name)
-    for neurons, plan in PLANS.items():
-        row = measure(model, data, samples, **plan)
-        steps = row.evaluation.time_steps[-1]
-        print_row(name, neurons, f"{8 if steps == 1 else 1} x {steps}", row)
-
-
-def group_row(name: str, data_name: str, data: Data, samples: int) -> None:
-    """A source network that was trained with QCFS activations of 8 levels, held against itself."""
-    model = load_network(name, data_name, qcfs=8)
-    row = measure(model, data, samples, method="group", time_steps=1)
-    print_row(name, "group, trained for it", "8 x 1", row)
-
-
-def draw(data_name: str, data: Data, samples: int, path: str) -> None:
-    """Output error against additions, 4 to 8 signs in one step, with a dead zone and without."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for color, name in zip(("C0", "C1", "C2"), DRAWN, strict=True):
-        model = load_network(name, data_name)
-        for label, zone in (("a sign or silence", None), ("always a sign", 0.0)):
-            plans = [{"time_steps": 1, "members": m, "dead_zone": zone} for m in MEMBERS]
-            rows = [measure(model, data, samples, **plan) for plan in plans]
-            line, fill = ("o-", color) if zone is None else ("s--", "none")
-            x, y = [row.additions for row in rows], [row.evaluation.error[-1] or 0 for row in rows]
-            axes.plot(x, y, line, color=color, mfc=fill, label=f"{name}, {label}")
-    axes.set(xlim=(0, 8.5), yscale="log", ylabel="relative output error", title=(
-        f"{data_name}: {', '.join(map(str, MEMBERS))} signs in one step, not tuned"))  # fmt: skip
-    axes.set_xlabel("additions for each multiply-accumulate of the source")
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=130)
+    lines = [HEAD]
+    for row in rows:
+        accuracy = f"{100 * row.source_accuracy:>7.1f} %{100 * row.accuracy:>8.1f} %"
+        told = f"{100 * row.agreement:>10.2f} %{row.error:>9.4f}"
+        costs = f"{row.spikes:>8.2f}{row.additions:>11.2f}"
+        lines.append(f"{NAMES[row.network]:<10}{row.plan:<14}{accuracy}{told}{costs}")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("digits", "fashion"), default="digits")
-    parser.add_argument("--samples", type=int, default=10_000, help="test images, at most")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--plot", default="accuracy.png")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    given = parser.add_argument
+    given("--networks", nargs="+", choices=NETWORKS, default=["rnet", "vgg", "vit"])
+    given("--plans", nargs="+", choices=PLANS, default=list(PLANS[:3]), help="members x time steps")
+    given("--data", choices=("digits", "fashion"), default="digits", help="of the examples")
+    given("--samples", type=int, default=10_000, help="test images of the examples, at most")
+    given("--plot", type=Path, default=Path("demo"), help="the picture, without .png and .svg")
     options = parser.parse_args()
-    data = digits() if options.data == "digits" else fashion_mnist()
-    print("agreement: of the predictions with the source's; error: of the outputs, relative;")
-    print("spikes: of one neuron for one image; additions: for each MAC of the source\n")
-    print(HEAD)
-    for name in options.networks:
-        signgd_rows(name, options.data, data, options.samples)
-    for name in ("vgg", "resnet"):
-        group_row(name, options.data, data, options.samples)
-    draw(options.data, data, options.samples, options.plot)
-    print(f"\nplot: {options.plot}")
+    say("loading torch and SpikingJelly")
+    for category in (DeprecationWarning, FutureWarning):  # for the authors of what is imported
+        warnings.filterwarnings("ignore", category=category)
+    from demo_parts import draw
+
+    rows, photographed = measured(options)
+    say("drawing")
+    files = draw(rows, photographed, options.plot)
+    print(f"\n{table(rows)}\n{LEGEND}\n\npicture: {files[0]}, {files[1]}\n{NEXT}")
 
 
 if __name__ == "__main__":
