@@ -160,12 +160,17 @@ golden: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) tests/golden.py compare --base "$(BASE)" \
 		--only "$(ONLY)" --jobs $(or $(JOBS),1)
 
+# One wheel for every Python of this platform, in dist/, tried in each of PYTHONS without a compiler
+PYTHONS ?= $(PY)
+wheels: $(VENV)/.demo
+	@$(PY) tests/wheels.py --python $(PYTHONS)
+
 # On a machine with a GPU, torch for CUDA and CuPy, which PYTHON has: checks, then times.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
-	rm -rf "$(VENV)" .cache site build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf "$(VENV)" .cache site build dist neurons/kernels/_cpu*.so *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and by its pin. SpikingJelly comes without its dependencies, of which torchvision would

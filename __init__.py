@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         CaptureError,
         FormatError,
         InputError,
+        KernelsWarning,
         SignGDError,
         UnsupportedOperation,
     )
@@ -97,6 +98,7 @@ __all__ = [
     "HandReport",
     "InputError",
     "InverseSchedule",
+    "KernelsWarning",
     "LevelsWarning",
     "ListSchedule",
     "Motion",
@@ -181,6 +183,7 @@ _HOME = {
     "CaptureError": "errors",
     "FormatError": "errors",
     "InputError": "errors",
+    "KernelsWarning": "errors",
     "SignGDError": "errors",
     "UnsupportedOperation": "errors",
     "Certificate": "exporters",

@@ -31,6 +31,10 @@ class BackendUnavailable(SignGDError, ImportError):
     """A simulator, format library or kernel backend that was asked for is not installed."""
 
 
+class KernelsWarning(UserWarning):
+    """The compiled kernels cannot be used, so the definitions run in torch, which takes longer."""
+
+
 class CaptureError(SignGDError, RuntimeError):
     """torch.export cannot capture the model."""
 

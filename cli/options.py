@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..core.registry import FORMATS, SIMULATORS
+from .version import Version
 
 PROGRAM = "spikingjelly-signgd"
 CODES = (
@@ -89,6 +90,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         description="Trained PyTorch networks as spiking networks of signGD and group neurons.",
         epilog=CODES,
     )
+    parser.add_argument("--version", action=Version, help="what is installed, and the kernels")
     sub = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands: dict[str, Parser] = {}
 

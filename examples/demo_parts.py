@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.analysis import count_operations
 
+torch.set_num_threads(1)  # for networks this small: several would wait for each other
 NAMES = {"rnet": "R-Net", "vgg": "VGG", "resnet": "ResNet", "convnext": "ConvNeXt"}
 NAMES |= {"mixer": "Mixer", "resmlp": "ResMLP", "vit": "ViT"}
 PLANS: dict[str, dict[str, Any]] = {

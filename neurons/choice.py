@@ -19,13 +19,15 @@ Of functions without C code the kernels are handed f(x), computed by torch for a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable, InputError
+from ..errors import BackendUnavailable, InputError, KernelsWarning
 from .kernels import launch, operators
 from .surrogate import Surrogate
 
@@ -62,22 +64,58 @@ def choose(backend: str, device: str, against: str = "") -> Choice:
             f"backend={backend!r} runs on {DEVICES[backend]} tensors, but the input is on "
             f"{device}. Move it with .to({DEVICES[backend]!r}), or use backend='auto'."
         )
-    against = against or (_missing(name) if name else f"there are no kernels for {device}")
-    if not against:
-        return Choice(name)
     if backend == "auto":
-        return Choice("torch", against)
-    raise BackendUnavailable(f"backend={backend!r}: {against}")
+        against = against or (_told(name) if name else f"there are no kernels for {device}")
+        return Choice("torch", against) if against else Choice(name)
+    if against := against or _missing(name):
+        raise BackendUnavailable(f"backend={backend!r}: {against}")
+    return Choice(name)
 
 
-def backends() -> dict[str, str]:
+class Backends(dict[str, str]):
+    """Each backend, and why it is not there: empty where it is. Shown as what "auto" takes."""
+
+    def __repr__(self) -> str:
+        lines = ['torch  the definitions; "auto" takes them where there is nothing better']
+        for name, device in DEVICES.items():
+            here = f'compiled kernels; "auto" takes them for {device} tensors'
+            lines.append(f"{name:<7}{'missing: ' + self[name] if self[name] else here}")
+        return "\n".join(lines)
+
+
+def backends() -> Backends:
     """Each backend, and why it is not there: empty where it is."""
-    return {"torch": "", **{name: _missing(name) for name in DEVICES}}
+    return Backends({"torch": "", **{name: _missing(name) for name in DEVICES}})
+
+
+def runs(backend: str, device: str = "cpu") -> str:
+    """What ``backend`` is on a type of device: of "auto" also what it takes, as in "auto (cpu)"."""
+    if backend != "auto":
+        return backend
+    name = next((name for name, home in DEVICES.items() if home == device), "")
+    return f"auto ({name if name and not _missing(name) else 'torch'})"
 
 
 @_constant
 def _missing(backend: str) -> str:
     return launch.PROVIDERS[DEVICES[backend]].missing(None)
+
+
+@_constant
+def _told(backend: str) -> str:
+    """The same, and what is missing is said once in a process."""
+    if reason := _missing(backend):
+        _warn(backend, reason)
+    return reason
+
+
+@cache
+def _warn(backend: str, reason: str) -> None:
+    warnings.warn(
+        f"the neurons run step by step in torch, which is slower: {reason}",
+        KernelsWarning,
+        stacklevel=2,
+    )
 
 
 @_constant

@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
+import spikingjelly_signgd as sg
 from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.neurons import choice
 
 MODELS = '''
 import torch
@@ -204,3 +207,16 @@ def test_help_names_the_exit_code(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0 and "exit code 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["", "the CPU kernels are not built."])
+def test_version_tells_what_is_installed(missing, monkeypatch, capsys):
+    monkeypatch.setattr(choice, "_missing", lambda _: missing)
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told["spikingjelly-signgd"] == sg.__version__
+    assert told["torch"] == metadata.version("torch")
+    assert f"norse {metadata.version('norse')}" in told["simulators"]
+    assert told["kernels"] == (missing or "compiled")

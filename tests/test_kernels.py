@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -537,9 +538,34 @@ def test_a_cache_folder_that_cannot_be_written_is_left_alone(monkeypatch, tmp_pa
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):
     monkeypatch.setitem(cpu._STRUCTURES, "group", arguments.Sum)
-    path = next(cpu.HERE.glob("_cpu*.so"))
-    with pytest.raises(BackendUnavailable, match="other sources.*of 'group' have .* pip install"):
-        cpu.Library(path)
+    with pytest.raises(BackendUnavailable, match="other sources.*of 'group' have .* again with"):
+        cpu.Library(build.LIBRARY)
+
+
+@needs_compiler
+def test_a_library_of_an_earlier_version_is_refused(monkeypatch, tmp_path):
+    """Of kernels that were changed since, and one from before libraries told their sources."""
+    monkeypatch.setattr(cpu, "sources", lambda: "0" * 32)
+    with pytest.raises(BackendUnavailable, match="other sources.*, not 00000000. Build it again"):
+        cpu.Library(build.LIBRARY)
+    empty = tmp_path / "_cpu.so"
+    command = [*(build.compiler() or []), "-shared", "-x", "c++", "/dev/null", "-o", str(empty)]
+    subprocess.run(command, check=True)
+    with pytest.raises(BackendUnavailable, match="other sources.*digest none, not"):
+        cpu.Library(empty)
+
+
+def test_a_change_of_any_source_is_seen(monkeypatch, tmp_path):
+    for path in (*build.HERE.glob("*.cuh"), *build.HERE.glob("*.cpp"), *build.HERE.glob("*.h")):
+        shutil.copy(path, tmp_path)
+    shutil.copy(build.__file__, tmp_path)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    seen = {build.sources()}
+    for name in ("group.cuh", "cpu.h", "dispatch.cpp", "build.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        seen.add(build.sources())
+    assert len(seen) == 5
 
 
 OWN_THREADS = """
@@ -571,8 +597,7 @@ def test_without_openmp_the_library_has_threads_of_its_own():
     inside = arguments.Operand.data.offset
     offsets = [arguments.Sum.x.offset + inside, arguments.Sum.start.offset + inside]
     offsets.append(arguments.Sum.y.offset)
-    path = next(cpu.HERE.glob("_cpu*.so"))
-    values = [str(path), *map(repr, (whole, offsets, neurons, steps))]
+    values = [str(build.LIBRARY), *map(repr, (whole, offsets, neurons, steps))]
     subprocess.run([sys.executable, "-c", OWN_THREADS, *values], check=True)
 
 

@@ -5,7 +5,7 @@ import itertools
 import pickle
 import subprocess
 import sys
-import sysconfig
+import warnings
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from spikingjelly_signgd.errors import BackendUnavailable, InputError
+from spikingjelly_signgd.errors import BackendUnavailable, InputError, KernelsWarning
 from spikingjelly_signgd.neurons import (
     NONLINEARITIES,
     ConstantSchedule,
@@ -38,6 +38,7 @@ from spikingjelly_signgd.neurons import (
     signgd_step,
     weighted_spike,
 )
+from spikingjelly_signgd.neurons import choice as choices
 from spikingjelly_signgd.neurons.choice import choose
 from spikingjelly_signgd.neurons.kernels import arguments, cpu, launch, operators
 from spikingjelly_signgd.neurons.signgd import OUTPUTS, function_choice
@@ -1149,8 +1150,10 @@ def no_library(monkeypatch, tmp_path):
     cpu.library.cache_clear()
     for known in (RELU.ready, GROUP.ready, operators._sums):  # of a process that has it
         known.clear()
-    monkeypatch.setattr(cpu, "HERE", tmp_path)
-    yield tmp_path
+    choices._warn.cache_clear()
+    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "_cpu.so")
+    yield cpu.LIBRARY
+    choices._warn.cache_clear()
     cpu.library.cache_clear()
 
 
@@ -1169,16 +1172,36 @@ def test_without_the_library_the_definition_runs_and_says_so(no_library):
         lambda: running_sum(x, v, "cpu"),
     ):
         with pytest.raises(
-            BackendUnavailable, match="Install g\\+\\+ or clang\\+\\+ and then the pack"
+            BackendUnavailable, match=r"Install g\+\+ or clang\+\+ and run .*neurons\.kernels`"
         ):
             run()
 
 
 def test_a_library_that_cannot_be_loaded_counts_as_missing(no_library):
-    (no_library / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a library")
+    no_library.write_bytes(b"not a library")
     assert "cannot be loaded" in signgd_choice("auto", X, RELU).reason
-    with pytest.raises(BackendUnavailable, match="Remove .*_cpu.* and build it again"):
+    with pytest.raises(BackendUnavailable, match="_cpu.so cannot be loaded.*Build it again with"):
         signgd_multi_step((X,), SignGDState(V), RELU, backend="cpu")
+
+
+def test_without_the_library_that_is_said_once(no_library):
+    with pytest.warns(KernelsWarning, match=r"slower.*Install g.*run `python -m .*\.kernels`"):
+        signgd_multi_step((X,), SignGDState(V), RELU)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        signgd_multi_step((X,), SignGDState(V), RELU)
+        group_multi_step(X, V, GROUP)
+        assert signgd_choice("torch", X, RELU).backend == "torch"
+    assert not told
+
+
+def test_what_is_asked_for_is_not_warned_of(no_library):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        signgd_multi_step((X,), SignGDState(V), RELU, backend="torch")
+        assert "missing: the CPU kernels are not built" in repr(backends())
+        assert choices.runs("auto") == "auto (torch)" and choices.runs("torch") == "torch"
+    assert not told
 
 
 # -- what a fresh reading found --------------------------------------------------------------------

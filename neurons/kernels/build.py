@@ -7,6 +7,7 @@ expressions of the table of nonlinearities are read from its source.
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +28,7 @@ FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
+LIBRARY = HERE / "_cpu.so"  # of the package; ctypes loads it, so one serves every Python
 # instruction sets, the best first: name, the compiler's flags, when a processor has it
 _WIDE = ("-mprefer-vector-width=512",)
 SETS_X86: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -129,6 +132,15 @@ def table_functions(table: Path = TABLE) -> Iterator[Function]:
             yield kernel_function(code, arity, parameters, dict(zip(words, choice, strict=True)))
 
 
+def sources() -> str:
+    """A digest of what every library is made from; it carries it, and another is refused."""
+    digest = hashlib.sha256()
+    files = [path for ending in ("cuh", "cpp", "h") for path in HERE.glob(f"*.{ending}")]
+    for path in sorted([*files, HERE / "build.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 def compiler() -> list[str] | None:
     """The C++ compiler, as words of a command line; the variable CXX goes first."""
     if command := shlex.split(os.environ.get("CXX", "")):
@@ -163,14 +175,18 @@ def build(
         folder = Path(scratch)
         (folder / "rows.inc").write_text(rows_source(rows.values()))
         lines = [f"MACRO({name}, {supported})" for name, _, supported in sets]
-        (folder / "sets.inc").write_text("#define SETS(MACRO) " + " ".join(lines) + "\n")
+        (folder / "sets.inc").write_text(
+            f'#define SETS(MACRO) {" ".join(lines)}\n#define SOURCES "{sources()}"\n'
+        )
         flags = [*FLAGS, *extra, f"-I{folder}", f"-I{HERE}"]
         objects = [str(folder / "dispatch.o")]
-        _run([*command, *flags, "-c", str(HERE / "dispatch.cpp"), "-o", objects[0]])
+        commands = [[*command, *flags, "-c", str(HERE / "dispatch.cpp"), "-o", objects[0]]]
         for name, march, _ in sets:
             objects.append(str(folder / f"{name}.o"))
             source = ["-c", str(HERE / "cpu.cpp"), "-o", objects[-1]]
-            _run([*command, *flags, *march, f"-DISA={name}", *source])
+            commands.append([*command, *flags, *march, f"-DISA={name}", *source])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
         library = str(folder / output.name)
         _run([*command, "-shared", "-pthread", *extra, *objects, "-o", library])
         os.replace(library, output)

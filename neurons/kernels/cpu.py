@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sysconfig
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,10 @@ import torch
 
 from ...errors import BackendUnavailable
 from . import arguments
-from .build import HERE, Function, NoCompiler, build, compiler
+from .build import LIBRARY, Function, NoCompiler, build, compiler, sources
 from .prepared import Output, Prepared
 
-LIBRARY = "_cpu"  # built by setup.py, with the suffix of an extension module
+FIX = "python -m spikingjelly_signgd.neurons.kernels"  # builds LIBRARY
 _STRUCTURES = {
     "group": arguments.Group,
     "group_gradient": arguments.GroupGradient,
@@ -39,9 +38,10 @@ class Library:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise BackendUnavailable(
-                f"the library of CPU kernels cannot be loaded: {error}. Remove {path} and build it "
-                "again with pip install."
+                f"the library of CPU kernels {path} cannot be loaded: {error}. Build it again with "
+                f"`{FIX}`."
             ) from error
+        _check_sources(library, path)
         library.kernel_name.restype = ctypes.c_char_p
         library.kernel_size.restype = ctypes.c_ulong
         library.kernel_run.restype = None
@@ -57,7 +57,7 @@ class Library:
                 raise BackendUnavailable(
                     f"{path} was built from other sources than this package's: its arguments of "
                     f"{name!r} have {library.kernel_size(i)} bytes, not {ctypes.sizeof(structure)}."
-                    " Build it again with pip install."
+                    f" Build it again with `{FIX}`."
                 )
             self.kernels[name] = i
 
@@ -70,17 +70,29 @@ class Library:
         return self._run, self.kernels[name]
 
 
+def _check_sources(library: ctypes.CDLL, path: Path) -> None:
+    """Raises BackendUnavailable where the library is not of this package's sources."""
+    carried = "none"
+    if hasattr(library, "kernel_sources"):
+        library.kernel_sources.restype = ctypes.c_char_p
+        carried = library.kernel_sources().decode()
+    if carried != sources():
+        raise BackendUnavailable(
+            f"{path} was built from other sources than this package's: it carries their digest "
+            f"{carried[:8]}, not {sources()[:8]}. Build it again with `{FIX}`."
+        )
+
+
 @cache
 def library() -> Library:
     """The library of the package. Raises BackendUnavailable."""
-    path = HERE / f"{LIBRARY}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not path.exists():
+    if not LIBRARY.exists():
         raise BackendUnavailable(
             "the CPU kernels are not built: when the package was installed there was no C++ "
-            "compiler, or it failed (pip install -v shows how). Install g++ or clang++ and then "
-            "the package again, or use backend='torch'."
+            "compiler, or it failed (pip install -v shows how). Install g++ or clang++ and run "
+            f"`{FIX}`, or use backend='torch'."
         )
-    return Library(path)
+    return Library(LIBRARY)
 
 
 @cache
@@ -164,11 +176,8 @@ def _cache_folder() -> Path:
 
 def _digest(function: Function) -> str:
     """Of the function, the sources, the compiler and the processor it is compiled for."""
-    digest = hashlib.sha256(f"{function.key} {compiler()} {_processor()}".encode())
-    sources = [path for ending in ("cuh", "cpp", "h") for path in HERE.glob(f"*.{ending}")]
-    for source in sorted([*sources, HERE / "build.py"]):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:32]
+    text = f"{function.key} {compiler()} {_processor()} {sources()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _processor() -> str:

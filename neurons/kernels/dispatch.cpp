@@ -1,5 +1,5 @@
 // The library's face: which kernels there are, and running one on several threads. SETS(macro) in
-// sets.inc hands on the instruction sets that were compiled, the best first.
+// sets.inc hands on the instruction sets that were compiled, the best first, and SOURCES, a digest.
 #include "cpu.h"
 #include "sets.inc"
 
@@ -63,6 +63,7 @@ bool run_on_torchs_threads(const Work &, int) { return false; }
 #define FACE extern "C" __attribute__((visibility("default")))
 
 FACE int kernel_count() { return table().count; }
+FACE const char *kernel_sources() { return SOURCES; }
 FACE const char *kernel_name(int i) { return table().kernels[i].name; }
 FACE unsigned long kernel_size(int i) { return table().kernels[i].size; }
 FACE void *kernel_range(int i) { return (void *)table().kernels[i].range; }

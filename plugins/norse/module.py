@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import FormatError, InputError
 from ...neurons.base import each_tensor, tensors_in
 from ...neurons.by_hand import RANGES, check_learnable, check_range, learned
+from ...neurons.choice import runs
 from ...neurons.nonlinearities import nonlinearity
 from ...neurons.protocol import state_dtype
 from .. import simulator
@@ -302,7 +303,12 @@ class Neuron(nn.Module):
 
     def extra_repr(self) -> str:
         """As Norse's, with the shapes of tensors in the place of their values."""
-        fields = [f"{name}={shown(value)}" for name, value in self.p._asdict().items()]
+        p = self.p._asdict()
+        if "backend" in p:
+            held = (*self.parameters(), *self.buffers())
+            device = held[0].device.type if held else "cpu"
+            p["backend"] = runs(p["backend"], device)
+        fields = [f"{name}={shown(value)}" for name, value in p.items()]
         parts = [f"p={self.Parameters.__name__}({', '.join(fields)})", f"dt={self.dt}"]
         if getattr(self, "record_states", False):
             parts.append("record_states=True")

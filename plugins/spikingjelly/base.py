@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...errors import FormatError, InputError
 from ...neurons.base import each_tensor
 from ...neurons.by_hand import learned, within
-from ...neurons.choice import BACKENDS, Choice
+from ...neurons.choice import BACKENDS, Choice, runs
 from ...neurons.kernels.prepared import keep, unwatched
 from ...neurons.protocol import at_least_float32, state_dtype
 from ...neurons.scan import scan
@@ -310,6 +310,12 @@ class Kernel(Recording):
                 f"{self._get_name()}: backend is one of {', '.join(BACKENDS)}, but it is {value!r}."
             )
         self._chosen_backend = value
+
+    @property
+    def shown_backend(self) -> str:
+        """What runs on the device of the state, and before there is one on a CPU."""
+        device = self.v.device.type if isinstance(self.v, Tensor) else "cpu"
+        return runs(self.backend, device)
 
     def choice(self, x: Tensor) -> Choice:
         """What runs for inputs of the type and on the device of x, and why if it is the

@@ -179,7 +179,7 @@ class GroupNode(Made):
             f"members={self.members}, v_threshold={show(self.v_threshold)}, "
             f"initial_charge={show(self.initial_charge)}, "
             f"{'signed=True, ' if self.signed else ''}detach_reset={self.detach_reset}, "
-            f"step_mode={self.step_mode}, backend={self.backend}"
+            f"step_mode={self.step_mode}, backend={self.shown_backend}"
         )
 
 

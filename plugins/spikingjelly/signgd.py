@@ -345,4 +345,4 @@ class SignGDNode(Made):
         if isinstance(self.dead_zone, Tensor) or self.dead_zone:
             parts.append(f"dead_zone={show(self.dead_zone)}")
         parts += [f"spikes={self.spikes!r}", f"step_mode={self.step_mode}"]
-        return ", ".join([*parts, f"backend={self.backend}"])
+        return ", ".join([*parts, f"backend={self.shown_backend}"])
