@@ -87,8 +87,11 @@ def main() -> None:
     say("loading torch and SpikingJelly")
     for category in (DeprecationWarning, FutureWarning):  # for the authors of what is imported
         warnings.filterwarnings("ignore", category=category)
-    from demo_parts import draw
+    from demo_parts import draw, sg
 
+    if missing := sg.backends()["cpu"]:
+        say(f"slower than it could be: {missing}")
+        warnings.filterwarnings("ignore", category=sg.KernelsWarning)  # says the same
     rows, photographed = measured(options)
     say("drawing")
     files = draw(rows, photographed, options.plot)

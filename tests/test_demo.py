@@ -31,7 +31,7 @@ def test_nothing_stray_is_on_the_screen(shown):
 def test_progress_has_a_line_for_each_step(shown):
     steps = re.findall(r"^ *[\d.]+ s  (.*)$", shown[0].stdout, re.M)
     assert steps[0].startswith("loading")
-    told = [step.split(":")[0].strip() for step in steps[1:]]
+    told = [step.split(":")[0].strip() for step in steps[1:] if "slower" not in step]
     assert told == ["VGG, 70,330 parameters", "8 x 1", "4 x 1", "drawing"]
 
 
