@@ -130,15 +130,17 @@ def draw(rows: Sequence[Row], task: Task | None, path: Path) -> list[Path]:
 
 
 def draw_errors(axes: Any, rows: Sequence[Row]) -> None:
-    """Error against additions: a line for each network, its name at the end; plans at the first."""
+    """Error against additions: a line for each network, its name at the end, and on that to the
+    right the plans."""
+    rightmost = max(rows, key=lambda row: row.additions).network
     offset = {"xytext": (8, -3), "textcoords": "offset points"}
     for i, name in enumerate(dict.fromkeys(row.network for row in rows)):
         mine = sorted((r for r in rows if r.network == name), key=lambda row: row.additions)
         color = f"C{i}"
         axes.plot([r.additions for r in mine], [r.error for r in mine], "o-", color=color)
-        for row in mine if i == 0 else mine[-1:]:
+        for row in mine if name == rightmost else mine[-1:]:
             label = NAMES[name] if row is mine[-1] else ""
-            label = ", ".join(filter(None, (label, row.plan if i == 0 else "")))
+            label = ", ".join(filter(None, (label, row.plan if name == rightmost else "")))
             axes.annotate(label, (row.additions, row.error), color=color, **offset)
     axes.set(yscale="log", ylabel="relative error of the outputs")
     axes.set_xlabel("additions for each multiply-accumulate of the source")
