@@ -121,13 +121,8 @@ class Tree:
         return float(self._answer())
 
 
-# Kernels are those of their tree
-BUILD = """
-import pathlib, sys
-sys.path.insert(0, ".")
-import build
-build.build(pathlib.Path(sys.argv[1]).absolute(), build.table_functions())
-"""
+# kernels are those of their tree, whose setup knows what the library is called there
+BUILD = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
 
 
 @contextmanager
@@ -139,9 +134,8 @@ def checked_out(revision: str) -> Iterator[Path]:
             cwd=ROOT, check=True,
         )  # fmt: skip
         try:
-            for library in (ROOT / "neurons" / "kernels").glob("_cpu*.so"):
-                command = [sys.executable, "-c", BUILD, library.name]
-                subprocess.run(command, cwd=tree / "neurons" / "kernels", check=True)
+            if any((ROOT / "neurons" / "kernels").glob("_cpu*.so")):
+                subprocess.run(BUILD, cwd=tree, check=True)
             yield tree
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT)
