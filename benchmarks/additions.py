@@ -95,7 +95,6 @@ class Point:
     data: str
     additions: float
     change: float
-    images: int | None = None  # where we measured
 
     @property
     def name(self) -> str:
@@ -103,11 +102,12 @@ class Point:
 
 
 def ours() -> list[Point]:
-    return [
-        Point("ours", *cell.split(), "Fashion-MNIST", v["additions"],
-              100 * (v["accuracy"] - v["source"]), v["images"])
-        for cell, v in real.cells(RESULTS / "fashion.json").items()
-    ]  # fmt: skip
+    found = []
+    for cell, v in real.cells(RESULTS / "fashion.json").items():
+        network, plan = cell.split()
+        change = 100 * (v["accuracy"] - v["source"])
+        found.append(Point("ours", network, plan, "Fashion-MNIST", v["additions"], change))
+    return found
 
 
 def bounds() -> list[Point]:
@@ -115,7 +115,7 @@ def bounds() -> list[Point]:
     cells = json.loads(LITE.read_text())
     return [
         Point("ours, bound", "EfficientNet-Lite0", f"{plan} tuned", "200 crops", v["additions"],
-              100 * (v["agreement"] - 1), v["samples"])
+              100 * (v["agreement"] - 1))
         for plan in ("8x1", "6x2")
         for v in [cells[f"{plan} tuned"]]
     ]  # fmt: skip

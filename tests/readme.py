@@ -5,7 +5,8 @@
 
 The Python blocks run in their order in one namespace, the commands after them. What README shows,
 under a block or as the comment of a `print`, is compared with what is printed; another processor
-rounds otherwise, so numbers with a decimal point may differ by TOLERANCE of their value.
+rounds otherwise, so measured numbers (with a decimal point, by thousands, of percent) may differ by
+TOLERANCE of their value, or by LEAST.
 """
 
 from __future__ import annotations
@@ -23,34 +24,37 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 MARK = "== the next block"
-TOLERANCE = 0.1
-NUMBER = re.compile(r"\d+\.\d+")
+TOLERANCE, LEAST = 0.1, 0.002
+NUMBER = re.compile(r"[+-]?\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+|\d+(?=%)")
 
 
 def blocks(language: str, text: str) -> list[str]:
     return [code for found, code in FENCE.findall(text) if found == language]
 
 
-def expected(text: str) -> list[str]:
-    """What each Python block of a page is shown to print: the fence after "prints", or comments."""
+def expected(text: str, comments: bool = True) -> list[str]:
+    """What each Python block is shown to print: the fence after "prints", or comments of print."""
     found = []
     for part in re.split(r"^```python\n", text, flags=re.M)[1:]:
         code, after = part.split("\n```\n", 1)
         shown = re.match(r"\s*prints[^\n]*\n\n```\w*\n(.*?)^```$", after, re.M | re.S)
-        comments = re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
-        found.append(shown[1] if shown else "".join(f"{line}\n" for line in comments))
+        lines = re.findall(r"^print\(.*\)  # (.*)$", code, re.M) if comments else []
+        found.append(shown[1] if shown else "".join(f"{line}\n" for line in lines))
     return found
 
 
 def same(printed: str, shown: str) -> bool:
-    """Line by line, but for TOLERANCE in numbers with a decimal point, and the width of columns."""
+    """Line by line, but for the width of columns and what measured numbers may differ by."""
 
     def frame(text: str) -> list[str]:
         return [" ".join(NUMBER.sub("#", line).split()) for line in text.splitlines()]
 
-    pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=False)
+    def numbers(text: str) -> list[float]:
+        return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
+
+    pairs = zip(numbers(printed), numbers(shown), strict=False)
     return frame(printed) == frame(shown) and all(
-        math.isclose(float(a), float(b), rel_tol=TOLERANCE) for a, b in pairs
+        math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=LEAST) for a, b in pairs
     )
 
 
@@ -110,4 +114,5 @@ def run(python: str) -> None:
 
 if __name__ == "__main__":
     what, *paths = sys.argv[1:]
-    {"install": install, "run": run}[what](*(str(Path(path).absolute()) for path in paths))
+    paths = [str(Path(path).absolute()) for path in paths]
+    install(*paths) if what == "install" else run(*paths)
