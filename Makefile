@@ -38,7 +38,8 @@ test-slow: $(VENV)/.stamp
 # The package as a wheel, built once for those that install it
 WHEEL := $(VENV)/wheel
 PACKAGE := $(filter-out tests/% docs/% examples/% benchmarks/%, \
-	$(wildcard *.py */*.py */*/*.py */*/*/*.py neurons/kernels/* analysis/*.css))
+	$(wildcard *.py */*.py */*/*.py */*/*/*.py analysis/*.css \
+	neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h))
 $(WHEEL)/.stamp: pyproject.toml $(PACKAGE) | $(VENV)/.stamp
 	rm -rf "$(WHEEL)" && $(PIP) wheel --no-deps --wheel-dir "$(WHEEL)" . && rm -rf build
 	touch $@
