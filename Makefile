@@ -20,7 +20,7 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: help demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden wheels gpu clean
+.PHONY: help demo report environments test test-slow test-norse test-readme lava lava-environment neurobench nir-readers toolchains vision docs lint golden wheels gpu clean
 
 # times are those of two cores, once the target's packages are installed
 define HELP
@@ -35,6 +35,7 @@ make clean        removes .venv and everything built
 
 In environments of their own
 make test-norse   with Norse and nothing else: a minute
+make test-readme  README's blocks from the wheel, outside of the checkout: a minute
 make lava         netx files and networks in Lava: two minutes
 make nir-readers  NIR files in the readers of other toolchains: a minute
 make neurobench   networks in NeuroBench: a minute
@@ -67,22 +68,44 @@ test: $(VENV)/.stamp
 test-slow: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m slow
 
+# The package as a wheel, built once for those that install it
+WHEEL := $(VENV)/wheel
+PACKAGE := $(filter-out tests/% docs/% examples/% benchmarks/%, \
+	$(wildcard *.py */*.py */*/*.py */*/*/*.py analysis/*.css \
+	neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h))
+$(WHEEL)/.stamp: pyproject.toml $(PACKAGE) | $(VENV)/.stamp
+	rm -rf "$(WHEEL)" && $(PIP) wheel --no-deps --wheel-dir "$(WHEEL)" . && rm -rf build
+	touch $@
+
+# README as a stranger follows it: what its install line makes of the wheel, with the torch of .venv,
+# and there its blocks and commands, outside of the checkout
+README := $(VENV)/readme
+test-readme: $(README)/.stamp $(WHEEL)/.stamp
+	@$(README)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+		--force-reinstall "$(WHEEL)"/*.whl
+	@OMP_NUM_THREADS=1 $(README)/bin/python tests/readme.py run "$(README)/bin/python"
+
+$(README)/.stamp: README.md pyproject.toml | $(VENV)/.stamp $(WHEEL)/.stamp
+	rm -rf "$(README)" && $(PYTHON) -m venv "$(README)"
+	tests/share_torch.sh "$(PY)" "$(README)/bin/python"
+	$(README)/bin/python tests/readme.py install "$(README)/bin/python" "$(WHEEL)"/*.whl
+	touch $@
+
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
-test-norse: $(NORSE)/.stamp
-	@$(NORSE_PIP) install --no-deps --force-reinstall . && rm -rf build
+test-norse: $(NORSE)/.stamp $(WHEEL)/.stamp
+	@$(NORSE_PIP) install --no-deps --force-reinstall "$(WHEEL)"/*.whl
 	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
 		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
 	@OMP_NUM_THREADS=1 $(NORSE)/bin/python -m pytest -q -n auto --dist worksteal \
 		-m "not spikingjelly" tests/test_norse.py
 
 NORSE_PIP := $(NORSE)/bin/python -m pip --quiet --disable-pip-version-check
-$(NORSE)/.stamp: $(VENV)/.stamp
+$(NORSE)/.stamp: $(VENV)/.stamp $(WHEEL)/.stamp
 	rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
 	tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
 	$(NORSE_PIP) install -c constraints.txt torch
-	$(NORSE_PIP) install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
-	rm -rf build
+	$(NORSE_PIP) install -c constraints.txt "$$(ls "$(WHEEL)"/*.whl)[norse]" hypothesis pytest pytest-xdist
 	$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
 		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
 	touch $@
@@ -91,7 +114,7 @@ lava-environment: $(VENV)/.stamp
 	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)" "$(PY)"
 
 # All that the other targets install, side by side with make -j
-environments: $(VENV)/.stamp $(NORSE)/.stamp $(DOCS)/.stamp lava-environment
+environments: $(VENV)/.stamp $(NORSE)/.stamp $(README)/.stamp $(DOCS)/.stamp lava-environment
 
 # netx files and signGD networks in Lava itself, which goes into an environment of its own
 lava: lava-environment
