@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4  # with GitHub's slugs
 math_numfig = False
+smartquotes = False  # "signed" and [T, ...] are code
 
 # -- the reference, from docstrings ------------------------------------------------------------
 
@@ -71,14 +72,18 @@ nitpick_ignore_regex = [
 # -- the site ----------------------------------------------------------------------------------
 
 html_theme = "furo"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = "spikingjelly_signgd"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["style.css"]
+# results with excerpts are fetched page by page, which browsers refuse to pages from the disk
+html_js_files = [
+    (None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol != 'file:'"})
+]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
 html_theme_options = {
-    "light_css_variables": {"font-stack--monospace": "ui-monospace, 'DejaVu Sans Mono', monospace"},
     "navigation_with_keys": True,
 }
 copybutton_exclude = ".linenos, .gp, .go"

@@ -540,7 +540,7 @@ def in_toctrees(page: str) -> Iterator[str]:
     yield page
     found = blocks(f"docs/{page}.md") if f"docs/{page}.md" in PAGES else []
     for block in [block for block in found if block.language == "{toctree}"]:
-        for name in re.findall(r"^[^:\s].*$", block.code, re.M):
+        for name in re.findall(r"^(?:[^:\n].* <)?([\w/-]+)>?$", block.code, re.M):
             yield from in_toctrees((Path(page).parent / name).as_posix())
 
 
