@@ -75,9 +75,9 @@ nir-readers: $(VENV)/.stamp
 
 # The site of the documentation, in site/, in an environment of its own: torch, Norse and the extra
 # docs. Every link and anchor within the site is checked, and that nothing lost its address.
-SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -n -W --keep-going -c docs
+SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -j auto -n -W --keep-going -c docs
 docs: $(DOCS)/.stamp
-	@$(SPHINX) .cache/docs/pages site
+	@rm -rf site && $(SPHINX) .cache/docs/pages site
 	@PYTHONPATH=.cache/docs/package "$(DOCS)/bin/python" docs/tables.py --check
 	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"

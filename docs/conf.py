@@ -52,7 +52,6 @@ autodoc_preserve_defaults = True  # `neurons=NEURONS`, not the whole table
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
-add_module_names = False
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
