@@ -33,7 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4  # with GitHub's slugs
 math_numfig = False
-smartquotes = False  # "signed" and [T, ...] are code
+smartquotes_action = "D"  # dashes alone: "signed" and [T, ...] are code
 
 # -- the reference, from docstrings ------------------------------------------------------------
 
@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     ("py:class", r"Tensor|Module|nn\.Module|Path|Size|NetworkModule|Neuron|Data|Batch"),
     # what networks and neurons are made of inside the package, and has no place in the reference
     ("py:class", r"spikingjelly_signgd\.(core|neurons|converters|exporters)\..*"),
-    ("py:class", r"spikingjelly_signgd\.plugins\..*\.(_\w+State|Node(State|Parameters))"),
+    ("py:class", r"spikingjelly_signgd\.plugins\.norse\.generic\.Node(State|Parameters)"),
 ]
 
 # -- the site ----------------------------------------------------------------------------------
