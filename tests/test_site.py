@@ -13,7 +13,7 @@ OUTSIDE = """
 [...document.querySelectorAll("article *")].filter(element => {
     const { right } = element.getBoundingClientRect()
     if (right <= document.documentElement.clientWidth + 1) return false
-    for (let box = element; box; box = box.parentElement)
+    for (let box = element; box.tagName != "ARTICLE"; box = box.parentElement)
         if (getComputedStyle(box).overflowX != "visible") return false
     return true
 }).map(element => element.outerHTML.slice(0, 80))

@@ -110,6 +110,16 @@ def modules(app: Sphinx, document: nodes.document) -> None:
             node["ids"].append(name.removeprefix("module-"))
 
 
+def breakable(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Lines may break behind the dots of a module's name."""
+    if "body" in context:
+        context["body"] = re.sub(
+            r'(?<=descclassname"><span class="pre">)[\w.]+',
+            lambda name: name[0].replace(".", ".<wbr>"),
+            context["body"],
+        )
+
+
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """Leaves out a tuple's items without a text of their own, and aliases of private classes."""
     if inspect.isclass(obj):
@@ -122,4 +132,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", modules)
+    app.connect("html-page-context", breakable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
