@@ -135,7 +135,7 @@ def convert(
     [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
     arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose
     whole numbers stay exact. It is gone through once: of all samples there are
-    statistics, and some are kept (``Settings``). None is the preset's choice.
+    statistics, and some are kept (``Settings``). None is the preset's choice::
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
