@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.module import NetworkModule, NetworkState
 from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import check_run, check_steps
 from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
@@ -573,9 +573,9 @@ def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
             return counts
     rest = (check_run(owner, snn, each, steps, False) for each in given)
     parts = (part for each in chain([first], rest) for part in each.split(BATCH))
-    total = -(-len(first) // BATCH) if is_whole(x) else None
+    total = len(first) if is_whole(x) else samples_in(x)
     samples = 0
-    for part in progress(parts, "counting", total):
+    for part in progress(parts, "counting spikes", total, images=len):
         for sent in _simulate(snn, part, steps) if len(part) else ():
             if not same:
                 spikes = {name: s.cpu().double() for name, s in sent.spikes.items()}

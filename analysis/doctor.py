@@ -36,6 +36,7 @@ from ..core.network import (
     values_of,
 )
 from ..core.operations import follows_batch
+from ..core.progress import working
 from ..core.running import check_run, check_steps, run
 from ..core.samples import Data, examined
 from ..errors import InputError
@@ -265,7 +266,8 @@ def diagnose(
     few = check_run("diagnose", snn, few, steps[-1], False)
     assert network is not None
     _check(network, few, labels)
-    return _diagnosed(snn, few, labels, reference, steps, neurons)
+    with working(f"examining {len(network.neurons)} layers of neurons"):
+        return _diagnosed(snn, few, labels, reference, steps, neurons)
 
 
 def _diagnosed(

@@ -32,6 +32,7 @@ from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
+from ..core.progress import working
 from ..core.running import check_run, check_steps, planned_steps, run, steps_of
 from ..core.samples import Data, Spread, is_whole, joined, labels_of, pair_of
 from ..core.streams import completed
@@ -166,7 +167,9 @@ def write_report(
     if clip is not None:
         report.stream = _try(lambda: _streamed(snn, clip, reference or snn.source, sound))
     report.facts = _facts(report, data.x, command)
-    write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
+    with working("drawing the report"):
+        page = _page(report, title)
+    write_whole(target, page.encode("utf-8", "backslashreplace"))
     return target
 
 

@@ -149,6 +149,16 @@ class Batches(Sequence[Any]):
             shapes = sorted(self._shapes)
             raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
 
+    @property
+    def own_batches(self) -> int | None:
+        """How many of the batches are this process's; None where the data do not say."""
+        try:
+            length = len(self.data)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        of_all = length if self.most is None else min(length, self.most)
+        return len(range(self.world.rank, of_all, self.world.size))
+
     # -- what is known when all batches have been seen ---------------------------------------------
 
     def _end(self) -> None:
@@ -260,7 +270,7 @@ def statistics(
     module = NetworkModule(network, {})
     seen = {node.name: _Seen(node, seed) for node in network.of(Function)}
     sums = _Sums(seen, given.world)
-    for number, batch in progress(given.each(sums.fold), "calibrating"):
+    for number, batch in progress(given.each(sums.fold), "calibrating", given.own_batches):
         for x in batch.split(at_once(network)):
             walk(network, _Watched(module, module.check_input(x), seen), ())
         sums.take(number)

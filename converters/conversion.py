@@ -15,6 +15,7 @@ from ..core.distributed import ALONE, Distributed
 from ..core.inputs import Batch, batch_of, call
 from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
+from ..core.progress import progress, working
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
 from .calibration import Batches, Calibration, batches_of
@@ -201,7 +202,8 @@ def convert(
             network = network.replace(time_steps=1)
         if settings.sizes:
             network = _at_sizes(network, context)
-        for one in PASSES if passes is None else passes:
+        asked = PASSES if passes is None else passes
+        for one in progress(asked, _told_of_pass, len(asked)):
             network = one(network, context)
     if carries:
         found = {name: at(network.outputs, path, name) for name, path in carries.items()}
@@ -233,6 +235,10 @@ def _context(
         return Context(model, settings, data, distributed=distributed)
     clips = clips_of(calibration, settings.motion, settings.max_batches, world)
     return Context(model, settings, Batches(batches_of_frames(clips)), clips, distributed)
+
+
+def _told_of_pass(one: Pass) -> str:
+    return f"converting: {getattr(one, '__name__', type(one).__name__).replace('_', ' ')}"
 
 
 def _told(settings: Settings) -> str:
@@ -305,7 +311,8 @@ def lower(model: nn.Module, sample: Any, settings: Settings) -> SpikingNetwork:
 
 
 def _lowered(model: nn.Module, sample: Any, settings: Settings) -> tuple[Lowering, CheckReport]:
-    lowering = Lowering(capture(model, sample), settings.rows, settings.options)
+    with working(f"capturing {type(model).__name__}"):
+        lowering = Lowering(capture(model, sample), settings.rows, settings.options)
     return lowering, CheckReport(type(model).__name__, tuple(lowering.coverage))
 
 

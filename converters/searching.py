@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
+from ..core.progress import progress
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
@@ -163,7 +164,8 @@ def search(
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
     mixer = _Mixer(plain, x, seen, rest[:held], iterations, seed, tried, work) if mix else None
-    for budget in (spikes,) if spikes is not None else BUDGETS:
+    budgets = (spikes,) if spikes is not None else BUDGETS
+    for budget in progress(budgets, lambda b: f"searching: {b} spikes a neuron", len(budgets)):
         network = _within(plain, seen, budget, iterations, seed, tried, work)
         if mixer is not None:
             network = mixer.best(network, budget)

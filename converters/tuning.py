@@ -44,7 +44,7 @@ from torch import Tensor
 from ..core.distributed import Distributed
 from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..errors import InputError
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices
@@ -88,6 +88,7 @@ TOGETHER_BATCH = 16
 PIECE = 4  # of these, whose graph is held at once
 REPORTING = 1.6e10  # of the errors if undone
 REPORT = 0.1  # of the seconds, at most, for these
+MEASURED = 2  # steps of descent, after which it is told what all will take
 RATE = 0.2  # of log step sizes
 SPARSE_RATE = 0.1  # where neurons have dead zones
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
@@ -468,8 +469,21 @@ class _Tuner:
             samples = self.seen.pick(pick.to(self.seen.x.device))
             descent.step(self._losses(samples, descent.choices), self.budget)
             self.done += 1
+            if self.done == MEASURED and not self.parts:
+                self._announce()
             if i in looks or self._late():
                 yield descent.choices
+
+    def _announce(self) -> None:
+        """What all of the tuning will take, by what its first steps took."""
+        longest = self.budget.longest
+        look = self._look()
+        seconds = self.iterations * longest.get("descent", 0.0) + len(PHASES) * LOOKS * look
+        if "steps" in self.learn and self.few >= LEAST and not self.sparse:
+            tries = len(RESIZE) * len(self._neurons())
+            seconds += len(PHASES) * tries * look * self.few / len(self.held_out)
+        limit = math.inf if self.seconds is None else self.seconds
+        announce(f"tuning {self.iterations} steps of descent", min(seconds, limit))
 
     def _losses(self, samples: Samples, choices: Choices) -> list[Callable[[], Tensor]]:
         """In pieces whose graph fits in memory."""

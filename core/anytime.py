@@ -16,7 +16,7 @@ from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
 from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
-from .progress import progress
+from .progress import progress, samples_in
 from .running import check_run, check_steps, length_of, steps_of
 from .spikes import Sent, listening
 
@@ -293,7 +293,7 @@ def calibrate_exit(
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []
-    for batch in progress(loader, "calibrating the exit"):
+    for batch in progress(loader, "calibrating the exit", samples_in(loader), images=_samples):
         x = batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if reference is None:
             target = snn.ann(x)
@@ -308,6 +308,10 @@ def calibrate_exit(
     if sum(part.shape[1] for part in margins) < 2:
         raise InputError("the loader holds fewer than two samples; nothing can be calibrated.")
     return _rule(torch.cat(margins, 1), torch.cat(same, 1), torch.cat(spikes, 1), agreement)
+
+
+def _samples(batch: Any) -> int:
+    return len(batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
 
 def _rule(margins: Tensor, same: Tensor, spikes: Tensor, target: float) -> ExitRule:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.inputs import Batch, Inputs, batch_of
 from ..core.module import given_to
 from ..core.network import Input, SpikingNetwork
+from ..core.progress import working
 from ..errors import FormatError, InputError
 from .files import write_whole
 from .formats import find_format
@@ -154,7 +155,8 @@ def verify(
         )
     request = Request(path, x, network, time_steps, samples, seed, functions or {}, python)
     before = path.read_bytes() if path.is_file() else b""
-    certificate: Certificate = found.verify(request)
+    with working(f"verifying {path.name}"):
+        certificate: Certificate = found.verify(request)
     return _embedded(path, found, certificate, before) if embed else certificate
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import core
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.cli import commands, main
 from spikingjelly_signgd.cli.data import Data
@@ -629,10 +630,12 @@ def test_progress_bars_on_a_terminal(monkeypatch, capsys):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("SIGNGD_PROGRESS", "auto")
+    monkeypatch.setitem(core.progress.AFTER, "bar", 0.0)
     evaluate = ["evaluate", "net.h5", *SOME, "--json"]
     assert main(evaluate) == 0 and document(capsys)["samples"] == 8
     shown = terminal.getvalue()
-    assert "evaluating" in shown
+    assert "\revaluating" in shown
     assert main([*evaluate, "--quiet"]) == 0 and document(capsys)["samples"] == 8
     assert terminal.getvalue() == shown
 
