@@ -34,7 +34,7 @@ from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
 from ..core.progress import working
 from ..core.running import check_run, check_steps, planned_steps, run, steps_of
-from ..core.samples import Data, Spread, is_whole, joined, labels_of, pair_of
+from ..core.samples import Data, Spread, is_whole, joined, labelled, labels_of, pair_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
@@ -162,6 +162,7 @@ def write_report(
     _check_target(target)
     steps = _check_numbers(snn, time_steps, samples)
     given = _check_given(check, certificates)
+    x, y = labelled(x, y)
     data = _OneBatch(snn, x, y, samples) if is_whole(x) else _ManyBatches(snn, x, y, samples)
     report = _measure(snn, data, reference, check, steps, given)
     if clip is not None:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..core.dealing import batches, deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule, Source
 from ..core.network import Function, SpikingNetwork
@@ -198,7 +199,7 @@ class Batches(Sequence[Any]):
 
 
 def _iterable(calibration: Calibration) -> Iterable[Any]:
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     if isinstance(given, Inputs):
         _check_batch(given, 0)
         return given.split(BATCH)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..core.dealing import deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of, samples_of
 from ..errors import CalibrationError, InputError
 
@@ -100,7 +101,7 @@ def clips_of(
     of a stream. All processes of ``world`` get all clips, each of which one of them has loaded.
     Raises CalibrationError.
     """
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     one = isinstance(given, (Tensor, Inputs))
     if not one and not isinstance(given, Iterable):
         raise CalibrationError(

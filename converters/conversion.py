@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.dealing import batches
 from ..core.distributed import ALONE, Distributed
+from ..core.given import given, is_pair
 from ..core.inputs import Batch, batch_of, call
 from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
 from ..core.progress import progress, working
+from ..core.samples import is_whole
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
-from .calibration import Batches, Calibration, batches_of
+from .calibration import Batches, Calibration
 from .capture import capture
 from .carried import Carries, at, clips_with
 from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
@@ -76,7 +79,7 @@ def describe(row: Coverage) -> str:
 
 def check(
     model: nn.Module,
-    sample: Tensor | Mapping[str, Tensor],
+    sample: Any,
     *,
     neurons: Mapping[Operation, Entry] | None = None,
     forms: Forms | None = None,
@@ -85,16 +88,24 @@ def check(
     """What each operation of ``model`` becomes, all unsupported ones included.
 
     ``sample`` is a batch [B, ...] like those the model sees, or a dict of such tensors by the names
-    of its arguments; ``neurons`` and ``forms`` are those of ``convert``. The model is left as it
-    was.
+    of its arguments, or data as for ``convert``, of which the first batch is taken; ``neurons`` and
+    ``forms`` are those of ``convert``. The model is left as it was.
 
     Raises CaptureError where ``torch.export`` cannot follow the model at all, CalibrationError for
     a sample that is no batch of finite numbers or that the model fails on, InputError for ``forms``
     that are unknown.
     """
     settings = Settings(neurons=neurons, forms=_forms(forms, functions))
-    (x,) = batches_of([sample])
+    x = Batches(_first(sample)).first
     return _lowered(model, x, settings)[1]
+
+
+def _first(sample: Any) -> list[Any]:
+    """One batch: the first, where ``sample`` is data that hold several."""
+    sample = given(sample)
+    if is_pair(sample) or is_whole(sample):
+        return [sample]
+    return [each for each, _ in zip(batches(sample), range(1), strict=False)]
 
 
 def convert(
@@ -133,7 +144,7 @@ def convert(
 
     ``model`` takes a tensor [B, ...], or several by keyword, and returns
     tensors, in lists, tuples, dicts or dataclasses. ``calibration`` is a tensor
-    [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
+    or array [N, ...], a ``Dataset``, a pair (x, y) or batches of either; of a model with several
     arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose
     whole numbers stay exact. It is gone through once: of all samples there are
     statistics, and some are kept (``Settings``). None is the preset's choice.

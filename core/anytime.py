@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .dealing import batches
 from .inputs import Inputs, batch_of, call, samples_of
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
@@ -293,6 +294,7 @@ def calibrate_exit(
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []
+    loader = batches(loader)
     for batch in progress(loader, "calibrating the exit", samples_in(loader), images=_samples):
         x = batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if reference is None:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of
 from ..core.module import given_to
 from ..core.network import Input, SpikingNetwork
 from ..core.progress import working
+from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
 from .files import write_whole
 from .formats import find_format
@@ -130,7 +132,8 @@ def verify(
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
-    Of several inputs x is a dict by their names. Of a plan for streams it is a clip [F, B, ...] of
+    Of several inputs x is a dict by their names; of a ``Dataset``, a DataLoader or batches
+    ``samples`` from all over are taken. Of a plan for streams it is a clip [F, B, ...] of
     two frames or more, whose state is kept from frame to frame.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
@@ -153,11 +156,21 @@ def verify(
         raise InputError(
             f"network is the SpikingNetwork that convert returned, not {type(network).__name__}."
         )
+    x = None if x is None else _examined(x, samples)
     request = Request(path, x, network, time_steps, samples, seed, functions or {}, python)
     before = path.read_bytes() if path.is_file() else b""
     with working(f"verifying {path.name}"):
         certificate: Certificate = found.verify(request)
     return _embedded(path, found, certificate, before) if embed else certificate
+
+
+def _examined(x: Any, samples: int) -> Any:
+    """x as it is where it is one batch, or a dict of such; of other data so many samples."""
+    x = one_batch(x)
+    if isinstance(x, Mapping) or is_whole(x):
+        return x
+    kept = some(x, samples).x
+    return kept.tensors if isinstance(kept, Inputs) else kept
 
 
 def _embedded(path: Path, format: Any, certificate: Certificate, before: bytes) -> Certificate:

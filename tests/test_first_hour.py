@@ -2,12 +2,24 @@
 
 import io
 import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd.analysis import (
+    count_operations,
+    diagnose,
+    estimate_energy,
+    record,
+    write_report,
+)
+from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core import progress as shown
 from spikingjelly_signgd.core.progress import announce, progress, working
 
@@ -138,3 +150,143 @@ def test_every_part_of_a_conversion_says_what_it_does(log, monkeypatch):
     sg.convert(classifier(), X, tune=True, time_steps=2)
     for part in ("converting: calibrate (", "calibrating 1/2", "tuning ", " steps of descent, abo"):
         assert part in log.getvalue(), part
+
+
+# -- data in any form -----------------------------------------------------------------------------
+
+
+class Split(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Data(NamedTuple):
+    train: Split
+    validation: Split
+    test: Split
+
+
+@dataclass
+class Parts:
+    train: object
+    test: object
+
+
+SPLIT = Split(X, Y)
+SET = TensorDataset(X, Y)
+FORMS = {
+    "a pair": (X, Y),
+    "a list of both": [X, Y],
+    "arrays": (X.numpy(), Y.numpy()),
+    "a named pair": SPLIT,
+    "a Dataset": SET,
+    "a DataLoader": DataLoader(SET, 64),
+    "batches": [(X[:64], Y[:64]), (X[64:], Y[64:])],
+    "batches of arrays": [(X[:64].numpy(), Y[:64].numpy()), (X[64:].numpy(), Y[64:].numpy())],
+    "samples": [SET[i] for i in range(100)],
+}
+WITHOUT = {"a tensor": X, "an array": X.numpy(), "batches of x": [X[:64], X[64:]]}
+PARTS = {
+    "a NamedTuple": (Data(SPLIT, SPLIT, SPLIT), "Data of train, validation, test.*data.train"),
+    "a dict": ({"train": SPLIT, "test": SPLIT}, r"data\['train'\]"),
+    "a dict of tensors": ({"train": X, "test": X}, r"data\['train'\]"),
+    "a dict of Datasets": ({"val": SET, "test": SET}, r"data\['val'\]"),
+    "a dataclass": (Parts(SET, SET), "data.train"),
+    "an object": (SimpleNamespace(train=X, test=X), "data.train"),
+    "a list of Datasets": ([SET, SET], r"data\[0\]"),
+    "pairs of train and test": (((X, Y), (X[:9], Y[:9])), r"data\[0\]; batches are a list"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    network = sg.convert(classifier(), X)
+    path = tmp_path_factory.mktemp("made") / "net.h5"
+    sg.save(network, path)
+    return network, sg.build(network), path
+
+
+def outcomes(made, data):
+    """Of everything that takes data."""
+    _, snn, _ = made
+    return {
+        "converted": fingerprint(sg.convert(classifier(), data)),
+        "run": sg.run(snn, data, 1)[1],
+        "error": sg.evaluate(snn, data, 1, reference=classifier()).error,
+        "diagnosed": diagnose(snn, data, reference=classifier()).to_dict()["layers"],
+        "counted": count_operations(snn, data).to_dict(),
+        "energy": estimate_energy(snn, data).to_dict(),
+        "checked": str(sg.check(classifier(), data)),
+    }
+
+
+@pytest.fixture(scope="module")
+def wanted(made):
+    return outcomes(made, X)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *WITHOUT])
+def test_every_form_of_data_gives_the_same(made, wanted, form):
+    found = outcomes(made, {**FORMS, **WITHOUT}[form])
+    assert torch.equal(found.pop("run"), wanted["run"])
+    assert found == {name: value for name, value in wanted.items() if name != "run"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_come_with_every_form(made, form):
+    snn = made[1]
+    accuracy = sg.evaluate(snn, SET, 1).accuracy
+    assert accuracy[0] is not None
+    assert sg.evaluate(snn, FORMS[form], 1).accuracy == accuracy
+    assert diagnose(snn, FORMS[form]).accuracy[1] == accuracy[0]
+
+
+TAKERS = {
+    "convert": lambda made, data: sg.convert(classifier(), data),
+    "check": lambda made, data: sg.check(classifier(), data),
+    "tune": lambda made, data: sg.tune(made[0], data),
+    "search": lambda made, data: sg.search(classifier(), data, spikes=2.0),
+    "fine_tune": lambda made, data: sg.fine_tune(made[0], data),
+    "evaluate": lambda made, data: sg.evaluate(made[1], data, 1),
+    "run": lambda made, data: sg.run(made[1], data, 1),
+    "diagnose": lambda made, data: diagnose(made[1], data),
+    "count_operations": lambda made, data: count_operations(made[1], data),
+    "estimate_energy": lambda made, data: estimate_energy(made[1], data),
+    "write_report": lambda made, data: write_report(made[2].with_suffix(".html"), made[1], data),
+    "record": lambda made, data: record(made[1], data),
+    "verify": lambda made, data: sg.verify(made[2], data),
+    "calibrate_exit": lambda made, data: sg.calibrate_exit(made[1], data),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("parts", PARTS)
+def test_several_data_sets_are_refused(made, taker, parts):
+    """Test samples among those of a calibration are wrong, and nobody sees it."""
+    data, said = PARTS[parts]
+    with pytest.raises(sg.SignGDError, match=f"several data sets .*{said}"):
+        TAKERS[taker](made, data)
+
+
+def test_two_tensors_alike_are_batches(made):
+    assert sg.evaluate(made[1], X.split(50), 1).samples == 100
+    assert sg.evaluate(made[1], [X[:50], X[50:]], 1).samples == 100
+
+
+def test_arrays_of_float64_are_of_torch_s_type(made, wanted):
+    """Which NumPy gives unless asked."""
+    found = sg.convert(classifier(), X.double().numpy())
+    assert fingerprint(found) == wanted["converted"]
+
+
+def test_what_keeps_one_batch_says_so(made):
+    with pytest.raises(sg.InputError, match=r"record takes one batch .*next\(iter\(loader\)\)"):
+        record(made[1], DataLoader(SET, 8))
+    with pytest.raises(sg.InputError, match="one tensor"):
+        sg.run(made[1], DataLoader(SET, 8), 1, sequence=True)
+
+
+@pytest.mark.parametrize("form", [*FORMS, *WITHOUT])
+def test_fine_tuning_takes_every_form(made, form):
+    data = {**FORMS, **WITHOUT}[form]
+    assert sg.fine_tune(made[0], data, epochs=1, lr=1e-5).network.time_steps == 1
