@@ -24,6 +24,7 @@ from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
+from ..neurons.rounding import Rounded
 from .connections import Connections, Series, arguments, per_step, scalings
 
 BATCH = 32
@@ -67,7 +68,7 @@ class _Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOperations(_Traffic):
+class LayerOperations(_Traffic, Rounded):
     """What one node costs, means for one sample, all steps together; see ``Operations``.
 
     ``kind`` is that of a neuron or the name of a linear operation. ``coding`` says what a sender's
@@ -118,7 +119,7 @@ SUMMED = ("spikes", "events", "event_bits", "synaptic", "synaptic_events", "syna
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operations(_Traffic):
+class Operations(_Traffic, Rounded):
     """Means for one sample, of all ``time_steps`` together, counted on ``samples`` samples.
 
     ``spikes``

@@ -39,6 +39,7 @@ from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
+from ..exporters.verification import CONTRADICTED, NOT_CHECKED, VERIFIED, shown_state
 from . import plots
 from .markup import (
     INK,
@@ -69,6 +70,7 @@ R = TypeVar("R")
 BATCH = 100
 ANATOMY = (16, 4, 1)  # samples whose spikes are drawn, as many as can be kept
 LONG = 300  # letters of a value of the provenance
+_STATES = {VERIFIED: "good", CONTRADICTED: "bad", NOT_CHECKED: ""}  # classes of the page's style
 DRAWN = 2  # layers whose neurons are drawn
 ANIMATED = 48  # frames of an animation
 INKED: dict[Any, Any] = dict.fromkeys(
@@ -911,8 +913,8 @@ def _certificate(found: Certificate) -> Html:
     notes = [tag("p", f"Note: {note}.", class_="note") for note in found.notes]
     return join(
         [
-            tag("h3", found.path, " ", tag("span", "verified" if found.ok else "NOT verified",
-                                           class_="good" if found.ok else "bad")),
+            tag("h3", found.path, " ", tag("span", shown_state(found.state),
+                                           class_=_STATES[found.state])),
             table(["compared", "verdict", "required", "cells", "differ", "spikes",
                    "largest read-out error"], rows, text=(0, 1, 2)),
             *notes,

@@ -23,6 +23,7 @@ from ..errors import CalibrationError
 from . import sketch
 
 Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any] | Dataset[Any]
+FEWEST = 64  # samples of all that learns from them: tune, search, fine_tune
 PLACES = 256  # of each channel and sample that are counted
 FEW_CHANNELS = 4096  # of all channels together, where they are few
 QUANTILE = 0.9995

@@ -38,12 +38,15 @@ from ..core.given import given as one_form
 from ..core.inputs import Batch, Inputs, batch_of, samples_of, tensor_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, leaves
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .additions import Prices
 from .additions import additions as additions_of
+from .calibration import FEWEST
+from .planning import CalibrationWarning
 
 BATCH = 64
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
@@ -74,7 +77,7 @@ class Epoch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned:
+class FineTuned(Rounded):
     """``network``, the best by held-out samples; ``history``, ``best`` of which is that."""
 
     network: SpikingNetwork
@@ -127,13 +130,14 @@ def fine_tune(
 ) -> FineTuned:
     """The network trained further for its ``time_steps``, as the module's docstring says.
 
-    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, x
-    alone, or a ``Dataset``, of which batches of ``batch_size`` are drawn and, unless ``validation``
-    is given, a tenth is held out; several inputs are a dict by name. ``labels`` False leaves y
-    aside; None takes it where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or more
-    count as classes unless it is None: then all outputs are followed by their squared distance, and
-    no class is counted. ``additions`` is A_max. ``seconds`` ends the course early, the rate with
-    it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
+    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, x alone,
+    or a ``Dataset``, of which batches of ``batch_size`` are drawn and, unless ``validation`` is
+    given, a tenth is held out; several inputs are a dict by name. ``labels`` False leaves y aside;
+    None takes it where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of
+    two or more count as classes unless it is None: then all outputs are followed by their squared
+    distance, and no class is counted. ``additions`` is A_max. Of fewer than 64 samples there is a
+    warning, where their number is known. ``seconds`` ends the course early, the rate with it.
+    ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
     written after each epoch and, where it exists, gone on from, to the same result (where a loader
     draws from torch's own generator).
 
@@ -156,6 +160,7 @@ def fine_tune(
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
     path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)
+    _warn_of_few(data, held_out)
     grad = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
     with torch.random.fork_rng(devices=[]), grad[0], grad[1]:
         torch.default_generator.manual_seed(course.seed)
@@ -257,6 +262,22 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
         Samples(x[rest], None if y is None else y[rest], size, True),
         Samples(x[held_out], None if y is None else y[held_out], 4 * size, False),
     )
+
+
+def _warn_of_few(*data: Any) -> None:
+    """Where it is known that there are fewer samples than are enough to learn from."""
+    counts = [_samples_of(each) for each in data]
+    total = None if counts[0] is None else sum(n or 0 for n in counts)
+    if total is not None and total < FEWEST:
+        warnings.warn(
+            f"fine_tune has {total} samples, which may be learned by heart; pass {FEWEST} or more.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def _samples_of(data: Any) -> int | None:
+    return len(data.x) if isinstance(data, Samples) else samples_in(data)
 
 
 def _of_dataset(data: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]:

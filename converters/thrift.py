@@ -21,7 +21,7 @@ from .budget import Budget
 from .mixing import spikes_sent
 from .settings import MEMBERS
 from .tunable import Measure, Tunable, default_choices, samples_of
-from .tuning import tune
+from .tuning import tuned
 
 WEIGHTS = tuple(0.002 * 2.0**i for i in range(9))
 HALVINGS = 2  # of the last interval of w
@@ -111,9 +111,9 @@ class Path:
         return good
 
     def _tuned(self, start: Point, weight: float) -> Point:
-        options: dict[str, Any] = {"objective": weight, "max_batches": None, "seed": self.seed}
+        options: dict[str, Any] = {"objective": weight, "seed": self.seed}
         options |= {"iterations": self.iterations, "distributed": self.budget.distributed}
-        network = tune(start.network, self.seen, **options)
+        network = tuned(start.network, self.seen, **options)
         return self._point(network, weight)
 
     def _point(self, network: SpikingNetwork, weight: float) -> Point:

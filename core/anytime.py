@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from .dealing import batches
 from .inputs import Inputs, batch_of, call, samples_of
 from .modes import eval_mode
@@ -148,7 +149,7 @@ def shrinks(network: SpikingNetwork) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Exit:
+class Exit(Rounded):
     """For each sample [B] the ``prediction``, after how many ``steps`` it was made, its ``margin``
     then, and the ``spikes`` sent until then."""
 
@@ -179,7 +180,7 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class ExitRule:
+class ExitRule(Rounded):
     """When ``early_exit`` may stop, and what that does, as ``calibrate_exit`` found it.
 
     A sample leaves at the first step at which its margin is ``margin`` or more, at the latest at

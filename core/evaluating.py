@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SignGDError
+from ..neurons.rounding import Rounded
 from .dealing import batches, deal
 from .distributed import ALONE, Distributed
 from .inputs import Batch, Inputs, batch_of, call, tensor_of
@@ -34,7 +35,7 @@ PAUSE = 0.05  # seconds between two looks for what others post
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Rounded):
     """One row for each T: what ``evaluate`` measured on ``samples`` samples.
 
     ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a

@@ -26,6 +26,7 @@ from ..core.network import Input, SpikingNetwork
 from ..core.progress import working
 from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .files import write_whole
 from .formats import find_format
 
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 
 ALONE = "compared with itself alone; pass network=... to know that it is that network's"
 FRAMES_ALONE = "each frame is replayed alone: group neurons begin anew at every frame of a stream"
+VERIFIED, CONTRADICTED, NOT_CHECKED = "verified", "contradicted", "not checked"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
 MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Rounded):
     """One comparison. ``cells`` are (sample, neuron, step), or the numbers in a file.
 
     ``layers`` counts those that differ by layer, ``spikes`` how many there are at all.
@@ -72,8 +74,12 @@ class Check:
         )
 
 
+def shown_state(state: str) -> str:
+    return {CONTRADICTED: "CONTRADICTED", NOT_CHECKED: "not checked in full"}.get(state, state)
+
+
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Rounded):
     """What ``verify`` did. ``content`` is a hash of all that the file holds but certificates.
 
     ``samples`` are streams, of ``frames`` frames each, where the plan is one for streams.
@@ -94,21 +100,30 @@ class Certificate:
     @property
     def ok(self) -> bool:
         """Whether everything that has to be equal is, and was compared."""
+        return self.state == VERIFIED
+
+    @property
+    def state(self) -> str:
+        """What came of it: "verified"; "contradicted", where anything that has to be equal is not;
+        or "not checked", where nothing was found to differ, but a comparison that belongs to it
+        could not be made, which ``notes`` name."""
         required = [check for check in self.checks if check.required]
-        return self.complete and bool(required) and all(check.equal for check in required)
+        if not all(check.equal for check in required):
+            return CONTRADICTED
+        return VERIFIED if self.complete and required else NOT_CHECKED
 
     def to_dict(self) -> dict[str, Any]:
         said = asdict(self)
         if self.frames is None:
             del said["frames"]
-        return {**said, "ok": self.ok}
+        return {**said, "ok": self.ok, "state": self.state}
 
     def __str__(self) -> str:
         several = f"{self.samples} samples"
         if self.frames is not None:
             several = f"{self.frames} frames of {self.samples} streams"
         lines = [
-            f"{self.path} ({self.format}): {'verified' if self.ok else 'NOT verified'}, "
+            f"{self.path} ({self.format}): {shown_state(self.state)}, "
             f"{several} ({self.inputs}), T = {self.time_steps}",
             *(f"  {check}" for check in self.checks),
             *(f"  note: {note}" for note in self.notes),

@@ -554,11 +554,15 @@ def test_report_holds_certificates(folder, capsys):
 # -- export and verify ----------------------------------------------------------------------------
 
 
-def test_export_and_verify(capsys):
+def test_export_and_verify(capsys, monkeypatch):
     pytest.importorskip("nir")
     lava = ["--profile", "group", "--weight-bits", "6", *DATA]
     assert main(["export", "group.h5", "-o", "c.net", *lava, "--json"]) == 0
     report = document(capsys)
+    monkeypatch.delenv("LAVA_PYTHON", raising=False)
+    assert main(["verify", "c.net", "--json"]) == 6  # nothing differs, but Lava is not there
+    found = document(capsys)
+    assert found["state"] == "not checked" and found["ok"] is False
     assert report["format"] == "lava" and report["report"]["agreement"] > 0.5
     single = sg.convert(
         cli_zoo.tiny(), cli_zoo.images(), time_steps=4, method="group", members=1, signed=False

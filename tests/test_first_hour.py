@@ -1,7 +1,11 @@
 """What a new user meets first: signs of life, data in any form, and messages that name the fix."""
 
+import inspect
 import io
+import pydoc
+import re
 import sys
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,6 +23,7 @@ from spikingjelly_signgd.analysis import (
     record,
     write_report,
 )
+from spikingjelly_signgd.converters.calibration import FEWEST
 from spikingjelly_signgd.converters.fine_tuning import fingerprint
 from spikingjelly_signgd.core import progress as shown
 from spikingjelly_signgd.core.progress import announce, progress, working
@@ -290,3 +295,130 @@ def test_what_keeps_one_batch_says_so(made):
 def test_fine_tuning_takes_every_form(made, form):
     data = {**FORMS, **WITHOUT}[form]
     assert sg.fine_tune(made[0], data, epochs=1, lr=1e-5).network.time_steps == 1
+
+
+# -- how much data --------------------------------------------------------------------------------
+
+PLANNED = {"time_steps": 2, "dead_zone": 0.0, "tune_seconds": 1e-9}
+
+
+@pytest.mark.parametrize("count", [63, 64])
+def test_one_number_of_samples_for_all_that_learns(made, count):
+    enough = count == FEWEST
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        network = sg.convert(classifier(), X[:count], **PLANNED)
+        sg.fine_tune(made[0], X[:count], epochs=1)
+    told = " ".join(str(each.message) for each in found)
+    assert ("the plan is not tuned: tuning takes 64 calibration samples or more" in told) != enough
+    assert ("fine_tune has 63 samples" in told) != enough
+    assert "tuning" in network.provenance
+    for taker in (
+        lambda: sg.search(classifier(), X[:count], spikes=2, iterations=1),
+        lambda: sg.tune(network, X[:count], iterations=1),
+    ):
+        if enough:
+            assert taker().neurons
+        else:
+            with pytest.raises(sg.SignGDError, match=f"{FEWEST} calibration samples or more"):
+                taker()
+
+
+def test_what_is_not_tuned_for_another_reason_is_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the plan is not tuned")
+        sg.convert(classifier(), X[:32])
+        sg.convert(classifier(), X[:32], time_steps=2, dead_zone=0.0, tune=False)
+
+
+def test_a_search_for_both_methods_takes_as_many():
+    relu = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    found = sg.search(relu, X[:FEWEST], spikes=1, methods=("signgd", "group"), iterations=1)
+    assert found.provenance["search"]["samples"] == FEWEST // 5
+
+
+# -- what is printed ------------------------------------------------------------------------------
+
+
+def named():
+    """Every public name that can be called, with the methods of classes."""
+    for module in (sg, sg.analysis, sg.converters, sg.exporters, sg.neurons):
+        for name in getattr(module, "__all__", dir(module)):
+            found = getattr(module, name)
+            yield name, found
+            for own, method in vars(found).items() if inspect.isclass(found) else ():
+                if own == "__init__" or not own.startswith("_"):
+                    yield f"{name}.{own}", getattr(method, "__func__", method)
+
+
+def test_help_shows_no_dictionary_as_a_default():
+    long, seen = [], 0
+    for name, found in named():
+        if not callable(found):
+            continue
+        try:
+            parameters = inspect.signature(found).parameters.values()
+        except (TypeError, ValueError):
+            continue
+        seen += 1
+        long += [f"{name}({p.name})" for p in parameters if len(repr(p.default)) > 60]
+    assert not long and seen > 150
+
+
+def test_help_of_the_plugins_imports_nothing_that_is_not_there():
+    assert "spikingjelly" in pydoc.plain(pydoc.render_doc(sg.plugins))
+
+
+def digits_of(text):
+    """Significant digits of each decimal number."""
+    return {n: len(n.replace(".", "").lstrip("0")) for n in re.findall(r"\b\d+\.\d+", text)}
+
+
+def test_numbers_are_printed_with_six_digits_at_most(made, tmp_path):
+    network, snn, path = made
+    relu = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    group = sg.convert(relu, X, method="group", time_steps=3, signed=False)
+    tuned = sg.tune(sg.convert(classifier(), X, time_steps=3, dead_zone=0.0), X, iterations=2)
+    stream = sg.convert(classifier(), torch.rand(6, 8, 8), stream=True)
+    lava = sg.export(group, tmp_path / "net.net", calibration=X)
+    shown = [
+        sg.evaluate(snn, SPLIT, [1, 2], reference=classifier()),
+        sg.evaluate(snn, X, 1, reference=classifier(), metric="cosine"),
+        sg.Tuning.of(tuned),
+        sg.verify(path),
+        sg.verify(tmp_path / "net.net", network=group),
+        diagnose(snn, SPLIT, reference=classifier()),
+        diagnose(sg.build(group), X),
+        count_operations(snn, X),
+        estimate_energy(snn, X),
+        sg.costs_over_time(sg.build(stream), torch.rand(5, 2, 8)),
+        sg.calibrate_exit(sg.build(group), X),
+        sg.fine_tune(network, X, epochs=1),
+        lava,
+        network,
+        tuned,
+        snn,
+        sg.build(tuned),
+        sg.build(network, trainable=True),
+        network.neurons[0],
+        tuned.neurons[0],
+        group.neurons[0],
+        network.neurons[0].parameters,
+        sg.SignGDNode("gelu"),
+        sg.GroupNode(members=3, v_threshold=0.1 + 0.2),
+        sg.ExponentialSchedule(0.1 + 0.2, 0.95),
+        sg.Surrogate(),
+        sg.Motion(pixels=1 / 3),
+    ]
+    for value in shown:
+        for text in (str(value), repr(value)):
+            text = re.sub(r"doi\S+|10\.\d{4}/\S+|\w+:\w+\.\w+", "", text)
+            long = {number for number, digits in digits_of(text).items() if digits > 8}
+            assert not long, (type(value), long)
+
+
+def test_a_rounded_repr_is_that_of_a_dataclass():
+    schedule = sg.ExponentialSchedule(0.15, 0.95)
+    assert repr(schedule) == "ExponentialSchedule(initial=0.15, decay=0.95)"
+    assert eval(repr(schedule), vars(sg) | {"ExponentialSchedule": sg.ExponentialSchedule})
+    assert repr(sg.ListSchedule((1 / 3,))) == "ListSchedule(values=(0.333333,), tail=None)"
