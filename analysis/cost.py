@@ -18,12 +18,13 @@ from torch import Tensor
 from ..core.module import NetworkModule, NetworkState
 from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import check_run, check_steps
 from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
+from ..neurons.rounding import Rounded
 from .connections import Connections, Series, arguments, per_step, scalings
 
 BATCH = 32
@@ -67,7 +68,7 @@ class _Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOperations(_Traffic):
+class LayerOperations(_Traffic, Rounded):
     """What one node costs, means for one sample, all steps together; see ``Operations``.
 
     ``kind`` is that of a neuron or the name of a linear operation. ``coding`` says what a sender's
@@ -118,7 +119,7 @@ SUMMED = ("spikes", "events", "event_bits", "synaptic", "synaptic_events", "syna
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operations(_Traffic):
+class Operations(_Traffic, Rounded):
     """Means for one sample, of all ``time_steps`` together, counted on ``samples`` samples.
 
     ``spikes``
@@ -573,9 +574,9 @@ def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
             return counts
     rest = (check_run(owner, snn, each, steps, False) for each in given)
     parts = (part for each in chain([first], rest) for part in each.split(BATCH))
-    total = -(-len(first) // BATCH) if is_whole(x) else None
+    total = len(first) if is_whole(x) else samples_in(x)
     samples = 0
-    for part in progress(parts, "counting", total):
+    for part in progress(parts, "counting spikes", total, images=len):
         for sent in _simulate(snn, part, steps) if len(part) else ():
             if not same:
                 spikes = {name: s.cpu().double() for name, s in sent.spikes.items()}

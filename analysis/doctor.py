@@ -36,9 +36,11 @@ from ..core.network import (
     values_of,
 )
 from ..core.operations import follows_batch
+from ..core.progress import working
 from ..core.running import check_run, check_steps, run
 from ..core.samples import Data, examined
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from .examination import (
     Comparison,
     Outcome,
@@ -69,7 +71,7 @@ MOST = 4  # layers whose spikes are fixed one after the other
 
 
 @dataclass(frozen=True)
-class LayerErrors:
+class LayerErrors(Rounded):
     """One neuron layer; the dicts are by T.
 
     ``isolated``
@@ -104,7 +106,7 @@ class LayerErrors:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Rounded):
     """A culprit. ``blame`` is the share of the squared output error that goes with the fix.
 
     ``cause`` is "weights", "norm", "function", "slope", "constant", "wiring" (errors of the
@@ -132,7 +134,7 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
+class Diagnosis(Rounded):
     """What ``diagnose`` found at ``time_steps``; ``findings`` are for the largest, worst first.
 
     ``agreement`` and ``accuracy`` are shares by T, None for outputs that are not [B, classes] and
@@ -232,7 +234,7 @@ def diagnose(
     *,
     reference: nn.Module | SpikingNetwork | None = None,
     time_steps: int | Sequence[int] | None = None,
-    neurons: Mapping[Operation, Entry] = NEURONS,
+    neurons: Mapping[Operation, Entry] | None = None,
 ) -> Diagnosis:
     """What is wrong in a converted network, layer by layer, and what fixes it.
 
@@ -265,7 +267,10 @@ def diagnose(
     few = check_run("diagnose", snn, few, steps[-1], False)
     assert network is not None
     _check(network, few, labels)
-    return _diagnosed(snn, few, labels, reference, steps, neurons)
+    with working(f"examining {len(network.neurons)} layers of neurons"):
+        return _diagnosed(
+            snn, few, labels, reference, steps, NEURONS if neurons is None else neurons
+        )
 
 
 def _diagnosed(

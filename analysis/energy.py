@@ -22,11 +22,12 @@ from ..core.network import SpikingNetwork
 from ..core.running import check_steps
 from ..core.samples import Data
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 
 
 @dataclass(frozen=True)
-class EnergyTable:
+class EnergyTable(Rounded):
     """Energies in picojoules.
 
     ``mac`` and ``accumulate`` of one operation; the difference is the multiplier, whose operands
@@ -203,7 +204,7 @@ TABLES: dict[str, EnergyTable] = {
 
 
 @dataclass(frozen=True)
-class EnergyEstimate:
+class EnergyEstimate(Rounded):
     """Estimated energies of one inference, picojoules, by the names of ``tables``.
 
     ``source``
@@ -364,15 +365,16 @@ def estimate_energy(
     x: Data,
     time_steps: int | Sequence[int] | None = None,
     *,
-    tables: Mapping[str, EnergyTable] = TABLES,
+    tables: Mapping[str, EnergyTable] | None = None,
 ) -> EnergyEstimate:
     """Energies of one inference at each of ``time_steps`` and break-even points, from one count.
 
     x is [B, ...], static inputs over which the mean is taken, or data of any length, as
     ``count_operations`` takes them. ``time_steps`` are 1, 2, 4, ... and
-    those the network was planned for, unless given. ``tables`` may be extended or replaced:
-    ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
+    those the network was planned for, unless given. ``tables``, by default ``TABLES``, may be
+    extended or replaced: ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
     """
+    tables = TABLES if tables is None else tables
     if not tables or not all(isinstance(each, EnergyTable) for each in tables.values()):
         raise InputError("estimate_energy: tables maps names to EnergyTable, at least one.")
     if time_steps is None:

@@ -21,12 +21,13 @@ from ..errors import InputError
 from ..neurons import running_sum
 from ..neurons.base import spread
 from ..neurons.protocol import at_least_float32, like, running_mean
+from ..neurons.rounding import Rounded
 
 LARGEST = 2**30  # bytes of what is recorded
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
+class Recording(Rounded):
     """By neuron: what was decoded, what was sent, and what the source network has there.
 
     ``decoded``

@@ -32,12 +32,14 @@ from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
+from ..core.progress import working
 from ..core.running import check_run, check_steps, planned_steps, run, steps_of
-from ..core.samples import Data, Spread, is_whole, joined, labels_of, pair_of
+from ..core.samples import Data, Spread, is_whole, joined, labelled, labels_of, pair_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
+from ..exporters.verification import CONTRADICTED, NOT_CHECKED, VERIFIED, shown_state
 from . import plots
 from .markup import (
     INK,
@@ -68,6 +70,7 @@ R = TypeVar("R")
 BATCH = 100
 ANATOMY = (16, 4, 1)  # samples whose spikes are drawn, as many as can be kept
 LONG = 300  # letters of a value of the provenance
+_STATES = {VERIFIED: "good", CONTRADICTED: "bad", NOT_CHECKED: ""}  # classes of the page's style
 DRAWN = 2  # layers whose neurons are drawn
 ANIMATED = 48  # frames of an animation
 INKED: dict[Any, Any] = dict.fromkeys(
@@ -161,12 +164,15 @@ def write_report(
     _check_target(target)
     steps = _check_numbers(snn, time_steps, samples)
     given = _check_given(check, certificates)
+    x, y = labelled(x, y)
     data = _OneBatch(snn, x, y, samples) if is_whole(x) else _ManyBatches(snn, x, y, samples)
     report = _measure(snn, data, reference, check, steps, given)
     if clip is not None:
         report.stream = _try(lambda: _streamed(snn, clip, reference or snn.source, sound))
     report.facts = _facts(report, data.x, command)
-    write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
+    with working("drawing the report"):
+        page = _page(report, title)
+    write_whole(target, page.encode("utf-8", "backslashreplace"))
     return target
 
 
@@ -907,8 +913,8 @@ def _certificate(found: Certificate) -> Html:
     notes = [tag("p", f"Note: {note}.", class_="note") for note in found.notes]
     return join(
         [
-            tag("h3", found.path, " ", tag("span", "verified" if found.ok else "NOT verified",
-                                           class_="good" if found.ok else "bad")),
+            tag("h3", found.path, " ", tag("span", shown_state(found.state),
+                                           class_=_STATES[found.state])),
             table(["compared", "verdict", "required", "cells", "differ", "spikes",
                    "largest read-out error"], rows, text=(0, 1, 2)),
             *notes,

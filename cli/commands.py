@@ -27,12 +27,13 @@ from ..core.registry import FORMATS, look_up
 from ..core.running import build, run
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
+from ..exporters.verification import CONTRADICTED, NOT_CHECKED, Certificate, shown_state
 from .data import Data, Reading, load_data, shape_of
 from .models import load_model
 from .preparation import Preparation
 from .results import check_results_file, counted, rows, said, write_results
 
-OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
+OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, UNCHECKED, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 
 # options that are arguments of sg.convert as they are
@@ -411,7 +412,7 @@ def verify(options: argparse.Namespace) -> Result:
     document = certificate.to_dict()
     if output is not None:
         write_whole(output, (json.dumps(plain(document), indent=2) + "\n").encode())
-    return Result(document, str(certificate), OK if certificate.ok else UNVERIFIED)
+    return Result(document, str(certificate), _code([certificate]))
 
 
 def energy(options: argparse.Namespace) -> Result:
@@ -504,10 +505,11 @@ def report(options: argparse.Namespace) -> Result:
     size = os.path.getsize(written)
     failed = [c.path for c in certificates if not c.ok]
     text = f"written to {written} ({size / 1e6:.2f} MB)"
-    if failed:
-        text += f"; NOT verified: {', '.join(failed)}"
+    for state in (CONTRADICTED, NOT_CHECKED):
+        of = [c.path for c in certificates if c.state == state]
+        text += f"; {shown_state(state)}: {', '.join(of)}" if of else ""
     document = {"ok": not failed, "path": str(written), "bytes": size, "not_verified": failed}
-    return Result(document, text, UNVERIFIED if failed else OK)
+    return Result(document, text, _code(certificates))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
@@ -821,6 +823,14 @@ def _described(network: SpikingNetwork) -> dict[str, Any]:
         "by_layer": counts,
         "kept": network.kept(),
     }
+
+
+def _code(certificates: Sequence[Certificate]) -> int:
+    """The exit code of files that were verified: that of the worst."""
+    states = {each.state for each in certificates}
+    if CONTRADICTED in states:
+        return UNVERIFIED
+    return UNCHECKED if NOT_CHECKED in states else OK
 
 
 def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespace) -> Any:

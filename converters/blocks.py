@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.module import NetworkModule, Signal, Source
 from ..core.network import Function, Input, Linear, SignGDNeuron, SpikingNetwork, leaves, values_of
 from ..core.operations import follows_batch
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..core.walk import following, walk
 from .budget import Budget, TimeUp, now
 from .descent import START, Descent
@@ -54,6 +54,7 @@ BATCH = 8  # samples in one step of descent
 ITERATIONS = (10, 60)  # of each block: as many as make, of all blocks,
 DESCENDING = 18.0  # seconds about, for one sample of each step
 LOOKS = 3  # at the held-out samples, in each block
+MEASURED = 3  # steps, after which it is told what all blocks will take
 RATE = 0.05
 KEPT = 2**30  # bytes of values at a cut
 MEMORY = 2**29  # bytes of the graph of one block
@@ -387,8 +388,12 @@ class BlockTuner:
         """All blocks, or as many as there is time for."""
         total = len(self.blocks) * self.task.iterations
         with suppress(TimeUp):
-            for _ in progress(self._steps(), "tuning blocks", total):
-                pass
+            begun = now()
+            for i, _ in enumerate(progress(self._steps(), "tuning blocks", total)):
+                begun = now() if i == 0 else begun  # without what is set up for the first
+                if i == MEASURED:
+                    seconds = min(total * (now() - begun) / MEASURED, self.task.budget.left())
+                    announce(f"tuning {len(self.blocks)} blocks", seconds)
         return self.choices
 
     def _steps(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..core.dealing import batches, deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule, Source
 from ..core.network import Function, SpikingNetwork
@@ -22,6 +23,7 @@ from ..errors import CalibrationError
 from . import sketch
 
 Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any] | Dataset[Any]
+FEWEST = 64  # samples of all that learns from them: tune, search, fine_tune
 PLACES = 256  # of each channel and sample that are counted
 FEW_CHANNELS = 4096  # of all channels together, where they are few
 QUANTILE = 0.9995
@@ -149,6 +151,16 @@ class Batches(Sequence[Any]):
             shapes = sorted(self._shapes)
             raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
 
+    @property
+    def own_batches(self) -> int | None:
+        """How many of the batches are this process's; None where the data do not say."""
+        try:
+            length = len(self.data)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        of_all = length if self.most is None else min(length, self.most)
+        return len(range(self.world.rank, of_all, self.world.size))
+
     # -- what is known when all batches have been seen ---------------------------------------------
 
     def _end(self) -> None:
@@ -188,7 +200,7 @@ class Batches(Sequence[Any]):
 
 
 def _iterable(calibration: Calibration) -> Iterable[Any]:
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     if isinstance(given, Inputs):
         _check_batch(given, 0)
         return given.split(BATCH)
@@ -260,7 +272,7 @@ def statistics(
     module = NetworkModule(network, {})
     seen = {node.name: _Seen(node, seed) for node in network.of(Function)}
     sums = _Sums(seen, given.world)
-    for number, batch in progress(given.each(sums.fold), "calibrating"):
+    for number, batch in progress(given.each(sums.fold), "calibrating", given.own_batches):
         for x in batch.split(at_once(network)):
             walk(network, _Watched(module, module.check_input(x), seen), ())
         sums.take(number)

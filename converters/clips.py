@@ -14,15 +14,17 @@ from torch.nn import functional as F
 
 from ..core.dealing import deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of, samples_of
 from ..errors import CalibrationError, InputError
+from ..neurons.rounding import Rounded
 
 FEWEST = 4  # frames: a start, and changes
 BATCH = 64  # frames that are one batch of a calibration
 
 
 @dataclass(frozen=True)
-class Motion:
+class Motion(Rounded):
     """What is taken to move where stills [N, C, H, W] calibrate: ``clips(stills)``.
 
     Each image moves to and fro on a line of a random direction, ``pixels`` a frame and at most
@@ -100,7 +102,7 @@ def clips_of(
     of a stream. All processes of ``world`` get all clips, each of which one of them has loaded.
     Raises CalibrationError.
     """
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     one = isinstance(given, (Tensor, Inputs))
     if not one and not isinstance(given, Iterable):
         raise CalibrationError(

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.dealing import batches
 from ..core.distributed import ALONE, Distributed
+from ..core.given import given, is_pair
 from ..core.inputs import Batch, batch_of, call
 from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
+from ..core.progress import progress, working
+from ..core.samples import is_whole
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
-from .calibration import Batches, Calibration, batches_of
+from .calibration import Batches, Calibration
 from .capture import capture
 from .carried import Carries, at, clips_with
 from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
@@ -75,7 +79,7 @@ def describe(row: Coverage) -> str:
 
 def check(
     model: nn.Module,
-    sample: Tensor | Mapping[str, Tensor],
+    sample: Any,
     *,
     neurons: Mapping[Operation, Entry] | None = None,
     forms: Forms | None = None,
@@ -84,16 +88,24 @@ def check(
     """What each operation of ``model`` becomes, all unsupported ones included.
 
     ``sample`` is a batch [B, ...] like those the model sees, or a dict of such tensors by the names
-    of its arguments; ``neurons`` and ``forms`` are those of ``convert``. The model is left as it
-    was.
+    of its arguments, or data as for ``convert``, of which the first batch is taken; ``neurons`` and
+    ``forms`` are those of ``convert``. The model is left as it was.
 
     Raises CaptureError where ``torch.export`` cannot follow the model at all, CalibrationError for
     a sample that is no batch of finite numbers or that the model fails on, InputError for ``forms``
     that are unknown.
     """
     settings = Settings(neurons=neurons, forms=_forms(forms, functions))
-    (x,) = batches_of([sample])
+    x = Batches(_first(sample)).first
     return _lowered(model, x, settings)[1]
+
+
+def _first(sample: Any) -> list[Any]:
+    """One batch: the first, where ``sample`` is data that hold several."""
+    sample = given(sample)
+    if is_pair(sample) or is_whole(sample):
+        return [sample]
+    return [each for each, _ in zip(batches(sample), range(1), strict=False)]
 
 
 def convert(
@@ -132,7 +144,7 @@ def convert(
 
     ``model`` takes a tensor [B, ...], or several by keyword, and returns
     tensors, in lists, tuples, dicts or dataclasses. ``calibration`` is a tensor
-    [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
+    or array [N, ...], a ``Dataset``, a pair (x, y) or batches of either; of a model with several
     arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose
     whole numbers stay exact. It is gone through once: of all samples there are
     statistics, and some are kept (``Settings``). None is the preset's choice::
@@ -201,7 +213,8 @@ def convert(
             network = network.replace(time_steps=1)
         if settings.sizes:
             network = _at_sizes(network, context)
-        for one in PASSES if passes is None else passes:
+        asked = PASSES if passes is None else passes
+        for one in progress(asked, _told_of_pass, len(asked)):
             network = one(network, context)
     if carries:
         found = {name: at(network.outputs, path, name) for name, path in carries.items()}
@@ -233,6 +246,10 @@ def _context(
         return Context(model, settings, data, distributed=distributed)
     clips = clips_of(calibration, settings.motion, settings.max_batches, world)
     return Context(model, settings, Batches(batches_of_frames(clips)), clips, distributed)
+
+
+def _told_of_pass(one: Pass) -> str:
+    return f"converting: {getattr(one, '__name__', type(one).__name__).replace('_', ' ')}"
 
 
 def _told(settings: Settings) -> str:
@@ -305,7 +322,8 @@ def lower(model: nn.Module, sample: Any, settings: Settings) -> SpikingNetwork:
 
 
 def _lowered(model: nn.Module, sample: Any, settings: Settings) -> tuple[Lowering, CheckReport]:
-    lowering = Lowering(capture(model, sample), settings.rows, settings.options)
+    with working(f"capturing {type(model).__name__}"):
+        lowering = Lowering(capture(model, sample), settings.rows, settings.options)
     return lowering, CheckReport(type(model).__name__, tuple(lowering.coverage))
 
 

@@ -32,16 +32,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from ..core.inputs import Batch, Inputs, batch_of, samples_of
+from ..core.given import given as one_form
+from ..core.inputs import Batch, Inputs, batch_of, samples_of, tensor_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, leaves
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .additions import Prices
 from .additions import additions as additions_of
+from .calibration import FEWEST
+from .planning import CalibrationWarning
 
 BATCH = 64
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
@@ -72,7 +77,7 @@ class Epoch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned:
+class FineTuned(Rounded):
     """``network``, the best by held-out samples; ``history``, ``best`` of which is that."""
 
     network: SpikingNetwork
@@ -125,13 +130,14 @@ def fine_tune(
 ) -> FineTuned:
     """The network trained further for its ``time_steps``, as the module's docstring says.
 
-    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, or x
-    alone, of which batches of ``batch_size`` are drawn and, unless ``validation`` is given, a tenth
-    is held out; several inputs are a dict by name. ``labels`` False leaves y aside; None takes it
-    where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or more
-    count as classes unless it is None: then all outputs are followed by their squared distance, and
-    no class is counted. ``additions`` is A_max. ``seconds`` ends the course early, the rate with
-    it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
+    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, x alone,
+    or a ``Dataset``, of which batches of ``batch_size`` are drawn and, unless ``validation`` is
+    given, a tenth is held out; several inputs are a dict by name. ``labels`` False leaves y aside;
+    None takes it where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of
+    two or more count as classes unless it is None: then all outputs are followed by their squared
+    distance, and no class is counted. ``additions`` is A_max. Of fewer than 64 samples there is a
+    warning, where their number is known. ``seconds`` ends the course early, the rate with it.
+    ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
     written after each epoch and, where it exists, gone on from, to the same result (where a loader
     draws from torch's own generator).
 
@@ -154,6 +160,7 @@ def fine_tune(
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
     path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)
+    _warn_of_few(data, held_out)
     grad = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
     with torch.random.fork_rng(devices=[]), grad[0], grad[1]:
         torch.default_generator.manual_seed(course.seed)
@@ -236,6 +243,9 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
     """What is trained on, and what is held out or None."""
     if not isinstance(size, int) or size < 1:
         raise InputError(f"batch_size is an integer of at least 1, but it is {size!r}.")
+    loader = one_form(loader)
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        return _of_dataset(loader, validation, size, seed)
     data = _samples(loader, size, True)
     if validation is not None:
         return data, _samples(validation, 4 * size, False)
@@ -254,11 +264,40 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
     )
 
 
+def _warn_of_few(*data: Any) -> None:
+    """Where it is known that there are fewer samples than are enough to learn from."""
+    counts = [_samples_of(each) for each in data]
+    total = None if counts[0] is None else sum(n or 0 for n in counts)
+    if total is not None and total < FEWEST:
+        warnings.warn(
+            f"fine_tune has {total} samples, which may be learned by heart; pass {FEWEST} or more.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def _samples_of(data: Any) -> int | None:
+    return len(data.x) if isinstance(data, Samples) else samples_in(data)
+
+
+def _of_dataset(data: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]:
+    """As of tensors, but that samples are loaded as they are needed."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = 0 if validation is not None else min(MOST_HELD_OUT, round(HELD_OUT * len(data)))
+    trained = DataLoader(Subset(data, order[held:]), size, shuffle=True)
+    if validation is not None:
+        return trained, _samples(validation, 4 * size, False)
+    return trained, DataLoader(Subset(data, order[:held]), 4 * size) if held else None
+
+
 def _samples(given: Any, size: int, shuffled: bool) -> Any:
     """Tensors as ``Samples``, a loader as it is."""
+    given = one_form(given)
     x, y = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if isinstance(x, (Tensor, Inputs, Mapping)):
         return _whole(batch_of(x), y, size, shuffled)
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        return DataLoader(given, size, shuffle=shuffled)
     if not isinstance(given, Iterable):
         raise InputError(
             f"a loader gives batches (x, y) or x, or is such tensors, not {type(given).__name__}."
@@ -288,7 +327,7 @@ def _batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
         x = batch_of(parts[0])
         if not isinstance(x, (Tensor, Inputs)):
             raise InputError(f"a batch is tensors, x or (x, y), but x is {type(x).__name__}.")
-        yield x, parts[1] if len(parts) == 2 else None
+        yield x, tensor_of(parts[1]) if len(parts) == 2 else None
 
 
 def _length(data: Any) -> int | None:

@@ -401,9 +401,16 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     if wanted is False or network.stream:
         return network
     asked = "tune=True" if wanted else f"objective={objective!r}" if weight_of(objective) else ""
-    reason = tuning.against(network, context.samples)
-    if not reason and not asked and context.settings.tune_seconds is None:
-        reason = _better_not(network, context)
+    reason, few = tuning.against(network), tuning.too_few(context.samples)
+    may = not reason and not asked and context.settings.tune_seconds is None
+    better = _better_not(network, context) if may else ""
+    if few and not (reason or better or asked):
+        warnings.warn(
+            f"the plan is not tuned: {few} Pass more samples, or tune=False.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+    reason = reason or few or better
     if not reason:
         options: dict[str, Any] = {"objective": objective, "seconds": context.settings.tune_seconds}
         batches, seed = list(context.batches), context.settings.seed

@@ -16,18 +16,19 @@ from torch import Tensor, nn
 
 from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
+from ..core.progress import progress
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget
-from .calibration import Calibration
+from .calibration import FEWEST, Calibration
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import PlanWarning, default_schedule, relative_depths
 from .shared import agreed, ended, samples
 from .thrift import MEMBERS, Path, thrifty
 from .tunable import BATCH, Measure, Samples, Tunable, default_choices, samples_of
-from .tuning import FEWEST, tune
+from .tuning import tuned
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
 QUICK = 30  # iterations that tell the splits of a budget apart
@@ -60,8 +61,9 @@ def search(
     Parameters
     ----------
     calibration
-        As for ``convert``; a fifth of the samples measures the agreement and what
-        neurons with dead zones send; 64 others or more choose and tune plans.
+        As for ``convert``; 64 samples or more, of which a fifth measures the
+        agreement and what neurons with dead zones send, and the others choose
+        and tune plans.
     spikes
         A budget: on average so many spikes of each neuron for one input, with
         dead zones those really sent. Without, of its splits m T each is tuned
@@ -127,12 +129,9 @@ def search(
     x = x[order.to(x.device)]
     apart, rest = x[: len(x) // 5], x[len(x) // 5 :]
     held = min(HELD_OUT, len(rest) // 4) if mix else 0
-    if len(rest) - held < FEWEST:
-        least = len(x)
-        while least - least // 5 - mix * min(HELD_OUT, (least - least // 5) // 4) < FEWEST:
-            least += 1
+    if len(x) < FEWEST:
         raise CalibrationError(
-            f"search takes {least} calibration samples or more, but there are {len(x)}."
+            f"search takes {FEWEST} calibration samples or more, but there are {len(x)}."
         )
     options = {"time_steps": 1, "tune": False, "max_batches": None, "seed": seed, **options}
     with warnings.catch_warnings():
@@ -163,7 +162,8 @@ def search(
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
     mixer = _Mixer(plain, x, seen, rest[:held], iterations, seed, tried, work) if mix else None
-    for budget in (spikes,) if spikes is not None else BUDGETS:
+    budgets = (spikes,) if spikes is not None else BUDGETS
+    for budget in progress(budgets, lambda b: f"searching: {b} spikes a neuron", len(budgets)):
         network = _within(plain, seen, budget, iterations, seed, tried, work)
         if mixer is not None:
             network = mixer.best(network, budget)
@@ -231,11 +231,11 @@ def _within(
     """The best network of ``budget`` signs from each neuron."""
     splits = [(m, budget // m) for m in range(1, MOST_MEMBERS + 1) if budget % m == 0]
     starts = [replanned(plain, steps, members) for members, steps in splits]
-    given: dict[str, Any] = {"max_batches": None, "seed": seed}
+    given: dict[str, Any] = {"seed": seed}
 
     def quick(start: SpikingNetwork) -> float:
         few = min(QUICK, iterations or QUICK)
-        found = tune(start, x, iterations=few, **given)
+        found = tuned(start, x, iterations=few, **given)
         return float(found.provenance["tuning"]["error"][1])
 
     errors = work.dealt("quick", starts, quick)
@@ -244,13 +244,13 @@ def _within(
         for (members, steps), error in zip(splits, errors, strict=True)
     ]
     given |= {"iterations": iterations, "distributed": work.distributed}
-    network = tune(starts[errors.index(min(errors))], x, **given)
+    network = tuned(starts[errors.index(min(errors))], x, **given)
     mixed = allocate(network, x, distributed=work.distributed)
     error = network.provenance["tuning"]["error"][1]
     tried.append(_row(network, error))
     if mixed is network:
         return network
-    mixed = tune(mixed, x, **given)
+    mixed = tuned(mixed, x, **given)
     after = mixed.provenance["tuning"]["error"][1]
     tried.append(_row(mixed, after))
     return mixed if after < error else network
@@ -361,11 +361,10 @@ class _Mixer:
             names = {node.name for node in signs}
             others = real(plain, [name for name in chosen if name not in names])
             start = joined(others, {node.name: node for node in signs})
-            self.tuned[key] = tune(
+            self.tuned[key] = tuned(
                 start,
                 self.seen,
                 iterations=self.iterations,
-                max_batches=None,
                 seed=self.seed,
                 distributed=self.work.distributed,
             )

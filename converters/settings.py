@@ -128,12 +128,12 @@ class Settings:
     tune
         Whether step sizes, scales, resting values and dead zones of signGD neurons are learned on
         the calibration data (``converters.tune``), up to a minute for the example networks. By
-        default they are where nothing speaks against it: at least 64 samples, m T below 128,
-        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given, no network that takes
-        minutes, and none of one step of 8 members with dead zones, the default plan, whose error
-        is small and falls for more additions alone. False also leaves the thresholds of group
-        neurons as they are chosen layer by layer (``converters/refinement.py``).
-        ``provenance["tuning"]`` says what was done, or why nothing.
+        default they are where nothing speaks against it: at least 64 samples (of fewer there is a
+        warning), m T below 128, neither ``schedule`` nor ``resting``, ``scale`` nor ``preset``
+        given, no network that takes minutes, and none of one step of 8 members with dead zones, the
+        default plan, whose error is small and falls for more additions alone. False also leaves the
+        thresholds of group neurons as they are chosen layer by layer
+        (``converters/refinement.py``). ``provenance["tuning"]`` says what was done, or why nothing.
     tune_seconds
         A limit for that, with which what can be tuned is; None: as many steps of descent as the
         size of the network says.

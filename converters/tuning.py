@@ -44,14 +44,15 @@ from torch import Tensor
 from ..core.distributed import Distributed
 from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices
 from .blocks import SEEN as MOST_SEEN
 from .blocks import Block, BlockTuner, Task, iterations_of, outputs_of
 from .budget import Budget, TimeUp
-from .calibration import Calibration
+from .calibration import FEWEST, Calibration
 from .descent import LEARNED, START, Descent
 from .objectives import weight_of
 from .planning import default_schedule, relative_depths
@@ -70,7 +71,6 @@ from .tunable import (
     updates,
 )
 
-FEWEST = 64  # samples, a quarter of which are held out
 LONGEST = 128  # steps times members from which the default is close enough
 HELD_OUT = 96  # samples at most
 SPARSE_HELD_OUT = 256  # with dead zones, as additions are counted there too
@@ -88,6 +88,7 @@ TOGETHER_BATCH = 16
 PIECE = 4  # of these, whose graph is held at once
 REPORTING = 1.6e10  # of the errors if undone
 REPORT = 0.1  # of the seconds, at most, for these
+MEASURED = 2  # steps of descent, after which it is told what all will take
 RATE = 0.2  # of log step sizes
 SPARSE_RATE = 0.1  # where neurons have dead zones
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
@@ -95,7 +96,7 @@ RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
 LOOKS = 4  # at the held-out samples in each
 
 
-def against(network: SpikingNetwork, samples: int) -> str:
+def against(network: SpikingNetwork) -> str:
     """Why the default plan is left as it is: empty where it can be tuned."""
     neurons = network.neurons
     if not neurons:
@@ -116,13 +117,18 @@ def against(network: SpikingNetwork, samples: int) -> str:
     shapes = [network[name].shape for name in leaves(network.outputs)]
     if any(s[:1] != ("1*batch",) or any(map(follows_batch, s[1:])) for s in shapes):
         return "outputs are tuned whose first dimension is the batch, but one of these has another."
-    if samples < FEWEST:
-        return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
     return ""
 
 
+def too_few(samples: int) -> str:
+    """Why so few samples are not tuned on; empty where they are enough."""
+    if samples >= FEWEST:
+        return ""
+    return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
+
+
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Rounded):
     """What tuning did, JSON-able; ``print(tuning)`` shows it as a table.
 
     Errors are relative output errors on the ``held_out`` samples: of the network as it was, of the
@@ -255,7 +261,37 @@ def tune(
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
     """
     x = samples(calibration, max_batches, distributed)
-    reason = against(network, len(x))
+    reason = against(network) or too_few(len(x))
+    if reason:
+        raise InputError(f"tune: {reason}")
+    return tuned(
+        network,
+        x,
+        iterations=iterations,
+        seconds=seconds,
+        learn=learn,
+        objective=objective,
+        seed=seed,
+        blocks=blocks,
+        distributed=distributed,
+    )
+
+
+@torch.inference_mode(False)
+def tuned(
+    network: SpikingNetwork,
+    x: Any,
+    *,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    learn: Collection[str] = LEARNED,
+    objective: str | float = "error",
+    seed: int = 0,
+    blocks: bool | None = None,
+    distributed: Distributed | None = None,
+) -> SpikingNetwork:
+    """``tune`` on samples x [N, ...], however few they are; the caller has counted all."""
+    reason = against(network)
     if reason:
         raise InputError(f"tune: {reason}")
     for name, value in (("iterations", iterations), ("seconds", seconds)):
@@ -468,8 +504,21 @@ class _Tuner:
             samples = self.seen.pick(pick.to(self.seen.x.device))
             descent.step(self._losses(samples, descent.choices), self.budget)
             self.done += 1
+            if self.done == MEASURED and not self.parts:
+                self._announce()
             if i in looks or self._late():
                 yield descent.choices
+
+    def _announce(self) -> None:
+        """What all of the tuning will take, by what its first steps took."""
+        longest = self.budget.longest
+        look = self._look()
+        seconds = self.iterations * longest.get("descent", 0.0) + len(PHASES) * LOOKS * look
+        if "steps" in self.learn and self.few >= LEAST and not self.sparse:
+            tries = len(RESIZE) * len(self._neurons())
+            seconds += len(PHASES) * tries * look * self.few / len(self.held_out)
+        limit = math.inf if self.seconds is None else self.seconds
+        announce(f"tuning {self.iterations} steps of descent", min(seconds, limit))
 
     def _losses(self, samples: Samples, choices: Choices) -> list[Callable[[], Tensor]]:
         """In pieces whose graph fits in memory."""

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..neurons.rounding import Rounded
+from .dealing import batches
 from .inputs import Inputs, batch_of, call, samples_of
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
 from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
-from .progress import progress
+from .progress import progress, samples_in
 from .running import check_run, check_steps, length_of, steps_of
 from .spikes import Sent, listening
 
@@ -147,7 +149,7 @@ def shrinks(network: SpikingNetwork) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Exit:
+class Exit(Rounded):
     """For each sample [B] the ``prediction``, after how many ``steps`` it was made, its ``margin``
     then, and the ``spikes`` sent until then."""
 
@@ -178,7 +180,7 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class ExitRule:
+class ExitRule(Rounded):
     """When ``early_exit`` may stop, and what that does, as ``calibrate_exit`` found it.
 
     A sample leaves at the first step at which its margin is ``margin`` or more, at the latest at
@@ -293,7 +295,8 @@ def calibrate_exit(
     if not 0 < agreement <= 1:
         raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []
-    for batch in progress(loader, "calibrating the exit"):
+    loader = batches(loader)
+    for batch in progress(loader, "calibrating the exit", samples_in(loader), images=_samples):
         x = batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if reference is None:
             target = snn.ann(x)
@@ -308,6 +311,10 @@ def calibrate_exit(
     if sum(part.shape[1] for part in margins) < 2:
         raise InputError("the loader holds fewer than two samples; nothing can be calibrated.")
     return _rule(torch.cat(margins, 1), torch.cat(same, 1), torch.cat(spikes, 1), agreement)
+
+
+def _samples(batch: Any) -> int:
+    return len(batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
 
 def _rule(margins: Tensor, same: Tensor, spikes: Tensor, target: float) -> ExitRule:

@@ -12,15 +12,19 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError
 from .distributed import Distributed
+from .given import given, is_pair
 
 
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
     """``data`` as batches: those of a loader or any iterable as they are, else cut by ``size``.
 
-    A tensor [N, ...], a dict of such tensors, or a map-style ``Dataset`` of samples, which a
-    DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can be gone
-    through again where ``data`` can.
+    A tensor [N, ...], a dict of such tensors, a pair (x, y), or a map-style ``Dataset`` of samples,
+    which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can
+    be gone through again where ``data`` can. Raises InputError for several data sets in one object.
     """
+    data = given(data)
+    if is_pair(data):
+        return list(zip(batches(data[0], size), data[1].split(size), strict=True))
     if isinstance(data, Tensor):
         return data.split(size)
     if isinstance(data, Mapping):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SignGDError
+from ..neurons.rounding import Rounded
 from .dealing import batches, deal
 from .distributed import ALONE, Distributed
-from .inputs import Batch, Inputs, batch_of, call
+from .inputs import Batch, Inputs, batch_of, call, tensor_of
 from .metrics import METRICS, Choices, Comparison, named, paired, squared_distance, squared_norm
 from .modes import eval_mode
 from .module import NetworkModule
@@ -34,7 +35,7 @@ PAUSE = 0.05  # seconds between two looks for what others post
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Rounded):
     """One row for each T: what ``evaluate`` measured on ``samples`` samples.
 
     ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a
@@ -178,7 +179,8 @@ def evaluate(
 
     ``time_steps`` are the T that the network was planned for unless given. ``loader`` yields
     batches (x, y) or x: x [B, ...], y [B] class indices, which count where the output is one tensor
-    [B, classes]; a tensor [N, ...] or a ``Dataset`` is cut into batches of 64. A batch may say by
+    [B, classes]; a tensor or array [N, ...], a pair (x, y) of such, or a ``Dataset`` is cut into
+    batches of 64. A batch may say by
     an attribute ``skipped`` which samples, by name, are missing in it. The reference is evaluated
     in eval mode, its mode comes back. Batches are moved to the device of the network.
 
@@ -567,7 +569,7 @@ def _pair(batch: Any) -> tuple[Any, Tensor | None]:
         return batch_of(batch), None
     if len(batch) not in (1, 2):
         raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
-    return batch_of(batch[0]), batch[1] if len(batch) == 2 else None
+    return batch_of(batch[0]), tensor_of(batch[1]) if len(batch) == 2 else None
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.network import SpikingNetwork
+from ..core.progress import working
 from ..core.registry import FORMATS
 from ..errors import FormatError
 
@@ -60,7 +61,9 @@ def export(
     installed package, by default what the suffix says; ``options`` are the writer's. Raises
     FormatError for what the format cannot express, before anything is written.
     """
-    return find_format("export", path, format)[1].write(network, path, **options)
+    writer = find_format("export", path, format)[1]
+    with working(f"writing {Path(path).name}"):
+        return writer.write(network, path, **options)
 
 
 def load(

@@ -19,10 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of
 from ..core.module import given_to
 from ..core.network import Input, SpikingNetwork
+from ..core.progress import working
+from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .files import write_whole
 from .formats import find_format
 
@@ -31,12 +35,13 @@ if TYPE_CHECKING:
 
 ALONE = "compared with itself alone; pass network=... to know that it is that network's"
 FRAMES_ALONE = "each frame is replayed alone: group neurons begin anew at every frame of a stream"
+VERIFIED, CONTRADICTED, NOT_CHECKED = "verified", "contradicted", "not checked"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
 MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Rounded):
     """One comparison. ``cells`` are (sample, neuron, step), or the numbers in a file.
 
     ``layers`` counts those that differ by layer, ``spikes`` how many there are at all.
@@ -69,8 +74,12 @@ class Check:
         )
 
 
+def shown_state(state: str) -> str:
+    return {CONTRADICTED: "CONTRADICTED", NOT_CHECKED: "not checked in full"}.get(state, state)
+
+
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Rounded):
     """What ``verify`` did. ``content`` is a hash of all that the file holds but certificates.
 
     ``samples`` are streams, of ``frames`` frames each, where the plan is one for streams.
@@ -91,21 +100,30 @@ class Certificate:
     @property
     def ok(self) -> bool:
         """Whether everything that has to be equal is, and was compared."""
+        return self.state == VERIFIED
+
+    @property
+    def state(self) -> str:
+        """What came of it: "verified"; "contradicted", where anything that has to be equal is not;
+        or "not checked", where nothing was found to differ, but a comparison that belongs to it
+        could not be made, which ``notes`` name."""
         required = [check for check in self.checks if check.required]
-        return self.complete and bool(required) and all(check.equal for check in required)
+        if not all(check.equal for check in required):
+            return CONTRADICTED
+        return VERIFIED if self.complete and required else NOT_CHECKED
 
     def to_dict(self) -> dict[str, Any]:
         said = asdict(self)
         if self.frames is None:
             del said["frames"]
-        return {**said, "ok": self.ok}
+        return {**said, "ok": self.ok, "state": self.state}
 
     def __str__(self) -> str:
         several = f"{self.samples} samples"
         if self.frames is not None:
             several = f"{self.frames} frames of {self.samples} streams"
         lines = [
-            f"{self.path} ({self.format}): {'verified' if self.ok else 'NOT verified'}, "
+            f"{self.path} ({self.format}): {shown_state(self.state)}, "
             f"{several} ({self.inputs}), T = {self.time_steps}",
             *(f"  {check}" for check in self.checks),
             *(f"  note: {note}" for note in self.notes),
@@ -129,7 +147,8 @@ def verify(
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
-    Of several inputs x is a dict by their names. Of a plan for streams it is a clip [F, B, ...] of
+    Of several inputs x is a dict by their names; of a ``Dataset``, a DataLoader or batches
+    ``samples`` from all over are taken. Of a plan for streams it is a clip [F, B, ...] of
     two frames or more, whose state is kept from frame to frame.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
@@ -152,10 +171,21 @@ def verify(
         raise InputError(
             f"network is the SpikingNetwork that convert returned, not {type(network).__name__}."
         )
+    x = None if x is None else _examined(x, samples)
     request = Request(path, x, network, time_steps, samples, seed, functions or {}, python)
     before = path.read_bytes() if path.is_file() else b""
-    certificate: Certificate = found.verify(request)
+    with working(f"verifying {path.name}"):
+        certificate: Certificate = found.verify(request)
     return _embedded(path, found, certificate, before) if embed else certificate
+
+
+def _examined(x: Any, samples: int) -> Any:
+    """x as it is where it is one batch, or a dict of such; of other data so many samples."""
+    x = one_batch(x)
+    if isinstance(x, Mapping) or is_whole(x):
+        return x
+    kept = some(x, samples).x
+    return kept.tensors if isinstance(kept, Inputs) else kept
 
 
 def _embedded(path: Path, format: Any, certificate: Certificate, before: bytes) -> Certificate:

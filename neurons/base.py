@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .nonlinearities import Nonlinearity
+from .rounding import Rounded
 
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
@@ -102,7 +103,7 @@ Make = Callable[[Any, Learned], Any]  # of a tensor or a number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Node:
+class Node(Rounded):
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
 
     ``shape`` is that of the value the node makes at one step, ``("4*batch", 16)`` for instance.

@@ -11,6 +11,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from .rounding import Rounded
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -31,7 +33,7 @@ def _check_positive(owner: object, **values: float) -> None:
 
 
 @dataclass(frozen=True)
-class _Formula:
+class _Formula(Rounded):
     kind: ClassVar[str]
     constant: ClassVar[bool] = False
 

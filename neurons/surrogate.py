@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rounding import Rounded
+
 KINDS = (
     "sigmoid",
     "atan",
@@ -28,7 +30,7 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Surrogate(Rounded):
     """``surrogate(x)`` is 1 where x >= 0, else 0, with the derivative of a smooth step.
 
     ========================  ==========================================

@@ -442,7 +442,7 @@ def test_monitors() -> None:
 def test_repr_is_in_their_style() -> None:
     assert repr(SignGDNode("gelu")) == (
         "SignGDNode(gelu, ListSchedule(values=(4.0, 1.0), tail=1.0), scale=1.0, resting=0.0, "
-        "members=8, dead_zone=0.6666666666666666, spikes='decoded', step_mode=s, "
+        "members=8, dead_zone=0.666667, spikes='decoded', step_mode=s, "
         f"backend={runs('auto')})"
     )
     text = repr(GroupNode(4, 0.7, backend="torch", step_mode="m"))

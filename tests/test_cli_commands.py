@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import core
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.cli import commands, main
 from spikingjelly_signgd.cli.data import Data
@@ -553,11 +554,15 @@ def test_report_holds_certificates(folder, capsys):
 # -- export and verify ----------------------------------------------------------------------------
 
 
-def test_export_and_verify(capsys):
+def test_export_and_verify(capsys, monkeypatch):
     pytest.importorskip("nir")
     lava = ["--profile", "group", "--weight-bits", "6", *DATA]
     assert main(["export", "group.h5", "-o", "c.net", *lava, "--json"]) == 0
     report = document(capsys)
+    monkeypatch.delenv("LAVA_PYTHON", raising=False)
+    assert main(["verify", "c.net", "--json"]) == 6  # nothing differs, but Lava is not there
+    found = document(capsys)
+    assert found["state"] == "not checked" and found["ok"] is False
     assert report["format"] == "lava" and report["report"]["agreement"] > 0.5
     single = sg.convert(
         cli_zoo.tiny(), cli_zoo.images(), time_steps=4, method="group", members=1, signed=False
@@ -629,10 +634,12 @@ def test_progress_bars_on_a_terminal(monkeypatch, capsys):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("SIGNGD_PROGRESS", "auto")
+    monkeypatch.setitem(core.progress.AFTER, "bar", 0.0)
     evaluate = ["evaluate", "net.h5", *SOME, "--json"]
     assert main(evaluate) == 0 and document(capsys)["samples"] == 8
     shown = terminal.getvalue()
-    assert "evaluating" in shown
+    assert "\revaluating" in shown
     assert main([*evaluate, "--quiet"]) == 0 and document(capsys)["samples"] == 8
     assert terminal.getvalue() == shown
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import core
 from spikingjelly_signgd.cli import main
 from spikingjelly_signgd.cli.data import Reading, load_data
 from spikingjelly_signgd.cli.preparation import Preparation, pixels
@@ -415,7 +416,9 @@ def test_splits_of_a_folder():
 
 
 def test_a_bar_of_images(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("SIGNGD_PROGRESS", "bar")
+    for seconds in (core.progress.AFTER, core.progress.EVERY):
+        monkeypatch.setitem(seconds, "bar", 0.0)
     assert list(progress(X.split(40), "evaluating", 96, images=len))[2].shape[0] == 16
     shown = capsys.readouterr().err
     assert "evaluating" in shown and "/96" in shown and " images/s" in shown

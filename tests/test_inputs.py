@@ -426,7 +426,7 @@ RUN = {
     "no mask": ({"input_ids": IDS}, "takes {'input_ids': ..., 'attention_mask': ...}"),
     "one tensor": (IDS, "has 2 inputs, but x is Tensor; pass a dict"),
     "vectors": (dict(X, input_ids=IDS.float()), "'input_ids' holds integer values.*tokenizer"),
-    "an array": (dict(X, input_ids=IDS.numpy()), "'input_ids' is a tensor, not ndarray"),
+    "a list": (dict(X, input_ids=IDS.tolist()), "'input_ids' is a tensor, not list"),
 }
 
 

@@ -405,7 +405,8 @@ def test_subgradient_refuses_what_it_cannot_track():
         sg.convert(gelu_model(), X, method="subgradient")
 
 
-def test_a_progress_bar_on_a_terminal_alone(snn, capsys):
+def test_no_progress_of_what_is_short(snn, monkeypatch, capsys):
+    monkeypatch.setenv("SIGNGD_PROGRESS", "auto")
     sg.run(snn, X, 4, chunk=1)
     sg.evaluate(snn, [X], 2)
     assert capsys.readouterr() == ("", "")

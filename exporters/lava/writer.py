@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ...core.network import GroupNeuron, SpikingNetwork
 from ...errors import BackendUnavailable, FormatError, InputError
+from ...neurons.rounding import Rounded
 from ..files import write_whole
 from .chains import (
     LARGEST_WEIGHT,
@@ -67,7 +68,7 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerReport(Rounded):
     """What became of one layer.
 
     ``theta`` is the integer threshold of one member (0: the read-out). The errors are relative, the
@@ -93,7 +94,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class LavaReport:
+class LavaReport(Rounded):
     """What ``write_netx`` wrote, and what rounding to integers cost on ``samples`` samples.
 
     ``agreement``: equal predictions of the network before and after; ``output_error``: the norm of

@@ -57,6 +57,7 @@ from ...core.operations import follows_batch
 from ...core.structures import leaves, tagged
 from ...errors import FormatError
 from ...neurons.group import GroupNeuronParameters
+from ...neurons.rounding import Rounded
 
 Array = NDArray[Any]
 
@@ -70,7 +71,7 @@ LARGEST_WEIGHT = 2**27  # values; grouped convolutions grow when they are writte
 
 
 @dataclass(frozen=True)
-class NirReport:
+class NirReport(Rounded):
     """What ``write_nir`` wrote. ``losses`` are what the file does not compute as the network does;
     ``notes`` are what its reader has to know."""
 

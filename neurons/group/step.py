@@ -37,13 +37,14 @@ from torch import Tensor
 from .. import spikes
 from ..base import FOLDS, Code, Factor, Function, Learned, Make, Neuron, spread
 from ..by_hand import RANGES
+from ..rounding import Rounded
 from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
 
 @dataclass(frozen=True, eq=False)
-class GroupNeuronParameters:
+class GroupNeuronParameters(Rounded):
     """m members; member k fires at ``k * v_threshold / members``.
 
     ``v_threshold``, the largest output of one step, and ``initial_charge``, v[0] as a fraction of

@@ -53,6 +53,7 @@ from .. import spikes
 from ..base import broadcasts, spread
 from ..kernels.prepared import keep, unwatched
 from ..nonlinearities import FunctionInC, Nonlinearity
+from ..rounding import Rounded
 from ..schedules import Schedule, name_schedule
 from . import sparse
 
@@ -62,7 +63,7 @@ MOST_MEMBERS = 8  # of neurons without a dead zone: the signs of one step fit a 
 
 
 @dataclass(frozen=True, eq=False)
-class SignGDParameters:
+class SignGDParameters(Rounded):
     """One neuron population.
 
     ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the

@@ -31,6 +31,7 @@ from ...neurons.by_hand import learned, within
 from ...neurons.choice import BACKENDS, Choice, runs
 from ...neurons.kernels.prepared import keep, unwatched
 from ...neurons.protocol import at_least_float32, state_dtype
+from ...neurons.rounding import rounded
 from ...neurons.scan import scan
 from ...neurons.surrogate import Surrogate
 from .. import simulator
@@ -455,4 +456,4 @@ def held(module: nn.Module, names: Iterable[str]) -> list[Any]:
 
 
 def show(value: Any) -> str:
-    return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else rounded(value)
