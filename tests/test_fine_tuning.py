@@ -350,7 +350,7 @@ def test_parameters_are_not_written_for_their_values(network, tmp_path):
     with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
         sg.export(group, tmp_path / "net.net", time_steps=2)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(sg.FormatError, match=r"one that trains gives collect\(module\)"):
+    with pytest.raises(sg.FormatError, match=r"from a trainable one by collect\(module\)"):
         sg.save(snn, tmp_path / "net.h5")
 
 
@@ -521,7 +521,7 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
             sg.fine_tune(coarse, data, **course, **other)
     assert len(sg.fine_tune(coarse, samples(64), **course).history) == 2
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+    with pytest.raises(sg.FormatError, match="was not written by fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
 
 
@@ -560,14 +560,14 @@ def course_file(coarse, tmp_path_factory):
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_resume_file_is_refused(coarse, course_file, tmp_path, name):
     torch.save(DAMAGES[name](course_file), tmp_path / "course.pt")
-    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+    with pytest.raises(sg.FormatError, match="was not written by fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
 
 
 def test_where_no_resume_file_can_be_is_said_before_training(coarse, tmp_path, monkeypatch):
     monkeypatch.setattr(sg.converters.fine_tuning._Tuner, "_train", None)  # is not reached
     for path in (tmp_path, tmp_path / "nowhere/course.pt"):
-        with pytest.raises(sg.InputError, match="resume is a file"):
+        with pytest.raises(sg.InputError, match="resume must be a file"):
             sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
 
 
@@ -636,7 +636,7 @@ def test_outputs_of_another_task_follow_the_source(model):
     network = converted(regression, members=1)
     found = sg.fine_tune(network, samples(256)[0], epochs=12, lr=1e-2)
     assert found.history[-1].loss < 0.7 * found.history[1].loss
-    with pytest.raises(sg.InputError, match="one classifier's"):
+    with pytest.raises(sg.InputError, match="a single output"):
         sg.fine_tune(network, samples(64), epochs=1)
 
 
@@ -699,7 +699,7 @@ def test_refused(coarse, name):
 
 def test_only_a_description_is_fine_tuned(network):
     for given, name in ((sg.build(network, trainable=True), "Network"), ("net.h5", "str")):
-        with pytest.raises(sg.InputError, match=f"not .*{name}; a file gives it by load"):
+        with pytest.raises(sg.InputError, match=f"not .*{name}; from a file by load"):
             sg.fine_tune(given, (X, Y), epochs=1)
 
 
