@@ -17,7 +17,7 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs docs-links lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -73,18 +73,30 @@ nir-readers: $(VENV)/.stamp
 	@echo "== NIR files in other readers"
 	@PYTHONPATH="$(VENV)/snntorch" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_nir_readers.py
 
-# The site of the documentation, in site/; its tools, the extra docs, are an environment of their own
-docs: $(VENV)/.stamp $(DOCS)/.stamp
-	@$(PY) docs/tables.py --check
-	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
+# The site of the documentation, in site/, in an environment of its own: torch, Norse and the extra
+# docs. Every link and anchor within the site is checked, and that nothing lost its address.
+SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -n -W --keep-going -c docs
+docs: $(DOCS)/.stamp
+	@$(SPHINX) .cache/docs/pages site
+	@PYTHONPATH=.cache/docs/package "$(DOCS)/bin/python" docs/tables.py --check
+	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-$(DOCS)/.stamp: pyproject.toml | $(VENV)/.stamp
-	$(PYTHON) -m venv "$(DOCS)"
+# The addresses outside the site, which needs the network
+docs-links: $(DOCS)/.stamp
+	@$(SPHINX) -b linkcheck .cache/docs/pages .cache/docs/links
+
+# .venv's torch where there is one, or is one to be (torch is large)
+$(DOCS)/.stamp: pyproject.toml constraints.txt | $(if $(filter environments,$(MAKECMDGOALS)),$(VENV)/.stamp)
+	rm -rf "$(DOCS)" && $(PYTHON) -m venv "$(DOCS)"
+	[ ! -e "$(VENV)/.stamp" ] || tests/share_torch.sh "$(PY)" "$(DOCS)/bin/python"
 	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"
-	$(DOCS)/bin/python -m pip --quiet --disable-pip-version-check install -r "$(DOCS)/requirements.txt"
+	$(DOCS_PIP) install -c constraints.txt torch -r "$(DOCS)/requirements.txt"
+	$(DOCS_PIP) install --no-deps norse==1.1.0
 	touch $@
+
+DOCS_PIP := $(DOCS)/bin/python -m pip --quiet --disable-pip-version-check
 
 # Networks in NeuroBench, which lies beside .venv with what its benchmarks, models and metrics
 # import; the extra brings its data sets' dependencies, too

@@ -134,7 +134,7 @@ def convert(
     [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
     arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose integers stay
     exact. It is read once: statistics use all samples, and some are kept (``Settings``). None
-    leaves the choice to the preset.
+    leaves the choice to the preset::
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32

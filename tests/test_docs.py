@@ -24,7 +24,9 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 }
-FENCE = re.compile(r"(?:<!-- *(not run: [^\n]*?) *-->\n\n?)?^```(\w*)\n(.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:<!-- *(not run: [^\n]*?) *-->\n\n?)?^```(\{[\w-]+\}|\w*)\n(.*?)^```$", re.M | re.S
+)
 
 
 @dataclass(frozen=True)
@@ -533,10 +535,35 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(found.read_text()), f"{target}#{anchor}"
 
 
+def in_toctrees(page: str) -> Iterator[str]:
+    """A page and what its toctrees lead to, as docs/ names pages."""
+    yield page
+    found = blocks(f"docs/{page}.md") if f"docs/{page}.md" in PAGES else []
+    for block in [block for block in found if block.language == "{toctree}"]:
+        for name in re.findall(r"^(?:[^:\n].* <)?([\w/-]+)>?$", block.code, re.M):
+            yield from in_toctrees((Path(page).parent / name).as_posix())
+
+
 def test_every_page_is_in_the_navigation():
-    nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
-    for page in PAGES:
-        assert page == "README.md" or page.removeprefix("docs/") in nav, page
+    pages = script("extensions/pages")
+    files = [*DOCS.rglob("*.md"), *(ROOT / name for name in pages.ELSEWHERE)]
+    assert sorted(in_toctrees("index")) == sorted(
+        pages.place(path).removesuffix(".md") for path in files
+    ), "each page is in one toctree"
+
+
+def test_links_of_the_sites_pages_lead_to_the_same_files(tmp_path):
+    """To pages outside docs/ and to what is no page; code stays as it is."""
+    page, copy = DOCS / "tutorials" / "resnet.md", tmp_path / "tutorials" / "resnet.md"
+    text = (
+        "[a](../index.md#install) [b](../../CHANGELOG.md) [c](../../README.md) [d](gone.md)\n"
+        "![e](../method.png) [f](../../examples/data.py)\n```\n[g](../../CHANGELOG.md)\n```\n"
+    )
+    found = script("extensions/pages").moved(text, page, copy)
+    assert "[a](../index.md#install) [b](../CHANGELOG.md) [c](../index.md) [d](gone.md)" in found
+    assert "![e](../method.png)" in found and "[g](../../CHANGELOG.md)" in found
+    (data,) = re.findall(r"\[f\]\((.*?)\)", found)
+    assert (copy.parent / data).resolve() == ROOT / "examples" / "data.py"
 
 
 # -- reference ----------------------------------------------------------------------------------
@@ -546,13 +573,13 @@ def entries() -> list[str]:
     return [
         name
         for page in (DOCS / "reference").glob("*.md")
-        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+        for name in re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.M)
     ]
 
 
 def test_every_public_name_is_in_the_reference():
-    listed = {name.removeprefix("spikingjelly_signgd.") for name in entries()}
-    members = re.findall(r"members: \[(.*)\]", "".join(PAGES.values()))
+    listed = {name.rpartition(".")[2] for name in entries()}
+    members = re.findall(r"^   :members: (.+)$", "".join(PAGES.values()), re.M)
     listed |= {name for group in members for name in group.split(", ")}
     missing = {n for n in sg.__all__ if n not in listed and not inspect.ismodule(getattr(sg, n))}
     assert not missing
@@ -583,11 +610,19 @@ def test_every_entry_of_the_reference_exists():
         assert getattr(found, "__doc__", None), name
 
 
+def test_the_gallery_shows_every_picture():
+    pictures = [p for p in DOCS.rglob("*") if p.suffix in (".png", ".svg")]
+    shown = re.findall(r"!\[[^]]+\]\((\S+?)\.\w+\)", PAGES["docs/gallery.md"])  # SVG or PNG
+    assert {p.relative_to(DOCS).with_suffix("").as_posix() for p in pictures} == set(shown)
+
+
 # -- pages that scripts make ----------------------------------------------------------------------
 
 
 def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"docs_{name.replace('/', '_')}", DOCS / f"{name}.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up
