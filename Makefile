@@ -132,6 +132,7 @@ $(VISION)/.stamp: tests/vision/requirements.txt tests/vision/alone.txt | $(VENV)
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@"$(VENV)/bin/codespell"
 	@$(PY) -m mypy
 	@"$(VENV)/bin/lint-imports" --no-cache --no-logo
 
@@ -158,7 +159,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt setup.py $(KERNELS)
 	$(PYTHON) -m venv "$(VENV)"
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt loguru numpy requests tensorboard tqdm
-	$(PIP) install -c constraints.txt -e '.[examples]' hypothesis import-linter mypy pillow pytest pytest-xdist ruff
+	$(PIP) install -c constraints.txt -e '.[examples]' codespell hypothesis import-linter mypy pillow pytest pytest-xdist ruff
 	$(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(PIP) install --no-deps --compile spikingjelly==2.0.0
 	$(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
