@@ -479,7 +479,7 @@ def test_another_reference():
     )
     notes = examined(renamed, healthy).notes
     assert "not compared" in notes[0] and notes[0].endswith(": nine")
-    assert notes[1].endswith("has not: 9")
+    assert notes[1].endswith("lacks: 9")
 
 
 # -- dead zones --------------------------------------------------------------------------------

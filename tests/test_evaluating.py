@@ -183,7 +183,7 @@ REFUSED = {
     "other images": ({"loader": DataLoader(TensorDataset(X + 1, LABELS), 4)}, "of different data"),
     "other labels": ({"loader": DataLoader(TensorDataset(X, 6 - LABELS), 4)}, "of different data"),
     "a shorter iterable": ({"loader": None}, "the number of batches was"),
-    "a stream": ({"keep_state": True}, "do not pass distributed= and resume="),
+    "a stream": ({"keep_state": True}, "do not pass distributed= or resume="),
 }
 
 
@@ -217,7 +217,7 @@ def test_an_iterable_that_is_shorter_now(evaluated, file):
         return lambda: ((X[i : i + 4], LABELS[i : i + 4]) for i in range(0, 4 * count, 4))
 
     evaluated(length(5), resume=file)
-    with pytest.raises(sg.InputError, match="batch 4 was finished before, but .* 3 batches"):
+    with pytest.raises(sg.InputError, match="batch 4 was already evaluated, but .* 3 batches"):
         evaluated(length(3), resume=file)
 
 
@@ -332,7 +332,7 @@ def test_an_error_on_rank_0_reaches_all(snn, model):
     errors = []
 
     def of(world):
-        with pytest.raises(sg.InputError, match="is a number, but it is Tensor") as error:
+        with pytest.raises(sg.InputError, match="must be a number, but it is Tensor") as error:
             sg.evaluate(
                 sg.build(snn.network),
                 DATA["a loader"](),

@@ -103,8 +103,8 @@ def test_columns_of_one_length_are_sorted_and_none_is_cut(more, sort):
         ("t", [0], "are .N. each"),
         ("x", ["a", "b"], "x of events must be numbers"),
         ("p", np.array([None, 1]), "p of events must be numbers"),
-        ("t", np.array([1j, 2]), "t of events is real numbers"),
-        ("t", [0, 2**70], "t of events is numbers"),
+        ("t", np.array([1j, 2]), "t of events must be real numbers"),
+        ("t", [0, 2**70], "t of events must be numbers"),
         ("t", np.array([0, 2**63], "<u8"), "t of some events is 2.63 or more"),
         ("t", torch.tensor([0, 2**63], dtype=torch.uint64), "t of some events is 2.63 or more"),
         ("t", [0.0, 1e30], "t of some events is 2.63 or more"),
@@ -216,7 +216,7 @@ def test_damaged_numpy_files_are_refused(tmp_path):
         with pytest.raises(sg.FormatError, match="is not a readable NumPy file"):
             sg.Events.read(tmp_path / name, SIZE)
     np.save(tmp_path / "plain.npy", np.array(ROWS, FIELDS))
-    with pytest.raises(sg.FormatError, match="holds one array, without names, and no 'CD/events'"):
+    with pytest.raises(sg.FormatError, match="holds one unnamed array, but no 'CD/events'"):
         sg.Events.read(tmp_path / "plain.npy", SIZE, key="CD/events")
 
 
@@ -408,7 +408,7 @@ def test_an_event_costs_its_connections():
         event_additions(network, one[0])
     with pytest.raises(sg.InputError, match="a tensor .F, B, .* but they are NoneType"):
         event_additions(network, None)
-    with pytest.raises(sg.InputError, match=r"snn\.network, but it is given"):
+    with pytest.raises(sg.InputError, match=r"snn\.network of a built network\), but it is given"):
         event_additions(nn.Identity(), one)
     with pytest.raises(sg.InputError, match="some are NaN"):
         event_additions(network, one / 0)

@@ -335,7 +335,7 @@ def test_additions_refuse_neurons_that_tell_nothing():
     network = sg.convert(relu, samples(64)[0], method="subgradient", time_steps=2)
     snn = sg.build(network, trainable=True)
     outputs(snn, samples()[0], 2)
-    with pytest.raises(sg.InputError, match="has no gradient"):
+    with pytest.raises(sg.InputError, match="have no gradient"):
         sg.additions(snn)
 
 
@@ -504,7 +504,7 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["course.pt"]
     with pytest.raises(sg.InputError, match="is of another network"):
         sg.fine_tune(network, samples(64), epochs=1, resume=path)
-    with pytest.raises(sg.InputError, match=r"is of a course with epochs=1"):
+    with pytest.raises(sg.InputError, match=r"is of a training with epochs=1"):
         sg.fine_tune(coarse, samples(64), epochs=2, resume=path)
     course, x = {"epochs": 1, "resume": path}, samples(64)[0]
     for data, other, text in (
@@ -517,7 +517,7 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
         (samples(64), {"simulator": "norse"}, "simulator='spikingjelly'"),
         ([samples(64)], {}, "samples='58 of"),
     ):
-        with pytest.raises(sg.InputError, match=f"is of a course with .*{text}"):
+        with pytest.raises(sg.InputError, match=f"is of a training with .*{text}"):
             sg.fine_tune(coarse, data, **course, **other)
     assert len(sg.fine_tune(coarse, samples(64), **course).history) == 2
     path.write_bytes(b"not a checkpoint")
@@ -699,7 +699,7 @@ def test_refused(coarse, name):
 
 def test_only_a_description_is_fine_tuned(network):
     for given, name in ((sg.build(network, trainable=True), "Network"), ("net.h5", "str")):
-        with pytest.raises(sg.InputError, match=f"not .*{name}; from a file by load"):
+        with pytest.raises(sg.InputError, match=f"not .*{name}; get it from a file by load"):
             sg.fine_tune(given, (X, Y), epochs=1)
 
 

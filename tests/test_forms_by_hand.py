@@ -597,7 +597,7 @@ FAULTS: dict[str, tuple[list[Any], str, str]] = {
         [encode("signed"), "6 8", fires("signed", resting=0.5), "8 8",
          fires("signed", initial_input=0.0), "8 3", readout("signed")],
         "4",
-        "has initial_input 0, but the layers before it make",
+        "has initial_input 0, but the resting values",
     ),
     "an initial input of another shape": (
         [encode("signed"), "6 8", fires("signed", initial_input=torch.ones(7)), "8 3",
@@ -923,12 +923,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "a neuron in a module of torch": (
         lambda: SequentialState(nn.Sequential(nn.Linear(6, 8), norse_node(False)), nn.Linear(8, 2)),
         "signed",
-        r"'0' \(Sequential\) holds a SignGDCell and does not hand on its state",
+        r"'0' \(Sequential\) holds a SignGDCell and does not return its state",
     ),
     "a layer of neurons in Lift": (
         lambda: SequentialState(nn.Linear(6, 8), Lift(norse_node(False))),
         "signed",
-        r"'1' \(Lift\) holds a SignGDCell and does not hand on its state",
+        r"'1' \(Lift\) holds a SignGDCell and does not return its state",
     ),
     "a group neuron": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4), node()),
@@ -938,7 +938,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "group neurons only": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4)),
         "signed",
-        "Sequential has no signGD neurons, and others have one form alone",
+        "Sequential has no signGD neurons, and other neurons have only one form",
     ),
     "no neurons of this package": (
         lambda: sequence(nn.Linear(6, 8), neuron.IFNode()),

@@ -226,7 +226,7 @@ REFUSED = {
     "symmetric": (lambda: tcn("symmetric"), "'0' .*looks 2 input.* ahead"),
     "no padding": (lambda: tcn("none"), "'0' .*Pad 4 zeros to the left"),
     "replicate": (lambda: tcn("replicate"), "padding_mode='replicate'"),
-    "padded on the right": (lambda: tcn("later"), "not causal: its output of frame 0"),
+    "padded on the right": (lambda: tcn("later"), "not causal: its output at frame 0"),
     "norm over time": (lambda: tcn("norm"), "not causal"),
     "nothing kept": (lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU()), "treats all steps alike"),
 }

@@ -427,7 +427,7 @@ def test_what_it_begins_with_goes_with_the_first_frame(remembering):
     other = kept(snn, {"x": x[:1], "h": h.unsqueeze(0)})
     assert not torch.equal(other["y"], zeros["y"])
     for given in ({"x": x[:1], "h": h.unsqueeze(0)}, {"x": x, "h": h.expand(FRAMES, STREAMS, 8)}):
-        with pytest.raises(sg.InputError, match="feeds itself 'h': leave it out"):
+        with pytest.raises(sg.InputError, match="feeds 'h' itself: leave it out"):
             kept(snn, given)
         snn.reset()
 
@@ -938,7 +938,7 @@ def test_a_second_watch_of_a_stream_is_refused(silent):
     with sg.watch(snn, silent=silent) as w:
         assert torch.equal(w(x[0]), want[0])
         for call in (lambda: sg.watch(snn), lambda: other(x[5]), other.reset, other.state):
-            with pytest.raises(sg.InputError, match="another watch .* has seen 1 frames"):
+            with pytest.raises(sg.InputError, match="another watch .* has processed 1 frames"):
                 call()
         other.__exit__(None, None, None)
         assert torch.equal(w(x[1]), want[1])
