@@ -188,6 +188,7 @@ $(VISION)/.stamp: tests/vision/requirements.txt tests/vision/alone.txt | $(VENV)
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@"$(VENV)/bin/codespell"
 	@$(PY) -m mypy
 	@"$(VENV)/bin/lint-imports" --no-cache --no-logo
 
@@ -230,7 +231,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(KERNELS)
 $(VENV)/.stamp: $(VENV)/.demo
 	@echo "== installing into .venv what the tests need (once)"
 	$(STEP) "test tools" $(PIP) install -c constraints.txt \
-		hypothesis import-linter mypy pytest pytest-xdist requests ruff tensorboard
+		codespell hypothesis import-linter mypy pytest pytest-xdist requests ruff tensorboard
 	$(STEP) "NVRTC" $(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(STEP) "Norse" $(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
 	@rm -rf "$(LEGACY)"

@@ -1,6 +1,6 @@
-"""HTML that is escaped unless it says otherwise, and one page of it that needs no network.
+"""HTML that is escaped unless marked as markup, and a self-contained page.
 
-The page forbids itself scripts and every request (Content-Security-Policy): what it shows is in the
+The page forbids scripts and all requests (Content-Security-Policy): everything it shows is in the
 file. Pictures are inline SVG in the colour of the text, so they follow light, dark and print.
 """
 

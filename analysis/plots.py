@@ -2,8 +2,8 @@
 
 Without ``axes`` a figure of its own is made that pyplot does not know, for any backend:
 ``plot_accuracy(result).save("accuracy.png")``, and a notebook shows it by itself. With ``axes``,
-those of the caller are drawn on. Colours are told apart by colour-blind readers (Okabe and Ito,
-2008) and differ by marker or brightness too. Without matplotlib they raise BackendUnavailable.
+those of the caller are drawn on. Colours can be distinguished by colour-blind readers (Okabe and
+Ito, 2008) and differ by marker or brightness too. Without matplotlib they raise BackendUnavailable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every neuron decoded to, and sent, in each step of a run, beside the source's activations.
+"""The decoded value and the spikes of every neuron at each step, and the source's activations.
 
-The values are those that ``run`` computes: the network itself is run, and its neurons are listened
-to.
+The values are those that ``run`` computes: the network itself is run, and the events of its neurons
+are recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LARGEST = 2**30  # bytes of what is recorded
 
 @dataclass(frozen=True, eq=False)
 class Recording(Rounded):
-    """By neuron: what was decoded, what was sent, and what the source network has there.
+    """By neuron: decoded values, spikes, and the activations of the source network.
 
     ``decoded``
         [T, B, *], what receivers have decoded after each step: v of signGD neurons and of the
@@ -36,8 +36,8 @@ class Recording(Rounded):
     ``spikes``
         [T, B, *], the spikes of each step. Of signGD neurons sigma, the sum of the m signs
         weighted 1, 1/2, 1/4, ...: with m = 1 it is +1 (v goes down by a step) or -1 (v goes up);
-        with a dead zone 0 where all are silent. Of group neurons how many members fired, negative
-        where spikes were taken back, and of their growth what was passed on, in the same unit
+        with a dead zone 0 where all are silent. Of group neurons the number of members that fired,
+        negative for negative spikes, and of their growth what was passed on, in the same unit
         (where it has one; else the sign). Of the rate-coded baseline 0 or 1.
     ``sent``
         [T, B, *], of how many spikes those are made: of m signs the ones that are not silent, of

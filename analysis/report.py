@@ -1,7 +1,7 @@
-"""``write_report``: what is known of a converted network, as one HTML file that needs no network.
+"""``write_report``: the analysis of a converted network as one self-contained HTML file.
 
 Coverage, accuracy, the doctor's findings, operations and energy, pictures of the neurons,
-certificates of exports, and how it was made. What was not measured is said to be so.
+certificates of exports, and how it was made. What was not measured is listed as such.
 """
 
 from __future__ import annotations
@@ -141,24 +141,25 @@ def write_report(
     clip: Tensor | Mapping[str, Tensor] | None = None,
     sound: bool = False,
 ) -> Path:
-    """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
+    """Measures ``snn`` and writes one self-contained HTML file.
 
     x is [B, ...], static inputs; y [B] their class indices, without which there is no accuracy.
-    ``reference`` is the source network; without it, agreement is with the one that the description
-    holds. ``check`` is what ``sg.check(model, x)`` returned, ``certificates`` what ``sg.verify``
-    did, ``command`` how all this was made. ``time_steps`` are by default 1, 2, 4, ... up to those
-    that the network was planned for. All of x is used for the accuracy, the first ``samples`` for
-    the doctor and the energy. x may also be data of any length, a ``Dataset``, a DataLoader or
-    batches x or (x, y), which are gone through once, for the accuracy, one batch at a time; of
-    these the ``samples`` come from all over, and y is left out.
+    ``reference`` is the source network; without it, agreement is with the one stored in the
+    description. ``check`` is the result of ``sg.check(model, x)``, ``certificates`` those of
+    ``sg.verify``, ``command`` the command that made the network. ``time_steps`` are by default 1,
+    2, 4, ... up to those that the network was planned for. All of x is used for the accuracy, the
+    first ``samples`` for the doctor and the energy. x may also be data of any length, a
+    ``Dataset``, a DataLoader or batches x or (x, y), which are read once, for the accuracy, one
+    batch at a time; the ``samples`` are then spread evenly over them, and y is omitted.
 
-    With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
-    where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
-    spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values are
-    samples of sound.
+    With ``clip`` [F, B, ...], frames one after another, there is a section on the cost of each
+    frame with the state kept, under the clip's pictures (``plot_over_time``), and an animation of
+    the spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values
+    are samples of sound.
 
-    Without matplotlib the report says so in place of its pictures. A file that was there stays
-    until the new one is whole. Raises InputError, and FormatError where it cannot be written.
+    Without matplotlib the report says so in place of its pictures. An existing file is replaced
+    only when the new one is complete. Raises InputError, and FormatError if the file cannot be
+    written.
     """
     target = Path(path)
     _check_target(target)
@@ -694,14 +695,16 @@ def _energy(report: _Report) -> Html:
         table(["table", "covers", "source", *steps], rows, text=(0, 1),
               caption="Energy of one inference."),
         _break_even(found, t),
-        _by_step("The source network with activations of so many bits, as many values as "
-                 "the spikes of T steps tell apart.", found, found.quantised,
+        _by_step(
+            "The source network with activations quantised to so many bits, as many levels as "
+            "the spikes of T steps distinguish.", found, found.quantised,
                  [f"T = {t}: {found.bits[t]:.3g} bit" for t in found.time_steps]),
     ]  # fmt: skip
     if last.members > 1:
         parts.append(
-            _by_step("The spiking network where the spikes of a step are handed on whole, a small "
-                     "integer times the weight.", found, found.whole, steps)
+            _by_step(
+                "The spiking network where all spikes of a step are sent as one integer, which "
+                "multiplies the weight.", found, found.whole, steps)
         )  # fmt: skip
     first = next(iter(found.tables))
     parts += [
@@ -893,7 +896,7 @@ def _exports(report: _Report) -> Html:
     if not report.certificates:
         return _note("No certificate was given: that an exported file computes the same was not "
                      "verified. Pass certificates=[verify(path, network=network)].")  # fmt: skip
-    whose = "As they were handed over: that they are of this network is for who did to know."
+    whose = "Shown as passed to the report, which does not check that they belong to this network."
     return join([_note(whose), *(_certificate(found) for found in report.certificates)])
 
 

@@ -1,4 +1,4 @@
-"""What each command does: options in, a document, its text and an exit code out."""
+"""The commands: from options to a document, its text and an exit code."""
 
 from __future__ import annotations
 
@@ -287,7 +287,9 @@ def evaluate_(options: argparse.Namespace) -> Result:
             if table.outputs and not isinstance(network.outputs, str):
                 raise InputError(f"--min-{name}: no output was measured so; see --metric.")
             if table.error[last] is not None and (name == "agreement" or data.labelled):
-                raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
+                raise InputError(
+                    f"--min-{name}: the network has one class only, so there is no prediction."
+                )
             raise InputError(
                 f"--min-{name} needs labels: '{options.data}' has none; give --labels."
             )
@@ -309,7 +311,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
 
 
 def _has_lines(file: str) -> bool:
-    """Whether there is something to go on from."""
+    """Whether there is a file to resume from."""
     return os.path.isfile(file) and os.path.getsize(file) > 0
 
 
@@ -343,7 +345,7 @@ def doctor(options: argparse.Namespace) -> Result:
     if output is not None:
         applied = [finding for finding in diagnosis.findings if finding.applicable]
         save(diagnosis.apply(), output)
-        what = f"{len(applied)} fixed" if applied else "nothing to apply, the network is as it was"
+        what = f"{len(applied)} fixed" if applied else "nothing to apply, the network is unchanged"
         lines.append(f"{what}; written to {output}")
         document["applied"] = [finding.text for finding in applied]
         document["path"] = str(output)
@@ -672,7 +674,8 @@ def _network(file: str) -> SpikingNetwork:
     if name is not None and getattr(FORMATS.find(name), "read", None) is not None:
         return load(path)
     raise InputError(
-        f"'{path}' is no network: those are the .h5 files that convert wrote, and exact .nir files."
+        f"'{path}' is not a network: networks are .h5 files that convert wrote, and exact .nir "
+        "files."
     )
 
 
@@ -708,8 +711,8 @@ def _fitting(options: argparse.Namespace, network: SpikingNetwork, clip: bool = 
 def _checked(data: Data, network: SpikingNetwork) -> Data:
     if network.carries and not data.clip:
         raise InputError(
-            f"the network feeds {', '.join(network.carries)} itself, so that it runs on clips "
-            "[F, N, ...] alone, which evaluate, verify and energy take. In Python: run(..., "
+            f"the network feeds {', '.join(network.carries)} itself, so that it runs only on "
+            "clips [F, N, ...], which evaluate, verify and energy take. In Python: run(..., "
             "sequence=True, keep_state=True)."
         )
     given = [node for node in network.inputs if node.name not in network.carries]
@@ -843,7 +846,7 @@ def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespac
     if by_suffix(path) is None:
         raise InputError(
             f"--certificate takes exported files ({', '.join(suffixes())}), which are verified "
-            f"against the network of the report; '{path}' is none."
+            f"against the network of the report; '{path}' is not one."
         )
     try:
         return run_verify(path, network=network, seed=options.seed)

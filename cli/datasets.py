@@ -549,8 +549,8 @@ def value(given: Any, spec: str) -> Tensor:
 class Stream:
     """Batches of ``size`` of an iterable of the user's, of which ``most`` samples are used.
 
-    One that gives batches of other sizes is cut anew. It is gone through again by ``iter``, and
-    where that is what it was before (a generator) by calling what made it.
+    Batches of other sizes are cut again. It is iterated again by ``iter``, and if that returns the
+    same object (a generator) by calling its factory.
     """
 
     def __init__(self, together: Together, make: Callable[[], Iterable[Any]], size: int = 64):

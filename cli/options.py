@@ -347,7 +347,9 @@ def _fine_tuning(command: Parser) -> None:
         "--amp", action="store_true", default=None, help="linear operations in bfloat16"
     )
     command.add_argument(
-        "--resume", metavar="FILE", help="written after each epoch, and gone on from if it is there"
+        "--resume",
+        metavar="FILE",
+        help="written after each epoch; training resumes from it if it exists",
     )
     command.add_argument(
         "--validation", metavar="DATA",

@@ -1,23 +1,22 @@
-r"""Block by block: the tuning of networks too large to be descended on as a whole.
+r"""Block-by-block tuning of networks that are too large for gradient descent as a whole.
 
-A network is cut where few values are alive: behind a residual block, at the bottleneck of an
-inverted one, between the layers of a transformer. From the input on, each block is tuned on what
-the *spiking* blocks before it really send, so that it sees their errors, toward what the source
-network has at its end,
+A network is cut where few values are needed later: after a residual block, at the bottleneck of an
+inverted one, between the layers of a transformer. From the input on, each block is tuned on the
+actual output of the *spiking* blocks before it, so that it sees their errors, toward the values of
+the source network at its end,
 
 .. math::
     L_b = E_b + w A_b, \qquad E_b = \sum_i g_i^2\, \mathrm{mean}\,(v_i - f_i)^2 .
 
 :math:`A_b` are the block's additions; :math:`g_i^2` is the mean squared gradient of the outputs of
 the source network at value i of the cut, by random signs as in ``thresholds.py``: to second order
-:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. Those of
-one channel are not: what they have in common at all positions is taken apart, and weighed by the
-square of the sum of the gradients. With T > 1
-the error at each step is in units of the planned network's at that step: a block that is right
-in the end alone leaves those behind it no time.
+:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. The errors
+of one channel are not independent: their mean over all positions is separated, and weighted by the
+square of the sum of the gradients. With T > 1 the error at each step is in units of the planned
+network's at that step: a block that is correct only at the end leaves the blocks after it no time.
 
 Memory holds the values at one cut for all samples, and the graph of one block for a few. With
-``outputs_of`` all blocks are descended on together, from there: the error of the outputs itself.
+``outputs_of`` all blocks are then tuned together, on the error of the outputs itself.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ def _end(sizes: Sequence[int], width: Sequence[int], possible: Sequence[int], be
 
 
 def _led(shape: Any) -> bool:
-    """Whether samples are told apart by the first dimension."""
+    """Whether the first dimension is that of the samples."""
     return shape[:1] == ("1*batch",) and not any(map(follows_batch, shape[1:]))
 
 

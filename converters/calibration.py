@@ -1,4 +1,4 @@
-"""Calibration: what the values of each nonlinearity are like, on data of any length."""
+"""Calibration: the distribution of the values of each nonlinearity, on data of any length."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Any]:
 
 
 class Batches(Sequence[Any]):
-    """Calibration data of any length, gone through once by ``each``; as a sequence, batches of the
-    samples that are kept of it: all where they are few, else some from all over.
+    """Calibration data of any length, read once by ``each``; as a sequence, batches of the samples
+    that are kept: all if they are few, otherwise a subset spread evenly over the data.
 
-    Up to 4,096 samples and 1 GiB stay as they came. Of more as many are kept, in batches of 64
-    (``core.samples``). ``first`` is the first batch. Each process of ``world`` goes through
-    batches of its own; what is known and kept afterwards is that of all. Raises CalibrationError
-    as ``batches_of`` does, for few samples of one process at once.
+    Up to 4,096 samples and 1 GiB are kept unchanged. Of more data that many are kept, in batches of
+    64 (``core.samples``). ``first`` is the first batch. Each process of ``world`` goes through
+    batches of its own; what is known and kept afterwards is that of all. Raises CalibrationError as
+    ``batches_of`` does, for few samples of one process at once.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Batches(Sequence[Any]):
             yield from (each for each in own if self.world.mine(each[0]))
         elif isinstance(self.data, Iterator):
             raise CalibrationError(
-                "the calibration data can be gone through once only, and a pass before calibrate "
-                "has read it; pass a list, a Dataset or a DataLoader."
+                "the calibration data can be iterated only once, and an earlier pass has read "
+                "it; pass a list, a Dataset or a DataLoader."
             )
         else:
             yield from self._read()
@@ -246,7 +246,8 @@ def _check_batch(x: Any, number: int) -> bool:
     lengths = {len(value) for value in _tensors(x)}
     if len(lengths) != 1:
         raise CalibrationError(
-            f"the inputs of a batch have one number of samples, but here they have {lengths}: {x}."
+            "the inputs of a batch must have the same number of samples, but they have "
+            f"{lengths}: {x}."
         )
     return all(value.numel() for value in _tensors(x))
 
@@ -264,9 +265,9 @@ def statistics(
     absolute value) and "counts" (``sketch``), for the whole tensor "tensor_quantile", the number of
     "samples", and "element_maximum" (batch sizes are 1).
 
-    One pass, in memory that does not depend on how many batches there are. What is counted are
-    integers: the same samples give the same counts in any order and in batches of any size. Of
-    ``Batches`` of several processes each counts its own; the result is that of one, to the bit.
+    One pass, in memory that does not depend on how many batches there are. The counts are integers:
+    the same samples give the same counts in any order and in batches of any size. Of ``Batches`` of
+    several processes each counts its own; the result is that of one, to the bit.
     """
     given = batches if isinstance(batches, Batches) else Batches(batches)
     module = NetworkModule(network, {})

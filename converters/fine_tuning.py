@@ -1,20 +1,21 @@
-r"""Fine-tuning: a converted network trained further as the spiking network that it is.
+r"""Fine-tuning: further training of a converted network as a spiking network.
 
 .. math::
     L = \mathrm{CE}(y, \text{labels}) + \kappa\, \tau^2\, \mathrm{KL}\bigl(\mathrm{softmax}(z /
     \tau) \,\|\, \mathrm{softmax}(y / \tau)\bigr) + \lambda\, A / A_{max}
 
-y are the outputs after T steps, z those of the source network as the description held it before,
-the teacher; without labels the first term is left out, and where the outputs are no classifier's
-the second is their squared distance beside the square of z. A is what a sample adds up for each
-multiply-accumulate of the source (``additions``), and the weight :math:`\lambda` follows it: it
-grows while A is beyond what it may be at this time, from what the network has down to
-:math:`A_{max}` in the first ``REACHED`` of the course, and shrinks below. Gradients are the
-dithered ones (``neurons/signgd/gradient.py``).
+y are the outputs after T steps, z those of the source network before training, the teacher; without
+labels the first term is omitted, and if the outputs are not those of a classifier the second is
+their squared distance relative to the square of z. A is the number of additions per
+multiply-accumulate of the source (``additions``). The weight :math:`\lambda` is adapted: it grows
+while A exceeds its present limit, which falls from the initial A to :math:`A_{max}` in the first
+``REACHED`` of the training, and shrinks otherwise. Gradients are the dithered ones
+(``neurons/signgd/gradient.py``).
 
-Adam, the rate in one cycle: up to ``lr`` in the first ``WARM`` of the course, and down to nothing.
-What neurons learn moves by ``NEURONS`` times the rate in its own unit (``Node.learning``): a part
-of a scale, of the finest step, of a dead zone. After each step it is where it may be.
+The optimiser is Adam with a one-cycle learning rate: up to ``lr`` in the first ``WARM`` of the
+training, then down to 0. Parameters of neurons change by ``NEURONS`` times the rate in their own
+unit (``Node.learning``): a fraction of a scale, of the finest step, of a dead zone. After each step
+they are clipped to their range.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ FIRST, FASTEST, PROMPT = 0.05, 8.0, 2.0
 
 
 class Epoch(NamedTuple):
-    """One look at the held-out samples, and what led there.
+    """One evaluation on the held-out samples, and the training since the last one.
 
     ``loss`` is the mean of L without additions while training (None before), ``accuracy`` of labels
     and ``agreement`` with the source network on held-out samples, ``distance`` from its outputs
@@ -78,7 +79,7 @@ class Epoch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FineTuned(Rounded):
-    """``network``, the best by held-out samples; ``history``, ``best`` of which is that."""
+    """``network`` is the best on held-out samples; ``best`` is its index in ``history``."""
 
     network: SpikingNetwork
     history: tuple[Epoch, ...]
@@ -128,34 +129,35 @@ def fine_tune(
     device: str | torch.device | None = None,
     simulator: str = "spikingjelly",
 ) -> FineTuned:
-    """The network trained further for its ``time_steps``, as the module's docstring says.
+    """Trains a converted network further for its ``time_steps``; see the module's docstring.
 
     ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, x alone,
     or a ``Dataset``, of which batches of ``batch_size`` are drawn and, unless ``validation`` is
-    given, a tenth is held out; several inputs are a dict by name. ``labels`` False leaves y aside;
-    None takes it where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of
-    two or more count as classes unless it is None: then all outputs are followed by their squared
-    distance, and no class is counted. ``additions`` is A_max. Of fewer than 64 samples there is a
-    warning, where their number is known. ``seconds`` ends the course early, the rate with it.
-    ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
-    written after each epoch and, where it exists, gone on from, to the same result (where a loader
-    draws from torch's own generator).
+    given, a tenth is held out; several inputs are a dict by name. ``labels`` False ignores y; None
+    uses it if there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or
+    more count as classes unless it is None: then the loss of all outputs is their squared distance,
+    and accuracy is not measured. ``additions`` is A_max. Fewer than 64 samples cause a warning, if
+    their number is known. ``seconds`` ends training early, with the learning rate scheduled
+    accordingly. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file
+    that is written after each epoch; if it exists, training continues from it, with the same result
+    (if a loader draws from torch's own generator).
 
     The best by held-out samples is kept (of those within ``additions``, if there are any): by
     accuracy, without labels by agreement, without a classifier by the distance from the source's
-    outputs; without held-out samples the last. Raises InputError for what cannot be trained,
-    FormatError for a resume file that is none or cannot be written.
+    outputs; without held-out samples the last. Raises InputError for a network or data that cannot
+    be trained, FormatError for a resume file that is invalid or cannot be written.
     """
     if not isinstance(network, SpikingNetwork):
         raise InputError(
-            f"fine_tune takes the SpikingNetwork that convert returned, not "
-            f"{type(network).__name__}; a file gives it by load(path), a built module as "
-            "module.network, one that trains as collect(module)."
+            "fine_tune takes the SpikingNetwork that convert returned, not "
+            f"{type(network).__name__}; get it from a file by load(path), from a built module as "
+            "module.network, from a trainable one by collect(module)."
         )
     if network.stream:
         raise InputError(
-            "fine_tune trains for still inputs, and the steps of a plan for streams, which are "
-            "exact, would not stay so; train a plan without stream=True, or the model itself."
+            "fine_tune trains for still inputs; the step sizes of a plan for streams are exact "
+            "and training would change them; train a plan without stream=True, or the model "
+            "itself."
         )
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
     path = None if resume is None else _writable(Path(resume))
@@ -172,8 +174,8 @@ def _writable(path: Path) -> Path:
     """Raises InputError, before the first epoch, for what no file can be."""
     if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise InputError(
-            f"resume is a file in a folder that is there, but it is '{path}'; make the folder, or "
-            "name another file."
+            f"resume must be a file in an existing folder, but it is '{path}'; create the "
+            "folder, or choose another file."
         )
     return path
 
@@ -400,7 +402,9 @@ class _Tuner:
             losses += self._step(x, y, done)
             count += 1
         if not count and not over:
-            again = " again; pass a DataLoader or tensors, not what is used up" * (self.epoch > 0)
+            again = " again; pass a DataLoader or tensors, not an exhausted iterator" * (
+                self.epoch > 0
+            )
             raise InputError(f"the loader gives no batches{again}.")
         self.steps = self.steps or count
         self.epoch += 1
@@ -485,8 +489,8 @@ class _Tuner:
         classes = self.classes
         if not classes:
             raise InputError(
-                "labels are learned where the output is one classifier's, [B, classes], with a "
-                "temperature; pass labels=False to learn the source's outputs alone."
+                "labels are learned only where the network has a single output [B, classes], "
+                "with a temperature; pass labels=False to learn the source's outputs only."
             )
         if not isinstance(y, Tensor):
             raise InputError(f"labels are a tensor of class indices [B], not {type(y).__name__}.")
@@ -582,9 +586,9 @@ class _Tuner:
         budget, found = self.course.additions, self.history[self.best].additions
         if budget is not None and found is not None and found > budget:
             warnings.warn(
-                f"fine_tune: {found:.3g} additions for each MAC of the source are left, more than "
-                f"additions={budget:g}. Train for more epochs, or start from a network of fewer "
-                "members.",
+                f"fine_tune: {found:.3g} additions per MAC of the source remain, more than "
+                f"additions={budget:g}. Train for more epochs, or start from a network with "
+                "fewer members.",
                 stacklevel=4,
             )
 
@@ -631,10 +635,11 @@ class _Tuner:
                 self._set(found)
         except Exception as error:  # whatever torch makes of a file that is none
             raise FormatError(
-                f"'{path}' is no file that fine_tune(resume=) wrote; name another, or delete it."
+                f"'{path}' was not written by fine_tune(resume=); choose another file, or delete "
+                "it."
             ) from error
         if other is not None:
-            raise InputError(f"'{path}' is of {other}name another file, or delete it.")
+            raise InputError(f"'{path}' is of {other}choose another file, or delete it.")
 
     def _other(self, network: str, course: dict[str, Any]) -> str | None:
         """What a file is of, where that is not what is trained now."""
@@ -642,7 +647,7 @@ class _Tuner:
             return "another network; "
         now = self._settings()
         changed = [f"{k}={course[k]!r}" for k, value in now.items() if course[k] != value]
-        return f"a course with {', '.join(changed)}; go on with these, " if changed else None
+        return f"a training with {', '.join(changed)}; continue with these, " if changed else None
 
     @torch.no_grad()
     def _set(self, found: dict[str, Any]) -> None:
@@ -665,7 +670,7 @@ class _Tuner:
 
 def _of(kinds: Any, value: Any) -> Any:
     if not isinstance(value, kinds):
-        raise TypeError(f"{value!r} is of another kind")
+        raise TypeError(f"{value!r} is of another type")
     return value
 
 
@@ -756,7 +761,7 @@ def check_budget(network: SpikingNetwork, additions: float | None) -> None:
     left = prices.fixed / max(1.0, prices.source)
     if additions <= left:
         raise InputError(
-            f"additions={additions:g} cannot be reached: {left:.3g} for each MAC of the "
-            "source are products of real values, of the input and of functions, which no spike "
-            "less makes fewer."
+            f"additions={additions:g} cannot be reached: {left:.3g} per MAC of the source are "
+            "products of real values (of the input and of functions), which remain however few "
+            "spikes are sent."
         )

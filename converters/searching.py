@@ -1,6 +1,7 @@
 """Searching: steps, members and methods by layer, for a budget or a target agreement.
 
-Neurons with dead zones are searched along one line, from fine to coarse: ``thrift``.
+Networks of neurons with dead zones are searched along one parameter, from fine to coarse:
+``thrift``.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def search(
     """
     if sum(asked is not None for asked in (spikes, agreement, additions)) != 1:
         raise InputError(
-            "search takes spikes= or additions=, a budget, or agreement=, a target: one of them."
+            "search takes either a budget (spikes= or additions=) or a target (agreement=)."
         )
     chosen = {"time_steps", "members", "method", "schedule", "tune", "objective"} & set(options)
     if chosen:
@@ -119,7 +120,7 @@ def search(
     if not isinstance(methods, (tuple, list)) or tuple(methods) not in METHODS:
         known = " or ".join(map(str, METHODS[:2]))
         raise InputError(
-            f"methods is {known}, but it is {methods!r}; for group neurons alone take "
+            f"methods is {known}, but it is {methods!r}; for group neurons only, use "
             "convert(method='group')."
         )
     mix = len(methods) > 1
@@ -144,20 +145,20 @@ def search(
         agreed("search", plain, given, distributed)
     if additions is not None and (mix or not thrifty(plain)):
         raise InputError(
-            "additions= is a budget of neurons with dead zones; pass dead_zone=2 / 3 and leave "
-            "methods= out, or take spikes=."
+            "additions= is a budget for neurons with dead zones; pass dead_zone=2 / 3 without "
+            "methods=, or use spikes=."
         )
     if agreement is not None and _agreement(plain, apart[:1], work) is None:
         raise InputError(
-            "an agreement is that of predictions, but the outputs are not [B, classes]."
+            "agreement compares predicted classes, but the outputs are not [B, classes]."
         )
     if thrifty(plain) and not mix:
         path = Path(replanned(plain, 1, MEMBERS), rest, apart, iterations, seed, work)
         return ended("search", _along(path, spikes, agreement, additions), distributed)
     if spikes is not None and (not isinstance(spikes, int) or spikes < 1):
         raise InputError(
-            f"spikes of neurons without dead zones, and of groups, is a whole number of at least "
-            f"1, but it is {spikes!r}."
+            "spikes for neurons without dead zones, and for group neurons, is an integer of at "
+            f"least 1, but it is {spikes!r}."
         )
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
@@ -173,8 +174,8 @@ def search(
             break
     if not reached:
         raise InputError(
-            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}; the last "
-            f"has {found}."
+            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}; the "
+            f"largest has {found}."
         )
     record = {"tried": tried, "agreement": found, "samples": len(apart), "spikes": budget}
     provenance = dict(network.provenance)
@@ -348,7 +349,7 @@ class _Mixer:
             chosen = {**chosen, **{node.name: tuned[node.name] for node in signs}}
             provenance["tuning"] = tuned.provenance["tuning"]
         if groups:
-            reason = {"none": "the signGD neurons alone were tuned; see search."}
+            reason = {"none": "only the signGD neurons were tuned; see search."}
             provenance |= {"search tuning": provenance.get("tuning"), "tuning": reason}
         network = joined(plain, chosen).replace(provenance=provenance)
         return self._fitted(network, [n.name for n in groups if not n.trained])

@@ -1,4 +1,4 @@
-"""What several processes hold alike: samples, options, and the network that they end with."""
+"""Data that several processes share: samples, options, and the resulting network."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-r"""Thrift: the weight of additions by which neurons with dead zones keep to a budget or a target.
+r"""The search for neurons with dead zones: the weight of additions that meets a budget or a target.
 
-All neurons get T = 1 and eight members: leading zeros cost nothing, so the learned sizes of the
-steps alone say how fine a value is, and a network in one step never revises what it has sent. From
-the finest network on, w in L = E + w A (``objectives.py``) is doubled, each network tuned from the
-one before, until the budget is kept, or the agreement is missed; then the last interval is halved.
+All neurons get T = 1 and eight members: leading zeros cost nothing, so the learned step sizes alone
+determine the resolution of a value, and with one step a network never has to correct what it has
+sent. Starting from the finest network, w in L = E + w A (``objectives.py``) is doubled, each
+network tuned from the one before, until the budget is met or the agreement is missed; then the last
+interval is halved.
 """
 
 from __future__ import annotations
@@ -130,9 +131,10 @@ class Path:
 
     def _unreached(self, asked: str, last: Point) -> InputError:
         return InputError(
-            f"search(..., {asked}) is beyond one step of {MEMBERS} members: the last network tried "
-            f"has {last.additions:.3g} additions for each multiply-accumulate, {last.spikes:.3g} "
-            f"spikes of a neuron, agreement {last.agreement} on {len(self.apart)} samples."
+            f"search(..., {asked}) cannot be reached in one step of {MEMBERS} members: the last "
+            f"network tried has {last.additions:.3g} additions per multiply-accumulate, "
+            f"{last.spikes:.3g} spikes per neuron, agreement {last.agreement} on "
+            f"{len(self.apart)} samples."
         )
 
 

@@ -16,11 +16,11 @@ from .given import given, is_pair
 
 
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
-    """``data`` as batches: those of a loader or any iterable as they are, else cut by ``size``.
+    """``data`` as batches: those of a loader or any iterable unchanged, otherwise cut by ``size``.
 
     A tensor [N, ...], a dict of such tensors, a pair (x, y), or a map-style ``Dataset`` of samples,
-    which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can
-    be gone through again where ``data`` can. Raises InputError for several data sets in one object.
+    which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. The result can be
+    iterated again if ``data`` can. Raises InputError for several data sets in one object.
     """
     data = given(data)
     if is_pair(data):
@@ -45,13 +45,13 @@ def deal(
 ) -> Iterator[tuple[int, Any]]:
     """(number, batch) of this process's batches of ``data``, without those ``done`` before.
 
-    Batches are cut by ``data`` itself, are numbered as they come, and are dealt whole in turn, so
-    that every number of processes computes the same ones. Of a DataLoader of a map-style data set
-    rank 0 draws which samples make which batch, and each process loads its own alone. Through any
-    other iterable every process goes whole, and keeps its own. To be gone through to the end on all
-    processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
-    each batch, in order, on all processes, when its own is done with it: there they may exchange
-    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
+    Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
+    that any number of processes computes the same ones. For a DataLoader of a map-style data set
+    rank 0 draws the samples of each batch, and each process loads only its own. Any other iterable
+    is iterated completely by every process, which keeps its own batches. All processes must iterate
+    to the end. Only the first ``most`` batches are assigned. ``after`` is called with the number of
+    each batch, in order, on all processes, when its own process has finished it: there they may
+    exchange results. Raises InputError for a sampler that shards by itself, where an iterable gives
     other numbers of batches on other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
@@ -74,8 +74,8 @@ def deal(
 def _check_done(done: Collection[int], length: int) -> None:
     if max(done, default=-1) >= length:
         raise InputError(
-            f"batch {max(done)} was finished before, but the data are {length} batches (from 0): "
-            "they are other data."
+            f"batch {max(done)} was already evaluated, but the data have {length} batches "
+            "(numbered from 0): these are different data."
         )
 
 
@@ -85,10 +85,10 @@ def _check_whole(data: Any, world: Distributed) -> None:
         # torch's DistributedSampler, timm's, and others that were made after it
         if world.size > 1 and getattr(sampler, "num_replicas", 1) > 1:
             raise InputError(
-                f"the loader's {type(sampler).__name__} deals samples to processes by itself, and "
-                "repeats some to make shares equal. Pass a loader of the whole data set, "
-                "DataLoader(dataset, batch_size=...), the same on every process: batches are dealt "
-                "here, each once."
+                f"the loader's {type(sampler).__name__} already distributes samples over "
+                "processes, and repeats some to make the shares equal. Pass a loader of the "
+                "whole data set, DataLoader(dataset, batch_size=...), the same on every process: "
+                "each batch is then assigned to one process."
             )
 
 

@@ -141,7 +141,7 @@ class Distributed:
     # -- what the processes tell each other --------------------------------------------------------
 
     def mine(self, number: int) -> bool:
-        """Whether the piece of work ``number`` is this process's: they are dealt in turn."""
+        """Whether the piece of work ``number`` is this process's: pieces are assigned in turn."""
         return number % self.size == self.rank
 
     def gather(self, value: Any) -> list[Any]:
@@ -190,7 +190,7 @@ class Distributed:
             )
 
     def post(self, text: str) -> None:
-        """Hands ``text`` to rank 0, which finds it by ``posted`` soon after; nobody waits."""
+        """Hands ``text`` to rank 0, which reads it by ``posted`` soon after; no process waits."""
         if self._store is None or self.first:
             self._own_posts.append(text)
             return

@@ -1,8 +1,9 @@
 """Faults of one of several processes end all of them, with a message and within half a minute.
 
-A process that fails says so in the store that all of them share; one that can say nothing (killed,
-stopped, its machine lost) is missed by its neighbour in a ring, which says it. A thread of every
-process reads it there, and ends the process even where that waits in a collective for good.
+A process that fails reports it in the store that all of them share; one that cannot (killed,
+stopped, its machine lost) is reported by its neighbour in a ring, which misses its heartbeat. A
+thread of every process reads the store, and ends the process even if that is blocked in a
+collective operation.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Watch:
             end(first)
 
     def goodbye(self) -> None:
-        """A barrier at the normal end, so that nobody who left early is missed."""
+        """A barrier at the normal end, so that a process that left early does not count as lost."""
         self.store.set(f"done/{self.rank}", str(self._exchanges))
         self._wait_for("done")
         self._stop()

@@ -1,4 +1,4 @@
-"""What a network is fed: one tensor, or several by the names of the model's arguments."""
+"""The inputs of a network: one tensor, or several by the names of the model's arguments."""
 
 from __future__ import annotations
 

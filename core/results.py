@@ -1,7 +1,7 @@
-"""What an evaluation found, batch by batch, and the file that it goes on from.
+"""The results of an evaluation, batch by batch, and the file from which it resumes.
 
-A results file is text, a JSON document a line: what was asked for, then one record for each batch
-that is finished, in any order. Numbers come back as they were, to the last bit.
+A results file is text, one JSON document per line: the options, then one record for each finished
+batch, in any order. Numbers are restored to the last bit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Record:
     ``classes`` is 0 where the output is no classifier's. ``right`` and ``right_top5`` are those of
     the reference. ``squared`` are squared distances from its outputs, ``norm`` is their squared
     norm. ``parts`` are those of the metrics, of outputs of ``shapes``. ``input`` is a digest of the
-    batch, empty where nobody compares it.
+    batch, empty if it is not compared.
     """
 
     batch: int
@@ -86,7 +86,7 @@ class Record:
             }
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise FormatError(f"this is no record of a batch: {error}") from error
+            raise FormatError(f"this is not a record of a batch: {error}") from error
 
 
 _ZERO = Record(0, 0)
@@ -97,7 +97,7 @@ def _read_as(example: Any, value: Any) -> Any:
     if isinstance(example, tuple) and isinstance(value, list):
         return tuple(value)
     if type(value) is not type(example):
-        raise TypeError(f"{value!r} stands where {type(example).__name__} is")
+        raise TypeError(f"{value!r} stands where {type(example).__name__} is expected")
     return value
 
 
@@ -151,8 +151,8 @@ class ResultsFile:
             file = FileIO(self.path, "a+")
         except OSError as error:
             raise InputError(
-                f"the results file '{self.path}' cannot be written ({error.strerror}); give one in "
-                "a folder that is there and can be written."
+                f"the results file '{self.path}' cannot be written ({error.strerror}); choose a "
+                "folder that exists and can be written."
             ) from error
         if not _locked(file):
             file.close()
@@ -173,7 +173,7 @@ class ResultsFile:
 
     def _no_results(self) -> FormatError:
         return FormatError(
-            f"{self.path} is no results file of an evaluation; give another file to resume from."
+            f"{self.path} is not a results file of an evaluation; give another file to resume from."
         )
 
     def _check(self, line: str, header: Mapping[str, Any]) -> None:
@@ -186,13 +186,13 @@ class ResultsFile:
             raise self._no_results()
         if version != VERSION:
             raise FormatError(
-                f"{self.path} is a results file of version {version}, and {VERSION} is read here; "
-                "give another file to resume from, or delete this one."
+                f"{self.path} is a results file of version {version}, but this release reads "
+                f"version {VERSION}; give another file to resume from, or delete this one."
             )
         for name, called in ASKED.items():
             if found.get(name) != header[name]:
                 raise InputError(
-                    f"{self.path} holds results of something else: {called} was "
+                    f"{self.path} contains results of another evaluation: {called} was "
                     f"{found.get(name)!r} there and is {header[name]!r} now. Give another file "
                     "to resume from, or delete this one."
                 )
@@ -203,22 +203,22 @@ class ResultsFile:
         except FormatError as error:
             raise self._damaged(number, str(error)) from error
         if record.batch in self.done:
-            raise self._damaged(number, f"batch {record.batch} is there twice")
+            raise self._damaged(number, f"batch {record.batch} occurs twice")
         self.done[record.batch] = record
 
     def _damaged(self, number: int, why: str) -> FormatError:
         return FormatError(
-            f"{self.path} is damaged at line {number}: {why}. Delete that line, of which the batch "
-            "is then evaluated again, or the file."
+            f"{self.path} is damaged at line {number}: {why}. Delete that line, so that its "
+            "batch is evaluated again, or delete the file."
         )
 
     def add(self, record: str) -> None:
         """A record as ``to_json`` gives it."""
         if len(record) > MOST:
             raise InputError(
-                f"one batch's results are {len(record) / 2**20:.0f} MiB, and a line of "
-                f"{self.path} holds {MOST // 2**20}: rank_correlation and functions keep all "
-                "outputs. Choose other metrics, smaller batches, or leave resume= away."
+                f"one batch's results are {len(record) / 2**20:.0f} MiB, but a line of "
+                f"{self.path} may hold {MOST // 2**20}: rank_correlation and functions keep all "
+                "outputs. Choose other metrics, smaller batches, or do not pass resume=."
             )
         self._append(record)
 

@@ -30,16 +30,16 @@ def build(
 ) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are its
-    own, of ours ``spikes="decoded"`` (default: what passes is what a receiver has decoded) or
-    ``"signed"`` (weighted spikes pass, each node integrates), and ``kernels="auto"``, what runs the
-    neurons (``backends``). Raises BackendUnavailable where the simulator is unknown or not
-    installed.
+    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are those
+    of the simulator; for the built-in ones ``spikes="decoded"`` (default: decoded values pass
+    between layers) or ``"signed"`` (weighted spikes pass, each node integrates), and
+    ``kernels="auto"``, what runs the neurons (``backends``). Raises BackendUnavailable if the
+    simulator is unknown or not installed.
     """
     if "backend" in options:
         warnings.warn(
-            'build(network, backend=...) is now build(network, simulator=...); "backend" goes with '
-            "the next release.",
+            'build(network, backend=...) is now build(network, simulator=...); "backend" will be '
+            "removed in the next release.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -59,7 +59,7 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def planned_steps(snn: Any) -> int:
-    """The T that a network was planned for; 1 for what is none, which ``check_run`` refuses."""
+    """The T that a network was planned for; 1 for other modules, which ``check_run`` refuses."""
     return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
 
 
@@ -75,14 +75,14 @@ def run(
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
-    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; of a network with
-    several inputs a dict of such tensors by the names of the model's arguments, of which whole
-    numbers and truth values (token ids, masks) are the same at every step. Unless given,
-    ``time_steps`` are the T that the network was planned for, of a sequence all its steps. Time
-    passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
-    MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
-    after. Of a pair (x, y) x is run; a ``Dataset``, a DataLoader and a list of batches are run
-    batch by batch, and the outputs joined. Raises InputError.
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; for a network with
+    several inputs a dict of such tensors by the names of the model's arguments, where integers and
+    booleans (token ids, masks) are the same at every step. Unless given, ``time_steps`` is the T
+    that the network was planned for, for a sequence its number of steps. Steps run in chunks of
+    ``chunk`` (by default as many as keep one value of a block within 16 MiB, or 512 MiB on a GPU),
+    so memory depends on the chunk and not on T. States are reset before and after. Of a pair (x, y)
+    x is run; a ``Dataset``, a DataLoader and a list of batches are run batch by batch, and the
+    outputs are concatenated. Raises InputError.
 
     With ``keep_state=True`` x is a stream, frames [F, B, ...] of B streams side by side, each shown
     for max(time_steps) steps, those of the plan unless given: {t: outputs [F, B, ...]} after t
@@ -181,7 +181,7 @@ def _run_kept(
 
 
 def length_of(x: Any) -> int:
-    """T of a sequence [T, B, ...], 0 of what is none."""
+    """T of a sequence [T, B, ...], 0 for anything else."""
     x = batch_of(x)
     tensors = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
     first = tensors[0] if tensors else None

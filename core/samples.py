@@ -1,4 +1,4 @@
-r"""Some samples of a data set, spread evenly over it, where all of them are too many to hold.
+r"""A subset of a data set, spread evenly over it, if the whole does not fit into memory.
 
 Sample i of all comes before sample j where the fractional part of :math:`i \varphi` is smaller,
 :math:`\varphi` the golden ratio; the first ``count`` in this order are kept. Their places differ by
@@ -31,7 +31,7 @@ LEAST = 64  # samples that are kept however large they are
 
 
 class Some(NamedTuple):
-    """Samples x [count, ...], and what came with them, y [count, ...], None where nothing did."""
+    """Samples x [count, ...], and their labels, y [count, ...], None if there are none."""
 
     x: Batch
     y: Tensor | None
@@ -64,7 +64,7 @@ def some(data: Any, count: int) -> Some:
         x, y = pair_of(batch)
         kept.add(number, (x, y if isinstance(y, Tensor) else None))
     if not kept.seen:
-        raise InputError("the data hold no sample; a few dozen representative ones are enough.")
+        raise InputError("the data contain no samples; a few dozen representative ones are enough.")
     return Some(*joined(kept.batches()))
 
 
@@ -99,7 +99,8 @@ def examined(x: Any, y: Any, count: int) -> tuple[Any, Any]:
         return x, y
     if y is not None:
         raise InputError(
-            "y is the labels of one batch x, but x is a data set; give them in its batches (x, y)."
+            "y holds the labels of one batch x, but x is a data set; put the labels into its "
+            "batches (x, y)."
         )
     found = some(x, count)
     return found.x, labels_of(found.y)
@@ -181,7 +182,7 @@ class Spread:
         self.single: list[tuple[int, int, int, int]] = []
 
     def begin(self, batch: Any) -> None:
-        """What the first batch of all says, whoever adds it."""
+        """The facts of the first batch of all, on whichever process it is added."""
         if self.length:
             return
         self.length = length_of(batch)

@@ -1,4 +1,4 @@
-"""The formats a network can be written to and read from: ``export``, ``load``, and who does it.
+"""The file formats that a network can be written to and read from: ``export`` and ``load``.
 
 Each is a folder here, or comes from another package (``core/registry.py``). It has
 
@@ -79,8 +79,8 @@ def load(
     name, found = find_format("load", path, format or by_suffix(path) or "hdf5")
     if getattr(found, "read", None) is None:
         raise FormatError(
-            f"cannot load '{path}': files of the format {name} do not hold all of a network. Keep "
-            "it with save(network, path), too."
+            f"cannot load '{path}': files of the format {name} do not hold all of a network. "
+            "Save it with save(network, path), too."
         )
     network: SpikingNetwork = found.read(path, **options)
     return network

@@ -1,8 +1,8 @@
 """Surrogate gradients: a step function forward, a smooth derivative backward.
 
 The first three derivatives are those of the functions of the same names in SpikingJelly's
-``surrogate``, the last five those of Norse's ``threshold`` methods. What the kernels know has a
-name, any other callable that is 1 where x >= 0 works with the definition.
+``surrogate``, the last five those of Norse's ``threshold`` methods. Those with a name here run in
+the kernels; any other callable that is 1 where x >= 0 works with the definition.
 """
 
 from __future__ import annotations

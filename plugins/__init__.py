@@ -40,7 +40,7 @@ def _is_there(module: str) -> bool:
 
 @contextmanager
 def simulator(name: str) -> Iterator[None]:
-    """Around a plugin's imports of its simulator: where it is missing, says what to install."""
+    """Around a plugin's imports: if the simulator is missing, the error says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -116,7 +116,7 @@ BAD = {
     "search": (
         ["cli_zoo:tiny", *DATA, *QUICK, "--additions", "1e-3", "-o", "c.h5"],
         2,
-        "is beyond",
+        "cannot be reached",
     ),
     "fine-tune": (["net.h5", *DATA, "--additions", "1e-4", "-o", "c.h5"], 2, "cannot be reached"),
     "evaluate": (["net.h5", *DATA, "--time-steps", "1", "--min-agreement", "1"], 5, "is below"),
@@ -346,7 +346,7 @@ def test_search_takes_group_neurons_and_modules_kept(capsys):
         (["--spikes", "0"], "a positive number"),
         (["--agreement", "1.5"], "a fraction from 0 to 1"),
         (["--agreement", "1"], "between 0 and 1"),
-        (["--spikes", "1.5", "--dead-zone", "0"], "whole number"),
+        (["--spikes", "1.5", "--dead-zone", "0"], "an integer"),
         (["--additions", "1", "--dead-zone", "0"], "neurons with dead zones"),
         (["--spikes", "2", "--methods", "group"], "methods is"),
         (["--spikes", "2", "--samples", "20"], "calibration samples or more"),

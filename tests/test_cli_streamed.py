@@ -336,7 +336,7 @@ def test_torchvision(monkeypatch):
     assert_streams(train, scaled[:6], LABELS[:6], 4)
     with pytest.raises(sg.InputError, match="--split NAME, such as train"):
         load_data("torchvision:Split", prepare=SCALED)
-    with pytest.raises(sg.InputError, match="no data set 'Flake'. Near it: Fake"):
+    with pytest.raises(sg.InputError, match="no data set 'Flake'. Similar names: Fake"):
         load_data("torchvision:Flake")
 
 
@@ -466,7 +466,9 @@ def test_samples_of_one_number_are_checked():
 )
 def test_clips_are_read_as_they_are(given):
     np.save("clip.npy", np.zeros((3, 2, 4), dtype=np.float32))
-    with pytest.raises(sg.InputError, match=f"--{[*given][0].replace('_', '-')}: not of clips"):
+    with pytest.raises(
+        sg.InputError, match=f"--{[*given][0].replace('_', '-')}: does not apply to clips"
+    ):
         load_data("clip.npy", clip=True, reading=Reading(**given))
 
 

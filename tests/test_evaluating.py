@@ -180,10 +180,10 @@ REFUSED = {
     "chunk": ({"chunk": 2}, "chunk was None there and is 2 now"),
     "what the caller says": ({"data": "test.npz"}, "the data was None there and is 'test.npz'"),
     "fewer": ({"loader": DataLoader(TensorDataset(X[:20], LABELS[:20]), 4)}, "number of batches"),
-    "other images": ({"loader": DataLoader(TensorDataset(X + 1, LABELS), 4)}, "of other data"),
-    "other labels": ({"loader": DataLoader(TensorDataset(X, 6 - LABELS), 4)}, "of other data"),
+    "other images": ({"loader": DataLoader(TensorDataset(X + 1, LABELS), 4)}, "of different data"),
+    "other labels": ({"loader": DataLoader(TensorDataset(X, 6 - LABELS), 4)}, "of different data"),
     "a shorter iterable": ({"loader": None}, "the number of batches was"),
-    "a stream": ({"keep_state": True}, "leave distributed= and resume= away"),
+    "a stream": ({"keep_state": True}, "do not pass distributed= or resume="),
 }
 
 
@@ -217,7 +217,7 @@ def test_an_iterable_that_is_shorter_now(evaluated, file):
         return lambda: ((X[i : i + 4], LABELS[i : i + 4]) for i in range(0, 4 * count, 4))
 
     evaluated(length(5), resume=file)
-    with pytest.raises(sg.InputError, match="batch 4 was finished before, but .* 3 batches"):
+    with pytest.raises(sg.InputError, match="batch 4 was already evaluated, but .* 3 batches"):
         evaluated(length(3), resume=file)
 
 
@@ -229,13 +229,13 @@ DAMAGED = {
             lines[2].replace(b'"samples": 4', b'"samples": "4"'),
             *lines[3:],
         ],
-        "line 3: .*stands where int is",
+        "line 3: .*stands where int is expected",
     ),  # fmt: skip
     "a field": (lambda lines: [*lines[:2], lines[2].replace(b'"norm"', b'"nrm"')], "line 3"),
-    "twice": (lambda lines: [*lines, lines[-1]], "line 10: batch . is there twice"),
-    "another file": (lambda lines: [b"time,error\n", b"1,2"], "no results file"),
-    "one line of another": (lambda lines: [b"weights"], "no results file"),
-    "another document": (lambda lines: [b'{"rows": []}\n'], "no results file"),
+    "twice": (lambda lines: [*lines, lines[-1]], "line 10: batch . occurs twice"),
+    "another file": (lambda lines: [b"time,error\n", b"1,2"], "not a results file"),
+    "one line of another": (lambda lines: [b"weights"], "not a results file"),
+    "another document": (lambda lines: [b'{"rows": []}\n'], "not a results file"),
     "a later version": (
         lambda lines: [lines[0].replace(b'"version": 1', b'"version": 2'), *lines[1:]],
         "of version 2",
@@ -332,7 +332,7 @@ def test_an_error_on_rank_0_reaches_all(snn, model):
     errors = []
 
     def of(world):
-        with pytest.raises(sg.InputError, match="is a number, but it is Tensor") as error:
+        with pytest.raises(sg.InputError, match="must be a number, but it is Tensor") as error:
             sg.evaluate(
                 sg.build(snn.network),
                 DATA["a loader"](),

@@ -216,7 +216,7 @@ def test_group_neurons(tmp_path):
     model, x = Small().eval(), torch.randn(6, 4)
     network = sg.convert(model, x, time_steps=4, method="group", members=4, tune=False)
     tree = read(write_report(tmp_path / "r.html", sg.build(network), x))
-    assert "handed on whole" in tree.text
+    assert "sent as one integer" in tree.text
     assert "SignGD neurons without a dead zone send a spike in every step" not in tree.text
 
 

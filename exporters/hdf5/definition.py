@@ -35,7 +35,7 @@ class DefinitionNetwork(NetworkModule):
 
     bool where sigma or s is 1; of several signs in a step the uint8 that ``signgd_step`` returns,
     whose bits they are, with a dead zone its int32 codes (``neurons/signgd/sparse.py``); int64
-    counts of members for group neurons, negative where spikes are taken back; the output itself for
+    counts of members for group neurons, negative for negative spikes; the output itself for
     growth, which is a difference of sums and no count.
     """
 

@@ -15,8 +15,9 @@ number of the file's type below :math:`k\theta - v(0)`. ``scale_inhibit`` is
 A feedback edge carries the value of the step before: subtracting at the end of a step and at the
 beginning of the next are the same.
 
-A signed group neuron may take back what it has sent, N. With r = #{members above} - #{members
-below} of one step, :math:`N \leftarrow \max(N + r, 0)` and n is the growth of N, which a second
+A signed group neuron may fire negative spikes, at most as many as it has sent, N. With r =
+#{members above} - #{members below} of one step, :math:`N \leftarrow \max(N + r, 0)` and n is the
+growth of N, which a second
 integrator counts::
 
     integrator -> mirror (-1) -> negative_001 .. negative_m -> negative_sum (-1) --+
@@ -25,8 +26,8 @@ integrator counts::
                                                  +-----------> number, in the next step
     members, negative_sum, number_under -> scale_inhibit, scale_output
 
-The integrator ``number`` holds N + r; what was too much below zero arrives one step later, before
-it is needed. All of these are whole numbers, so nothing rounds.
+The integrator ``number`` holds N + r; the excess below zero arrives one step later, before it is
+needed. All of these are integers, so nothing is rounded.
 """
 
 from __future__ import annotations
@@ -284,8 +285,8 @@ class GraphWriter:
 
     def function(self, node: Node, inputs: list[_Value]) -> _Value:
         raise _Refused(
-            "it is computed as it is, by no neuron, and NIR has no primitive for it. Replace it by "
-            "average pooling, QCFS or ReLU in the source network."
+            "it is a real-valued operation, not a neuron, and NIR has no primitive for it. "
+            "Replace it by average pooling, QCFS or ReLU in the source network."
         )
 
     def neuron(self, node: Neuron, inputs: list[_Value]) -> _Value:
@@ -419,8 +420,8 @@ class GraphWriter:
         flat = broadcast("v_threshold", amplitude, x.shape).reshape(x.shape[0], -1)
         if (flat != flat[:, :1]).any():
             raise _Refused(
-                "its thresholds differ within a channel, and no NIR node that platforms read "
-                'scales so. Use one for each channel, or write mode="exact".'
+                "its thresholds differ within a channel, which no NIR node that platforms read "
+                'can express. Use one for each channel, or write mode="exact".'
             )
         weight = flat[:, 0].astype(np.float64)
         return self.per_channel(name, x, weight, 0 * weight)
@@ -537,8 +538,8 @@ class GraphWriter:
             )
         if self.network.stream:
             notes.append(
-                "the plan is one for streams, in which these neurons begin anew at every frame: "
-                "reset all states before each, which NIR has no word for"
+                "the plan is one for streams, in which these neurons restart at every frame: "
+                "reset all states before each, which NIR cannot express"
             )
         return tuple(notes)
 
@@ -641,7 +642,7 @@ def _avg_pool(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
         raise _Refused("NIR's AvgPool2d counts the padding. Set count_include_pad=True.")
     pooled = pool(writer, node, x[0], kernel, stride, padding, a.get("divisor_override") == 1)
     if pooled.shape != plain_shape(node):
-        raise _Refused("ceil_mode keeps a window that is not whole. Set ceil_mode=False.")
+        raise _Refused("ceil_mode keeps partial windows. Set ceil_mode=False.")
     return pooled
 
 
@@ -771,11 +772,13 @@ def plain_shape(node: Node) -> tuple[int, ...]:
     batch, *rest = node.shape
     if batch != "1*batch" or any(follows_batch(size) for size in rest):
         raise _Refused(
-            f"its shape is {list(node.shape)}; in NIR the batch comes first, and once. Keep the "
-            "batch in front in the source network."
+            f"its shape is {list(node.shape)}; in NIR the batch is the first dimension and no "
+            "other. Keep the batch in front in the source network."
         )
     if not rest:
-        raise _Refused("it is one number for each input; NIR's values have a dimension. Keep it.")
+        raise _Refused(
+            "it is a scalar for each input, but NIR's values have a dimension. Keep the dimension."
+        )
     return tuple(int(size) for size in rest)
 
 

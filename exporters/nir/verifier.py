@@ -117,13 +117,13 @@ def verify(request: Request) -> Certificate:
         )
     if exact:
         notes.append(
-            "v(0) is folded into the thresholds: where a potential lies on one to the last bit, "
-            "rounding may move a spike of a file that is right"
+            "v(0) is folded into the thresholds: if a potential equals a threshold to the last "
+            "bit, rounding may move a spike although the file is correct"
         )
     else:
         notes.append(
-            "a platform file is no exact one; the figures of the replay tell what NIR's own "
-            "semantics cost"
+            "a platform file is not exact; the figures of the replay show the error due to NIR's "
+            "own semantics"
         )
     return request.certificate(
         "nir",
@@ -139,7 +139,7 @@ def verify(request: Request) -> Certificate:
 
 
 def _same_graph(graph: Any, network: SpikingNetwork) -> Check:
-    """The file's nodes, edges and what it says of itself, and those of the network written anew."""
+    """The file's nodes, edges and metadata, and those of the network written again."""
     metadata = graph.metadata or {}
     found, best = _graph_parts(graph), None
     for pooling in ("pool", "conv"):

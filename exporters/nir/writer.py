@@ -34,9 +34,9 @@ def to_graph(
     nir = import_nir()
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
-            f"NIR files are written from the SpikingNetwork that convert returned, not from "
-            f"{type(network).__name__}; a built module keeps it as module.network, "
-            "one that trains gives collect(module)."
+            "NIR files are written from the SpikingNetwork that convert returned, not from "
+            f"{type(network).__name__}; get it from a built module as module.network, from a "
+            "trainable one by collect(module)."
         )
     check_collected(network)
     choices = (("mode", mode, MODES), ("dialect", dialect, DIALECTS), ("pooling", pooling, POOLING))
