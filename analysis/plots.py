@@ -308,9 +308,9 @@ def plot_trace(
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
     if own:
-        source = Name(None, goal, f"source network,\n{goal:.3g}", COLORS[1])
-        here = Name(steps[-1], trace[-1], f"decoded,\n{trace[-1]:.3g}", COLORS[0])
-        name_lines(axes, [source, here])
+        wanted = Name(None, goal, f"source network,\n{goal:.3g}", COLORS[1])
+        reached = Name(steps[-1], trace[-1], f"decoded,\n{trace[-1]:.3g}", COLORS[0])
+        name_lines(axes, [wanted, reached])
     else:
         axes.legend(fontsize="small")
     return Plot(
@@ -377,24 +377,23 @@ def _marks(axes: Any, shown: Tensor, chosen: Sequence[int]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     half = max(chosen[-1] / (2 * (len(chosen) - 1)), 0.5) if len(chosen) > 1 else 0.5
-    levels = sorted({float(v) for v in shown.unique().tolist()})
-    many = len(levels) > LEVELS_SHOWN  # shades, of which none is silence's
+    levels = sorted({float(v) for v in shown.unique().tolist() if v}) or [1.0]
+    axes.axhspan(-half, chosen[-1] + half, color=SILENT, linewidth=0, zorder=-1)
     image = axes.imshow(
-        (shown.masked_fill(shown == 0, math.nan) if many else shown).numpy(),
+        shown.masked_fill(shown == 0, math.nan).numpy(),
         aspect="auto",
         interpolation="nearest",
         extent=(0.5, shown.shape[1] + 0.5, chosen[-1] + half, -half),
         **_spike_colors(levels),
     )
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    sent = [level for level in levels if level]
-    if len(sent) <= 1:  # one colour, which needs no key
-        return f": a mark is {sent[0]:+g} in a step".replace("-", "−") if sent else ": all silent"
+    if len(levels) == 1:  # one colour, which needs no key
+        return f", a mark for {levels[0]:+g}".replace("-", "−")
     bar = axes.figure.colorbar(image, ax=axes, label="spikes in the step", fraction=0.05)
-    if not many:
-        bar.set_ticks(levels, labels=[f"{v:+g}".replace("-", "−") if v else "0" for v in levels])
+    if len(levels) <= LEVELS_SHOWN:
+        bar.set_ticks(levels, labels=[f"{v:+g}".replace("-", "−") for v in levels])
         bar.ax.tick_params(length=0)
-    return ""
+    return ", grey where silent"
 
 
 def _waves(axes: Any, shown: Tensor, chosen: Sequence[int]) -> str:
@@ -411,7 +410,7 @@ def _waves(axes: Any, shown: Tensor, chosen: Sequence[int]) -> str:
     axes.set_yticks(range(len(shown)), list(map(str, chosen)), fontsize="small")
     axes.tick_params(axis="y", length=0)
     to = "" if bool((shown.abs() == bound).all()) else " to"
-    return f": up{to} +{bound:g}, down{to} −{bound:g}"
+    return f", up{to} +{bound:g}, down{to} −{bound:g}"
 
 
 def plot_spikes(recording: Recording, name: str, axes: Any = None) -> Plot:
@@ -640,10 +639,11 @@ def plot_frontier(
     axes.margins(x=0.08)
     percent_limits(axes, [*(quality[t] for t in steps), *([] if goal is None else [goal])])
     plain_ticks(axes.xaxis, *axes.get_xlim())
-    axes.set_xlabel(f"energy per sample ({unit}; estimate, {table})")
+    axes.set_xlabel(f"energy per sample ({unit})")
     axes.set_ylabel(("accuracy" if labelled else "agreement with the source") + " (%)")
     axes.grid(alpha=0.25)
     if own:
+        axes.figure.suptitle(f"Estimate of the energy, {table}", fontsize="medium")
         _over(axes, sorted(said))
     else:
         axes.legend(fontsize="small")
@@ -1035,18 +1035,18 @@ def _slender(rows: int) -> float:
 
 
 def _spike_colors(levels: Sequence[float]) -> dict[str, Any]:
-    """One colour for each level where they are few; grey for 0, blue below, orange above."""
+    """One colour for each level where they are few, else shades; blue below 0, orange above."""
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, Normalize
 
     shades = LinearSegmentedColormap.from_list(
         "spikes", [(0, UP), (0.5, "#BFDDF0"), (0.5, "#FBE3B0"), (1, DOWN)]
     )
-    bound = max(map(abs, levels)) or 1.0
+    bound = max(map(abs, levels))
     if len(levels) > LEVELS_SHOWN:
-        return {"cmap": shades.with_extremes(bad=SILENT), "norm": Normalize(-bound, bound)}
-    colors = [shades((v / bound + 1) / 2) if v else SILENT for v in levels]
+        return {"cmap": shades, "norm": Normalize(-bound, bound)}
     between = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
     ends = [levels[0] - 0.5, *between, levels[-1] + 0.5]
+    colors = [shades((v / bound + 1) / 2) for v in levels]
     return {"cmap": ListedColormap(colors), "norm": BoundaryNorm(ends, len(levels))}
 
 
