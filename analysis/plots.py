@@ -308,8 +308,8 @@ def plot_trace(
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
     if own:
-        wanted = Name(None, goal, f"source network,\n{goal:.3g}", COLORS[1])
-        reached = Name(steps[-1], trace[-1], f"decoded,\n{trace[-1]:.3g}", COLORS[0])
+        wanted = Name(None, goal, f"source network,\n{goal:.4g}", COLORS[1])
+        reached = Name(steps[-1], trace[-1], f"decoded,\n{trace[-1]:.4g}", COLORS[0])
         name_lines(axes, [wanted, reached])
     else:
         axes.legend(fontsize="small")

@@ -1035,12 +1035,11 @@ def _in_words(value: Any) -> Any:
     return _folded("shown on request", tag("pre", json.dumps(value, indent=1, default=str)))
 
 
-def _spoken(value: Any) -> str:
+def _spoken(value: Any, inner: bool = False) -> str:
     if isinstance(value, Mapping):
-        between = (
-            "; " if any(isinstance(item, (Mapping, list)) for item in value.values()) else ", "
-        )
-        return between.join(f"{key}: {_spoken(item)}" for key, item in value.items()) or "none"
+        between = "; " if any(isinstance(item, Mapping) for item in value.values()) else ", "
+        said = between.join(f"{key}: {_spoken(item, True)}" for key, item in value.items())
+        return f"({said})" if inner else said or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_spoken, value)) or "none"
+        return ", ".join(_spoken(item, True) for item in value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

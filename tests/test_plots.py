@@ -481,3 +481,18 @@ def test_colours_of_the_first_lines_differ_for_the_colour_blind(kind):
     red, green = torch.tensor([0.8, 0.2, 0.2]), torch.tensor([0.35, 0.5, 0.1])
     pair = (torch.stack([red, green]) ** 2.2 @ torch.tensor(BLINDNESS[kind]).T).clamp(0, 1)
     assert torch.pdist(pair ** (1 / 2.2)).min() < 0.35
+
+
+def lightness(color):
+    """L* of CIELAB, what is left of a colour on a printer without colours."""
+    rgb = torch.tensor(matplotlib.colors.to_rgb(color))
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 116 * float(linear @ torch.tensor([0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16
+
+
+@pytest.mark.parametrize("colors", [plots.COMPONENTS, plots.PART_COLORS])
+def test_stacked_colours_differ_in_grey(colors):
+    found = sorted(map(lightness, colors.values()))
+    assert min(b - a for a, b in itertools.pairwise(found)) > 8
+    with_old = sorted(map(lightness, ("#0072B2", "#D55E00", "#56B4E9", "#999999")))
+    assert min(b - a for a, b in itertools.pairwise(with_old)) < 8

@@ -134,7 +134,7 @@ def test_numbers_are_rounded(plain):
 
 def test_values_of_the_provenance_in_words():
     value = {"a": 0.1571664021751708, "b": {"c": 2, "d": [0.5, 1e-9]}, "e": ()}
-    assert module._in_words(value) == "a: 0.1572; b: c: 2; d: 0.5, 1e-09; e: none"
+    assert module._in_words(value) == "a: 0.1572; b: (c: 2, d: 0.5, 1e-09); e: none"
     assert module._in_words(3) == "3" and module._in_words({}) == "none"
 
 
