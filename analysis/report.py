@@ -77,6 +77,12 @@ INKED: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
 ) | {"legend.facecolor": PAPER, "legend.framealpha": 0.9}
 KINDS = {"signgd": "signGD"}
+MEMBERS = {"signgd": "signs that a neuron sends in one step", "group": "members of a group neuron"}
+SPIKES = {  # what a spike of a kind of neuron does
+    "signgd": "A spike of +1 lowers the decoded value, one of −1 raises it.",
+    "group": "A spike adds one threshold to the output of its neuron.",
+}
+TAKEN_BACK = {"group": " A negative one takes a threshold back."}
 RAN = {"cpu": "CPU kernels", "cupy": "CUDA kernels", "torch": "torch, the definitions"}
 
 
@@ -448,6 +454,7 @@ def _page(report: _Report, title: str | None) -> str:
         title,
         tag("header", tag("h1", title), tag("p", _summary(report), class_="lead"), _cards(report)),
         tag("nav", tag("ul", links), aria_label="Contents"),
+        tag("p", "Wide tables and pictures scroll sideways.", class_="note narrow"),
         tag(
             "main",
             *(section(name, title, parts[name](report)) for name, title in sections.items()),
@@ -458,8 +465,10 @@ def _page(report: _Report, title: str | None) -> str:
 def _summary(report: _Report) -> str:
     network = report.network
     kinds = dict.fromkeys(KINDS.get(node.kind, node.kind) for node in network.neurons)
+    named = " and ".join(kinds) or "no"
+    named = named if named.startswith("signGD") else named[0].upper() + named[1:]
     return (
-        f"{' and '.join(kinds) or 'no'} neurons, {len(network.neurons)} layers with "
+        f"{named} neurons, {_number(len(network.neurons), 'layer')} with "
         f"{sum(network.count().values()):,} neurons for one input, planned for T = "
         f"{network.time_steps}. Measured {report.facts['made']} on {_count(report.samples)}."
     )
@@ -576,10 +585,10 @@ def _network(report: _Report) -> Html:
         kind, count = KINDS.get(node.kind, node.kind), f"{values_of(node.shape):,}"
         m = "" if members is None else members
         rows.append([node.name, kind, node.function.name, count, m])
-    parts = [
-        table(["layer", "neuron", "function", "neurons", "m"], rows, text=(0, 1, 2),
-              caption="Neurons for one input; m is how many signs or members one step has.")
-    ]  # fmt: skip
+    meant = dict.fromkeys(MEMBERS[n.kind] for n in network.neurons if n.kind in MEMBERS)
+    said = f"; m is the number of {', or '.join(meant)}" if meant else ""
+    heads = ["layer", "neuron", "function", "neurons", "m"]
+    parts = [table(heads, rows, text=(0, 1, 2), caption=f"Neurons for one input{said}.")]
     kept = network.kept()
     if kept:
         names = ", ".join(f"{name} ({count:,})" for name, count in kept.items())
@@ -621,12 +630,15 @@ def _doctor(report: _Report) -> Html:
     marked = [i for i, layer in enumerate(found.layers) if layer.name in blamed]
     parts.append(table(header, rows, caption="Marked: the layers that a finding names."
                        if marked else None, marked=marked))  # fmt: skip
-    for which, caption in (
-        ("cumulative", "Error of each layer in the spiking network, by T."),
-        ("isolated", "Error of each layer fed by the source network, by T: what its own neurons "
-         "lack."),
-    ):  # fmt: skip
-        parts.append(_draw(partial(plots.plot_errors, found, which), f"errors-{which}", caption))
+    pictures = [
+        _draw(partial(plots.plot_errors, found, which), f"errors-{which}", caption)
+        for which, caption in (
+            ("cumulative", "Error of each layer in the spiking network, by T."),
+            ("isolated", "Error of each layer fed by the source network, by T: what its own "
+             "neurons lack."),
+        )
+    ]  # fmt: skip
+    parts.append(_pair(pictures))
     return join(parts)
 
 
@@ -708,10 +720,14 @@ def _energy(report: _Report) -> Html:
         )  # fmt: skip
     first = next(iter(found.tables))
     parts += [
-        _draw(lambda: plots.plot_energy(found), "energy",
-              "Energy by layer, and the share of each in all."),
-        _draw(lambda: plots.plot_frontier(_evaluated(report), found), "frontier",
-              f"Accuracy against energy by {first}; left of the dashed line spiking costs less."),
+        _pair([
+            _draw(lambda: plots.plot_energy(found), "energy",
+                  f"Energy by layer at T = {t} by the table {first}, and its share in all."),
+            _draw(lambda: plots.plot_frontier(_evaluated(report), found), "frontier",
+                  f"{'Accuracy' if report.labelled else 'Agreement'} against energy by the table "
+                  f"{first}; left of the dashed line spiking costs less. Dotted: the source in "
+                  "fewer bits, of which only the energy is known."),
+        ]),
         tag("h3", f"Operations at T = {t}"),
         _operations(last),
         tag("h3", "Tables"),
@@ -854,33 +870,42 @@ def _neurons(report: _Report) -> Html:
     chosen = _interesting(list(found.spikes), report.diagnosis)
     worst = chosen[0]
     first = next(iter(found.source.values()))
-    decoded = join(
+    decoded = [
         _draw(partial(plots.plot_decoded, found, name), f"decoded-{i}",
-              f"What receivers decoded of {name}, against the source network's activation.")
+              f"What receivers decoded of layer “{name}”, against the source network's activation.")
         for i, name in enumerate(chosen)
-    )  # fmt: skip
+    ]  # fmt: skip
+    drawn = (
+        "last layers"
+        if isinstance(report.diagnosis, Missing)
+        else "layers with the largest cumulative error"
+    )
     return join(
         [
-            paragraphs(
-                f"{_count(len(first))}, T = {found.time_steps}. Drawn are the layers with the "
-                "largest cumulative error."
-                if not isinstance(report.diagnosis, Missing)
-                else f"{_count(len(first))}, T = {found.time_steps}. Drawn are the last layers."
-            ),
-            tag("div", decoded, class_="pair"),
-            _draw(lambda: plots.plot_trace(found, worst), "trace",
-                  f"One neuron of {worst} on its way to the value of the source network; chosen by "
-                  "the size of its activation, not by its error."),
-            _draw(lambda: plots.plot_raster(found, worst), "raster",
-                  f"Spikes of {worst} for one sample. Of signGD neurons +1 (orange) lowers the "
-                  "decoded value and −1 (blue) raises it; grey is silence."),
-            _draw(lambda: plots.plot_spikes(found, worst), "spikes",
-                  f"Neurons of {worst} by the spikes that they send for one sample."),
-            _draw(lambda: plots.plot_rates(found), "rates",
-                  "Neurons of each layer by the mean of their spikes, and the share of steps in "
-                  "which they send anything."),
+            paragraphs(f"{_count(len(first))}, T = {found.time_steps}. Drawn are the {drawn}."),
+            _pair(decoded),
+            _pair([
+                _draw(lambda: plots.plot_trace(found, worst), "trace",
+                      f"One neuron of layer “{worst}” on its way to the value of the source "
+                      "network; chosen by the size of its activation, not by its error."),
+                _draw(lambda: plots.plot_raster(found, worst), "raster",
+                      f"Spikes of layer “{worst}” for one sample. {_meaning(report, worst)}"),
+                _draw(lambda: plots.plot_spikes(found, worst), "spikes",
+                      f"Neurons of layer “{worst}” by the spikes that they send for one sample."),
+                _draw(lambda: plots.plot_rates(found), "rates",
+                      "Neurons of each layer by the mean of their spikes, and the share of steps "
+                      "in which they send a spike."),
+            ]),
         ]
     )  # fmt: skip
+
+
+def _meaning(report: _Report, name: str) -> str:
+    """What a spike of this layer's neurons does."""
+    assert not isinstance(report.recording, Missing)
+    kind = {node.name: node.kind for node in report.network.neurons}[name]
+    negative = bool((report.recording.spikes[name] < 0).any())
+    return SPIKES.get(kind, "") + (TAKEN_BACK.get(kind, "") if negative else "")
 
 
 def _interesting(names: list[str], diagnosis: Diagnosis | Missing) -> list[str]:
@@ -963,6 +988,11 @@ def _draw(of: Callable[[], Plot], name: str, caption: str) -> Html:
         return _note(f"No picture ({caption.rstrip('.')}): {error}")
 
 
+def _pair(pictures: Iterable[Html]) -> Html:
+    """Two beside each other where there is room."""
+    return tag("div", *pictures, class_="pair")
+
+
 def _missing(what: str, found: Missing) -> Html:
     return _note(f"{what}: not measured. {found.why[:1].upper()}{found.why[1:]}")
 
@@ -1007,12 +1037,18 @@ def _picojoules(value: float) -> str:
 
 
 def _in_words(value: Any) -> Any:
-    """As words; what is long is folded."""
-    words = str(value)
-    if isinstance(value, Mapping):
-        words = ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-    elif isinstance(value, (list, tuple)):
-        words = ", ".join(map(str, value)) or "none"
+    """As words, fractions to four digits; what is long is folded."""
+    words = _spoken(value)
     if len(words) <= LONG:
         return words
     return _folded("shown on request", tag("pre", json.dumps(value, indent=1, default=str)))
+
+
+def _spoken(value: Any, inner: bool = False) -> str:
+    if isinstance(value, Mapping):
+        between = "; " if any(isinstance(item, Mapping) for item in value.values()) else ", "
+        said = between.join(f"{key}: {_spoken(item, True)}" for key, item in value.items())
+        return f"({said})" if inner else said or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_spoken(item, True) for item in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

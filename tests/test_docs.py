@@ -554,7 +554,8 @@ def test_a_table_of_operations_is_current():
 
 def test_pictures_show_what_the_page_says(tmp_path):
     pictures = script("pictures")
-    assert {p.name for p in pictures.FOLDER.iterdir()} == {f"{n}.svg" for n in pictures.PICTURES}
+    files = {f"{name}.{suffix}" for name in pictures.PICTURES for suffix in ("svg", "png")}
+    assert {p.name for p in pictures.FOLDER.iterdir()} == files
     drawn = {name: pictures.draw(name, tmp_path) for name in pictures.PICTURES}
     assert all((tmp_path / f"{name}.svg").stat().st_size < 100_000 for name in drawn)
 
@@ -578,7 +579,6 @@ def test_pictures_show_what_the_page_says(tmp_path):
 
     stairs = drawn["staircase"]
     assert torch.equal(stairs["group"], stairs["qcfs"])
-    assert torch.allclose(stairs["if"], stairs["qcfs"], atol=0.26)
 
     uneven = drawn["unevenness"]
     assert torch.equal(uneven["signed"][1:], uneven["ideal"])
