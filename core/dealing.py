@@ -36,10 +36,12 @@ def deal(
     world: Distributed,
     done: Collection[int] = (),
     *,
+    again: Collection[int] = (),
     most: int | None = None,
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """(number, batch) of this process's batches of ``data``, without those ``done`` before.
+    """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
+    which some may be dealt ``again``.
 
     Batches are cut by ``data`` itself, are numbered as they come, and are dealt whole in turn, so
     that every number of processes computes the same ones. Of a DataLoader of a map-style data set
@@ -52,13 +54,16 @@ def deal(
     """
     _check_whole(data, world)
     indexed = isinstance(data, DataLoader) and by_index(data)
+    left_out = set(done) - set(again)
     if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
-        yield from _loaded(data, world, done, most, after)
+        drawn: list[list[int]] = world.broadcast(_drawn(data) if world.first else None)[:most]
+        _check_done(done, len(drawn))
+        yield from _loaded(data, world, drawn, left_out, after)
         return
     number = -1
     for number, batch in enumerate(islice(data, most)):
-        if world.mine(number) and number not in done:
+        if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
             after(number)
@@ -100,16 +105,14 @@ def by_index(loader: DataLoader[Any]) -> bool:
 def _loaded(
     loader: DataLoader[Any],
     world: Distributed,
-    done: Collection[int],
-    most: int | None,
+    drawn: Sequence[list[int]],
+    left_out: Collection[int],
     after: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Any]]:
-    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
-    _check_done(done, len(drawn))
-    own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
+    own = [n for n in range(len(drawn)) if world.mine(n) and n not in left_out]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):
-        if world.mine(number) and number not in done:
+        if world.mine(number) and number not in left_out:
             yield number, next(loaded)
         if after is not None:
             after(number)

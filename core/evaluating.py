@@ -229,7 +229,7 @@ def evaluate(
     with closing(file) if file is not None else nullcontext():
         collected = _Collected(world, measure, file)
         done, compared = collected.done, _compared(collected.done, world)
-        dealt = deal(loader, world, done.keys() - compared)
+        dealt = deal(loader, world, done, again=compared)
         with measure.stream():
             for number, batch in _with_a_bar(dealt, loader, world):
                 if number in compared:

@@ -219,6 +219,12 @@ def test_an_iterable_that_is_shorter_now(evaluated, file):
     evaluated(length(5), resume=file)
     with pytest.raises(sg.InputError, match="batch 4 was finished before, but .* 3 batches"):
         evaluated(length(3), resume=file)
+    # also where all that was finished is loaded again, to be compared
+    head, *records = file.read_bytes().splitlines(keepends=True)
+    for kept in (1, 4):
+        file.write_bytes(head + records[kept])
+        with pytest.raises(sg.InputError, match=f"batch {kept} was finished before.*1 batches"):
+            evaluated(length(1), resume=file)
 
 
 DAMAGED = {
