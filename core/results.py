@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from io import FileIO
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import FormatError, InputError
 from .inputs import Inputs
@@ -257,8 +258,18 @@ def input_digest(x: Any, y: Tensor | None, skipped: tuple[str, ...]) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Of a model's class, and of its parameters and buffers."""
-    return _digest(model.state_dict(), f"{type(model).__module__}.{type(model).__qualname__}")
+    """Of the classes of a model's modules, what they say of themselves, and the parameters and
+    buffers."""
+    said = [f"{name}: {type(m).__module__}.{_said(m)}" for name, m in model.named_modules()]
+    return _digest(model.state_dict(), *said)
+
+
+def _said(module: nn.Module) -> str:
+    """Without addresses, such as those of functions, which differ between processes; of a graph
+    with its code."""
+    if isinstance(module, fx.GraphModule):
+        return module.code
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(module).__qualname__}({module.extra_repr()}")
 
 
 def _digest(tensors: Mapping[str, Any], *texts: str) -> str:

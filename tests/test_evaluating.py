@@ -174,6 +174,14 @@ REFUSED = {
     "T": ({"time_steps": (1, 3)}, r"time_steps was \[1, 4\] there and is \[1, 3\] now"),
     "network": ({"snn": "other"}, "the network was '.*' there"),
     "reference": ({"reference": nn.Sequential(nn.Linear(6, CLASSES))}, "the reference was"),
+    "activation": (
+        {"reference": lambda model: nn.Sequential(model[0], nn.Tanh(), model[2])},
+        "the reference was",
+    ),
+    "its number": (
+        {"reference": lambda model: nn.Sequential(model[0], nn.GELU("tanh"), model[2])},
+        "the reference was",
+    ),
     "no reference": ({"reference": None}, "the reference was '.*' there and is None now"),
     "view": ({"snn": "signed"}, "the simulator was"),
     "metric": ({"metric": "r2"}, "the metrics was None there and is 'r2' now"),
@@ -196,6 +204,8 @@ def test_a_file_of_something_else_is_refused(name, snn, model, file):
     options |= {"snn": snn, "loader": DATA["a loader"](), "resume": file} | changes
     if options["loader"] is None:
         options["loader"] = ((X[i : i + 4], LABELS[i : i + 4]) for i in range(0, 8, 4))
+    if name in ("activation", "its number"):  # of the same weights
+        options["reference"] = changes["reference"](model)
     if options["snn"] == "other":
         options["snn"] = sg.build(sg.convert(model, X, time_steps=5, tune=False))
     if options["snn"] == "signed":
@@ -311,6 +321,16 @@ def test_each_line_is_there_when_its_batch_is_finished(evaluated, file):
     header, *records = map(json.loads, file.read_text().splitlines())
     assert header["format"] == results.FORMAT and set(results.ASKED) < set(header)
     assert [record["batch"] for record in records] == list(range(8))
+
+
+def test_a_traced_reference_is_its_code(model):
+    traced = torch.fx.symbolic_trace(model)
+    before = results.model_digest(traced)
+    assert results.model_digest(torch.fx.symbolic_trace(model)) == before
+    (gelu,) = (node for node in traced.graph.nodes if node.target == "1")
+    gelu.replace_all_uses_with(gelu.args[0])
+    traced.recompile()
+    assert results.model_digest(traced) != before
 
 
 # -- faults in one of several ---------------------------------------------------------------------
