@@ -491,6 +491,9 @@ class _Collected:
         self.totals = _Totals(measure)
         self.waiting: dict[int, Record] = {} if file is None else dict(file.done)
         found = {number: record.input for number, record in self.waiting.items()}
+        # what an evaluation that failed on all left behind; nobody posts before the broadcast
+        if world.first:
+            world.posted()
         self.done: dict[int, str] = world.broadcast(found)
         self.next, self.left = 0, world.size - 1  # the batch to be added; processes at work
 

@@ -1,6 +1,7 @@
 """evaluate over several processes, and going on with what a results file holds."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -371,6 +372,27 @@ def test_an_error_on_rank_0_reaches_all(snn, model):
 
     several(3, of)
     assert len(errors) == 3 and len(set(errors)) == 1
+
+
+def test_an_evaluation_after_one_that_failed_on_all(evaluated, snn, model):
+    """What the others posted of the first one is no part of the second."""
+    over = threading.Event()
+
+    def unequal(world):
+        if not world.first:
+            assert over.wait(10), "rank 0 has looked for posts for the last time"
+        for i in range(0, 12 + 4 * world.rank, 4):
+            yield X[i : i + 4] + 1, LABELS[i : i + 4]
+        over.set()
+
+    def twice(world):
+        own = sg.build(snn.network)
+        with pytest.raises(sg.InputError, match="number of batches differs"):
+            sg.evaluate(own, unequal(world), STEPS, reference=model, distributed=world)
+        data = DATA["a generator"]()
+        return sg.evaluate(own, data, STEPS, reference=model, distributed=world)
+
+    assert several(2, twice) == [evaluated("a generator")] * 2
 
 
 def test_a_bad_batch_on_one_process_ends_all(evaluated):
