@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError
 from .distributed import Distributed
+from .results import batch_digest
 
 
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
@@ -46,11 +47,12 @@ def deal(
     Batches are cut by ``data`` itself, are numbered as they come, and are dealt whole in turn, so
     that every number of processes computes the same ones. Of a DataLoader of a map-style data set
     rank 0 draws which samples make which batch, and each process loads its own alone. Through any
-    other iterable every process goes whole, and keeps its own. To be gone through to the end on all
-    processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
-    each batch, in order, on all processes, when its own is done with it: there they may exchange
-    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
-    other numbers of batches on other processes, and where there are none of the numbers ``done``.
+    other iterable every process goes whole, and keeps its own; the first batch is compared. To be
+    gone through to the end on all processes. Of all batches the first ``most`` are dealt. ``after``
+    is called with the number of each batch, in order, on all processes, when its own is done with
+    it: there they may exchange what they have. Raises InputError for a sampler that shards by
+    itself, where an iterable gives another first batch or other numbers of batches on other
+    processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
     indexed = isinstance(data, DataLoader) and by_index(data)
@@ -62,7 +64,7 @@ def deal(
         yield from _loaded(data, world, drawn, left_out, after)
         return
     number = -1
-    for number, batch in enumerate(islice(data, most)):
+    for number, batch in enumerate(_the_same(islice(data, most), world)):
         if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
@@ -70,6 +72,19 @@ def deal(
     _check_done(done, number + 1)
     if not indexed:
         world.agree("the number of batches", str(number + 1))
+
+
+def _the_same(batches: Iterator[Any], world: Distributed) -> Iterator[Any]:
+    """``batches``, of which all processes have the same first one: one that is drawn otherwise on
+    another process gives some samples twice and others never."""
+    if world.size == 1:
+        return batches
+    begin = list(islice(batches, 1))
+    world.agree(
+        "the first batch of the data, which every process goes through in the same order,",
+        "none" if not begin else batch_digest(begin[0]),
+    )
+    return chain(begin, batches)
 
 
 def _check_done(done: Collection[int], length: int) -> None:

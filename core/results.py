@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from io import FileIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import FormatError, InputError
 from .inputs import Inputs
+from .structures import leaves
 
 FORMAT, VERSION = "spikingjelly_signgd results", 1
 MOST = 64 * 2**20  # bytes in a line
@@ -229,6 +231,7 @@ class ResultsFile:
             raise OSError(f"{self.path}: the disk is full.")
 
     def close(self) -> None:
+        _unlock(self.file)
         self.file.close()
 
 
@@ -247,6 +250,14 @@ def _locked(file: FileIO) -> bool:
     return True
 
 
+def _unlock(file: FileIO) -> None:
+    """A loader's worker that lives on holds the file open, too, and with it the lock."""
+    with suppress(ModuleNotFoundError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 # -- digests --------------------------------------------------------------------------------------
 
 
@@ -255,6 +266,12 @@ def input_digest(x: Any, y: Tensor | None, skipped: tuple[str, ...]) -> str:
     tensors = x.tensors if isinstance(x, Inputs) else {"x": x}
     labels = {} if y is None else {"y": y}
     return _digest({**tensors, **labels}, *skipped)
+
+
+def batch_digest(batch: Any) -> str:
+    """Of the tensors in a batch, whatever it is."""
+    parts = batch.tensors if isinstance(batch, Inputs) else batch
+    return _digest({str(i): x for i, x in enumerate(leaves(parts))})
 
 
 def model_digest(model: nn.Module) -> str:

@@ -155,6 +155,12 @@ def test_what_cannot_be_dealt():
         several(2, sharded)
     with pytest.raises(sg.InputError, match="number of batches differs"):
         several(2, lambda world: list(deal([X] * (world.rank + 2), world)))
+    for data in ([X, X + 1], [(X, X)], [{"a": X}]):
+        # such as one that shuffles by the seed of its process
+        with pytest.raises(sg.InputError, match="first batch of the data, .* in the same order"):
+            several(2, lambda world, data=data: list(deal(data if world.first else [X + 1], world)))
+    with pytest.raises(sg.InputError, match="first batch of the data.*rank 0: none"):
+        several(2, lambda world: list(deal([X] * world.rank, world)))
 
 
 def test_who_leaves_while_others_wait_is_named(monkeypatch):

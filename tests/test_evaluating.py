@@ -1,6 +1,8 @@
 """evaluate over several processes, and going on with what a results file holds."""
 
+import contextlib
 import json
+import os
 import threading
 
 import pytest
@@ -280,6 +282,26 @@ def test_a_file_that_another_run_writes(evaluated, file):
 
     assert evaluated(batches, resume=file) == evaluated(lambda: [X[:4], X[4:]])
     assert len(file.read_bytes().splitlines()) == 1 + 2
+
+
+def test_a_file_that_a_process_forked_off_holds_open(evaluated, file):
+    """As the workers of a loader with persistent_workers, which outlive the run."""
+    handles = []
+
+    def batches():
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(f"/dev/fd/{number}", file):
+                    handles.append(os.dup(int(number)))
+        yield X[:4]
+
+    try:
+        evaluated(batches, resume=file)
+        assert handles
+        evaluated(lambda: iter([X[:4]]), resume=file)
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def test_a_file_that_cannot_be_written(evaluated, file):
