@@ -222,6 +222,7 @@ def evaluate(
     measure = _Measurement(snn, steps, reference, metric, chunk, keep_state, resume is not None)
     asked = {}
     if world.size > 1 or resume is not None:
+        world.agree("whether there is resume=", str(resume is not None))
         asked = _asked(measure, loader, data)
         for name, value in asked.items():
             world.agree(ASKED[name], json.dumps(value))
@@ -356,7 +357,7 @@ class _Measurement:
         skipped = _skipped(batch)
         x, y = (_on(self.device, each) for each in _pair(batch))
         of_input = input_digest(x, y, skipped) if self.digests else ""
-        if skipped and not len(x):
+        if not len(x):
             return Record(number, 0, skipped, of_input)
         one = _next_frame if self.keep_state else run
         outputs = one(self.snn, x, self.steps, chunk=self.chunk)

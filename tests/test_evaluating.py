@@ -434,6 +434,25 @@ def test_what_is_no_network(model, file):
     assert not file.exists()
 
 
+def test_a_resume_on_one_process_alone(evaluated, snn, file):
+    def of(world):
+        resume = file if world.first else None
+        sg.evaluate(sg.build(snn.network), [X], 4, distributed=world, resume=resume)
+
+    with pytest.raises(sg.InputError, match="whether there is resume= differs"):
+        several(2, of)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("metric", [None, EVERY], ids=["usual", "every metric"])
+def test_an_empty_batch_adds_nothing(evaluated, metric):
+    whole = [(X[:4], LABELS[:4]), (X[4:8], LABELS[4:8])]
+    empty = (X[:0], LABELS[:0])
+    assert evaluated(lambda: [empty, *whole, empty], 2, metric) == evaluated(
+        lambda: whole, None, metric
+    )
+
+
 def test_an_empty_loader(evaluated):
     with pytest.raises(sg.InputError, match="the loader is empty"):
         evaluated(lambda: [], 2)
