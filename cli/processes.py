@@ -49,11 +49,6 @@ def processes(options: argparse.Namespace) -> Iterator[Distributed]:
     from ..core.distributed import Distributed
 
     world = Distributed(threads=options.threads, device="cpu")
-    if world.rank >= world.size:
-        raise InputError(
-            f"the environment says RANK {world.rank}, but WORLD_SIZE {world.size}; start several "
-            "processes with torchrun, or unset RANK."
-        )
     if world.size > 1 and options.command not in SEVERAL:
         raise InputError(
             f"{options.command} runs in one process, but torchrun started {world.size}, which "

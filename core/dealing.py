@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..errors import InputError
 from .distributed import Distributed
 from .given import given, is_pair
+from .results import batch_digest
 
 
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
@@ -40,35 +41,54 @@ def deal(
     world: Distributed,
     done: Collection[int] = (),
     *,
+    again: Collection[int] = (),
     most: int | None = None,
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """(number, batch) of this process's batches of ``data``, without those ``done`` before.
+    """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
+    which some may be dealt ``again``.
 
     Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
     that any number of processes computes the same ones. For a DataLoader of a map-style data set
     rank 0 draws the samples of each batch, and each process loads only its own. Any other iterable
-    is iterated completely by every process, which keeps its own batches. All processes must iterate
-    to the end. Only the first ``most`` batches are assigned. ``after`` is called with the number of
-    each batch, in order, on all processes, when its own process has finished it: there they may
-    exchange results. Raises InputError for a sampler that shards by itself, where an iterable gives
-    other numbers of batches on other processes, and where there are none of the numbers ``done``.
+    is iterated completely by every process, which keeps its own batches; the first batch is
+    compared. All processes must iterate to the end. Only the first ``most`` batches are assigned.
+    ``after`` is called with the number of each batch, in order, on all processes, when its own
+    process has finished it: there they may exchange results. Raises InputError for a sampler that
+    shards by itself, where an iterable gives another first batch or other numbers of batches on
+    other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
     indexed = isinstance(data, DataLoader) and by_index(data)
+    left_out = set(done) - set(again)
     if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
-        yield from _loaded(data, world, done, most, after)
+        drawn: list[list[int]] = world.broadcast(_drawn(data) if world.first else None)[:most]
+        _check_done(done, len(drawn))
+        yield from _loaded(data, world, drawn, left_out, after)
         return
     number = -1
-    for number, batch in enumerate(islice(data, most)):
-        if world.mine(number) and number not in done:
+    for number, batch in enumerate(_the_same(islice(data, most), world)):
+        if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
             after(number)
     _check_done(done, number + 1)
     if not indexed:
         world.agree("the number of batches", str(number + 1))
+
+
+def _the_same(batches: Iterator[Any], world: Distributed) -> Iterator[Any]:
+    """``batches``, of which all processes have the same first one: one that is drawn otherwise on
+    another process gives some samples twice and others never."""
+    if world.size == 1:
+        return batches
+    begin = list(islice(batches, 1))
+    world.agree(
+        "the first batch of the data, which every process goes through in the same order,",
+        "none" if not begin else batch_digest(begin[0]),
+    )
+    return chain(begin, batches)
 
 
 def _check_done(done: Collection[int], length: int) -> None:
@@ -104,16 +124,14 @@ def by_index(loader: DataLoader[Any]) -> bool:
 def _loaded(
     loader: DataLoader[Any],
     world: Distributed,
-    done: Collection[int],
-    most: int | None,
+    drawn: Sequence[list[int]],
+    left_out: Collection[int],
     after: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Any]]:
-    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
-    _check_done(done, len(drawn))
-    own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
+    own = [n for n in range(len(drawn)) if world.mine(n) and n not in left_out]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):
-        if world.mine(number) and number not in done:
+        if world.mine(number) and number not in left_out:
             yield number, next(loaded)
         if after is not None:
             after(number)

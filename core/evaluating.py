@@ -226,6 +226,7 @@ def evaluate(
     measure = _Measurement(snn, steps, reference, metric, chunk, keep_state, resume is not None)
     asked = {}
     if world.size > 1 or resume is not None:
+        world.agree("whether there is resume=", str(resume is not None))
         asked = _asked(measure, loader, data)
         for name, value in asked.items():
             world.agree(ASKED[name], json.dumps(value))
@@ -233,7 +234,7 @@ def evaluate(
     with closing(file) if file is not None else nullcontext():
         collected = _Collected(world, measure, file)
         done, compared = collected.done, _compared(collected.done, world)
-        dealt = deal(loader, world, done.keys() - compared)
+        dealt = deal(loader, world, done, again=compared)
         with measure.stream():
             for number, batch in _with_a_bar(dealt, loader, world):
                 if number in compared:
@@ -360,7 +361,7 @@ class _Measurement:
         skipped = _skipped(batch)
         x, y = (_on(self.device, each) for each in _pair(batch))
         of_input = input_digest(x, y, skipped) if self.digests else ""
-        if skipped and not len(x):
+        if not len(x):
             return Record(number, 0, skipped, of_input)
         one = _next_frame if self.keep_state else run
         outputs = one(self.snn, x, self.steps, chunk=self.chunk)
@@ -495,6 +496,9 @@ class _Collected:
         self.totals = _Totals(measure)
         self.waiting: dict[int, Record] = {} if file is None else dict(file.done)
         found = {number: record.input for number, record in self.waiting.items()}
+        # what an evaluation that failed on all left behind; nobody posts before the broadcast
+        if world.first:
+            world.posted()
         self.done: dict[int, str] = world.broadcast(found)
         self.next, self.left = 0, world.size - 1  # the batch to be added; processes at work
 

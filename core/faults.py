@@ -159,7 +159,9 @@ class Watch:
 def _described(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"{type(error).__name__}: {error}"[:LONGEST]
+    # names of files may hold what is no text, which the store does not take
+    said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+    return said[:LONGEST]
 
 
 def _wake(beat: str) -> None:
@@ -175,9 +177,16 @@ def _wake(beat: str) -> None:
 
 def end(message: str) -> None:
     """Ends this process with code 1, whatever its main thread waits for."""
-    os.write(2, f"spikingjelly_signgd: ended by a fault of another process.\n{message}\n".encode())
-    # in a thread: the main one may hold the lock of a stream that nobody reads
-    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
-    flush.start()
-    flush.join(GRACE)
+    text = f"spikingjelly_signgd: ended by a fault of another process.\n{message}\n"
+    # in a thread: nobody may read the streams, and the main thread may hold the lock of one
+    last = threading.Thread(target=_last_words, args=(text,), daemon=True)
+    last.start()
+    last.join(GRACE)
     os._exit(1)
+
+
+def _last_words(text: str) -> None:
+    with suppress(OSError, ValueError):  # who read the stream may be gone
+        os.write(2, text.encode())
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()

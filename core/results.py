@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import FormatError, InputError
 from .inputs import Inputs
+from .structures import leaves
 
 FORMAT, VERSION = "spikingjelly_signgd results", 1
 MOST = 64 * 2**20  # bytes in a line
@@ -228,6 +231,7 @@ class ResultsFile:
             raise OSError(f"{self.path}: the disk is full.")
 
     def close(self) -> None:
+        _unlock(self.file)
         self.file.close()
 
 
@@ -246,6 +250,14 @@ def _locked(file: FileIO) -> bool:
     return True
 
 
+def _unlock(file: FileIO) -> None:
+    """A loader's worker that lives on holds the file open, too, and with it the lock."""
+    with suppress(ModuleNotFoundError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 # -- digests --------------------------------------------------------------------------------------
 
 
@@ -256,9 +268,25 @@ def input_digest(x: Any, y: Tensor | None, skipped: tuple[str, ...]) -> str:
     return _digest({**tensors, **labels}, *skipped)
 
 
+def batch_digest(batch: Any) -> str:
+    """Of the tensors in a batch, whatever it is."""
+    parts = batch.tensors if isinstance(batch, Inputs) else batch
+    return _digest({str(i): x for i, x in enumerate(leaves(parts))})
+
+
 def model_digest(model: nn.Module) -> str:
-    """Of a model's class, and of its parameters and buffers."""
-    return _digest(model.state_dict(), f"{type(model).__module__}.{type(model).__qualname__}")
+    """Of the classes of a model's modules, what they say of themselves, and the parameters and
+    buffers."""
+    said = [f"{name}: {type(m).__module__}.{_said(m)}" for name, m in model.named_modules()]
+    return _digest(model.state_dict(), *said)
+
+
+def _said(module: nn.Module) -> str:
+    """Without addresses, such as those of functions, which differ between processes; of a graph
+    with its code."""
+    if isinstance(module, fx.GraphModule):
+        return module.code
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(module).__qualname__}({module.extra_repr()}")
 
 
 def _digest(tensors: Mapping[str, Any], *texts: str) -> str:
