@@ -397,7 +397,7 @@ def _described(choice: Choice, prepare: Preparation | None) -> dict[str, Any]:
 
 def _begun(data: Data, skip_bad: int) -> Data:
     """With the first sample that can be read, whose shape the others have as well."""
-    data.together.allowing(skip_bad)
+    data.together.allowing(skip_bad, data.workers)
     dataset = data.dataset
     if isinstance(dataset, Stream):
         next(iter(data.loader()))  # raises

@@ -1,10 +1,12 @@
 """Data on the command line are read batch by batch, to the same values as when all are read."""
 
 import json
+import os
 import pickle
 import sys
 import types
 from pathlib import Path
+from threading import Event, Thread
 
 import cli_zoo
 import numpy as np
@@ -17,6 +19,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd import core
 from spikingjelly_signgd.cli import main
 from spikingjelly_signgd.cli.data import Reading, load_data
+from spikingjelly_signgd.cli.datasets import Together, Unread
 from spikingjelly_signgd.cli.preparation import Preparation, pixels
 from spikingjelly_signgd.core.progress import progress, samples_in
 
@@ -178,6 +181,44 @@ def test_too_many_damaged_images(allowed):
     names = ["cat/02.png"] if not allowed else ["cat/02.png", "cat/04.png", "dog/07.png"]
     assert all(f"images/{name}" in str(told.value) for name in names)
     assert ("--skip-bad" in str(told.value)) == bool(allowed)
+
+
+def test_workers_count_one_after_the_other(monkeypatch):
+    """The second begins to count while the first writes its name."""
+    data = load_data(folder(), prepare=SCALED, reading=Reading(workers=2, skip_bad=1))
+    together, second, refused = data.together, Event(), []
+
+    def count(name):
+        try:
+            together([Unread(name, "cut off")])
+        except sg.FormatError:
+            refused.append(name)
+
+    def left_out(self):
+        found = NAMES(self)
+        if not second.is_set():  # of the first: time for the other
+            second.set()
+            other.start()
+            other.join(0.3)
+        return found
+
+    NAMES = Together.left_out.fget
+    other = Thread(target=count, args=("b.png",))
+    monkeypatch.setattr(Together, "left_out", property(left_out))
+    count("a.png")
+    other.join()
+    assert together.left_out == ["a.png"] and refused == ["b.png"]
+
+
+def test_names_that_are_no_text_or_long():
+    for name in (os.fsdecode(b"\xff.png"), "x" + "ä" * 300 + ".png"):
+        together = Together("images")
+        together.allowing(1, 0)
+        assert together([Unread(name, "")]).skipped == (name,)
+        (kept,) = together.left_out
+        assert name.endswith(kept[1:])
+        with pytest.raises(sg.FormatError, match=r"1 of --skip-bad"):
+            together([Unread("another", "")])
 
 
 def test_none_can_be_read():
