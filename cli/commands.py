@@ -51,7 +51,7 @@ SEARCHING = (
 COUNTED = 32  # samples on which what a network sends is counted
 # and of a format's writer, where it takes them
 EXPORTING = (
-    "time_steps mode dialect pooling strict "
+    "time_steps mode dialect pooling reader strict "
     "profile weight_bits input_levels input_range max_weights".split()
 )
 

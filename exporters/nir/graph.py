@@ -228,7 +228,7 @@ class GraphWriter:
         self.meant: dict[str, dict[str, Any]] = {}  # what the plain neurons of a platform stand for
         # at most four for each node of the network: two materialised sums, the node, a Flatten
         self.digits = len(str(4 * len(network.nodes)))
-        if mode == "platform" and double:
+        if mode != "exact" and double:
             self.lose("weights and thresholds are rounded from float64 to float32")
         if str(network.dtype) in ("torch.float16", "torch.bfloat16"):
             self.lose(f"arithmetic is float32, where the network's is {network.dtype}")
@@ -363,7 +363,7 @@ class GraphWriter:
             return replace(spikes, amplitude=p.v_threshold)
         return self.each_channel(f"{node.name}.amplitude", spikes, p.v_threshold)
 
-    def described(self, node: GroupNeuron) -> dict[str, Any]:
+    def described(self, node: Neuron) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""
         numbers = {k: v for k, v in node.arguments.items() if isinstance(v, (int, float))}
         return {
@@ -723,7 +723,7 @@ NIR_LINEAR: dict[str, Writer] = {
 
 def pool(
     writer: GraphWriter,
-    node: Linear,
+    node: Node,
     x: _Value,
     kernel: list[int],
     stride: list[int],
