@@ -20,7 +20,7 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: help demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden wheels gpu clean
+.PHONY: help demo report environments test test-slow test-norse test-readme lava lava-environment neurobench nir-readers toolchains vision docs docs-links lint golden wheels gpu clean
 
 # times are those of two cores, once the target's packages are installed
 define HELP
@@ -30,11 +30,13 @@ make test         the fast tests, on both versions of SpikingJelly: 12 minutes
 make test-slow    the slow ones: hours
 make lint         format, style, types, layers: a minute
 make docs         the documentation, in site/: a minute
+make docs-links   its links to other sites; needs the network
 make wheels       binary wheels, in dist/, tried where there is no compiler: five minutes
 make clean        removes .venv and everything built
 
 In environments of their own
 make test-norse   with Norse and nothing else: a minute
+make test-readme  README's blocks from the wheel, outside of the checkout: a minute
 make lava         netx files and networks in Lava: two minutes
 make nir-readers  NIR files in the readers of other toolchains: a minute
 make neurobench   networks in NeuroBench: a minute
@@ -67,22 +69,44 @@ test: $(VENV)/.stamp
 test-slow: $(VENV)/.stamp
 	@SPIKINGJELLY_VERSION=2.0.0 $(PY) -m pytest -q -m slow
 
+# The package as a wheel, built once for those that install it
+WHEEL := $(VENV)/wheel
+PACKAGE := $(filter-out tests/% docs/% examples/% benchmarks/%, \
+	$(wildcard *.py */*.py */*/*.py */*/*/*.py analysis/*.css \
+	neurons/kernels/*.cuh neurons/kernels/*.cpp neurons/kernels/*.h))
+$(WHEEL)/.stamp: pyproject.toml $(PACKAGE) | $(VENV)/.stamp
+	rm -rf "$(WHEEL)" && $(PIP) wheel --no-deps --wheel-dir "$(WHEEL)" . && rm -rf build
+	touch $@
+
+# README as a stranger follows it: what its install line makes of the wheel, with the torch of .venv,
+# and there its blocks and commands, outside of the checkout
+README := $(VENV)/readme
+test-readme: $(README)/.stamp $(WHEEL)/.stamp
+	@$(README)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps \
+		--force-reinstall "$(WHEEL)"/*.whl
+	@OMP_NUM_THREADS=1 $(README)/bin/python tests/readme.py run "$(README)/bin/python"
+
+$(README)/.stamp: README.md pyproject.toml | $(VENV)/.stamp $(WHEEL)/.stamp
+	rm -rf "$(README)" && $(PYTHON) -m venv "$(README)"
+	tests/share_torch.sh "$(PY)" "$(README)/bin/python"
+	$(README)/bin/python tests/readme.py install "$(README)/bin/python" "$(WHEEL)"/*.whl
+	touch $@
+
 # The extra by itself, as a user of Norse installs it: it leaves torch as it is pinned, and needs
 # neither SpikingJelly nor anything else. NORSE is an environment of its own.
-test-norse: $(NORSE)/.stamp
-	@$(NORSE_PIP) install --no-deps --force-reinstall . && rm -rf build
+test-norse: $(NORSE)/.stamp $(WHEEL)/.stamp
+	@$(NORSE_PIP) install --no-deps --force-reinstall "$(WHEEL)"/*.whl
 	@echo "== with the extra norse and nothing else: $$($(NORSE)/bin/python -m pip freeze | \
 		grep -E '^(torch|norse|nir|nirtorch)==' | tr '\n' ' ')"
 	@OMP_NUM_THREADS=1 $(NORSE)/bin/python -m pytest -q -n auto --dist worksteal \
 		-m "not spikingjelly" tests/test_norse.py
 
 NORSE_PIP := $(NORSE)/bin/python -m pip --quiet --disable-pip-version-check
-$(NORSE)/.stamp: $(VENV)/.stamp
+$(NORSE)/.stamp: $(VENV)/.stamp $(WHEEL)/.stamp
 	rm -rf "$(NORSE)" && $(PYTHON) -m venv "$(NORSE)"
 	tests/share_torch.sh "$(PY)" "$(NORSE)/bin/python"
 	$(NORSE_PIP) install -c constraints.txt torch
-	$(NORSE_PIP) install -c constraints.txt '.[norse]' hypothesis pytest pytest-xdist
-	rm -rf build
+	$(NORSE_PIP) install -c constraints.txt "$$(ls "$(WHEEL)"/*.whl)[norse]" hypothesis pytest pytest-xdist
 	$(NORSE)/bin/python -c 'import torch; v = torch.__version__.split("+")[0]; \
 		assert "torch==" + v in open("constraints.txt").read().split(), "the extra brought torch " + v'
 	touch $@
@@ -91,7 +115,7 @@ lava-environment: $(VENV)/.stamp
 	@tests/lava/install.sh "$(VENV)/lava" "$(PYTHON)" "$(PY)"
 
 # All that the other targets install, side by side with make -j
-environments: $(VENV)/.stamp $(NORSE)/.stamp $(DOCS)/.stamp lava-environment
+environments: $(VENV)/.stamp $(NORSE)/.stamp $(README)/.stamp $(DOCS)/.stamp lava-environment
 
 # netx files and signGD networks in Lava itself, which goes into an environment of its own
 lava: lava-environment
@@ -105,18 +129,30 @@ nir-readers: $(VENV)/.stamp
 	@echo "== NIR files in other readers"
 	@PYTHONPATH="$(VENV)/snntorch" SPIKINGJELLY_VERSION=2.0.0 $(PARALLEL) tests/test_nir_readers.py
 
-# The site of the documentation, in site/; its tools, the extra docs, are an environment of their own
-docs: $(VENV)/.stamp $(DOCS)/.stamp
-	@$(PY) docs/tables.py --check
-	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/mkdocs" build --strict --quiet
+# The site of the documentation, in site/, in an environment of its own: torch, Norse and the extra
+# docs. Every link and anchor within the site is checked, and that nothing lost its address.
+SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -j auto -n -W --keep-going -c docs
+docs: $(DOCS)/.stamp
+	@rm -rf site && $(SPHINX) .cache/docs/pages site
+	@PYTHONPATH=.cache/docs/package "$(DOCS)/bin/python" docs/tables.py --check
+	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-$(DOCS)/.stamp: pyproject.toml | $(VENV)/.stamp
-	$(PYTHON) -m venv "$(DOCS)"
+# The addresses outside the site, which needs the network
+docs-links: $(DOCS)/.stamp
+	@$(SPHINX) -b linkcheck .cache/docs/pages .cache/docs/links
+
+# .venv's torch where there is one, or is one to be (torch is large)
+$(DOCS)/.stamp: pyproject.toml constraints.txt | $(if $(filter environments,$(MAKECMDGOALS)),$(VENV)/.stamp)
+	rm -rf "$(DOCS)" && $(PYTHON) -m venv "$(DOCS)"
+	[ ! -e "$(VENV)/.stamp" ] || tests/share_torch.sh "$(PY)" "$(DOCS)/bin/python"
 	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 		["project"]["optional-dependencies"]["docs"], sep="\n")' > "$(DOCS)/requirements.txt"
-	$(DOCS)/bin/python -m pip --quiet --disable-pip-version-check install -r "$(DOCS)/requirements.txt"
+	$(DOCS_PIP) install -c constraints.txt torch -r "$(DOCS)/requirements.txt"
+	$(DOCS_PIP) install --no-deps norse==1.1.0
 	touch $@
+
+DOCS_PIP := $(DOCS)/bin/python -m pip --quiet --disable-pip-version-check
 
 # Networks in NeuroBench, which lies beside .venv with what its benchmarks, models and metrics
 # import; the extra brings its data sets' dependencies, too
@@ -152,6 +188,7 @@ $(VISION)/.stamp: tests/vision/requirements.txt tests/vision/alone.txt | $(VENV)
 lint: $(VENV)/.stamp
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@"$(VENV)/bin/codespell"
 	@$(PY) -m mypy
 	@"$(VENV)/bin/lint-imports" --no-cache --no-logo
 
@@ -194,7 +231,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(KERNELS)
 $(VENV)/.stamp: $(VENV)/.demo
 	@echo "== installing into .venv what the tests need (once)"
 	$(STEP) "test tools" $(PIP) install -c constraints.txt \
-		hypothesis import-linter mypy pytest pytest-xdist requests ruff tensorboard
+		codespell hypothesis import-linter mypy pytest pytest-xdist requests ruff tensorboard
 	$(STEP) "NVRTC" $(PIP) install --no-deps 'nvidia-cuda-nvrtc>=13,<14; sys_platform == "linux"'
 	$(STEP) "Norse" $(PIP) install --no-deps norse==1.1.0 nir==1.0.8 nirtorch==2.6
 	@rm -rf "$(LEGACY)"

@@ -1,4 +1,4 @@
-"""What was measured: errors layer by layer, what it costs, pictures, and one report of all."""
+"""Analysis of a network: errors by layer, operation counts, energy, plots, and one report."""
 
 from ..core.metrics import METRICS, Metric
 from .arriving import event_additions

@@ -1,4 +1,4 @@
-"""What events of a camera cost: the connections that each of them meets in the first layers."""
+"""The cost of an event camera's events: the connections that each meets in the first layers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def event_additions(network: SpikingNetwork, events: Tensor) -> Tensor:
     """
     if not isinstance(network, SpikingNetwork):
         raise InputError(
-            "event_additions counts in the description that convert returns, of a built network "
-            f"snn in snn.network, but it is given {type(network).__name__}."
+            "event_additions takes the description that convert returns (snn.network of a built "
+            f"network), but it is given {type(network).__name__}."
         )
     if not isinstance(events, Tensor):
         raise InputError(
-            "events are a tensor [F, B, ...], how many there are at each value of the input, as of "
-            f"Events.counts(dt).unsqueeze(1), but they are {type(events).__name__}."
+            "events are a tensor [F, B, ...] of the number of events at each value of the input, "
+            f"as Events.counts(dt).unsqueeze(1) gives, but they are {type(events).__name__}."
         )
     expected = network.input.shape[1:]
     if tuple(events.shape[2:]) != expected or events.dim() != len(expected) + 2:
@@ -38,7 +38,7 @@ def event_additions(network: SpikingNetwork, events: Tensor) -> Tensor:
             f"takes, but they are {list(events.shape)}."
         )
     if not bool(events.isfinite().all()):
-        raise InputError("events are numbers of events, but some are NaN or infinite.")
+        raise InputError("events are event counts, but some are NaN or infinite.")
     arriving = _Arriving(network, events.abs().double())
     walk(network, arriving, keep=())
     return arriving.additions

@@ -1,4 +1,4 @@
-"""The connections that spikes meet on their way through a network, and what each node costs.
+"""The connections that spikes meet on their way through a network, and the operations of each node.
 
 A connection is what ``core.operations.connections`` counts.
 """

@@ -1,6 +1,6 @@
-"""What a run of a spiking network costs: spikes, synaptic operations and the state that is kept.
+"""The cost of a run of a spiking network: spikes, synaptic operations and stored state.
 
-The currency is the connection that a spike meets, see ``connections``.
+The unit is the connection that a spike meets, see ``connections``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from ..core.module import NetworkModule, NetworkState
 from ..core.network import Function, Neuron, Node, SpikingNetwork
 from ..core.operations import resolve
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import check_run, check_steps
 from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
+from ..neurons.rounding import Rounded
 from .connections import Connections, Series, arguments, per_step, scalings
 
 BATCH = 32
@@ -67,7 +68,7 @@ class _Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerOperations(_Traffic):
+class LayerOperations(_Traffic, Rounded):
     """What one node costs, means for one sample, all steps together; see ``Operations``.
 
     ``kind`` is that of a neuron or the name of a linear operation. ``coding`` says what a sender's
@@ -118,28 +119,28 @@ SUMMED = ("spikes", "events", "event_bits", "synaptic", "synaptic_events", "syna
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operations(_Traffic):
+class Operations(_Traffic, Rounded):
     """Means for one sample, of all ``time_steps`` together, counted on ``samples`` samples.
 
     ``spikes``
         Of signGD neurons the signs that are sent: m in every step, with a dead zone those of the m
-        that are not silent; of group neurons the members that fire or are taken back; of the
-        rate-coded baseline and of Poisson-coded input the spikes. Pooling passes on spikes of
+        that are not silent; of group neurons the members that fire, negative spikes included; of
+        the rate-coded baseline and of Poisson-coded input the spikes. Pooling passes on spikes of
         others, which are not counted again.
     ``events``
         Steps in which a neuron sends anything: m signs, or n members, at once are one event. A step
-        in which all are silent is none: it costs no message, and fetches no weight.
+        in which all are silent is not an event: it costs no message, and fetches no weight.
     ``kinds``
         The events that are "binary" (0 or 1), "sign" (-1 or 1) and "graded" (whole numbers).
     ``levels``
-        The graded events by the size of their number: of group neurons how many members fired or
-        were taken back, of m signs the number that they spell, odd without a dead zone.
+        The graded events by the size of their number: of group neurons the number of members that
+        fired, of m signs the number that they spell, odd without a dead zone.
     ``synaptic``
         Additions of a weight: each spike at each connection it meets on its way to a sum. A
         connection without a weight, past which a neuron or a shortcut takes a spike as it is,
         counts one. Averages belong to the weights behind them.
     ``synaptic_events``
-        The same where an event is handed on whole, a small integer times the weight.
+        The same if an event is sent as one integer, which multiplies the weight.
     ``synaptic_bits``, ``graded_bits``
         The bits of those events, of all of them and of the graded ones: what meets a weight.
     ``input_macs``
@@ -222,14 +223,14 @@ class Operations(_Traffic):
 
     @property
     def additions_per_mac(self) -> float:
-        """What one inference adds up for each multiply-accumulate of its source.
+        """The additions of one inference per multiply-accumulate of the source.
 
         (``synaptic`` + ``sum_macs`` + ``multiplies`` + ``input_macs``) / (``source_macs`` +
         ``source_multiplies``): additions of a weight, every spike (of m signs every digit that is
         not zero) at each connection that it meets, and what is still multiplied, each product one
-        addition more. Step sizes (``scalings``), updates and functions are not in it. The ratio
-        that is compared everywhere: by ``search``, the tables, energies, the report and the
-        command line. Infinity where the source multiplies nothing, 0 where nobody adds.
+        addition more. Step sizes (``scalings``), updates and functions are not in it. This ratio is
+        used everywhere: by ``search``, the tables, energies, the report and the command line.
+        Infinity if the source multiplies nothing, 0 if nothing is added.
         """
         return self._per_mac(self.synaptic + self.sum_macs + self.multiplies + self.input_macs)
 
@@ -333,7 +334,7 @@ def count_operations(
 def count_operations(
     snn: NetworkModule, x: Data, time_steps: int | Sequence[int] | None = None
 ) -> Operations | dict[int, Operations]:
-    """What ``run(snn, x, time_steps)`` costs; x is [B, ...], static inputs, or a dict of such.
+    """The operations of ``run(snn, x, time_steps)``; x is [B, ...], static inputs, or a dict.
 
     It may also be a ``Dataset``, a DataLoader or batches x or (x, y): all of them are counted, one
     at a time.
@@ -563,7 +564,7 @@ def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
     given = inputs_of(x)
     first = next(given, None)
     if first is None:
-        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
+        raise InputError(f"{owner}: x holds no samples, but counting spikes needs at least one.")
     first = check_run(owner, snn, first, steps, False)
     same = all(node.steady for node in snn.network.nodes)
     counts = Counts(snn.network, steps, same)
@@ -573,9 +574,9 @@ def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
             return counts
     rest = (check_run(owner, snn, each, steps, False) for each in given)
     parts = (part for each in chain([first], rest) for part in each.split(BATCH))
-    total = -(-len(first) // BATCH) if is_whole(x) else None
+    total = len(first) if is_whole(x) else samples_in(x)
     samples = 0
-    for part in progress(parts, "counting", total):
+    for part in progress(parts, "counting spikes", total, images=len):
         for sent in _simulate(snn, part, steps) if len(part) else ():
             if not same:
                 spikes = {name: s.cpu().double() for name, s in sent.spikes.items()}
@@ -583,7 +584,7 @@ def count(owner: str, snn: NetworkModule, x: Any, steps: int) -> Counts:
             counts.add_levels(sent)
         samples += len(part)
     if not samples:
-        raise InputError(f"{owner}: x holds no samples, but spikes are counted on some.")
+        raise InputError(f"{owner}: x holds no samples, but counting spikes needs at least one.")
     if same:  # one sample stands for all, but for levels
         counts.levels = {name: found / samples for name, found in counts.levels.items()}
         counts.counted_on = samples

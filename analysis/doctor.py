@@ -1,18 +1,17 @@
-"""The doctor: which layer of a spiking network is wrong, why, and the change that fixes it.
+"""The doctor: the layers that cause the error of a spiking network, the causes, and the fixes.
 
-Errors of the description are told from errors of the spikes. With the source model at hand
-(``reference=``) every node is given the source's inputs and must make the source's value: what does
-not is a wrong weight, a norm that was not folded, another slope or function. Then spikes alone are
-at fault: each neuron layer in turn is replaced by its function in the spiking network, which tells
-what could be won there at most. Where that is much, its scale, schedule, resting value, dead zone,
-threshold, initial charge and members are set as planned, or changed by factors, and the network is
-run again.
-A finding is a change after which the outputs are closer to the source's by a clear amount; so what
-tuning chose is not called a fault because it is unusual. If the outputs are still far off, T is
-too small, and larger ones are tried.
+Errors of the description are distinguished from errors of the spikes. With the source model
+(``reference=``) every node is given the source's inputs and must compute the source's value; a
+difference shows a wrong weight, a norm that was not folded, another slope or function. The
+remaining error is due to spikes: each neuron layer in turn is replaced by its function in the
+spiking network, which gives the largest possible improvement there. If that is large, its scale,
+schedule, resting value, dead zone, threshold, initial charge and members are set as planned, or
+changed by factors, and the network is run again. A finding is a change that brings the outputs
+clearly closer to the source's; so parameters that tuning chose are not reported merely because they
+are unusual. If the outputs are still far off, T is too small, and larger ones are tried.
 
-The source's lowering, the default plans and the simulation are those of ``converters``; nothing
-there knows of the doctor.
+The source's lowering, the default plans and the simulation are those of ``converters``, which does
+not depend on the doctor.
 """
 
 from __future__ import annotations
@@ -36,9 +35,11 @@ from ..core.network import (
     values_of,
 )
 from ..core.operations import follows_batch
+from ..core.progress import working
 from ..core.running import check_run, check_steps, run
 from ..core.samples import Data, examined
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from .examination import (
     Comparison,
     Outcome,
@@ -69,7 +70,7 @@ MOST = 4  # layers whose spikes are fixed one after the other
 
 
 @dataclass(frozen=True)
-class LayerErrors:
+class LayerErrors(Rounded):
     """One neuron layer; the dicts are by T.
 
     ``isolated``
@@ -104,8 +105,9 @@ class LayerErrors:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A culprit. ``blame`` is the share of the squared output error that goes with the fix.
+class Finding(Rounded):
+    """A cause of the error. ``blame``: the fraction of the squared output error that the fix
+    removes.
 
     ``cause`` is "weights", "norm", "function", "slope", "constant", "wiring" (errors of the
     description), "scale", "schedule", "resting", "dead zone", "threshold", "charge", "members", or
@@ -132,12 +134,12 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """What ``diagnose`` found at ``time_steps``; ``findings`` are for the largest, worst first.
+class Diagnosis(Rounded):
+    """The result of ``diagnose`` at ``time_steps``; ``findings`` are for the largest, worst first.
 
-    ``agreement`` and ``accuracy`` are shares by T, None for outputs that are not [B, classes] and
-    without labels; ``error`` is that of the outputs, ``fixed`` (error, agreement) of the fixed
-    network at its T on the same samples. ``notes`` say what could not be judged.
+    ``agreement`` and ``accuracy`` are fractions by T, None for outputs that are not [B, classes]
+    and without labels; ``error`` is that of the outputs, ``fixed`` (error, agreement) of the fixed
+    network at its T on the same samples. ``notes`` list what could not be examined.
     """
 
     time_steps: tuple[int, ...]
@@ -153,7 +155,7 @@ class Diagnosis:
     network: SpikingNetwork = field(repr=False)
 
     def apply(self) -> SpikingNetwork:
-        """A new network in which every applicable finding is fixed; the one diagnosed stays."""
+        """A new network with every applicable finding fixed; the diagnosed one is not changed."""
         return self.network
 
     @property
@@ -232,30 +234,31 @@ def diagnose(
     *,
     reference: nn.Module | SpikingNetwork | None = None,
     time_steps: int | Sequence[int] | None = None,
-    neurons: Mapping[Operation, Entry] = NEURONS,
+    neurons: Mapping[Operation, Entry] | None = None,
 ) -> Diagnosis:
-    """What is wrong in a converted network, layer by layer, and what fixes it.
+    """Finds what is wrong in a converted network, layer by layer, and how to fix it.
 
     Parameters
     ----------
     x, y
         One batch [B, ...] of representative samples, 64 are enough; labels [B] if there are any. Or
         data of any length, a ``Dataset``, a DataLoader or batches x or (x, y), of which 256 samples
-        from all over are examined; y is then left out, and what is no class index [B] is no label.
+        from all over are examined; y is then omitted, and targets that are not class indices [B]
+        are not used as labels.
     reference
-        The model that was converted, or a description of it that is right, which takes less time:
-        its own layers are compared with those of the network. Without it
-        the description is taken to be right, and errors of the spikes alone are found.
+        The model that was converted, or a correct description of it, which is faster: its layers
+        are compared with those of the network. Without it the description is assumed to be correct,
+        and only errors of the spikes are found.
     time_steps
-        T, or several, at which errors are told; findings are for the largest. By default the T that
-        the network was planned for.
+        T, or several, at which errors are reported; findings are for the largest. By default the T
+        that the network was planned for.
     neurons
         As ``convert`` was given it, for the reference.
 
-    Costs about one run of the network for each neuron layer, and some tens more where something is
-    wrong; trials are made with 128 samples at most. For signGD and group neurons; raises InputError
-    for the rate-coded baseline, for Poisson-coded input and for what ``run`` refuses, and what
-    ``convert`` raises for a reference that it cannot follow.
+    Takes about one run of the network for each neuron layer, and some tens more if something is
+    wrong; trials use 128 samples at most. For signGD and group neurons; raises InputError for the
+    rate-coded baseline, for Poisson-coded input and for what ``run`` refuses, and what ``convert``
+    raises for a reference that it cannot follow.
     """
     network = snn.network if isinstance(snn, NetworkModule) else None
     if time_steps is None:
@@ -265,7 +268,10 @@ def diagnose(
     few = check_run("diagnose", snn, few, steps[-1], False)
     assert network is not None
     _check(network, few, labels)
-    return _diagnosed(snn, few, labels, reference, steps, neurons)
+    with working(f"examining {len(network.neurons)} layers of neurons"):
+        return _diagnosed(
+            snn, few, labels, reference, steps, NEURONS if neurons is None else neurons
+        )
 
 
 def _diagnosed(
@@ -282,8 +288,8 @@ def _diagnosed(
     source = network
     if reference is None:
         notes.append(
-            "without reference= the description is taken to be right: wrong weights, norms and "
-            "functions are not looked for."
+            "without reference= the description is assumed to be correct: wrong weights, norms "
+            "and functions are not searched for."
         )
     else:
         true = (
@@ -307,7 +313,7 @@ def _diagnosed(
             findings.append(Finding(name, cause, f"{text}; {fix}", fix, blame, can))
     if len(x) < FEW:
         notes.append(
-            f"{len(x)} sample{'s' * (len(x) > 1)}: a fix chosen on so few may be for these alone."
+            f"{len(x)} sample{'s' * (len(x) > 1)}: a fix chosen on so few may not hold for others."
         )
     silence = silenced(source, few, last)
     notes += [] if silence is None else [silence]
@@ -365,13 +371,11 @@ def _not_compared(compared: Comparison) -> list[str]:
     notes = []
     if compared.missing:
         notes.append(
-            "not compared, since the reference has no node of the name: "
+            "not compared, since the reference has no node of that name: "
             + ", ".join(compared.missing)
         )
     if compared.unmet:
-        notes.append(
-            "nodes of the reference that the network has not: " + ", ".join(compared.unmet)
-        )
+        notes.append("nodes of the reference that the network lacks: " + ", ".join(compared.unmet))
     if len(compared.wrong) > max(3, len(compared.own) // 2, len(compared.fixed.nodes) // 3):
         notes.append(
             f"{len(compared.wrong)} of {len(compared.fixed.nodes)} nodes differ from the "

@@ -1,10 +1,10 @@
-"""What a run would cost in energy, by published tables: an estimate, never a measurement.
+"""The estimated energy of a run, by published tables: never a measurement.
 
-A table prices operations. The spiking network's are those that ``count_operations`` counts, all of
-them: additions of weights, updates of neurons, and the multiplications that are left. Its source
-network is priced by the same table, once in floating point, once with activations of as many bits
-as tell apart what the spikes do (``activation_bits``), and once in integers of 8 bits, where the
-table knows their price.
+A table gives the energy of each kind of operation. The operations of the spiking network are all
+those that ``count_operations`` counts: additions of weights, updates of neurons, and the remaining
+multiplications. The source network is estimated by the same table in floating point, with
+activations quantised to as many levels as the spikes distinguish (``activation_bits``), and with
+8-bit integers, if the table has their energy.
 
 Spiking and source break even at so many additions for each multiply-accumulate of the source
 (``Operations.additions_per_mac``), whatever m and T they were sent in.
@@ -22,19 +22,20 @@ from ..core.network import SpikingNetwork
 from ..core.running import check_steps
 from ..core.samples import Data
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 
 
 @dataclass(frozen=True)
-class EnergyTable:
+class EnergyTable(Rounded):
     """Energies in picojoules.
 
     ``mac`` and ``accumulate`` of one operation; the difference is the multiplier, whose operands
     have ``significand`` bits. ``memory`` is that of one bit read or written, 0 where only
     computation is priced, and ``word`` the bits of a number in it. With ``stored_sums`` every
-    synaptic operation also reads and writes the sum it adds to, as where events are taken in the
-    order they come; without, sums stay in a register, as in a multiply-accumulate of the source.
-    ``function`` is that of one evaluation of a neuron's f, which the tables here do not know.
+    synaptic operation also reads and writes the sum it adds to, as if events are processed in the
+    order of arrival; without, sums stay in a register, as in a multiply-accumulate of the source.
+    ``function`` is that of one evaluation of a neuron's f, which the tables here do not contain.
     ``int8`` is that of one multiply-accumulate of weights and activations of 8 bits in the same
     technology; None where it is not known.
     """
@@ -101,7 +102,7 @@ class EnergyTable:
         return left / self.addition / macs + c.additions_per_mac - c.parts_per_mac["spikes"]
 
     def whole(self, c: Operations | LayerOperations) -> float:
-        """The same where an event is handed on whole, a small integer times the weight."""
+        """The same if an event is sent as one integer, which multiplies the weight."""
         share = (self.mac - self.accumulate) / self.significand
         compute = self._neurons(c) + self.accumulate * c.synaptic_events + share * c.graded_bits
         sums = 2 * self.word if self.stored_sums else 0
@@ -110,7 +111,7 @@ class EnergyTable:
         return compute + self.memory * (fetched + self._kept(c))
 
     def _neurons(self, c: Operations | LayerOperations) -> float:
-        """What remains multiplied, and the updates."""
+        """The remaining multiplications, and the updates."""
         return (
             self.mac * c.macs + self.accumulate * c.update_additions + self.function * c.evaluations
         )
@@ -136,7 +137,7 @@ class EnergyTable:
         return self.int8 * products + self.function * c.source_values + self.memory * moved
 
     def quantised(self, c: Operations | LayerOperations, bits: float) -> float:
-        """The source network with weights as they are and activations of so many bits.
+        """The source network with unchanged weights and activations of so many bits.
 
         What meets the input itself is priced as in the spiking network, which does it once in full.
         """
@@ -203,7 +204,7 @@ TABLES: dict[str, EnergyTable] = {
 
 
 @dataclass(frozen=True)
-class EnergyEstimate:
+class EnergyEstimate(Rounded):
     """Estimated energies of one inference, picojoules, by the names of ``tables``.
 
     ``source``
@@ -214,7 +215,7 @@ class EnergyEstimate:
     ``total``
         {table: {T: pJ}} of the spiking network, every spike an addition of a weight.
     ``whole``
-        The same where the m signs, or n spikes, of a step are handed on as one small integer times
+        The same if the m signs, or n spikes, of a step are sent as one integer, which multiplies
         the weight. Equal to ``total`` where no neuron sends more than one spike in a step.
     ``layers``
         {T: {layer: {table: pJ}}}; they add up to ``total``.
@@ -286,10 +287,13 @@ class EnergyEstimate:
         lines = ["estimated energy of one inference, nJ (from tables, not measured)", ""]
         lines += self._table("source", self.source, self.total)
         if last.members > 1:
-            lines += ["", "the spikes of a step handed on whole, a small integer times the weight"]
+            lines += ["", "all spikes of a step sent as one integer, which multiplies the weight"]
             lines += self._table("source", self.source, self.whole)
         bits = [f"{self.bits[t]:.3g} bit" for t in self.time_steps]
-        lines += ["", "the source with activations of as many bits as tell apart what spikes do"]
+        lines += [
+            "",
+            "the source with activations quantised to as many levels as the spikes distinguish",
+        ]
         rows = [
             [name, "", *(_nano(found[t]) for t in self.time_steps)]
             for name, found in self.quantised.items()
@@ -338,7 +342,7 @@ def shown(break_even: float | None) -> str:
 
 
 def activation_bits(network: SpikingNetwork, steps: int) -> float:
-    """The bits that tell apart what spikes of so many steps do, the mean of all neurons.
+    """The bits of the values that the spikes of so many steps distinguish, a mean over neurons.
 
     Of each neuron it is ceil(log2(N)), N its ``distinguishable(steps)``: m T + 1 values of group
     neurons and rates, which is ceil(log2(T + 1)) bits for m = 1 (Yan et al., arXiv:2409.08290). Of
@@ -364,15 +368,16 @@ def estimate_energy(
     x: Data,
     time_steps: int | Sequence[int] | None = None,
     *,
-    tables: Mapping[str, EnergyTable] = TABLES,
+    tables: Mapping[str, EnergyTable] | None = None,
 ) -> EnergyEstimate:
     """Energies of one inference at each of ``time_steps`` and break-even points, from one count.
 
     x is [B, ...], static inputs over which the mean is taken, or data of any length, as
     ``count_operations`` takes them. ``time_steps`` are 1, 2, 4, ... and
-    those the network was planned for, unless given. ``tables`` may be extended or replaced:
-    ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
+    those the network was planned for, unless given. ``tables``, by default ``TABLES``, may be
+    extended or replaced: ``TABLES | {"mine": EnergyTable(...)}``. Raises InputError.
     """
+    tables = TABLES if tables is None else tables
     if not tables or not all(isinstance(each, EnergyTable) for each in tables.values()):
         raise InputError("estimate_energy: tables maps names to EnergyTable, at least one.")
     if time_steps is None:

@@ -1,5 +1,4 @@
-"""What the doctor looks with: the source network beside the spiking one, and runs in which one
-neuron layer is changed.
+"""The measurements of the doctor: both networks side by side, and runs with one layer changed.
 
 Uses the converters' lowering of a reference, and their simulation by the definitions: what is
 examined is the description, whatever simulator it was built for.
@@ -145,8 +144,8 @@ class _Beside(Semantics[Tensor]):
         except (RuntimeError, IndexError) as error:
             if want is None:
                 raise InputError(
-                    f"the reference is another network: '{node.name}' does not take what it "
-                    f"has at {', '.join(node.inputs)}. Pass the model that was converted."
+                    f"the reference is another network: '{node.name}' does not accept its values "
+                    f"at {', '.join(node.inputs)}. Pass the model that was converted."
                 ) from error
         if want is None:
             self.missing[node.name] = None

@@ -1,4 +1,4 @@
-"""What the doctor tries: changes of one neuron layer, more steps, and what to call a wrong node."""
+"""The fixes that the doctor tries: changes of a neuron layer, more steps; and wrong nodes."""
 
 from __future__ import annotations
 
@@ -374,12 +374,12 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
     elif fix.cause == "resting":
         what = "start from 0" if fix.planned else "start from the mean of the calibration"
         value = float(torch.as_tensor(before.resting).double().mean())
-        why = f"v(0) is {value:.3g} on average, which the steps do not make up for"
+        why = f"v(0) is {value:.3g} on average, which the steps do not compensate for"
     elif fix.cause == "dead zone":
         value = before.widest_dead_zone
         more = _or_members(before, after, trial)
         what = f"lower it to {FINEST_ZONE:g}" + ("" if more is None else f", or members >= {more}")
-        why = f"what is within {value:.3g} of its last step is not told"
+        why = f"values within {value:.3g} of its last step are not sent"
     elif fix.cause == "charge":
         value = float(torch.as_tensor(before.initial_charge).double().mean())
         what, why = "set it to 0.5 of theta", f"v(0) is {value:.3g} theta on average"
@@ -479,7 +479,7 @@ def longer(network: SpikingNetwork, x: Tensor, steps: int, now: Outcome) -> Long
     for t in _lengths(network, steps):
         changed = with_steps(network, t, x)
         outcome = Trial(changed, x, t).start
-        what = f"T >= {t}, planned anew" if t > steps else f"T = {t}, planned anew"
+        what = f"T >= {t}, replanned" if t > steps else f"T = {t}, replanned"
         tried.append(Longer(changed, outcome, what))
         if restored(outcome, now):
             return tried[-1]
@@ -554,7 +554,7 @@ def describe(node: Node, true: Node | None) -> Told:
     if true is None:
         return (
             "wiring",
-            f"wiring of {where}: it is of another kind, or reads other nodes, than in the source",
+            f"wiring of {where}: its type or its inputs differ from the source",
             "convert the model again",
         )
     return node.visit(_Beside(true), [])
@@ -651,8 +651,8 @@ def _linear(node: Linear, true: Linear) -> Told:
     if _close(a, b):
         return (
             "norm",
-            f"norm or bias of {where}: the weights are the source's, the shift of the channels is "
-            "not",
+            f"norm or bias of {where}: the weights are the source's, the offsets of the channels "
+            "are not",
             f"{take} bias",
         )
     factor = (a * b).sum(1) / b.square().sum(1).clamp(min=1e-300)
@@ -660,7 +660,7 @@ def _linear(node: Linear, true: Linear) -> Told:
         low, high = float(factor.min()), float(factor.max())
         if high - low <= 1e-3 * max(abs(low), abs(high)):
             told = (
-                "the source's with the sign turned"
+                "the source's with the opposite sign"
                 if abs(low + 1) < 1e-3
                 else (f"{low:.4g} times the source's")
             )
@@ -669,13 +669,13 @@ def _linear(node: Linear, true: Linear) -> Told:
             turned = int((factor < 0).sum())
             return (
                 "weights",
-                f"weights of {where}: {turned} of {len(factor)} channels have the sign turned",
+                f"weights of {where}: {turned} of {len(factor)} channels have the opposite sign",
                 f"{take} weights",
             )
         return (
             "norm",
-            f"norm of {where}: its channels are {low:.4g} to {high:.4g} times the source's, as of "
-            "a norm that was folded wrongly or not at all",
+            f"norm of {where}: its channels are {low:.4g} to {high:.4g} times the source's, as "
+            "after a norm that was folded wrongly or not at all",
             f"{take} weights and bias",
         )
     told = "are not the source's" if _order(a, b) is None else str(_order(a, b))

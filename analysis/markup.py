@@ -1,6 +1,6 @@
-"""HTML that is escaped unless it says otherwise, and one page of it that needs no network.
+"""HTML that is escaped unless marked as markup, and a self-contained page.
 
-The page forbids itself scripts and every request (Content-Security-Policy): what it shows is in the
+The page forbids scripts and all requests (Content-Security-Policy): everything it shows is in the
 file. Pictures are inline SVG in the colour of the text, so they follow light, dark and print.
 """
 
@@ -16,7 +16,12 @@ from typing import Any
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # stand for the colours of the text and behind it until the picture is in the page
 INK, PAPER = "#010203", "#fdfcfb"
-PIXELS = 672  # of a picture that is as wide as pictures are
+SHRUNK = 0.82  # of its size a picture keeps, so that its small text has 9 pixels; then it scrolls
+VARIED = {  # colours that are others on a dark page
+    "#0072b2": "var(--blue)",
+    "#00507f": "var(--deep)",
+    "#e6e6e6": "var(--silent)",
+}
 SHORT = 24  # letters of a cell that stay on one line
 VOID = ("meta", "br", "hr", "img", "col")
 
@@ -99,7 +104,9 @@ def inline(svg: str, name: str, label: str) -> Html:
     width = re.findall(r' width="([\d.]+)pt"', svg[: svg.index(">")])[0]
     svg = re.sub(r'(width|height)="[\d.]+pt" ?', "", svg, count=2)
     pixels = float(width) / 72 * 96
-    style = f"max-width:{pixels:.0f}px;min-width:{min(pixels, 0.7 * PIXELS):.0f}px"
+    for color, variable in VARIED.items():
+        svg = svg.replace(color, variable)
+    style = f"max-width:{pixels:.0f}px;min-width:{SHRUNK * pixels:.0f}px"
     opening = f'<svg role="img" aria-label="{html.escape(label)}" style="{style}" '
     return Html(svg.replace("<svg ", opening, 1).strip())
 

@@ -1,8 +1,8 @@
-"""What a stream costs, frame by frame: a clip runs with its state kept, and each frame is counted.
+"""The cost of a stream, frame by frame: a clip runs with its state kept, and each frame is counted.
 
-Counted is what is sent (``core.spikes.listening``), at the connections that it meets
-(``connections``), by the rules of ``cost``. What is still multiplied is counted where an operand
-changed: an input is an event where it differs from that of the frame before.
+Spikes are counted (``core.spikes.listening``) at the connections that they meet (``connections``),
+by the rules of ``cost``. Remaining multiplications are counted if an operand changed: an input is
+an event if it differs from that of the previous frame.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..core.streams import check_stream, completed, in_blocks, tensors_of
 from ..core.walk import following
 from ..errors import InputError
 from ..neurons.base import Node
+from ..neurons.rounding import Rounded
 from .connections import Connections, Signal
 from .cost import BLOCK_BYTES, Block, Counts, LayerOperations, Operations, table
 from .energy import TABLES, EnergyTable
@@ -34,7 +35,7 @@ PARTS = {"spikes": "synaptic", "sums": "sum_macs", "products": "multiplies", "in
 
 
 @dataclass(frozen=True)
-class CostsOverTime:
+class CostsOverTime(Rounded):
     """The costs of each frame of a clip, means of its samples.
 
     ``frames``
@@ -143,14 +144,16 @@ def _additions(row: LayerOperations) -> float:
 @torch.no_grad()
 @at_its_size(lambda *_, **__: True)
 def costs_over_time(
-    snn: NetworkModule, clip: Any, *, tables: Mapping[str, EnergyTable] = TABLES
+    snn: NetworkModule, clip: Any, *, tables: Mapping[str, EnergyTable] | None = None
 ) -> CostsOverTime:
     """The costs of each frame of a clip [F, B, ...], as ``run(..., keep_state=True)`` shows it.
 
     Each frame is shown for the steps of the plan. The clip may be a dict of such tensors by the
-    names of the model's arguments. ``tables`` price the counts. The state is forgotten before and
-    after. Raises InputError for what is no clip, and for a network that runs on no streams.
+    names of the model's arguments. ``tables``, by default ``TABLES``, price the counts. The state
+    is reset before and after. Raises InputError for data that are not a clip, and for a network
+    that cannot run on streams.
     """
+    tables = TABLES if tables is None else tables
     _check_tables(tables)
     clip = check_clip(snn, clip)
     sent = spikes_by_frame(snn, clip)
@@ -250,7 +253,9 @@ def check_clip(snn: NetworkModule, clip: Any) -> Batch:
         _check_rank(snn, clip)
     clip = check_run("costs_over_time", snn, clip, 1, True)
     if not samples_of(clip, 1):
-        raise InputError("costs_over_time: the clip holds no samples, but spikes are counted.")
+        raise InputError(
+            "costs_over_time: the clip holds no samples, but counting spikes needs at least one."
+        )
     return clip  # type: ignore[no-any-return]
 
 

@@ -1,9 +1,9 @@
 """Plots. Each returns a ``Plot``: the matplotlib axes it drew on, and the numbers drawn.
 
 Without ``axes`` a figure of its own is made that pyplot does not know, for any backend:
-``plot_accuracy(result).save("accuracy.png")``, and a notebook shows it by itself. With ``axes``,
-those of the caller are drawn on. Colours are told apart by colour-blind readers (Okabe and Ito,
-2008) and differ by marker or brightness too. Without matplotlib they raise BackendUnavailable.
+``plot_accuracy(result).save("accuracy.svg")`` (or .png, .pdf), and a notebook shows it by itself.
+With ``axes``, those of the caller are drawn on, and the names of the lines are in a legend instead
+of beside them. Without matplotlib they raise BackendUnavailable.
 """
 
 from __future__ import annotations
@@ -24,6 +24,20 @@ from ..core.running import length_of
 from ..core.spikes import codes
 from ..errors import BackendUnavailable, InputError
 from ..exporters.files import write_whole
+from .drawing import (
+    COLORS,
+    DOWN,
+    GREY,
+    MARKERS,
+    SILENT,
+    UP,
+    Name,
+    name_lines,
+    percent_limits,
+    plain_ticks,
+    shades,
+    short_number,
+)
 from .over_time import PARTS
 
 if TYPE_CHECKING:
@@ -33,29 +47,29 @@ if TYPE_CHECKING:
     from .over_time import CostsOverTime
     from .recording import Recording
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX"
-UP, DOWN, SILENT = "#0072B2", "#E69F00", "#E6E6E6"
-WIDTH = 7.0  # inches
+WIDTH = 6.4  # inches
 ROWS = 40  # of layers in one picture; the least interesting are left out and counted
-COMPONENTS = {
-    "accumulates": "#0072B2",
+BARS = 20  # layers of an energy plot; the others are added up in one bar
+COMPONENTS = {  # each lighter than the one before
+    "accumulates": "#00507F",
     "multiply-accumulates": "#D55E00",
-    "neuron updates": "#56B4E9",
-    "memory": "#999999",
+    "neuron updates": "#5DA9D6",
+    "memory": "#C4C4C4",
 }
-PART_COLORS = dict(zip(PARTS, ("#0072B2", "#D55E00", "#E69F00", "#999999"), strict=True))
+PART_COLORS = dict(zip(PARTS, ("#00507F", "#D55E00", "#5DA9D6", "#C4C4C4"), strict=True))
 THUMBNAILS = 10
 ANIMATED = 4  # layers of an animation at most
 FEW_CELLS = 80
 LEVELS_SHOWN, BINS = 9, 48
+RASTER, DENSE_RASTER = 100, 12  # neurons of a raster; of one whose neurons send in most steps
+DENSE_STEPS = 48  # steps of the latter
 LEVELS = {  # of plot_errors: what is drawn, and on which scale
-    "isolated": ("relative error, isolated", "log"),
-    "cumulative": ("relative error, cumulative", "log"),
-    "readout": ("relative error of the output", "log"),
-    "cosine": ("cosine of decoded and source", "linear"),
-    "bias": ("bias over mean size", "signed"),
-    "saturated": ("share of saturated values", "linear"),
+    "isolated": ("Relative error, isolated", "log"),
+    "cumulative": ("Relative error, cumulative", "log"),
+    "readout": ("Relative error of the output, this layer alone", "log"),
+    "cosine": ("Cosine of decoded and source values", "cosine"),
+    "bias": ("Bias, relative to the mean size of a value", "signed"),
+    "saturated": ("Share of saturated values", "linear"),
 }
 
 
@@ -113,31 +127,55 @@ def plot_accuracy(
             "plot_accuracy: neither accuracy nor agreement was measured; evaluate on (x, y) or "
             "with reference=model."
         )
-    axes = _axes(axes, (WIDTH, 4.0))
+    own, axes = axes is None, _axes(axes, (WIDTH, 3.8))
+    names: list[Name] = []
     for i, (label, result) in enumerate(named.items()):
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        lead = f"{label}: " if label else ""
-        if any(a is not None for a in result.accuracy):
-            steps, values = _ordered(result.time_steps, result.accuracy)
-            axes.plot(steps, values, color=color, marker=marker, markersize=5,
-                      label=label or "accuracy")  # fmt: skip
-        if agreement and any(g is not None for g in result.agreement):
-            steps, values = _ordered(result.time_steps, result.agreement)
-            second = COLORS[1] if not label else color
-            axes.plot(steps, values, color=second, marker=marker, markersize=5, linestyle=":",
-                      markerfacecolor="none", label=f"{lead}agreement with the source")  # fmt: skip
-        if result.reference_accuracy is not None:
-            source = 100 * result.reference_accuracy
-            name = None if label else f"source network, {source:.2f} %"
-            axes.axhline(source, color=color, linestyle="--", linewidth=1, alpha=0.7, label=name)
+        names += _lines(axes, i, label, result, agreement)
+    names += _sources(axes, named)
     _time_axis(axes, sorted({t for result in named.values() for t in result.time_steps}))
     axes.set_ylabel(_accuracy_label(measured, agreement) + " (%)")
     axes.grid(alpha=0.25)
-    if len(axes.get_legend_handles_labels()[0]) > 6:  # no room among the lines
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    percent_limits(axes, [float(v) for line in axes.get_lines() for v in line.get_ydata()])
+    if own:
+        name_lines(axes, names)
     else:
         axes.legend(fontsize="small")
     return Plot(axes, {name: result.to_dict() for name, result in named.items()})
+
+
+def _lines(axes: Any, i: int, label: str, result: Evaluation, agreement: bool) -> list[Name]:
+    """Draws one result; returns the names of its lines."""
+    color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+    names = []
+    if any(a is not None for a in result.accuracy):
+        steps, values = _ordered(result.time_steps, result.accuracy)
+        axes.plot(steps, values, color=color, marker=marker, markersize=5,
+                  label=label or "accuracy")  # fmt: skip
+        names.append(Name(steps[-1], values[-1], _short(label) or "accuracy", color))
+    if agreement and any(g is not None for g in result.agreement):
+        steps, values = _ordered(result.time_steps, result.agreement)
+        color = color if label else COLORS[1]
+        said = f"{label}: agreement with the source" if label else "agreement with the source"
+        axes.plot(steps, values, color=color, marker=marker, markersize=5, linestyle=":",
+                  markerfacecolor="none", label=said)  # fmt: skip
+        shown = f"{_short(label)}: agreement" if label else "agreement with\nthe source"
+        names.append(Name(steps[-1], values[-1], shown, color))
+    return names
+
+
+def _sources(axes: Any, named: Mapping[str, Evaluation]) -> list[Name]:
+    """A dashed line for the accuracy of each source network, one for those that are equal."""
+    found: dict[float, list[str]] = {}
+    for label, result in named.items():
+        if result.reference_accuracy is not None:
+            found.setdefault(100 * result.reference_accuracy, []).append(label)
+    names = []
+    for source, labels in found.items():
+        of = f" of {_short(labels[0])}" if len(found) > 1 else ""
+        axes.axhline(source, color=GREY, linestyle="--", linewidth=1,
+                     label=f"source network{of}, {source:.2f} %")  # fmt: skip
+        names.append(Name(None, source, f"source{of or ' network'},\n{source:.2f} %", GREY))
+    return names
 
 
 def _accuracy_label(measured: bool, agreement: bool) -> str:
@@ -160,23 +198,27 @@ def plot_errors(diagnosis: Diagnosis, which: str = "cumulative", axes: Any = Non
     found = [[_number(getattr(layer, which).get(t)) for t in steps] for layer in layers]
     shown = _most(range(len(layers)), lambda i: -_largest(found[i]))
     rows = [found[i] for i in shown]
-    axes = _axes(axes, (WIDTH, max(3.2, 1.5 + 0.27 * len(shown))))
+    axes = _axes(axes, (WIDTH, max(2.6, 1.2 + 0.29 * len(shown))))
     label, scale = LEVELS[which]
     image = axes.imshow(rows, aspect="auto", interpolation="nearest", **_colors(rows, scale))
-    axes.figure.colorbar(image, ax=axes, label=label, aspect=_slender(len(shown)))
     axes.set_xticks(range(len(steps)), [str(t) for t in steps])
     axes.set_yticks(range(len(shown)), [_short(layers[i].name) for i in shown], fontsize="small")
     axes.set_xlabel("time steps T")
+    axes.set_ylabel("layer")
     if len(steps) <= 10:
         for y, row in enumerate(rows):
             for x, value in enumerate(row):
                 color = _readable(image.cmap(image.norm(value))) if math.isfinite(value) else None
-                axes.text(x, y, _brief(value, scale), ha="center", va="center", fontsize="x-small",
-                          color=color)  # fmt: skip
+                axes.text(x, y, short_number(value, scale != "signed"), color=color,
+                          ha="center", va="center", fontsize="small")  # fmt: skip
+    else:
+        axes.figure.colorbar(image, ax=axes, aspect=_slender(len(shown)))
+    left_out = len(layers) - len(shown)
+    axes.set_title(f"{label}{f' ({left_out} layers with less left out)' if left_out else ''}",
+                   fontsize="medium", loc="left")  # fmt: skip
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _left_out(axes, len(layers) - len(shown), "layers with less")
     return Plot(
         axes,
         {
@@ -209,9 +251,8 @@ def plot_decoded(recording: Recording, name: str, axes: Any = None) -> Plot:
     if len(x) <= 2000:
         axes.scatter(x.tolist(), y.tolist(), s=9, color=COLORS[0], alpha=0.6, linewidths=0)
     else:
-        axes.figure.colorbar(_histogram(axes, x, y, low, high), ax=axes, label="values")
-    axes.plot([low, high], [low, high], color=COLORS[1], linewidth=1, linestyle="--",
-              label="equal")  # fmt: skip
+        _count_bar(axes, _histogram(axes, x, y, low, high))
+    axes.plot([low, high], [low, high], color=COLORS[1], linewidth=1, linestyle="--")
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     axes.set_aspect("equal")
@@ -219,11 +260,8 @@ def plot_decoded(recording: Recording, name: str, axes: Any = None) -> Plot:
     error = float((y - x).norm()) / norm if norm else None
     axes.set_xlabel("activation of the source network")
     axes.set_ylabel(f"decoded after {recording.time_steps} steps")
-    axes.set_title(
-        _short(name, 44) + ("" if error is None else f"\nrelative error {error:.3g}"),
-        fontsize="medium",
-    )
-    axes.legend(fontsize="small", loc="upper left")
+    off = "" if error is None else f"\nrelative error {error:.3g}; dashed: equal"
+    axes.set_title(f"layer {_short(name, 40)}{off}", fontsize="medium")
     axes.grid(alpha=0.2)
     return Plot(
         axes,
@@ -254,22 +292,27 @@ def plot_trace(
     trace = decoded[at].double().tolist()
     spikes = recording.spikes[name][at].double().tolist()
     goal = float(source[place])
-    axes = _axes(axes, (WIDTH, 3.2))
+    own, axes = axes is None, _axes(axes, (WIDTH, 3.2))
     steps = list(range(1, len(trace) + 1))
-    axes.axhline(goal, color=COLORS[1], linestyle="--", linewidth=1.2,
-                 label=f"source network, {goal:.3g}")  # fmt: skip
+    axes.axhline(goal, color=COLORS[1], linestyle="--", linewidth=1.2, label="source network")
     axes.plot(steps, trace, color=COLORS[0], linewidth=1.2, drawstyle="steps-mid")
     axes.plot(steps, trace, color=COLORS[0], linestyle="none", marker="o", markersize=3.5,
-              label=f"decoded, {trace[-1]:.3g} after {len(trace)} steps")  # fmt: skip
-    axes.set_xlabel("time step")
-    axes.set_ylabel("value of the neuron")
-    axes.set_title(f"{_short(name, 44)} [{', '.join(map(str, place[1:]))}], sample {place[0]}",
-                   fontsize="medium")  # fmt: skip
+              label="decoded")  # fmt: skip
+    axes.axhline(0, color=GREY, linewidth=0.6)
+    axes.set_xlabel("time step t")
+    axes.set_ylabel("decoded value")
+    axes.set_title(f"layer {_short(name, 40)}, neuron ({', '.join(map(str, place[1:]))}), "
+                   f"sample {place[0]}", fontsize="medium")  # fmt: skip
     axes.set_xlim(0.5, len(trace) + 0.5)
     _whole_steps(axes)
     axes.margins(y=0.12)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small")
+    if own:
+        wanted = Name(None, goal, f"source network,\n{goal:.4g}", COLORS[1])
+        reached = Name(steps[-1], trace[-1], f"decoded,\n{trace[-1]:.4g}", COLORS[0])
+        name_lines(axes, [wanted, reached])
+    else:
+        axes.legend(fontsize="small")
     return Plot(
         axes,
         {
@@ -282,42 +325,41 @@ def plot_trace(
     )
 
 
-def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: int = 100) -> Plot:
-    """The spikes of one layer for the first sample: time across, ``neurons`` of them downwards.
+def plot_raster(
+    recording: Recording, name: str, axes: Any = None, *, neurons: int | None = None
+) -> Plot:
+    """The spikes of one layer for the first sample: time across, some neurons of it downwards.
 
-    They are evenly spaced among the layer's. Of signGD neurons +1 (orange) lowers the decoded value
-    and -1 (blue) raises it, one or the other at every step unless they have a dead zone; where they
-    are silent it is grey. Of group neurons the members that fire, negative where they are taken
-    back.
+    They are evenly spaced among the layer's. Where they are silent in most steps, up to 100
+    ``neurons`` are drawn, a mark for each spike. Where they send in most steps, which as marks
+    would be a carpet, 12 ``neurons`` and the first 48 steps are drawn, as bars: up for spikes above
+    0, down for those below, as high as their sum in the step. Of signGD neurons +1 lowers the
+    decoded value and -1 raises it; of group neurons it is the number of members that fire, negative
+    where spikes are taken back.
     """
     spikes = _layer(recording, recording.spikes, name)[:, 0].flatten(1)  # [T, N]
-    if neurons < 1:
+    if neurons is not None and neurons < 1:
         raise InputError(f"neurons is at least 1, not {neurons}.")
+    active = float((spikes != 0).double().mean())
+    dense = active > 0.5
     total = spikes.shape[1]
-    chosen = torch.linspace(0, total - 1, min(neurons, total)).round().long()
+    count = min(neurons or (DENSE_RASTER if dense else RASTER), total)
+    chosen = torch.linspace(0, total - 1, count).round().long()
     shown = spikes[:, chosen].T.double().cpu()  # [N, T]
-    from matplotlib.ticker import MaxNLocator
-
-    axes = _axes(axes, (WIDTH, min(4.4, 1.4 + 0.06 * len(chosen))))
-    levels = sorted({float(v) for v in shown.unique().tolist()})
-    many = len(levels) > LEVELS_SHOWN  # shades, of which none is silence's
-    image = axes.imshow(
-        (shown.masked_fill(shown == 0, math.nan) if many else shown).numpy(),
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0.5, len(spikes) + 0.5, len(chosen) - 0.5, -0.5),
-        **_spike_colors(levels),
-    )
-    bar = axes.figure.colorbar(image, ax=axes, label="spikes in the step", fraction=0.05)
-    if not many:
-        bar.set_ticks(levels, labels=[f"{v:+g}" if v else "0" for v in levels])
-        bar.ax.tick_params(length=0)
-    axes.set_xlabel("time step")
-    part = "" if len(chosen) == total else f", {len(chosen)} of {total}"
-    axes.set_ylabel(f"neuron{part}")
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if dense:
+        shown = shown[:, :DENSE_STEPS]
+    said = f"layer {_short(name, 40)}, sample 0"
+    if dense:
+        axes = _axes(axes, (WIDTH, 1.3 + 0.24 * count))
+        said += _waves(axes, shown, chosen.tolist())
+    else:
+        axes = _axes(axes, (WIDTH, min(4.4, 1.4 + 0.06 * count)))
+        said += _marks(axes, shown, chosen.tolist())
+    axes.set_title(said, fontsize="medium")
+    cut = "" if shown.shape[1] == len(spikes) else f", the first {shown.shape[1]} of {len(spikes)}"
+    axes.set_xlabel(f"time step t{cut}")
+    axes.set_ylabel("neuron" + ("" if count == total else f", {count} of {total}"))
     _whole_steps(axes)
-    axes.set_title(f"{_short(name, 44)}, sample 0", fontsize="medium")
     return Plot(
         axes,
         {
@@ -325,9 +367,50 @@ def plot_raster(recording: Recording, name: str, axes: Any = None, *, neurons: i
             "neurons": chosen.tolist(),
             "of": total,
             "spikes": shown.tolist(),
-            "active": float((spikes != 0).double().mean()),
+            "active": active,
         },
     )
+
+
+def _marks(axes: Any, shown: Tensor, chosen: Sequence[int]) -> str:
+    """A mark for each spike, in a colour for each number of them; returns what they mean."""
+    from matplotlib.ticker import MaxNLocator
+
+    half = max(chosen[-1] / (2 * (len(chosen) - 1)), 0.5) if len(chosen) > 1 else 0.5
+    levels = sorted({float(v) for v in shown.unique().tolist() if v}) or [1.0]
+    axes.axhspan(-half, chosen[-1] + half, color=SILENT, linewidth=0, zorder=-1)
+    image = axes.imshow(
+        shown.masked_fill(shown == 0, math.nan).numpy(),
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, shown.shape[1] + 0.5, chosen[-1] + half, -half),
+        **_spike_colors(levels),
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if len(levels) == 1:  # one colour, which needs no key
+        return f", a mark for {levels[0]:+g}".replace("-", "−")
+    bar = axes.figure.colorbar(image, ax=axes, label="spikes in the step", fraction=0.05)
+    if len(levels) <= LEVELS_SHOWN:
+        bar.set_ticks(levels, labels=[f"{v:+g}".replace("-", "−") for v in levels])
+        bar.ax.tick_params(length=0)
+    return ", grey where silent"
+
+
+def _waves(axes: Any, shown: Tensor, chosen: Sequence[int]) -> str:
+    """Each neuron as a row of bars, up and down; returns what they mean."""
+    bound = float(shown.abs().max())
+    edges = [t + 0.5 for t in range(shown.shape[1] + 1)]
+    for row, values in enumerate(shown / (2.2 * bound)):
+        for color, part in ((DOWN, values.clamp(min=0)), (UP, values.clamp(max=0))):
+            axes.stairs((row - part).tolist(), edges, baseline=row, fill=True, color=color,
+                        linewidth=0)  # fmt: skip
+        axes.axhline(row, color=GREY, linewidth=0.6)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_yticks(range(len(shown)), list(map(str, chosen)), fontsize="small")
+    axes.tick_params(axis="y", length=0)
+    to = "" if bool((shown.abs() == bound).all()) else " to"
+    return f", up{to} +{bound:g}, down{to} −{bound:g}"
 
 
 def plot_spikes(recording: Recording, name: str, axes: Any = None) -> Plot:
@@ -346,10 +429,11 @@ def plot_spikes(recording: Recording, name: str, axes: Any = None) -> Plot:
     colors = [SILENT if int(end) == 1 else COLORS[0] for end in edges[1:]]
     axes.bar((edges[:-1] - 0.5 + width / 2).tolist(), [100 * h / len(sent) for h in heights],
              width=(0.85 * width).tolist(), color=colors, edgecolor="#999999")  # fmt: skip
-    axes.set_xlabel(f"spikes in {recording.time_steps} step{'s' * (recording.time_steps > 1)}")
+    plural = "s" * (recording.time_steps > 1)
+    axes.set_xlabel(f"spikes of a neuron in {recording.time_steps} step{plural}")
     axes.set_ylabel("neurons (%)")
-    axes.set_title(f"{_short(name, 44)}: {mean:.2f} spikes a neuron, {100 * silent:.0f} % silent",
-                   fontsize="medium")  # fmt: skip
+    axes.set_title(f"layer {_short(name, 30)}: {mean:.2f} spikes per neuron, "
+                   f"{100 * silent:.0f} % silent", fontsize="medium")  # fmt: skip
     axes.grid(alpha=0.25, axis="y")
     axes.set_axisbelow(True)
     _whole_steps(axes)
@@ -382,8 +466,8 @@ def plot_rates(recording: Recording, name: str | None = None, axes: Any = None) 
         axes.bar([edge + width / 2 for edge in edges[:-1]], [100 * s for s in share[name]],
                  width=0.85 * width, color=COLORS[0])  # fmt: skip
         axes.set_ylabel("neurons (%)")
-        axes.set_title(f"{_short(name, 44)}: sending in {100 * active[name]:.1f} % of steps",
-                       fontsize="medium")  # fmt: skip
+        axes.set_title(f"layer {_short(name, 30)}: a spike in {100 * active[name]:.1f} % of the "
+                       "steps", fontsize="medium")  # fmt: skip
         axes.grid(alpha=0.25, axis="y")
         axes.set_axisbelow(True)
     else:
@@ -392,22 +476,25 @@ def plot_rates(recording: Recording, name: str | None = None, axes: Any = None) 
         rows = [[100 * s if s else math.nan for s in share[n]] for n in shown]
         from matplotlib.colors import LogNorm
 
-        image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis_r",
+        image = axes.imshow(rows, aspect="auto", interpolation="nearest", cmap=shades("counts"),
                             norm=LogNorm(vmin=0.1, vmax=100),
                             extent=(low, high, len(shown) - 0.5, -0.5))  # fmt: skip
         bar = axes.figure.colorbar(
-            image, ax=axes, label="neurons (%)", pad=0.14, aspect=_slender(len(shown))
+            image, ax=axes, label="neurons (%)", pad=0.16, aspect=_slender(len(shown))
         )
         bar.set_ticks([0.1, 1, 10, 100], labels=["0.1", "1", "10", "100"])
+        bar.minorticks_off()
         axes.set_yticks(range(len(shown)), [_short(n) for n in shown], fontsize="small")
+        axes.set_ylabel("layer")
         for y, n in enumerate(shown):
             axes.annotate(f"{100 * active[n]:.0f} %", (1.01, y), xytext=(3, 0), va="center",
                           xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                           fontsize="small", annotation_clip=False)  # fmt: skip
-        axes.set_title("sending in", loc="right", fontsize="small", x=1.14)
+        axes.set_title("steps with a spike", loc="right", fontsize="small", x=1.2)
         axes.tick_params(axis="y", length=0)
         _left_out(axes, len(names) - len(shown), "later layers")
-    axes.set_xlabel("mean of the spikes of a step")
+    signed = any(bool((r < 0).any()) for r in rates.values())
+    axes.set_xlabel(f"mean spikes per step of a neuron{', with their signs' if signed else ''}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     return Plot(
         axes,
@@ -453,34 +540,52 @@ def plot_energy(
     total = {name: sum(parts.values()) for name, parts in layers.items()}
     if not total:
         raise InputError("plot_energy: nothing in the network costs anything.")
-    names = list(layers)
-    names = [names[i] for i in _most(range(len(names)), lambda i: -total[names[i]])]
-    unit, scale = unit_of(max(total.values()))
-    own, axes = axes is None, _axes(axes, (WIDTH, 1.5 + 0.25 * len(names)))
-    places = range(len(names))
-    left = [0.0] * len(names)
+    whole = sum(total.values())
+    bars = _bars(layers, total)
+    unit, scale = unit_of(max(sum(parts.values()) for parts in bars.values()))
+    own, axes = axes is None, _axes(axes, (WIDTH, 1.4 + 0.25 * len(bars)))
+    places = range(len(bars))
+    left = [0.0] * len(bars)
     drawn = [p for p in COMPONENTS if any(parts[p] for parts in layers.values())]
     for part in drawn:
-        width = [layers[name][part] / scale for name in names]
+        width = [parts[part] / scale for parts in bars.values()]
         axes.barh(places, width, 0.75, left=left, label=part, color=COMPONENTS[part])
         left = [a + b for a, b in zip(left, width, strict=True)]
-    whole = sum(total.values())
-    for y, name in enumerate(names):
-        axes.annotate(f"{100 * total[name] / whole if whole else 0:.0f} %", (left[y], y),
-                      xytext=(4, 0), textcoords="offset points", va="center",
-                      fontsize="small")  # fmt: skip
-    axes.set_yticks(places, [_short(name) for name in names], fontsize="small")
-    axes.invert_yaxis()
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    for y, end in enumerate(left):
+        axes.annotate(_share(end * scale, whole), (end, y), xytext=(4, 0), va="center",
+                      textcoords="offset points", fontsize="small")  # fmt: skip
+    axes.set_yticks(places, [_short(name) for name in bars], fontsize="small")
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.margins(x=0.1)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"energy ({unit}) of {_energy(whole)} at T = {t}, estimate by “{table}”")
+    axes.set_xlabel(f"energy ({unit})")
+    axes.set_ylabel("layer")
+    axes.set_title(f"{_energy(whole)} per sample at T = {t} (estimate, {table})",
+                   fontsize="medium", loc="left")  # fmt: skip
     axes.grid(alpha=0.25, axis="x")
     axes.set_axisbelow(True)
     if drawn:
         _legend(axes, own, len(drawn))
-    _left_out(axes, len(layers) - len(names), "layers with less")
     return Plot(axes, {"table": table, "time_steps": t, "picojoules": layers, "total": whole})
+
+
+def _bars(
+    layers: Mapping[str, dict[str, float]], total: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """The layers that cost most, and those of less than 1 % added up in one."""
+    least = sorted(total.values(), reverse=True)[:BARS][-1]
+    floor = max(least, 0.01 * sum(total.values()))
+    small = [name for name, cost in total.items() if cost < floor]
+    if len(small) < 3 and len(layers) <= BARS:
+        return dict(layers)
+    bars = {name: parts for name, parts in layers.items() if name not in small}
+    rest = {part: sum(layers[name][part] for name in small) for part in COMPONENTS}
+    return bars | {f"{len(small)} other layers": rest}
+
+
+def _share(part: float, whole: float) -> str:
+    percent = 100 * part / whole if whole else 0.0
+    return "<1 %" if 0 < percent < 0.5 else f"{percent:.0f} %"
 
 
 def plot_frontier(
@@ -488,14 +593,12 @@ def plot_frontier(
 ) -> Plot:
     """Accuracy against the estimated energy of one sample, T by T, and the source network.
 
-    Left of the line through the source the spiking network costs less; its label says at how many
-    additions for each multiply-accumulate of the source, counted at the largest T, both cost the
-    same. Agreement where there were no labels. ``table`` is by default the first. Only the T that
-    both measured.
+    Left of the line through the source the spiking network costs less. ``break_even`` of the
+    numbers is at how many additions for each multiply-accumulate of the source, counted at the
+    largest T, both cost the same. Agreement where there were no labels. ``table`` is by default the
+    first. Only the T that both measured.
     Raises InputError where there is none.
     """
-    from .energy import shown
-
     table = _table(energy, table)
     labelled = any(a is not None for a in evaluation.accuracy)
     values = evaluation.accuracy if labelled else evaluation.agreement
@@ -508,7 +611,7 @@ def plot_frontier(
             f"reference) and estimate_energy at the same T: they have {sorted(quality)} and "
             f"{sorted(energy.total[table])}."
         )
-    own, axes = axes is None, _axes(axes, (WIDTH, 4.6))
+    own, axes = axes is None, _axes(axes, (WIDTH, 4.0))
     unit, scale = unit_of(max([energy.source[table], *(energy.total[table][t] for t in steps)]))
     cost = [energy.total[table][t] / scale for t in steps]
     source = energy.source[table] / scale
@@ -516,36 +619,34 @@ def plot_frontier(
     axes.plot(cost, [quality[t] for t in steps], color=COLORS[0], marker="o", markersize=5,
               label="spiking network, T at the points")  # fmt: skip
     for t, x in zip(steps, cost, strict=True):
-        axes.annotate(str(t), (x, quality[t]), xytext=(6, -11), textcoords="offset points",
-                      fontsize="small")  # fmt: skip
+        axes.annotate(f"T = {t}" if t == steps[0] else str(t), (x, quality[t]), xytext=(6, -12),
+                      textcoords="offset points", fontsize="small")  # fmt: skip
     even = energy.break_even[table][steps[-1]]
-    said = "as much at no number of spikes"
-    if even is not None:
-        said = f"as much at {shown(even)} additions per MAC"
     best = (
         100 * evaluation.reference_accuracy if evaluation.reference_accuracy is not None else None
     )
     goal = best if labelled else 100.0
-    axes.axvline(source, color=COLORS[1], linestyle="--", linewidth=1,
-                 label=f"source network, {_energy(energy.source[table])}: {said}")  # fmt: skip
+    said = [(source, f"source network,\n{_energy(energy.source[table])}")]
+    axes.axvline(source, color=COLORS[1], linestyle="--", linewidth=1, label="source network")
     if goal is not None:
         axes.plot([source], [goal], color=COLORS[1], marker="*", markersize=13, linestyle="none")
     if quantised is not None:
-        axes.axvline(
-            quantised / scale, color=COLORS[2], linestyle=":", linewidth=1.4,
-            label=f"source quantised to {energy.bits[steps[-1]]:.3g} bits, {_energy(quantised)}: "
-            "accuracy not measured",
-        )  # fmt: skip
-    _energy_axis(axes)
-    axes.margins(x=0.08, y=0.08)
-    left, right = axes.get_xlim()
-    axes.axvspan(left, source, color=COLORS[2], alpha=0.07, linewidth=0,
-                 label="costs less than the source")  # fmt: skip
-    axes.set_xlim(left, right)
-    axes.set_xlabel(f"energy of one sample ({unit}), estimate by “{table}”")
+        bits = f"{energy.bits[steps[-1]]:.2g} bits"
+        said.append((quantised / scale, f"source in {bits},\n{_energy(quantised)}"))
+        axes.axvline(quantised / scale, color=COLORS[2], linestyle=":", linewidth=1.4,
+                     label=f"source in {bits}, accuracy not measured")  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    percent_limits(axes, [*(quality[t] for t in steps), *([] if goal is None else [goal])])
+    plain_ticks(axes.xaxis, *axes.get_xlim())
+    axes.set_xlabel(f"energy per sample ({unit})")
     axes.set_ylabel(("accuracy" if labelled else "agreement with the source") + " (%)")
     axes.grid(alpha=0.25)
-    _legend(axes, own, 1)
+    if own:
+        axes.figure.suptitle(f"Estimate of the energy, {table}", fontsize="medium")
+        _over(axes, sorted(said))
+    else:
+        axes.legend(fontsize="small")
     return Plot(
         axes,
         {
@@ -560,6 +661,18 @@ def plot_frontier(
             "break_even": even,
         },
     )
+
+
+def _over(axes: Any, said: Sequence[tuple[float, str]]) -> None:
+    """Writes above the axes what the vertical lines are; two that are close lean apart."""
+    at = [float(axes.transAxes.inverted().transform(axes.transData.transform((x, 1)))[0])
+          for x, _ in said]  # fmt: skip
+    close = len(at) == 2 and at[1] - at[0] < 0.32
+    sides = ("right", "left") if close else ("center", "center")
+    for x, (_, text), side in zip(at, said, sides, strict=False):
+        axes.annotate(text, (x, 1.0), xycoords="axes fraction", xytext=(0, 4), ha=side,
+                      textcoords="offset points", va="bottom", fontsize="small",
+                      annotation_clip=False)  # fmt: skip
 
 
 def plot_over_time(
@@ -578,16 +691,16 @@ def plot_over_time(
     """
     shown = None if clip is None else _pictures(clip, len(costs), sound)
     unit, scale = _thousands(max(costs.source_macs, *costs.additions))
-    axes = _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
+    own, axes = axes is None, _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
     edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
     parts = costs.to_dict()["parts"]
     for name in (name for name in PART_COLORS if any(parts[name])):
         above = [a + n / scale for a, n in zip(below, parts[name], strict=True)]
-        axes.stairs(above, edges, baseline=below, fill=True, color=PART_COLORS[name], alpha=0.75,
+        axes.stairs(above, edges, baseline=below, fill=True, color=PART_COLORS[name],
                     linewidth=0, label=name)  # fmt: skip
         below = above
-    axes.stairs(below, edges, color=COLORS[0], linewidth=1.2)
-    axes.axhline(costs.source_macs / scale, color=COLORS[1], linestyle="--", linewidth=1.2,
+    source = costs.source_macs / scale
+    axes.axhline(source, color=GREY, linestyle="--", linewidth=1.4,
                  label="source network, every frame")  # fmt: skip
     axes.set_xlim(-0.5, len(costs) - 0.5)
     axes.set_ylim(bottom=0)
@@ -595,10 +708,23 @@ def plot_over_time(
     axes.set_xlabel("frame")
     axes.set_ylabel(f"additions{unit}")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small")
+    if own:
+        name_lines(axes, _columns(parts, scale, source))
+    else:
+        axes.legend(fontsize="small")
     if shown is not None:
         _strip(axes.inset_axes((0, 1.03, 1, 0.3)), shown, len(costs))
     return Plot(axes, costs.to_dict())
+
+
+def _columns(parts: Mapping[str, Sequence[float]], scale: float, source: float) -> list[Name]:
+    """The names of the parts at the middle of their heights in the last frame, and the source's."""
+    names, below = [Name(None, source, "source network,\nevery frame", GREY)], 0.0
+    for name in (name for name in PART_COLORS if any(parts[name])):
+        height = parts[name][-1] / scale
+        names.append(Name(None, below + height / 2, name, PART_COLORS[name]))
+        below += height
+    return names
 
 
 def _pictures(clip: Any, frames: int, sound: bool) -> Tensor:
@@ -793,7 +919,7 @@ def _legend(axes: Any, own: bool, columns: int) -> None:
     """Above the axes in a figure of our own; the caller's figure may hold other axes."""
     if own:
         axes.figure.legend(fontsize="small", loc="outside upper left", frameon=False,
-                           ncols=columns)  # fmt: skip
+                           ncols=columns, columnspacing=1.2)  # fmt: skip
     else:
         axes.legend(fontsize="small")
 
@@ -812,10 +938,16 @@ def _histogram(axes: Any, x: Tensor, y: Tensor, low: float, high: float) -> Any:
             low + (high - low) * (i.double() + 0.5) / cells for i in (held // cells, held % cells)
         ]
         return axes.scatter(*(m.tolist() for m in middle), c=count[held].tolist(), s=22,
-                            cmap="viridis_r", norm=norm, zorder=3)  # fmt: skip
+                            cmap=shades("counts"), norm=norm, zorder=3)  # fmt: skip
     grid = count.reshape(cells, cells).T.masked_fill(count.reshape(cells, cells).T == 0, math.nan)
     return axes.imshow(grid.numpy(), origin="lower", extent=(low, high, low, high),
-                       interpolation="nearest", cmap="viridis_r", norm=norm)  # fmt: skip
+                       interpolation="nearest", cmap=shades("counts"), norm=norm)  # fmt: skip
+
+
+def _count_bar(axes: Any, image: Any) -> None:
+    """A colour bar of counts, in plain numbers."""
+    bar = axes.figure.colorbar(image, ax=axes, label="number of values")
+    plain_ticks(bar.ax.yaxis, image.norm.vmin, image.norm.vmax)
 
 
 def _ordered(steps: Sequence[int], values: Sequence[float | None]) -> tuple[list[int], list[float]]:
@@ -835,15 +967,6 @@ def _time_axis(axes: Any, steps: Sequence[int]) -> None:
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("time steps T")
-
-
-def _energy_axis(axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _whole_steps(axes: Any) -> None:
@@ -912,18 +1035,18 @@ def _slender(rows: int) -> float:
 
 
 def _spike_colors(levels: Sequence[float]) -> dict[str, Any]:
-    """One colour for each level where they are few; grey for 0, blue below, orange above."""
+    """One colour for each level where they are few, else shades; blue below 0, orange above."""
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, Normalize
 
     shades = LinearSegmentedColormap.from_list(
         "spikes", [(0, UP), (0.5, "#BFDDF0"), (0.5, "#FBE3B0"), (1, DOWN)]
     )
-    bound = max(map(abs, levels)) or 1.0
+    bound = max(map(abs, levels))
     if len(levels) > LEVELS_SHOWN:
-        return {"cmap": shades.with_extremes(bad=SILENT), "norm": Normalize(-bound, bound)}
-    colors = [shades((v / bound + 1) / 2) if v else SILENT for v in levels]
+        return {"cmap": shades, "norm": Normalize(-bound, bound)}
     between = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
     ends = [levels[0] - 0.5, *between, levels[-1] + 0.5]
+    colors = [shades((v / bound + 1) / 2) for v in levels]
     return {"cmap": ListedColormap(colors), "norm": BoundaryNorm(ends, len(levels))}
 
 
@@ -943,6 +1066,7 @@ def _bins(rates: Tensor) -> tuple[float, float, int]:
 
 
 def _colors(rows: Sequence[Sequence[float]], scale: str) -> dict[str, Any]:
+    """Dark is a large error."""
     from matplotlib.colors import LogNorm, Normalize
 
     finite = [v for row in rows for v in row if math.isfinite(v)]
@@ -952,21 +1076,14 @@ def _colors(rows: Sequence[Sequence[float]], scale: str) -> dict[str, Any]:
     if scale == "log":
         positive = [v for v in finite if v > 0]
         high = max(positive, default=1.0)
-        low = max(min(positive, default=0.1), high / 1e4)
-        return {"cmap": "viridis_r", "norm": LogNorm(low, high if high > low else 10 * low,
-                                                     clip=True)}  # fmt: skip
+        low = max(min(positive, default=0.1), high / 1e3)
+        norm = LogNorm(low, high if high > low else 10 * low, clip=True)
+        return {"cmap": shades("error"), "norm": norm}
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    return {"cmap": "viridis_r", "norm": Normalize(low, high if high > low else low + 1)}
+    map = shades("error").reversed() if scale == "cosine" else shades("error")
+    return {"cmap": map, "norm": Normalize(low, high if high > low else low + 1)}
 
 
 def _readable(color: Sequence[float]) -> str:
     red, green, blue = color[:3]
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.55 else "white"
-
-
-def _brief(value: float, scale: str) -> str:
-    if not math.isfinite(value):
-        return "–"
-    if scale == "log" and 0 < value < 0.00095:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.3f}" if scale == "log" and value < 0.0995 else f"{value:.2f}"

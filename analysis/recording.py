@@ -1,7 +1,7 @@
-"""What every neuron decoded to, and sent, in each step of a run, beside the source's activations.
+"""The decoded value and the spikes of every neuron at each step, and the source's activations.
 
-The values are those that ``run`` computes: the network itself is run, and its neurons are listened
-to.
+The values are those that ``run`` computes: the network itself is run, and the events of its neurons
+are recorded.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from ..errors import InputError
 from ..neurons import running_sum
 from ..neurons.base import spread
 from ..neurons.protocol import at_least_float32, like, running_mean
+from ..neurons.rounding import Rounded
 
 LARGEST = 2**30  # bytes of what is recorded
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
-    """By neuron: what was decoded, what was sent, and what the source network has there.
+class Recording(Rounded):
+    """By neuron: decoded values, spikes, and the activations of the source network.
 
     ``decoded``
         [T, B, *], what receivers have decoded after each step: v of signGD neurons and of the
@@ -35,8 +36,8 @@ class Recording:
     ``spikes``
         [T, B, *], the spikes of each step. Of signGD neurons sigma, the sum of the m signs
         weighted 1, 1/2, 1/4, ...: with m = 1 it is +1 (v goes down by a step) or -1 (v goes up);
-        with a dead zone 0 where all are silent. Of group neurons how many members fired, negative
-        where spikes were taken back, and of their growth what was passed on, in the same unit
+        with a dead zone 0 where all are silent. Of group neurons the number of members that fired,
+        negative for negative spikes, and of their growth what was passed on, in the same unit
         (where it has one; else the sign). Of the rate-coded baseline 0 or 1.
     ``sent``
         [T, B, *], of how many spikes those are made: of m signs the ones that are not silent, of

@@ -1,7 +1,7 @@
-"""``write_report``: what is known of a converted network, as one HTML file that needs no network.
+"""``write_report``: the analysis of a converted network as one self-contained HTML file.
 
 Coverage, accuracy, the doctor's findings, operations and energy, pictures of the neurons,
-certificates of exports, and how it was made. What was not measured is said to be so.
+certificates of exports, and how it was made. What was not measured is listed as such.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from ..core.metrics import squared_distance, squared_norm
 from ..core.modes import eval_mode
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, each_leaf, values_of
+from ..core.progress import working
 from ..core.running import check_run, check_steps, planned_steps, run, steps_of
-from ..core.samples import Data, Spread, is_whole, joined, labels_of, pair_of
+from ..core.samples import Data, Spread, is_whole, joined, labelled, labels_of, pair_of
 from ..core.streams import completed
 from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
+from ..exporters.verification import CONTRADICTED, NOT_CHECKED, VERIFIED, shown_state
 from . import plots
 from .markup import (
     INK,
@@ -68,12 +70,19 @@ R = TypeVar("R")
 BATCH = 100
 ANATOMY = (16, 4, 1)  # samples whose spikes are drawn, as many as can be kept
 LONG = 300  # letters of a value of the provenance
+_STATES = {VERIFIED: "good", CONTRADICTED: "bad", NOT_CHECKED: ""}  # classes of the page's style
 DRAWN = 2  # layers whose neurons are drawn
 ANIMATED = 48  # frames of an animation
 INKED: dict[Any, Any] = dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
 ) | {"legend.facecolor": PAPER, "legend.framealpha": 0.9}
 KINDS = {"signgd": "signGD"}
+MEMBERS = {"signgd": "signs that a neuron sends in one step", "group": "members of a group neuron"}
+SPIKES = {  # what a spike of a kind of neuron does
+    "signgd": "A spike of +1 lowers the decoded value, one of −1 raises it.",
+    "group": "A spike adds one threshold to the output of its neuron.",
+}
+TAKEN_BACK = {"group": " A negative one takes a threshold back."}
 RAN = {"cpu": "CPU kernels", "cupy": "CUDA kernels", "torch": "torch, the definitions"}
 
 
@@ -138,35 +147,39 @@ def write_report(
     clip: Tensor | Mapping[str, Tensor] | None = None,
     sound: bool = False,
 ) -> Path:
-    """Measures ``snn`` and writes one HTML file, which asks for nothing outside itself.
+    """Measures ``snn`` and writes one self-contained HTML file.
 
     x is [B, ...], static inputs; y [B] their class indices, without which there is no accuracy.
-    ``reference`` is the source network; without it, agreement is with the one that the description
-    holds. ``check`` is what ``sg.check(model, x)`` returned, ``certificates`` what ``sg.verify``
-    did, ``command`` how all this was made. ``time_steps`` are by default 1, 2, 4, ... up to those
-    that the network was planned for. All of x is used for the accuracy, the first ``samples`` for
-    the doctor and the energy. x may also be data of any length, a ``Dataset``, a DataLoader or
-    batches x or (x, y), which are gone through once, for the accuracy, one batch at a time; of
-    these the ``samples`` come from all over, and y is left out.
+    ``reference`` is the source network; without it, agreement is with the one stored in the
+    description. ``check`` is the result of ``sg.check(model, x)``, ``certificates`` those of
+    ``sg.verify``, ``command`` the command that made the network. ``time_steps`` are by default 1,
+    2, 4, ... up to those that the network was planned for. All of x is used for the accuracy, the
+    first ``samples`` for the doctor and the energy. x may also be data of any length, a
+    ``Dataset``, a DataLoader or batches x or (x, y), which are read once, for the accuracy, one
+    batch at a time; the ``samples`` are then spread evenly over them, and y is omitted.
 
-    With ``clip`` [F, B, ...], frames one after another, there is a section of what each frame costs
-    where the state is kept, under the clip's pictures (``plot_over_time``), and an animation of the
-    spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values are
-    samples of sound.
+    With ``clip`` [F, B, ...], frames one after another, there is a section on the cost of each
+    frame with the state kept, under the clip's pictures (``plot_over_time``), and an animation of
+    the spikes. Of a dict of inputs the first floating-point one is drawn. With ``sound`` its values
+    are samples of sound.
 
-    Without matplotlib the report says so in place of its pictures. A file that was there stays
-    until the new one is whole. Raises InputError, and FormatError where it cannot be written.
+    Without matplotlib the report says so in place of its pictures. An existing file is replaced
+    only when the new one is complete. Raises InputError, and FormatError if the file cannot be
+    written.
     """
     target = Path(path)
     _check_target(target)
     steps = _check_numbers(snn, time_steps, samples)
     given = _check_given(check, certificates)
+    x, y = labelled(x, y)
     data = _OneBatch(snn, x, y, samples) if is_whole(x) else _ManyBatches(snn, x, y, samples)
     report = _measure(snn, data, reference, check, steps, given)
     if clip is not None:
         report.stream = _try(lambda: _streamed(snn, clip, reference or snn.source, sound))
     report.facts = _facts(report, data.x, command)
-    write_whole(target, _page(report, title).encode("utf-8", "backslashreplace"))
+    with working("drawing the report"):
+        page = _page(report, title)
+    write_whole(target, page.encode("utf-8", "backslashreplace"))
     return target
 
 
@@ -441,6 +454,7 @@ def _page(report: _Report, title: str | None) -> str:
         title,
         tag("header", tag("h1", title), tag("p", _summary(report), class_="lead"), _cards(report)),
         tag("nav", tag("ul", links), aria_label="Contents"),
+        tag("p", "Wide tables and pictures scroll sideways.", class_="note narrow"),
         tag(
             "main",
             *(section(name, title, parts[name](report)) for name, title in sections.items()),
@@ -451,8 +465,10 @@ def _page(report: _Report, title: str | None) -> str:
 def _summary(report: _Report) -> str:
     network = report.network
     kinds = dict.fromkeys(KINDS.get(node.kind, node.kind) for node in network.neurons)
+    named = " and ".join(kinds) or "no"
+    named = named if named.startswith("signGD") else named[0].upper() + named[1:]
     return (
-        f"{' and '.join(kinds) or 'no'} neurons, {len(network.neurons)} layers with "
+        f"{named} neurons, {_number(len(network.neurons), 'layer')} with "
         f"{sum(network.count().values()):,} neurons for one input, planned for T = "
         f"{network.time_steps}. Measured {report.facts['made']} on {_count(report.samples)}."
     )
@@ -569,10 +585,10 @@ def _network(report: _Report) -> Html:
         kind, count = KINDS.get(node.kind, node.kind), f"{values_of(node.shape):,}"
         m = "" if members is None else members
         rows.append([node.name, kind, node.function.name, count, m])
-    parts = [
-        table(["layer", "neuron", "function", "neurons", "m"], rows, text=(0, 1, 2),
-              caption="Neurons for one input; m is how many signs or members one step has.")
-    ]  # fmt: skip
+    meant = dict.fromkeys(MEMBERS[n.kind] for n in network.neurons if n.kind in MEMBERS)
+    said = f"; m is the number of {', or '.join(meant)}" if meant else ""
+    heads = ["layer", "neuron", "function", "neurons", "m"]
+    parts = [table(heads, rows, text=(0, 1, 2), caption=f"Neurons for one input{said}.")]
     kept = network.kept()
     if kept:
         names = ", ".join(f"{name} ({count:,})" for name, count in kept.items())
@@ -614,12 +630,15 @@ def _doctor(report: _Report) -> Html:
     marked = [i for i, layer in enumerate(found.layers) if layer.name in blamed]
     parts.append(table(header, rows, caption="Marked: the layers that a finding names."
                        if marked else None, marked=marked))  # fmt: skip
-    for which, caption in (
-        ("cumulative", "Error of each layer in the spiking network, by T."),
-        ("isolated", "Error of each layer fed by the source network, by T: what its own neurons "
-         "lack."),
-    ):  # fmt: skip
-        parts.append(_draw(partial(plots.plot_errors, found, which), f"errors-{which}", caption))
+    pictures = [
+        _draw(partial(plots.plot_errors, found, which), f"errors-{which}", caption)
+        for which, caption in (
+            ("cumulative", "Error of each layer in the spiking network, by T."),
+            ("isolated", "Error of each layer fed by the source network, by T: what its own "
+             "neurons lack."),
+        )
+    ]  # fmt: skip
+    parts.append(_pair(pictures))
     return join(parts)
 
 
@@ -688,21 +707,27 @@ def _energy(report: _Report) -> Html:
         table(["table", "covers", "source", *steps], rows, text=(0, 1),
               caption="Energy of one inference."),
         _break_even(found, t),
-        _by_step("The source network with activations of so many bits, as many values as "
-                 "the spikes of T steps tell apart.", found, found.quantised,
+        _by_step(
+            "The source network with activations quantised to so many bits, as many levels as "
+            "the spikes of T steps distinguish.", found, found.quantised,
                  [f"T = {t}: {found.bits[t]:.3g} bit" for t in found.time_steps]),
     ]  # fmt: skip
     if last.members > 1:
         parts.append(
-            _by_step("The spiking network where the spikes of a step are handed on whole, a small "
-                     "integer times the weight.", found, found.whole, steps)
+            _by_step(
+                "The spiking network where all spikes of a step are sent as one integer, which "
+                "multiplies the weight.", found, found.whole, steps)
         )  # fmt: skip
     first = next(iter(found.tables))
     parts += [
-        _draw(lambda: plots.plot_energy(found), "energy",
-              "Energy by layer, and the share of each in all."),
-        _draw(lambda: plots.plot_frontier(_evaluated(report), found), "frontier",
-              f"Accuracy against energy by {first}; left of the dashed line spiking costs less."),
+        _pair([
+            _draw(lambda: plots.plot_energy(found), "energy",
+                  f"Energy by layer at T = {t} by the table {first}, and its share in all."),
+            _draw(lambda: plots.plot_frontier(_evaluated(report), found), "frontier",
+                  f"{'Accuracy' if report.labelled else 'Agreement'} against energy by the table "
+                  f"{first}; left of the dashed line spiking costs less. Dotted: the source in "
+                  "fewer bits, of which only the energy is known."),
+        ]),
         tag("h3", f"Operations at T = {t}"),
         _operations(last),
         tag("h3", "Tables"),
@@ -845,33 +870,42 @@ def _neurons(report: _Report) -> Html:
     chosen = _interesting(list(found.spikes), report.diagnosis)
     worst = chosen[0]
     first = next(iter(found.source.values()))
-    decoded = join(
+    decoded = [
         _draw(partial(plots.plot_decoded, found, name), f"decoded-{i}",
-              f"What receivers decoded of {name}, against the source network's activation.")
+              f"What receivers decoded of layer “{name}”, against the source network's activation.")
         for i, name in enumerate(chosen)
-    )  # fmt: skip
+    ]  # fmt: skip
+    drawn = (
+        "last layers"
+        if isinstance(report.diagnosis, Missing)
+        else "layers with the largest cumulative error"
+    )
     return join(
         [
-            paragraphs(
-                f"{_count(len(first))}, T = {found.time_steps}. Drawn are the layers with the "
-                "largest cumulative error."
-                if not isinstance(report.diagnosis, Missing)
-                else f"{_count(len(first))}, T = {found.time_steps}. Drawn are the last layers."
-            ),
-            tag("div", decoded, class_="pair"),
-            _draw(lambda: plots.plot_trace(found, worst), "trace",
-                  f"One neuron of {worst} on its way to the value of the source network; chosen by "
-                  "the size of its activation, not by its error."),
-            _draw(lambda: plots.plot_raster(found, worst), "raster",
-                  f"Spikes of {worst} for one sample. Of signGD neurons +1 (orange) lowers the "
-                  "decoded value and −1 (blue) raises it; grey is silence."),
-            _draw(lambda: plots.plot_spikes(found, worst), "spikes",
-                  f"Neurons of {worst} by the spikes that they send for one sample."),
-            _draw(lambda: plots.plot_rates(found), "rates",
-                  "Neurons of each layer by the mean of their spikes, and the share of steps in "
-                  "which they send anything."),
+            paragraphs(f"{_count(len(first))}, T = {found.time_steps}. Drawn are the {drawn}."),
+            _pair(decoded),
+            _pair([
+                _draw(lambda: plots.plot_trace(found, worst), "trace",
+                      f"One neuron of layer “{worst}” on its way to the value of the source "
+                      "network; chosen by the size of its activation, not by its error."),
+                _draw(lambda: plots.plot_raster(found, worst), "raster",
+                      f"Spikes of layer “{worst}” for one sample. {_meaning(report, worst)}"),
+                _draw(lambda: plots.plot_spikes(found, worst), "spikes",
+                      f"Neurons of layer “{worst}” by the spikes that they send for one sample."),
+                _draw(lambda: plots.plot_rates(found), "rates",
+                      "Neurons of each layer by the mean of their spikes, and the share of steps "
+                      "in which they send a spike."),
+            ]),
         ]
     )  # fmt: skip
+
+
+def _meaning(report: _Report, name: str) -> str:
+    """What a spike of this layer's neurons does."""
+    assert not isinstance(report.recording, Missing)
+    kind = {node.name: node.kind for node in report.network.neurons}[name]
+    negative = bool((report.recording.spikes[name] < 0).any())
+    return SPIKES.get(kind, "") + (TAKEN_BACK.get(kind, "") if negative else "")
 
 
 def _interesting(names: list[str], diagnosis: Diagnosis | Missing) -> list[str]:
@@ -887,7 +921,7 @@ def _exports(report: _Report) -> Html:
     if not report.certificates:
         return _note("No certificate was given: that an exported file computes the same was not "
                      "verified. Pass certificates=[verify(path, network=network)].")  # fmt: skip
-    whose = "As they were handed over: that they are of this network is for who did to know."
+    whose = "Shown as passed to the report, which does not check that they belong to this network."
     return join([_note(whose), *(_certificate(found) for found in report.certificates)])
 
 
@@ -907,8 +941,8 @@ def _certificate(found: Certificate) -> Html:
     notes = [tag("p", f"Note: {note}.", class_="note") for note in found.notes]
     return join(
         [
-            tag("h3", found.path, " ", tag("span", "verified" if found.ok else "NOT verified",
-                                           class_="good" if found.ok else "bad")),
+            tag("h3", found.path, " ", tag("span", shown_state(found.state),
+                                           class_=_STATES[found.state])),
             table(["compared", "verdict", "required", "cells", "differ", "spikes",
                    "largest read-out error"], rows, text=(0, 1, 2)),
             *notes,
@@ -952,6 +986,11 @@ def _draw(of: Callable[[], Plot], name: str, caption: str) -> Html:
             return picture(of().figure, name, caption)
     except (BackendUnavailable, InputError) as error:
         return _note(f"No picture ({caption.rstrip('.')}): {error}")
+
+
+def _pair(pictures: Iterable[Html]) -> Html:
+    """Two beside each other where there is room."""
+    return tag("div", *pictures, class_="pair")
 
 
 def _missing(what: str, found: Missing) -> Html:
@@ -998,12 +1037,18 @@ def _picojoules(value: float) -> str:
 
 
 def _in_words(value: Any) -> Any:
-    """As words; what is long is folded."""
-    words = str(value)
-    if isinstance(value, Mapping):
-        words = ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-    elif isinstance(value, (list, tuple)):
-        words = ", ".join(map(str, value)) or "none"
+    """As words, fractions to four digits; what is long is folded."""
+    words = _spoken(value)
     if len(words) <= LONG:
         return words
     return _folded("shown on request", tag("pre", json.dumps(value, indent=1, default=str)))
+
+
+def _spoken(value: Any, inner: bool = False) -> str:
+    if isinstance(value, Mapping):
+        between = "; " if any(isinstance(item, Mapping) for item in value.values()) else ", "
+        said = between.join(f"{key}: {_spoken(item, True)}" for key, item in value.items())
+        return f"({said})" if inner else said or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_spoken(item, True) for item in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Live use of a network: one frame after another, the state kept, and what each frame cost.
+"""Live use of a network: frame after frame, with the state kept, and the cost of each frame.
 
 ::
 
@@ -33,12 +33,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class FrameOperations:
-    """What one frame made a network send, means of its streams, all ``time_steps`` together.
+    """The spikes that one frame caused, means over its streams, all ``time_steps`` together.
 
     ``spikes_of`` are the spikes of each node that sends, ``additions_of`` the additions of a weight
     that they lead to, each spike at each connection that it meets, as ``count_operations`` counts
-    them (``synaptic``); pooling passes on spikes of others, which are not counted again. What is
-    still multiplied is in neither. ``source_macs`` are the multiply-accumulates, and products of
+    them (``synaptic``); pooling passes on spikes of others, which are not counted again. Remaining
+    multiplications are in neither. ``source_macs`` are the multiply-accumulates, and products of
     two signals, that the source network computes for every frame.
     """
 
@@ -84,16 +84,16 @@ _LAST: WeakKeyDictionary[NetworkModule, ref[Watch]] = WeakKeyDictionary()  # by 
 
 
 class Watch:
-    """Call it with one frame after another; at the end of ``with`` the state is forgotten.
+    """Call it with one frame after another; at the end of ``with`` the state is reset.
 
     frame is [B, ...] of B streams side by side, or [...] of one, of a network with several inputs a
     dict of such; outputs are in the structure of the source's, of one stream without B. Each frame
-    is shown for ``time_steps``, those of the plan unless given. It begins with nothing, or with a
-    ``state`` that ``snn.state()`` returned; the state is that of ``snn``, so there is one watch of
-    a network at a time: a second is refused from the first one's first frame on, until that one
-    ends or a reset. An exception in a frame leaves the state as it was. Raises InputError for a
-    network that runs on no streams, and for frames of another size or number of streams than those
-    before, or of no streams.
+    is shown for ``time_steps``, those of the plan unless given. It starts from the initial state,
+    or from a ``state`` that ``snn.state()`` returned; the state is that of ``snn``, so a network
+    has one watch at a time: a second is refused from the first one's first frame on, until that one
+    ends or a reset. An exception in a frame leaves the state unchanged. Raises InputError for a
+    network that cannot run on streams, and for frames of another size or number of streams than
+    those before, or of no streams.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class Watch:
         return SilentSession(self.snn)
 
     def _claim(self) -> None:
-        """The state is this one's from here on. Raises InputError where it is another's."""
+        """Takes over the state. Raises InputError if another watch owns it."""
         if self._is_another():
             raise InputError(
-                f"another watch of this network has seen {self.snn.seen.frames} frames, and the "  # type: ignore[union-attr]
-                "state is one and the same. Build the network once more for a second watch, "
+                f"another watch of this network has processed {self.snn.seen.frames} frames, "  # type: ignore[union-attr]
+                "and both would share one state. Build the network once more for a second watch, "
                 "build(network), or end the first: its reset(), or snn.reset()."
             )
         _LAST[self.snn] = ref(self)
@@ -185,7 +185,9 @@ class Watch:
         if self.silence is not None:
             self._sent = self.silence.sent()
         if not self._sent or self.snn.seen is None:
-            raise InputError("operations are those of the last frame, but none was seen: w(frame).")
+            raise InputError(
+                "operations are those of the last frame, but none was processed: call w(frame)."
+            )
         network, prices = self._of_size()
         told = {each.node.name: each for each in self._sent}
         spikes = {name: each.events.spikes for name, each in told.items() if each.events}
@@ -219,7 +221,7 @@ class Watch:
         return self._prices[key]
 
     def state(self) -> dict[str, Any]:
-        """``snn.state()``: to save, and to go on from another time."""
+        """``snn.state()``: to save, and to continue from later."""
         self._claim()
         if self.silence is not None:
             self.silence.give_back()
@@ -256,10 +258,11 @@ def watch(
     """``with watch(snn) as w: y = w(frame)``: live use of a network, frame by frame (``Watch``).
 
     ``w.operations`` are the spikes and additions of the last frame. Each frame is shown for
-    ``time_steps``, those of the plan unless given. Begins anew, or with a ``state`` that
-    ``snn.state()`` returned. With ``silent`` True, or "auto" where the network can, what did not
-    change since the frame before is not computed again (``docs/silence.md``): on a CPU, for one
-    step a frame; outputs are those of silent=False up to roundings. Raises InputError.
+    ``time_steps``, those of the plan unless given. Starts from the initial state, or from a
+    ``state`` that ``snn.state()`` returned. With ``silent`` True, or "auto" if the network supports
+    it, values that did not change since the previous frame are not computed again
+    (``docs/silence.md``): on a CPU, for one step a frame; outputs are those of silent=False up to
+    roundings. Raises InputError.
     """
     return Watch(snn, time_steps, state=state, silent=silent)
 
@@ -276,8 +279,8 @@ def _check_streams(x: Any) -> None:
     given = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
     if given and isinstance(given[0], Tensor) and given[0].shape[:1] == (0,):
         raise InputError(
-            f"a frame is one of B streams, at least one, but it is {list(given[0].shape)}: of no "
-            "stream there is nothing to count."
+            f"a frame is one of B streams, at least one, but it is {list(given[0].shape)}: "
+            "without a stream there is nothing to count."
         )
 
 

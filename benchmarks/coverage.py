@@ -252,7 +252,7 @@ def tables(results: Path) -> Iterator[str]:
     for library, title in TITLES.items():
         found = rows(results, library)
         if found:
-            yield f"\n### {title}\n"
+            yield f"\n## {title}\n"
             yield "| model | source network | 8 x 1 | 6 x 2 | convert, CPU s | peak GB | |"
             yield "|---|---:|---:|---:|---:|---:|---|"
             yield from (line(name, row) for name, row in sorted(found.items()))
@@ -288,7 +288,7 @@ def refusals(results: Path) -> Iterator[str]:
                 found = row["refused"]
                 for reason in found["operations"] or [found["kind"]]:
                     waiting[reason].append(f"{title}:{name}")
-    yield "\n### Refused, by operation\n"
+    yield "\n## Refused, by operation\n"
     yield "| operation | models | |"
     yield "|---|---:|---|"
     for reason, names in sorted(waiting.items(), key=lambda item: -len(item[1])):

@@ -200,30 +200,41 @@ def best() -> Iterator[str]:
 
 def plot(path: Path) -> None:
     """Output error against additions per MAC, a panel for each network, a colour for each code."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots(2, 3, sharey=True)
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same file from the same numbers
+
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for axis, name in zip(axes.flat, NETWORKS, strict=True):
-        for label, chosen in LINES.items():
+        for label, (chosen, marker, color) in LINES.items():
             found = ((v["additions"], v["error"]) for c, v in cells(name).items() if chosen(c))
             if points := sorted(found):
-                axis.plot(*zip(*points, strict=True), "o", markersize=4, label=label)
+                axis.plot(*zip(*points, strict=True), marker, markersize=6, color=color,
+                          label=label)  # fmt: skip
         for published in PUBLISHED:
-            axis.axvline(published, color="grey", linewidth=0.8, linestyle=":")
+            axis.axvline(published, color="#707070", linewidth=1, linestyle=":")
         axis.set(title=name, xscale="log", yscale="log")
+        axis.set_xticks((1, 2, 5, 10), ("1", "2", "5", "10"))
+        axis.set_yticks((0.002, 0.01, 0.05, 0.2), ("0.002", "0.01", "0.05", "0.2"))
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = {text: handle for axis in axes.flat
+               for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("additions per multiply-accumulate of the source")
     figure.supylabel("relative error of the outputs")
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    figure.savefig(path.with_suffix(".png"), dpi=110, facecolor="white")
 
 
-LINES: dict[str, Callable[[str], bool]] = {
-    "a sign at every step": lambda c: c.endswith("0.000 untuned"),
-    "theta = 2/3": lambda c: c.endswith("0.667 untuned"),
-    "theta = 2/3, tuned for the error": lambda c: c.endswith("0.667 error"),
-    "theta = 2/3, tuned for additions": lambda c: c.split()[2] not in WAYS[:2],
+LINES: dict[str, tuple[Callable[[str], bool], str, str]] = {
+    "a sign at every step": (lambda c: c.endswith("0.000 untuned"), "s", "#707070"),
+    "dead zone 2/3": (lambda c: c.endswith("0.667 untuned"), "o", "#56B4E9"),
+    "tuned for the error": (lambda c: c.endswith("0.667 error"), "^", "#D55E00"),
+    "tuned for additions": (lambda c: c.split()[2] not in WAYS[:2], "D", "#00507F"),
 }
 PUBLISHED = (1.24, 1.53)  # H-MT (AAAI 2026) on ImageNet, ReLU alone: VGG-16, ResNet-34
 

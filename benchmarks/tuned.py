@@ -41,6 +41,7 @@ from train import Recipe, fit  # noqa: E402
 
 import spikingjelly_signgd as sg  # noqa: E402
 from spikingjelly_signgd.analysis import count_operations  # noqa: E402
+from spikingjelly_signgd.analysis.drawing import Name, name_lines  # noqa: E402
 from spikingjelly_signgd.core.network import SignGDNeuron  # noqa: E402
 
 DATA = {name: cache(load) for name, load in LOADERS.items()}
@@ -682,42 +683,60 @@ def page(text: str, data: str) -> str:
 
 
 def plot(data: str, path: Path) -> None:
-    """Agreement against the spikes of each neuron, one line for each idea."""
-    from matplotlib import pyplot
+    """Agreement against the spikes of each neuron, a line for each idea of DRAWN; .png and .svg."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    figure, both = pyplot.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained", sharey=True)
-    alone, grouped = pyplot.get_cmap("viridis"), pyplot.get_cmap("autumn")
     ticks = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90)  # what does not agree, on a log scale
-    for axes, name in zip(both, ("vgg", "convnext"), strict=True):
-        for i, (idea, ways_of) in enumerate(IDEAS.items()):
-            points = [
-                (row["cost"]["spikes"] / row["neurons"], 100 * (1 - row["agreement"]))
-                for budget in BUDGETS
-                for way in ways_of(data, name, budget)
-                if (row := known(way)) is not None
-            ]
-            several = "members" in idea or "groups" in idea
-            color = grouped((i - 7) / 4.5) if several else alone(i / 7)
-            if not points:
-                continue
-            x, y = zip(*points, strict=True)
-            style = "s--" if several else "o-"
-            axes.plot(x, y, style, markersize=4, color=color, label=idea)
-        axes.axhline(0, color="black", linewidth=1, linestyle=":", label="source network")
-        axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-        axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
-        axes.set_ylim(95, -0.02)
-        axes.set_xticks(BUDGETS)
-        axes.set_xlim(min(BUDGETS) - 1, max(BUDGETS) + 1)
-        axes.minorticks_off()
-        axes.set_title(name)
-        axes.set_xlabel("spikes of each neuron, m T")
-        axes.grid(alpha=0.25)
-    both[0].set_ylabel("agreement with the source (%)")
-    handles, labels = both[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize="small", loc="outside right center")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem, "font.size": 11}):
+        figure = Figure(figsize=(9.4, 4.4), layout="constrained")
+        both = figure.subplots(1, 2, sharey=True)
+        for axes, name in zip(both, ("vgg", "convnext"), strict=True):
+            axes.axhline(0, color="#707070", linewidth=1, linestyle=":")
+            axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
+            axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks])
+            axes.set_ylim(95, -0.04)
+            axes.set_xticks(BUDGETS)
+            axes.set_xlim(min(BUDGETS) - 1, max(BUDGETS) + 1)
+            axes.minorticks_off()
+            axes.set(title=name, xlabel="spikes per neuron, m T")
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            names = [n for idea in DRAWN if (n := _line(axes, data, name, idea)) is not None]
+            name_lines(axes, names)
+        both[0].set_ylabel("agreement with the source (%)")
+        for suffix in (".png", ".svg"):
+            options = {"metadata": {"Date": None}} if suffix == ".svg" else {"dpi": 130}
+            figure.savefig(path.with_suffix(suffix), facecolor="white", **options)
+
+
+def _line(axes: Any, data: str, name: str, idea: str) -> Name | None:
+    """Draws what is known of an idea; its name, if not yet written beside a single point."""
+    label, color, style = DRAWN[idea]
+    points = [
+        (row["cost"]["spikes"] / row["neurons"], 100 * (1 - row["agreement"]))
+        for budget in BUDGETS
+        for way in IDEAS[idea](data, name, budget)
+        if (row := known(way)) is not None
+    ]
+    if not points:
+        return None
+    axes.plot(*zip(*points, strict=True), style, markersize=5, color=color)
+    if len(points) == 1:
+        axes.annotate(label.removeprefix("+ "), points[0], (-8, 0), fontsize="small",
+                      textcoords="offset points", ha="right", va="center")  # fmt: skip
+        return None
+    return Name(*points[-1], label, color)
+
+
+DRAWN = {  # of IDEAS, those of the picture: what they are called there, colour and style
+    "as published": ("as published", "#707070", "o-"),
+    "+ scales by channel": ("planned", "#56B4E9", "o-"),
+    "+ resting values learned": ("planned and tuned", "#0072B2", "o-"),
+    "+ groups of 2 signs": ("+ groups of 2", "#E69F00", "s--"),
+    "+ groups of 4 signs": ("+ groups of 4", "#D55E00", "s--"),
+    "+ groups of 8 signs": ("+ groups of 8", "#8F3B00", "s--"),
+}
 
 
 def missing(parts: Sequence[str], data: str, names: Sequence[str]) -> Iterator[Way]:

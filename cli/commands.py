@@ -1,4 +1,4 @@
-"""What each command does: options in, a document, its text and an exit code out."""
+"""The commands: from options to a document, its text and an exit code."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from ..core.registry import FORMATS, look_up
 from ..core.running import build, run
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
+from ..exporters.verification import CONTRADICTED, NOT_CHECKED, Certificate, shown_state
 from .data import Data, Reading, load_data, shape_of
 from .models import load_model
 from .preparation import Preparation
 from .results import check_results_file, counted, rows, said, write_results
 
-OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, INTERRUPTED = 0, 2, 3, 4, 5, 130
+OK, USAGE, UNSUPPORTED, UNVERIFIED, BELOW, UNCHECKED, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 
 # options that are arguments of sg.convert as they are
@@ -50,7 +51,7 @@ SEARCHING = (
 COUNTED = 32  # samples on which what a network sends is counted
 # and of a format's writer, where it takes them
 EXPORTING = (
-    "time_steps mode dialect pooling strict "
+    "time_steps mode dialect pooling reader strict "
     "profile weight_bits input_levels input_range max_weights".split()
 )
 
@@ -286,7 +287,9 @@ def evaluate_(options: argparse.Namespace) -> Result:
             if table.outputs and not isinstance(network.outputs, str):
                 raise InputError(f"--min-{name}: no output was measured so; see --metric.")
             if table.error[last] is not None and (name == "agreement" or data.labelled):
-                raise InputError(f"--min-{name}: the outputs are of one class, which is no choice.")
+                raise InputError(
+                    f"--min-{name}: the network has one class only, so there is no prediction."
+                )
             raise InputError(
                 f"--min-{name} needs labels: '{options.data}' has none; give --labels."
             )
@@ -308,7 +311,7 @@ def evaluate_(options: argparse.Namespace) -> Result:
 
 
 def _has_lines(file: str) -> bool:
-    """Whether there is something to go on from."""
+    """Whether there is a file to resume from."""
     return os.path.isfile(file) and os.path.getsize(file) > 0
 
 
@@ -342,7 +345,7 @@ def doctor(options: argparse.Namespace) -> Result:
     if output is not None:
         applied = [finding for finding in diagnosis.findings if finding.applicable]
         save(diagnosis.apply(), output)
-        what = f"{len(applied)} fixed" if applied else "nothing to apply, the network is as it was"
+        what = f"{len(applied)} fixed" if applied else "nothing to apply, the network is unchanged"
         lines.append(f"{what}; written to {output}")
         document["applied"] = [finding.text for finding in applied]
         document["path"] = str(output)
@@ -411,7 +414,7 @@ def verify(options: argparse.Namespace) -> Result:
     document = certificate.to_dict()
     if output is not None:
         write_whole(output, (json.dumps(plain(document), indent=2) + "\n").encode())
-    return Result(document, str(certificate), OK if certificate.ok else UNVERIFIED)
+    return Result(document, str(certificate), _code([certificate]))
 
 
 def energy(options: argparse.Namespace) -> Result:
@@ -504,10 +507,11 @@ def report(options: argparse.Namespace) -> Result:
     size = os.path.getsize(written)
     failed = [c.path for c in certificates if not c.ok]
     text = f"written to {written} ({size / 1e6:.2f} MB)"
-    if failed:
-        text += f"; NOT verified: {', '.join(failed)}"
+    for state in (CONTRADICTED, NOT_CHECKED):
+        of = [c.path for c in certificates if c.state == state]
+        text += f"; {shown_state(state)}: {', '.join(of)}" if of else ""
     document = {"ok": not failed, "path": str(written), "bytes": size, "not_verified": failed}
-    return Result(document, text, UNVERIFIED if failed else OK)
+    return Result(document, text, _code(certificates))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
@@ -670,7 +674,8 @@ def _network(file: str) -> SpikingNetwork:
     if name is not None and getattr(FORMATS.find(name), "read", None) is not None:
         return load(path)
     raise InputError(
-        f"'{path}' is no network: those are the .h5 files that convert wrote, and exact .nir files."
+        f"'{path}' is not a network: networks are .h5 files that convert wrote, and exact .nir "
+        "files."
     )
 
 
@@ -706,8 +711,8 @@ def _fitting(options: argparse.Namespace, network: SpikingNetwork, clip: bool = 
 def _checked(data: Data, network: SpikingNetwork) -> Data:
     if network.carries and not data.clip:
         raise InputError(
-            f"the network feeds {', '.join(network.carries)} itself, so that it runs on clips "
-            "[F, N, ...] alone, which evaluate, verify and energy take. In Python: run(..., "
+            f"the network feeds {', '.join(network.carries)} itself, so that it runs only on "
+            "clips [F, N, ...], which evaluate, verify and energy take. In Python: run(..., "
             "sequence=True, keep_state=True)."
         )
     given = [node for node in network.inputs if node.name not in network.carries]
@@ -823,6 +828,14 @@ def _described(network: SpikingNetwork) -> dict[str, Any]:
     }
 
 
+def _code(certificates: Sequence[Certificate]) -> int:
+    """The exit code of files that were verified: that of the worst."""
+    states = {each.state for each in certificates}
+    if CONTRADICTED in states:
+        return UNVERIFIED
+    return UNCHECKED if NOT_CHECKED in states else OK
+
+
 def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespace) -> Any:
     """Of an exported file, verified now: an older certificate may be of another network."""
     from ..exporters import verify as run_verify
@@ -833,7 +846,7 @@ def _certificate(path: Path, network: SpikingNetwork, options: argparse.Namespac
     if by_suffix(path) is None:
         raise InputError(
             f"--certificate takes exported files ({', '.join(suffixes())}), which are verified "
-            f"against the network of the report; '{path}' is none."
+            f"against the network of the report; '{path}' is not one."
         )
     try:
         return run_verify(path, network=network, seed=options.seed)

@@ -1,4 +1,4 @@
-"""Data specs: what ``--data`` names, as batches that are read as they are needed.
+"""Data specifications: the data that ``--data`` names, as batches that are read on demand.
 
 Samples are [N, ...] as the network takes them. Nothing about the values is guessed: pixels from 0
 to 255 are scaled, and images resized or turned grey, where an option says so.
@@ -210,8 +210,8 @@ class Data:
             shown = [self.total or "N", *have]
             raise InputError(
                 f"'{self.source}' is [{', '.join(map(str, shown))}], which may be a clip. The "
-                f"network is one of streams, but this command runs it on stills [N, {sizes}], each "
-                "begun anew; evaluate, verify and energy take clips."
+                f"network is one of streams, but this command runs it on stills [N, {sizes}], "
+                "each from the initial state; evaluate, verify and energy take clips."
             )
         if not self.clip and have != tuple(shape):
             raise InputError(
@@ -397,7 +397,7 @@ def _described(choice: Choice, prepare: Preparation | None) -> dict[str, Any]:
 
 def _begun(data: Data, skip_bad: int) -> Data:
     """With the first sample that can be read, whose shape the others have as well."""
-    data.together.allowing(skip_bad)
+    data.together.allowing(skip_bad, data.workers)
     dataset = data.dataset
     if isinstance(dataset, Stream):
         next(iter(data.loader()))  # raises
@@ -462,8 +462,8 @@ def _check_of_clip(spec: str, reading: Reading) -> None:
     }
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(
-            f"{', '.join(wrong)}: not of clips, which are held in memory as '{spec}' gives them; "
-            "leave it out."
+            f"{', '.join(wrong)}: does not apply to clips, which are held in memory as '{spec}' "
+            "gives them; leave it out."
         )
 
 

@@ -7,9 +7,11 @@ worker of a DataLoader where there are any, and looks at their values.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +87,7 @@ class Together:
     classes: int | None = None
     empty: Any = None  # a batch of no samples
     bad: Tensor | None = field(default=None, repr=False)  # where names are counted, by all workers
+    turn: Any = field(default=nullcontext(), repr=False)  # of the worker that counts
 
     def __call__(self, samples: list[Any]) -> Any:
         try:
@@ -120,20 +123,31 @@ class Together:
     def _count(self, one: Unread) -> None:
         """Raises FormatError that names all where there are too many; a name counts once, however
         often and in whichever worker it is read."""
+        with self.turn:
+            self._enter(one)
+
+    def _enter(self, one: Unread) -> None:
         assert self.bad is not None
-        known = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self.bad.tolist()]
-        name = one.name.encode()[-NAME:].decode(errors="replace")
+        known, name = self.left_out, os.fsdecode(os.fsencode(one.name)[-NAME:])
         if name in known:
             return
-        if "" not in known:
+        if len(known) == self.most:
             raise FormatError(f"{too_many(self.source, self.most, [*known, name])} {one.reason}")
-        place = self.bad[known.index("")]
-        place[: len(name.encode())] = torch.tensor(list(name.encode()), dtype=torch.uint8)
+        content = torch.tensor(list(os.fsencode(name)), dtype=torch.uint8)
+        self.bad[len(known), : len(content)] = content
 
-    def allowing(self, most: int) -> None:
-        """In memory that the workers share."""
+    @property
+    def left_out(self) -> list[str]:
+        """Names, each once, by this process and its workers."""
+        rows = [] if self.bad is None else self.bad[self.bad.bool().any(1)].tolist()
+        return [os.fsdecode(bytes(row).rstrip(b"\0")) for row in rows]
+
+    def allowing(self, most: int, workers: int) -> None:
+        """In memory that the workers share, into which one after the other writes."""
         self.most = most
         self.bad = torch.zeros(most, NAME, dtype=torch.uint8).share_memory_() if most else None
+        if most and workers:  # of any start method
+            self.turn = multiprocessing.get_context("spawn").Lock()
 
 
 def too_many(source: str, most: int, names: Iterable[str]) -> str:
@@ -549,8 +563,8 @@ def value(given: Any, spec: str) -> Tensor:
 class Stream:
     """Batches of ``size`` of an iterable of the user's, of which ``most`` samples are used.
 
-    One that gives batches of other sizes is cut anew. It is gone through again by ``iter``, and
-    where that is what it was before (a generator) by calling what made it.
+    Batches of other sizes are cut again. It is iterated again by ``iter``, and if that returns the
+    same object (a generator) by calling its factory.
     """
 
     def __init__(self, together: Together, make: Callable[[], Iterable[Any]], size: int = 64):

@@ -25,7 +25,7 @@ from torch import nn
 from ..errors import FormatError
 
 AGAIN = (
-    "Write it anew on the CPU with torch.export.save(torch.export.export(model.eval(), (x,), "
+    "Export it again on the CPU with torch.export.save(torch.export.export(model.eval(), (x,), "
     "dynamic_shapes=({0: torch.export.Dim('batch')},)), path), or name the model as "
     "package.module:factory."
 )
@@ -54,7 +54,7 @@ TREE_CONTEXT = re.compile(r'(null|\[("\w*"(, "\w*")*)?\])', re.ASCII)
 
 
 def load_exported(path: Path) -> nn.Module:
-    """The module of an exported program. Raises FormatError for a file that is none, is damaged,
+    """The module of an exported program. Raises FormatError for a file that is not one, is damaged,
     fixes the batch size, or asks for more than tensors and operations of ATen."""
     try:
         image = _copy(path)
@@ -98,12 +98,14 @@ def _copy(path: Path) -> io.BytesIO:
     try:
         source = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise FormatError("it is no file of torch.export.save, which is a zip archive.") from None
+        raise FormatError(
+            "it is not a file of torch.export.save, which is a zip archive."
+        ) from None
     with source, zipfile.ZipFile(image, "w", zipfile.ZIP_STORED) as target:
         roots = {name.partition("/")[0] for name in source.namelist()}
         if len(roots) != 1 or not any(n.endswith("/archive_format") for n in source.namelist()):
             raise FormatError(
-                "it is no archive of an exported program as torch 2.8 and newer write it."
+                "it is not an archive of an exported program as torch 2.8 and newer write it."
             )
         if len(set(source.namelist())) != len(source.namelist()):
             raise FormatError("it holds a record twice.")
@@ -146,7 +148,7 @@ def _program(data: dict[str, Any]) -> dict[str, Any]:
     graph = data["graph_module"]["graph"]
     for node in graph["nodes"]:
         if not OPERATION.fullmatch(node["target"]) or not _dispatched(node["target"]):
-            raise FormatError(f"it calls {node['target']!r}, which is no operation of ATen.")
+            raise FormatError(f"it calls {node['target']!r}, which is not an operation of ATen.")
         stack = node["metadata"].get("nn_module_stack")
         node["metadata"] = {} if stack is None else {"nn_module_stack": stack}
     data["guards_code"] = []

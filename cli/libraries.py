@@ -91,7 +91,7 @@ def _torchvision(
     make = getattr(module, name, None)
     if name not in module.__all__ or make is None:
         near = difflib.get_close_matches(name, module.__all__, n=4, cutoff=0.4)
-        raise InputError(f"torchvision has no data set {name!r}. Near it: {', '.join(near)}.")
+        raise InputError(f"torchvision has no data set {name!r}. Similar names: {', '.join(near)}.")
     taken = inspect.signature(make).parameters
     given: dict[str, Any] = {"root": root} if "root" in taken else {}
     if "download" in taken:

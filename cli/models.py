@@ -34,8 +34,8 @@ def load_model(spec: str, weights: str | None = None) -> nn.Module:
         model = sources.load_source(spec)
         if weights is None and not sources.parse(spec).trained:
             warnings.warn(
-                f"'{spec}' was built with RANDOM weights, since it names none: what follows says "
-                f"nothing of the trained network. Write {spec}:DEFAULT, or give --weights "
+                f"'{spec}' was built with RANDOM weights, since it names none: the results say "
+                f"nothing about the trained network. Write {spec}:DEFAULT, or give --weights "
                 "FILE.safetensors.",
                 RandomWeights,
                 stacklevel=2,
@@ -54,7 +54,7 @@ def attribute(spec: str, what: str, form: str) -> Any:
     """What ``package.module:name`` names; the working folder comes first on the path."""
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
-        raise SignGDError(f"'{spec}' is no {what}; write {form}.")
+        raise SignGDError(f"'{spec}' is not a {what}; write {form}.")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -96,7 +96,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         found = load_file(path)
     except Exception as error:  # of a damaged file
-        raise FormatError(f"--weights '{path}' is no whole safetensors file ({error}).") from error
+        raise FormatError(
+            f"--weights '{path}' is not a complete safetensors file ({error})."
+        ) from error
     # parameters that share memory are written once
     own = model.state_dict()
     shared: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
@@ -117,6 +119,6 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(
-            f"--weights '{path}' are those of another model: {'; '.join(wrong[:5])}{more}."
+            f"--weights '{path}' are not the weights of this model: {'; '.join(wrong[:5])}{more}."
         )
     model.load_state_dict(found)

@@ -347,7 +347,9 @@ def _fine_tuning(command: Parser) -> None:
         "--amp", action="store_true", default=None, help="linear operations in bfloat16"
     )
     command.add_argument(
-        "--resume", metavar="FILE", help="written after each epoch, and gone on from if it is there"
+        "--resume",
+        metavar="FILE",
+        help="written after each epoch; training resumes from it if it exists",
     )
     command.add_argument(
         "--validation", metavar="DATA",
@@ -424,6 +426,7 @@ def _exporting(command: Parser) -> None:
     nir.add_argument("--mode", choices=("exact", "platform"))
     nir.add_argument("--dialect", choices=("nir", "legacy", "lif"))
     nir.add_argument("--pooling", choices=("pool", "conv"))
+    nir.add_argument("--reader", metavar="TOOL", help="nir, norse, spikingjelly, snntorch, sinabs")
     nir.add_argument("--strict", action="store_true", default=None, help="refuse any loss")
     lava = command.add_argument_group("of Lava")
     lava.add_argument("--profile", choices=("group", "if-soft", "if-hard", "group-graded"))

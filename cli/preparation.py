@@ -1,4 +1,4 @@
-"""What the options say is done with images, texts and arrays before a network takes them."""
+"""The preparation of images, texts and arrays that the options specify."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Preparation:
         return preprocessing(self.model, self.tokens)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without a library's own transform: a worker that starts anew makes it again."""
+        """Without a library's own transform: a new worker makes it again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def texts(self, lines: Sequence[str], source: str) -> Inputs:

@@ -1,4 +1,4 @@
-"""What a command does with the processes that ``torchrun`` started. Loads no torch."""
+"""The processes of a command that ``torchrun`` started. Loads no torch."""
 
 from __future__ import annotations
 
@@ -49,22 +49,17 @@ def processes(options: argparse.Namespace) -> Iterator[Distributed]:
     from ..core.distributed import Distributed
 
     world = Distributed(threads=options.threads, device="cpu")
-    if world.rank >= world.size:
-        raise InputError(
-            f"the environment says RANK {world.rank}, but WORLD_SIZE {world.size}; start several "
-            "processes with torchrun, or unset RANK."
-        )
     if world.size > 1 and options.command not in SEVERAL:
         raise InputError(
             f"{options.command} runs in one process, but torchrun started {world.size}, which "
-            "would each do the same and write the same files; start it without torchrun. "
-            f"Of several processes: {', '.join(SEVERAL)}."
+            "would each do the same and write the same files; start it without torchrun. Several "
+            f"processes can run: {', '.join(SEVERAL)}."
         )
     with world:
         yield world
 
 
 def _number(name: str, otherwise: int) -> int:
-    """Of the environment; what is none is refused with a message where processes are joined."""
+    """A number from the environment; an invalid one is refused where processes are joined."""
     text: Any = os.environ.get(name, "")
     return int(text) if text.isdigit() else otherwise

@@ -64,7 +64,7 @@ def check_results_file(path: Path) -> None:
         raise InputError(f"--results-file '{path}': it ends in {' or '.join(SUFFIXES)}.")
     if path.exists() and not _is_ours(path):
         raise InputError(
-            f"--results-file '{path}' is there and is no results file, which alone is replaced; "
+            f"--results-file '{path}' exists and is not a results file, so it is not replaced; "
             "choose another name, or remove it."
         )
 

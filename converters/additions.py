@@ -1,4 +1,4 @@
-r"""Additions that a network makes for each multiply-accumulate of its source, while it is planned.
+r"""Additions per multiply-accumulate of the source network, counted while a network is planned.
 
 .. math::
     \frac{\sum_i n_i\, \mathrm{fan}_i + \text{MACs left}}{\text{MACs and products of the source}}
@@ -6,8 +6,8 @@ r"""Additions that a network makes for each multiply-accumulate of its source, w
 :math:`n_i` are the spikes that neuron i sends, nonzero digits, :math:`\mathrm{fan}_i` the weights
 that each of them meets; one that meets none before a neuron counts one. MACs left are those on real
 values, of the input once, of sums of spikes at every step, and products of two signals: all are
-taken to change at every step, so real runs (``analysis.count_operations``) make at most as many.
-At T = 1 what is static and what moves, meeting one weight, are one.
+assumed to change at every step, so this bounds what real runs make (``analysis.count_operations``).
+At T = 1 a static and a changing value that meet the same weight count once.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from ..errors import InputError
 
 
 class Left(NamedTuple):
-    """MACs of a sample: on static values, once; on sums, on both together, of two signals, in each
-    step."""
+    """MACs of one sample: on static values, once; on sums, on both together, and of two signals, at
+    each step."""
 
     static: float
     sums: float
@@ -90,11 +90,11 @@ class Prices:
 
 
 def counting(snn: NetworkModule) -> NetworkModule:
-    """The module, made of a parametrised network, from now on with gradients and a tally."""
+    """Turns the module of a parametrised network into one with gradients and a tally."""
     network = snn.network
     if snn.spikes != "decoded":
         raise ValueError(
-            "a network that trains passes decoded values: leave spikes out, and afterwards "
+            "a trainable network passes decoded values: do not pass spikes, and after training "
             'build(collect(snn), spikes="signed").'
         )
     prices = Prices.of(network, network.time_steps)
@@ -103,26 +103,26 @@ def counting(snn: NetworkModule) -> NetworkModule:
 
 
 def additions(snn: NetworkModule) -> Tensor:
-    """Additions of a sample for each multiply-accumulate of the source, with a gradient.
+    """Additions of one sample per multiply-accumulate of the source, with a gradient.
 
     Of all forward passes since the run began (a reset, in Norse a call without state): the mean
     over their batch, as the module's docstring counts it; at T = 1 what
-    ``analysis.count_operations`` counts. In a run that goes on after a backward pass, as with
-    detached states, what was sent before that still counts, without a gradient. Raises InputError
-    before a forward pass, and where neurons do not tell what they send.
+    ``analysis.count_operations`` counts. If a run continues after a backward pass, as with detached
+    states, earlier spikes still count, without a gradient. Raises InputError before a forward pass,
+    and if neurons do not report their spikes.
     """
     snn = trained("additions", snn)
     tally: Any = snn.tally
     if not tally.steps:
         raise InputError(
-            "additions counts what a forward pass sent, of samples of the size that the network "
-            "was built for; call the network first."
+            "additions counts the spikes of the last forward pass, on samples of the size that "
+            "the network was built for; call the network first."
         )
     silent = [name for name in tally.fan_out if name not in tally.sent]
     if silent:
         raise InputError(
-            f"additions: what {', '.join(silent[:5])} sent has no gradient; signGD and group "
-            "neurons have. Penalise the sizes of activations instead."
+            f"additions: the spikes of {', '.join(silent[:5])} have no gradient; those of signGD "
+            "and group neurons have one. Penalise the magnitude of activations instead."
         )
     sent = torch.stack([*tally.sent.values()]).sum() if tally.sent else torch.zeros(())
     prices: Prices = snn.prices  # type: ignore[assignment]

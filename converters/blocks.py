@@ -1,23 +1,22 @@
-r"""Block by block: the tuning of networks too large to be descended on as a whole.
+r"""Block-by-block tuning of networks that are too large for gradient descent as a whole.
 
-A network is cut where few values are alive: behind a residual block, at the bottleneck of an
-inverted one, between the layers of a transformer. From the input on, each block is tuned on what
-the *spiking* blocks before it really send, so that it sees their errors, toward what the source
-network has at its end,
+A network is cut where few values are needed later: after a residual block, at the bottleneck of an
+inverted one, between the layers of a transformer. From the input on, each block is tuned on the
+actual output of the *spiking* blocks before it, so that it sees their errors, toward the values of
+the source network at its end,
 
 .. math::
     L_b = E_b + w A_b, \qquad E_b = \sum_i g_i^2\, \mathrm{mean}\,(v_i - f_i)^2 .
 
 :math:`A_b` are the block's additions; :math:`g_i^2` is the mean squared gradient of the outputs of
 the source network at value i of the cut, by random signs as in ``thresholds.py``: to second order
-:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. Those of
-one channel are not: what they have in common at all positions is taken apart, and weighed by the
-square of the sum of the gradients. With T > 1
-the error at each step is in units of the planned network's at that step: a block that is right
-in the end alone leaves those behind it no time.
+:math:`E_b` is the E of ``tuning.py``, if what follows were exact and errors independent. The errors
+of one channel are not independent: their mean over all positions is separated, and weighted by the
+square of the sum of the gradients. With T > 1 the error at each step is in units of the planned
+network's at that step: a block that is correct only at the end leaves the blocks after it no time.
 
 Memory holds the values at one cut for all samples, and the graph of one block for a few. With
-``outputs_of`` all blocks are descended on together, from there: the error of the outputs itself.
+``outputs_of`` all blocks are then tuned together, on the error of the outputs itself.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.module import NetworkModule, Signal, Source
 from ..core.network import Function, Input, Linear, SignGDNeuron, SpikingNetwork, leaves, values_of
 from ..core.operations import follows_batch
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..core.walk import following, walk
 from .budget import Budget, TimeUp, now
 from .descent import START, Descent
@@ -54,6 +53,7 @@ BATCH = 8  # samples in one step of descent
 ITERATIONS = (10, 60)  # of each block: as many as make, of all blocks,
 DESCENDING = 18.0  # seconds about, for one sample of each step
 LOOKS = 3  # at the held-out samples, in each block
+MEASURED = 3  # steps, after which it is told what all blocks will take
 RATE = 0.05
 KEPT = 2**30  # bytes of values at a cut
 MEMORY = 2**29  # bytes of the graph of one block
@@ -144,7 +144,7 @@ def _end(sizes: Sequence[int], width: Sequence[int], possible: Sequence[int], be
 
 
 def _led(shape: Any) -> bool:
-    """Whether samples are told apart by the first dimension."""
+    """Whether the first dimension is that of the samples."""
     return shape[:1] == ("1*batch",) and not any(map(follows_batch, shape[1:]))
 
 
@@ -387,8 +387,12 @@ class BlockTuner:
         """All blocks, or as many as there is time for."""
         total = len(self.blocks) * self.task.iterations
         with suppress(TimeUp):
-            for _ in progress(self._steps(), "tuning blocks", total):
-                pass
+            begun = now()
+            for i, _ in enumerate(progress(self._steps(), "tuning blocks", total)):
+                begun = now() if i == 0 else begun  # without what is set up for the first
+                if i == MEASURED:
+                    seconds = min(total * (now() - begun) / MEASURED, self.task.budget.left())
+                    announce(f"tuning {len(self.blocks)} blocks", seconds)
         return self.choices
 
     def _steps(self) -> Iterator[None]:

@@ -1,10 +1,9 @@
-"""Seconds that tuning may take, asked before each piece of work, so that a limit is kept; and the
-processes that pieces are dealt to.
+"""The time limit of tuning, and the processes that pieces of work are distributed over.
 
-Piece i is done whole, by process i modulo their number, and what all found comes back to all of
-them in the order of the pieces: what is added up from it is the same however many there are. Which
-pieces there are is no matter of the processes. Where there is a limit the clock of the first one
-decides for all, before each round of pieces.
+Piece i is computed by process i modulo their number, and the results are returned to all processes
+in the order of the pieces, so that sums are the same for any number of processes. The pieces do not
+depend on the processes. If there is a limit, the clock of the first process decides for all, before
+each round of pieces.
 
 What is sent, by each process to all others, when ``tune`` runs: in a step of descent the gradient
 of each piece, as one tensor of as many numbers as are learned (``descent.py``); in a look at
@@ -35,14 +34,14 @@ def now() -> float:
 
 
 class TimeUp(Exception):
-    """A piece of work that would end too late was not begun."""
+    """A piece of work was not started because it would end too late."""
 
 
 class Budget:
     """What is left of ``seconds``, everything where these are None, for all processes.
 
     ``longest`` are the seconds of the longest piece of each kind of work so far. The first of a
-    kind is begun while anything is left, so a limit is kept but for one piece of work.
+    kind is started while any time is left, so a limit is exceeded by at most one piece of work.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Calibration: what the values of each nonlinearity are like, on data of any length."""
+"""Calibration: the distribution of the values of each nonlinearity, on data of any length."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..core.dealing import batches, deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Inputs, batch_of
 from ..core.module import NetworkModule, Source
 from ..core.network import Function, SpikingNetwork
@@ -22,6 +23,7 @@ from ..errors import CalibrationError
 from . import sketch
 
 Calibration = Tensor | Mapping[str, Tensor] | Iterable[Any] | Dataset[Any]
+FEWEST = 64  # samples of all that learns from them: tune, search, fine_tune
 PLACES = 256  # of each channel and sample that are counted
 FEW_CHANNELS = 4096  # of all channels together, where they are few
 QUANTILE = 0.9995
@@ -44,13 +46,13 @@ def batches_of(calibration: Calibration, most: int | None = None) -> list[Any]:
 
 
 class Batches(Sequence[Any]):
-    """Calibration data of any length, gone through once by ``each``; as a sequence, batches of the
-    samples that are kept of it: all where they are few, else some from all over.
+    """Calibration data of any length, read once by ``each``; as a sequence, batches of the samples
+    that are kept: all if they are few, otherwise a subset spread evenly over the data.
 
-    Up to 4,096 samples and 1 GiB stay as they came. Of more as many are kept, in batches of 64
-    (``core.samples``). ``first`` is the first batch. Each process of ``world`` goes through
-    batches of its own; what is known and kept afterwards is that of all. Raises CalibrationError
-    as ``batches_of`` does, for few samples of one process at once.
+    Up to 4,096 samples and 1 GiB are kept unchanged. Of more data that many are kept, in batches of
+    64 (``core.samples``). ``first`` is the first batch. Each process of ``world`` goes through
+    batches of its own; what is known and kept afterwards is that of all. Raises CalibrationError as
+    ``batches_of`` does, for few samples of one process at once.
     """
 
     def __init__(
@@ -108,8 +110,8 @@ class Batches(Sequence[Any]):
             yield from (each for each in own if self.world.mine(each[0]))
         elif isinstance(self.data, Iterator):
             raise CalibrationError(
-                "the calibration data can be gone through once only, and a pass before calibrate "
-                "has read it; pass a list, a Dataset or a DataLoader."
+                "the calibration data can be iterated only once, and an earlier pass has read "
+                "it; pass a list, a Dataset or a DataLoader."
             )
         else:
             yield from self._read()
@@ -148,6 +150,16 @@ class Batches(Sequence[Any]):
         if len(self._shapes) > 1:
             shapes = sorted(self._shapes)
             raise CalibrationError(f"the calibration samples differ in shape: {shapes}.")
+
+    @property
+    def own_batches(self) -> int | None:
+        """How many of the batches are this process's; None where the data do not say."""
+        try:
+            length = len(self.data)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        of_all = length if self.most is None else min(length, self.most)
+        return len(range(self.world.rank, of_all, self.world.size))
 
     # -- what is known when all batches have been seen ---------------------------------------------
 
@@ -188,7 +200,7 @@ class Batches(Sequence[Any]):
 
 
 def _iterable(calibration: Calibration) -> Iterable[Any]:
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     if isinstance(given, Inputs):
         _check_batch(given, 0)
         return given.split(BATCH)
@@ -234,7 +246,8 @@ def _check_batch(x: Any, number: int) -> bool:
     lengths = {len(value) for value in _tensors(x)}
     if len(lengths) != 1:
         raise CalibrationError(
-            f"the inputs of a batch have one number of samples, but here they have {lengths}: {x}."
+            "the inputs of a batch must have the same number of samples, but they have "
+            f"{lengths}: {x}."
         )
     return all(value.numel() for value in _tensors(x))
 
@@ -252,15 +265,15 @@ def statistics(
     absolute value) and "counts" (``sketch``), for the whole tensor "tensor_quantile", the number of
     "samples", and "element_maximum" (batch sizes are 1).
 
-    One pass, in memory that does not depend on how many batches there are. What is counted are
-    integers: the same samples give the same counts in any order and in batches of any size. Of
-    ``Batches`` of several processes each counts its own; the result is that of one, to the bit.
+    One pass, in memory that does not depend on how many batches there are. The counts are integers:
+    the same samples give the same counts in any order and in batches of any size. Of ``Batches`` of
+    several processes each counts its own; the result is that of one, to the bit.
     """
     given = batches if isinstance(batches, Batches) else Batches(batches)
     module = NetworkModule(network, {})
     seen = {node.name: _Seen(node, seed) for node in network.of(Function)}
     sums = _Sums(seen, given.world)
-    for number, batch in progress(given.each(sums.fold), "calibrating"):
+    for number, batch in progress(given.each(sums.fold), "calibrating", given.own_batches):
         for x in batch.split(at_once(network)):
             walk(network, _Watched(module, module.check_input(x), seen), ())
         sums.take(number)

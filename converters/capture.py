@@ -1,4 +1,4 @@
-"""Capture: a trained model to a graph of ATen operations, by ``torch.export``."""
+"""Capture: from a trained model to a graph of ATen operations, by ``torch.export``."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def capture(model: nn.Module, sample: Any) -> Captured:
         targets = ", ".join(str(s.target) for s in mutated)
         raise CaptureError(
             f"{type(model).__name__} changes its own state in forward ({targets}); a converted "
-            "network has no place for that. Compute it outside forward, or freeze it."
+            "network cannot represent that. Compute it outside forward, or freeze it."
         )
     return Captured(program.graph, constants, inputs, plain(pytree.tree_unflatten(flat, spec)))
 
@@ -188,13 +188,13 @@ def _why_it_fails(model: nn.Module, sample: Batch, error: Exception) -> Exceptio
     if isinstance(error, TypeError) and "argument" in str(error):
         if isinstance(sample, Inputs):
             return CaptureError(
-                f"{name} does not take {', '.join(sample.tensors)} ({error}). A batch "
-                "is a dict by the names of forward's arguments."
+                f"{name} does not take {', '.join(sample.tensors)} ({error}). A batch is a dict "
+                "keyed by the names of forward's arguments."
             )
         return CaptureError(
-            f"{name} does not take one tensor ({error}). Wrap it in a module "
-            "that supplies the other arguments, give them defaults, or pass batches as dicts by "
-            "the names of its arguments, {'x': ..., 'y': ...}."
+            f"{name} does not take one tensor ({error}). Wrap it in a module that supplies the "
+            "other arguments, give them defaults, or pass batches as dicts keyed by the names of "
+            "its arguments, {'x': ..., 'y': ...}."
         )
     whole = _whole_numbers(sample)
     vocabulary = _vocabulary(model)
@@ -215,8 +215,8 @@ def _why_it_fails(model: nn.Module, sample: Batch, error: Exception) -> Exceptio
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     shown = sample if isinstance(sample, Inputs) else list(sample.shape)
     return CalibrationError(
-        f"{name} itself fails on a batch {shown}: {first}\n"
-        "Pass samples of the shape, type and device that the model takes."
+        f"{name} itself fails on a batch {shown}: {first}\nPass samples of the shape, type and "
+        "device that the model expects."
     )
 
 
@@ -241,8 +241,8 @@ def _check_outputs(item: Any, model: nn.Module, name: str = "") -> None:
     what, item = type(model).__name__, plain(item)
     if "Cache" in type(item).__name__ or name == "past_key_values":
         raise CaptureError(
-            f"{what} returns a cache of keys and values, {name!r}, which a converted network has "
-            "no use for; set model.config.use_cache = False."
+            f"{what} returns a cache of keys and values, {name!r}, which a converted network "
+            "does not use; set model.config.use_cache = False."
         )
     if isinstance(item, dict):
         if not all(isinstance(key, str) for key in item):
@@ -284,9 +284,10 @@ def _what_to_change(model: nn.Module, error: Exception) -> str:
     if "data-dependent" in text and hasattr(model, "backbone"):
         head = "head" if hasattr(model, "head") or not hasattr(model, "rpn") else "rpn.head"
         hint = (
-            "A detector's post-processing (boxes sorted and thrown away) depends on values in the "
-            "input. Convert its backbone and heads, a module whose forward returns model."
-            f"{head}(list(model.backbone(x).values())), and run the rest on the decoded outputs."
+            "A detector's post-processing (sorting and discarding boxes) depends on values in "
+            "the input. Convert its backbone and heads, a module whose forward returns "
+            f"model.{head}(list(model.backbone(x).values())), and run the rest on the decoded "
+            "outputs."
         )
     elif "Constraints violated" in text or "pecializ" in text:
         hint = (
@@ -315,6 +316,6 @@ def size_of(size: Any, batch: Any, where: str) -> Size:
     if ratio.is_Integer:
         return f"{int(ratio)}*batch"
     raise CaptureError(
-        f"a size at {where} is {expression}, with {batch} the batch; only whole multiples of the "
-        "batch can be described."
+        f"a size at {where} is {expression}, with {batch} the batch size; only integer multiples "
+        "of the batch size are supported."
     )

@@ -1,7 +1,8 @@
-"""What a network feeds itself: the inputs that are outputs of the frame before.
+"""Feedback: inputs of a network that are its outputs of the previous frame.
 
-A model with a memory, ``forward(x, h) -> (y, h)``, is converted as one step. The source is run over
-its calibration clip frame by frame, so that the carried inputs are calibrated as they come.
+A model with a memory, ``forward(x, h) -> (y, h)``, is converted as one step. The source runs over
+its calibration clip frame by frame, so that the carried inputs are calibrated on their actual
+values.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def at(structure: Any, path: Path, name: str) -> Any:
             shown = type(structure).__name__
             keys = list(structure) if isinstance(structure, Mapping) else f"{shown} of outputs"
             raise InputError(
-                f"carries has {name!r}: {path!r}, but there is no such output ({keys}). Its value "
-                "is where the model returns it: an index, a key, or several of these."
+                f"carries has {name!r}: {path!r}, but there is no such output ({keys}). Its "
+                "value is the position of the output: an index, a key, or a tuple of these."
             ) from error
     return found
 
@@ -52,7 +53,9 @@ def clips_with(model: nn.Module, calibration: Any, carries: Carries) -> list[dic
     clips = [calibration] if one else list(calibration)
     clips = [clip[0] if isinstance(clip, (tuple, list)) else clip for clip in clips]
     if not clips:
-        raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
+        raise CalibrationError(
+            "the calibration data contain no clip; a few clips of a dozen frames each are enough."
+        )
     return [unrolled(model, clip, carries) for clip in clips]
 
 
@@ -60,14 +63,15 @@ def check_carries(model: nn.Module, carries: Any) -> None:
     """Raises InputError unless these are places of outputs, by the arguments that they feed."""
     if not isinstance(carries, Mapping):
         raise InputError(
-            "carries is a dict from the argument that is fed to the place of the output that feeds "
-            f'it, such as {{"h": 1}}, but it is {carries!r}.'
+            "carries is a dict from the argument that is fed back to the position of the output "
+            f'that feeds it, such as {{"h": 1}}, but it is {carries!r}.'
         )
     names = names_of(model)
     if names and all(name in carries for name in names):
         raise InputError(
-            f"carries feeds {type(model).__name__} all that forward takes, {', '.join(names)}, so "
-            "that no clip is left. Leave out what comes from outside."
+            f"carries covers all arguments of forward of {type(model).__name__}, "
+            f"{', '.join(names)}, so that none is left for the clip. Leave out those that come "
+            "from outside."
         )
     for name, path in carries.items():
         if name not in names:
@@ -79,8 +83,8 @@ def check_carries(model: nn.Module, carries: Any) -> None:
         sequence = isinstance(keys, (tuple, list)) and len(keys) > 0
         if not sequence or not all(isinstance(key, (str, int)) for key in keys):
             raise InputError(
-                f"carries has {name!r}: {path!r}, which is no place in the model's outputs. That "
-                "is an index, a key, or a tuple of several."
+                f"carries has {name!r}: {path!r}, which is not a position in the model's "
+                "outputs. Pass an index, a key, or a tuple of these."
             )
 
 
@@ -116,7 +120,7 @@ def _carried(
     except Exception as error:  # whatever the user's model raises
         shown = {name: list(value.shape) for name, value in {**now, **held}.items()}
         raise InputError(
-            f"{type(model).__name__} fails on a frame with {shown}: {error}. Where the shape of "
+            f"{type(model).__name__} fails on a frame with {shown}: {error}. If the shape of "
             f"{', '.join(map(repr, carries))} is wrong, choose in carries the output that is its "
             "next value, or give zeros [N, ...] of the right shape in the calibration."
         ) from error
@@ -141,13 +145,13 @@ def _by_name(model: nn.Module, clip: Any, carries: Carries) -> dict[str, Tensor]
     if not streams or not all(isinstance(x, Tensor) and x.dim() >= 2 for x in streams.values()):
         shown = {k: list(getattr(x, "shape", ())) or type(x).__name__ for k, x in streams.items()}
         raise CalibrationError(
-            "with carries= the calibration data is a clip [F, N, ...], F frames of N streams, or a "
-            f"dict of such by the names of forward's arguments, but it is {shown}."
+            "with carries= the calibration data is a clip [F, N, ...], F frames of N streams, or "
+            f"a dict of clips keyed by the names of forward's arguments, but it is {shown}."
         )
     if len({x.shape[:2] for x in streams.values()}) > 1 or not streams[next(iter(streams))].numel():
         raise CalibrationError(
-            "the inputs of a clip have one number of frames and of streams, at least 1, but here "
-            f"they are { ({k: list(x.shape) for k, x in streams.items()}) }."
+            "the inputs of a clip must have the same numbers of frames and of streams, at least "
+            f"1, but they are { ({k: list(x.shape) for k, x in streams.items()}) }."
         )
     _check_names(model, given, carries)
     return given
@@ -187,9 +191,9 @@ def _zeros(
             )
         if bool(value.any()):
             raise InputError(
-                f"the stream begins with zeros in {name!r}, but the calibration gives other "
-                "values. Pass torch.zeros(N, ...), and keep what the model starts from in its "
-                "weights."
+                f"the stream starts with zeros in {name!r}, but the calibration gives other "
+                "values. Pass torch.zeros(N, ...), and store another initial state in the "
+                "model's weights."
             )
     missing = [name for name in carries if name not in started]
     if not missing:
@@ -201,23 +205,23 @@ def _zeros(
         what = ", ".join(f"{name!r}: torch.zeros(N, ...)" for name in missing)
         raise InputError(
             f"the shape of {', '.join(map(repr, missing))} is not known: {type(model).__name__} "
-            f"does not run without ({error}). Give forward the default None, or the first values "
-            f"in the calibration: {{{', '.join(map(repr, frames))}: clip, {what}}}."
+            f"does not run without it ({error}). Give forward the default None, or the first "
+            f"values in the calibration: {{{', '.join(map(repr, frames))}: clip, {what}}}."
         ) from error
     found = {name: at(returned, carries[name], name) for name in missing}
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"carries has {name!r}: {carries[name]!r}, but that output is no tensor, but "
-                f"{type(value).__name__}. Add the index or key of what is in it."
+                f"carries has {name!r}: {carries[name]!r}, but that output is not a tensor but "
+                f"{type(value).__name__}. Add the index or key of the tensor in it."
             )
     zeros = started | {name: torch.zeros_like(value) for name, value in found.items()}
     again = _carried(model, now, zeros, carries)
     for name, value in found.items():
         if not torch.allclose(again[name], value, rtol=1e-4, atol=1e-6):
             raise InputError(
-                f"{type(model).__name__} without {name!r} starts from something else than zeros, "
-                "but a stream begins with zeros. Add what it starts from to a bias, or to the "
-                "carried value where the model uses it."
+                f"{type(model).__name__} without {name!r} starts from non-zero values, but a "
+                "stream starts with zeros. Add the initial value to a bias, or to the carried "
+                "value where the model uses it."
             )
     return zeros

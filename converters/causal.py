@@ -1,4 +1,4 @@
-"""Causal convolutions over time, of which a frame computes its newest hop alone.
+"""Causal convolutions over time, of which a frame computes only the newest hop.
 
 A causal Conv1d sees (k - 1) d inputs before the newest one: zeros to the left, by ``padding`` whose
 right end the model cuts off, or by a pad before it. In a stream these inputs are kept.
@@ -62,28 +62,29 @@ def check_causal(conv: nn.Conv1d, path: str, lengths: Lengths, calls: int) -> No
     where = f"'{path}' (nn.Conv1d)"
     if calls > 1:
         raise UnsupportedOperation(
-            f"{where} is called {calls} times in one run, which would be several memories. Give "
-            "each call a convolution of its own, with the same weights."
+            f"{where} is called {calls} times in one run, which would need several states. Use a "
+            "separate convolution with the same weights for each call."
         )
     if conv.padding_mode != "zeros":
         raise UnsupportedOperation(
-            f"{where} pads with padding_mode={conv.padding_mode!r}; before a stream begins there "
-            "are zeros. Train it with padding_mode='zeros'."
+            f"{where} pads with padding_mode={conv.padding_mode!r}; before a stream starts, its "
+            "input is zero. Train it with padding_mode='zeros'."
         )
     stride, reach = conv.stride[0], (conv.kernel_size[0] - 1) * conv.dilation[0]
     if not lengths.inputs:
         raise UnsupportedOperation(
-            f"{where} has as many inputs however many frames there are: its time is the last "
-            "dimension of what it is given, [B, C, L]. Choose the dim of x that becomes it."
+            f"{where} has the same number of inputs for any number of frames: its time dimension "
+            "is the last one of its input, [B, C, L]. Choose the dim of x that becomes it."
         )
     if lengths.outputs < 1 or lengths.outputs * stride != lengths.inputs:
         raise UnsupportedOperation(
-            f"{where} has {lengths.inputs} inputs in a frame and a stride of {stride}, but a frame "
-            f"more makes {lengths.outputs} outputs more. Choose a hop that the strides divide."
+            f"{where} has {lengths.inputs} inputs in a frame and a stride of {stride}, but each "
+            f"further frame adds {lengths.outputs} outputs. Choose a hop that is a multiple of "
+            "the strides."
         )
     if lengths.extra < 0:
         raise UnsupportedOperation(
-            f"{where} makes {-lengths.extra} outputs fewer than its frames are due, so that the "
+            f"{where} makes {-lengths.extra} outputs fewer than its frames require, so that the "
             f"first frames have none. Pad {reach} zeros to the left."
         )
     ahead = (lengths.outputs - 1) * stride + reach - lengths.pad - _padding(conv, lengths)

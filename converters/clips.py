@@ -1,5 +1,4 @@
-"""Clips that a plan for streams is made of: frames [F, N, ...] of N streams side by side, as they
-are given, or stills that are moved."""
+"""Clips that calibrate a plan for streams: frames [F, N, ...] of N streams, or moving stills."""
 
 from __future__ import annotations
 
@@ -14,21 +13,23 @@ from torch.nn import functional as F
 
 from ..core.dealing import deal
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of, samples_of
 from ..errors import CalibrationError, InputError
+from ..neurons.rounding import Rounded
 
 FEWEST = 4  # frames: a start, and changes
 BATCH = 64  # frames that are one batch of a calibration
 
 
 @dataclass(frozen=True)
-class Motion:
-    """What is taken to move where stills [N, C, H, W] calibrate: ``clips(stills)``.
+class Motion(Rounded):
+    """The assumed motion if stills [N, C, H, W] calibrate a plan for streams: ``clips(stills)``.
 
-    Each image moves to and fro on a line of a random direction, ``pixels`` a frame and at most
-    ``reach`` pixels, which are no fewer, from where it is, bilinear, its borders repeated;
-    ``noise`` is the standard deviation of what the sensor adds to every pixel and frame, in units
-    of the input. Raises InputError for numbers that are out of range.
+    Each image moves back and forth along a line of random direction, ``pixels`` per frame and at
+    most ``reach`` pixels (``reach`` >= ``pixels``) from its position, by bilinear interpolation
+    with repeated borders; ``noise`` is the standard deviation of the sensor noise of every pixel
+    and frame, in units of the input. Raises InputError for numbers that are out of range.
     """
 
     pixels: float = 0.2
@@ -46,12 +47,12 @@ class Motion:
         whole = isinstance(self.frames, int) and not isinstance(self.frames, bool)
         if not whole or self.frames < FEWEST:
             raise InputError(
-                f"Motion: frames are a whole number of at least {FEWEST}, but are {self.frames!r}."
+                f"Motion: frames is an integer of at least {FEWEST}, but it is {self.frames!r}."
             )
         if self.pixels > self.reach:
             raise InputError(
-                f"Motion: on a way of {self.reach:g} pixels to either side nothing moves "
-                f"{self.pixels:g} pixels a frame; let reach be at least pixels."
+                f"Motion: an image that stays within {self.reach:g} pixels of its place cannot "
+                f"move {self.pixels:g} pixels per frame; choose reach >= pixels."
             )
 
     @torch.no_grad()
@@ -64,7 +65,9 @@ class Motion:
                 f"{shown}. Pass clips [F, N, ...] with stream=True."
             )
         if not stills.numel():
-            raise CalibrationError(f"there is no image to move, but {list(stills.shape)}.")
+            raise CalibrationError(
+                f"there is no image to move: the stills are {list(stills.shape)}."
+            )
         generator = torch.Generator().manual_seed(self.seed)
         frames = [self._moved(stills, by) for by in self._path(len(stills), generator)]
         clip = torch.stack(frames)
@@ -96,11 +99,11 @@ def clips_of(
     """Clips [F, N, ...] of a tensor, of a dict of tensors by input, or of an iterable of such or of
     pairs (clip, target); with ``motion`` of stills [N, ...].
 
-    Of several inputs each is [F, N, ...]; whole numbers and truth values are the same in all frames
-    of a stream. All processes of ``world`` get all clips, each of which one of them has loaded.
-    Raises CalibrationError.
+    Each of several inputs is [F, N, ...]; integers and booleans are the same in all frames of a
+    stream. All processes of ``world`` get all clips, each of which one of them has loaded. Raises
+    CalibrationError.
     """
-    given = batch_of(calibration)
+    given = batch_of(one_batch(calibration))
     one = isinstance(given, (Tensor, Inputs))
     if not one and not isinstance(given, Iterable):
         raise CalibrationError(
@@ -112,7 +115,9 @@ def clips_of(
         found = {number: clip.clone() for number, clip in found.items()}
     clips = [found[0]] if one else world.in_order(found)
     if not clips:
-        raise CalibrationError("there is no clip; a few of a dozen frames each are enough.")
+        raise CalibrationError(
+            "the calibration data contain no clip; a few clips of a dozen frames each are enough."
+        )
     return clips
 
 
@@ -132,7 +137,8 @@ def _clip(item: Any, motion: Motion | None) -> Batch:
         _check_whole(name, value)
     if len({value.shape[:2] for value in inputs}) != 1:
         raise CalibrationError(
-            f"the inputs of a clip have one number of frames and of streams, but here are {x}."
+            "the inputs of a clip must have the same numbers of frames and of streams, but they "
+            f"are {x}."
         )
     return x
 
@@ -145,26 +151,24 @@ def _check(clip: Any) -> None:
         )
     if len(clip) < FEWEST:
         raise CalibrationError(
-            f"a clip has {len(clip)} frames, but the first is a start, and what changes shows in "
-            f"the others: it takes {FEWEST} or more. Pass longer clips [F, N, ...]. {STILLS}"
+            f"a clip has {len(clip)} frames, but changes are measured from the second frame on: "
+            f"{FEWEST} or more are needed. Pass longer clips [F, N, ...]. {STILLS}"
         )
     if not clip.numel() or not bool(clip.isfinite().all()):
         raise CalibrationError("a clip is empty, or holds NaN or infinity.")
 
 
 def _check_whole(name: str, value: Tensor) -> None:
-    """Whole numbers and truth values are what a network is read by, not what it watches."""
+    """Integers and booleans (token ids, masks) must be the same in all frames."""
     if not value.is_floating_point() and not bool((value == value[:1]).all()):
         raise CalibrationError(
-            f"the input {name!r} of a clip holds whole numbers or truth values, which are the same "
-            "in all frames of a stream, but they change. Pass one of their frames for all, "
-            "x[:1].expand_as(x), or clips between which they change."
+            f"the input {name!r} of a clip holds integers or booleans, which must be the same in "
+            "all frames of a stream, but they change. Pass one frame for all, "
+            "x[:1].expand_as(x), or let them differ between clips only."
         )
 
 
-STILLS = (
-    "Stills [N, C, H, W] calibrate with stream=sg.Motion(pixels=0.2), which says how they move."
-)
+STILLS = "For stills [N, C, H, W], pass stream=sg.Motion(pixels=0.2), which sets how they move."
 
 
 def frames_of(clip: Batch) -> Batch:

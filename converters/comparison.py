@@ -1,4 +1,4 @@
-"""What the choice of ``convert(..., forms=)`` costs: neurons against error, on own data."""
+"""The effect of ``convert(..., forms=)`` on the number of neurons and on the error."""
 
 from __future__ import annotations
 

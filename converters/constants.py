@@ -1,4 +1,4 @@
-"""Constants whose shape follows the batch: what a model makes of its weights and the batch size.
+"""Constants whose shape depends on the batch, computed from weights and the batch size.
 
 A class token expanded to every sample and a causal mask are such. They are computed for one sample,
 for two and for three, which shows where the samples lie in them and that all have the same. On the
@@ -68,8 +68,8 @@ class BatchConstant:
 class Unsettled:
     """A constant that differs from sample to sample: its values in batches of ``SAMPLES``.
 
-    Operations on constants take it, and it picks places of each sample as an index; a network holds
-    none, so what is left of it is refused.
+    Operations on constants accept it, and as an index it selects a position of each sample; a
+    network cannot hold it, so any that remains is refused.
     """
 
     values: tuple[Tensor, ...]
@@ -77,8 +77,8 @@ class Unsettled:
 
     def refusal(self) -> NotConvertible:
         return NotConvertible(
-            f"{self.what} makes values out of the size of the batch that are not the same for "
-            "every sample; compute them outside the model"
+            f"{self.what} computes values from the batch size that differ between samples; "
+            "compute them outside the model"
         )
 
 

@@ -1,4 +1,4 @@
-"""``check`` and ``convert``: a trained model to a report, or through the passes to a network."""
+"""``check`` and ``convert``: from a trained model to a report, or to a spiking network."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..core.dealing import batches
 from ..core.distributed import ALONE, Distributed
+from ..core.given import given, is_pair
 from ..core.inputs import Batch, batch_of, call
 from ..core.modes import eval_mode
 from ..core.network import Function, SpikingNetwork
+from ..core.progress import progress, working
+from ..core.samples import is_whole
 from ..errors import CalibrationError, InputError, UnsupportedOperation
 from ..neurons.schedules import Schedule
-from .calibration import Batches, Calibration, batches_of
+from .calibration import Batches, Calibration
 from .capture import capture
 from .carried import Carries, at, clips_with
 from .clips import STILLS, Motion, batches_of_frames, clips_of, frames_of
@@ -75,7 +79,7 @@ def describe(row: Coverage) -> str:
 
 def check(
     model: nn.Module,
-    sample: Tensor | Mapping[str, Tensor],
+    sample: Any,
     *,
     neurons: Mapping[Operation, Entry] | None = None,
     forms: Forms | None = None,
@@ -84,16 +88,24 @@ def check(
     """What each operation of ``model`` becomes, all unsupported ones included.
 
     ``sample`` is a batch [B, ...] like those the model sees, or a dict of such tensors by the names
-    of its arguments; ``neurons`` and ``forms`` are those of ``convert``. The model is left as it
-    was.
+    of its arguments, or data as for ``convert``, of which the first batch is taken; ``neurons`` and
+    ``forms`` are those of ``convert``. The model is not changed.
 
     Raises CaptureError where ``torch.export`` cannot follow the model at all, CalibrationError for
-    a sample that is no batch of finite numbers or that the model fails on, InputError for ``forms``
-    that are unknown.
+    a sample that is not a batch of finite numbers or that the model fails on, InputError for
+    ``forms`` that are unknown.
     """
     settings = Settings(neurons=neurons, forms=_forms(forms, functions))
-    (x,) = batches_of([sample])
+    x = Batches(_first(sample)).first
     return _lowered(model, x, settings)[1]
+
+
+def _first(sample: Any) -> list[Any]:
+    """One batch: the first, where ``sample`` is data that hold several."""
+    sample = given(sample)
+    if is_pair(sample) or is_whole(sample):
+        return [sample]
+    return [each for each, _ in zip(batches(sample), range(1), strict=False)]
 
 
 def convert(
@@ -128,14 +140,14 @@ def convert(
     functions: Forms | None = None,
     distributed: Distributed | None = None,
 ) -> SpikingNetwork:
-    """A trained model to a spiking network; the model handed in is left as it was.
+    """Converts a trained model to a spiking network; the model itself is not changed.
 
     ``model`` takes a tensor [B, ...], or several by keyword, and returns
     tensors, in lists, tuples, dicts or dataclasses. ``calibration`` is a tensor
-    [N, ...], a ``Dataset``, or batches x or (x, y); of a model with several
-    arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose
-    whole numbers stay exact. It is gone through once: of all samples there are
-    statistics, and some are kept (``Settings``). None is the preset's choice.
+    or array [N, ...], a ``Dataset``, a pair (x, y) or batches of either; of a model with several
+    arguments x is a dict, ``{"input_ids": ids, "attention_mask": mask}``, whose integers stay
+    exact. It is read once: statistics use all samples, and some are kept (``Settings``). None
+    leaves the choice to the preset::
 
         method        "signgd", "group", "subgradient", or a dict by module path
         time_steps    T that the network is planned for, by default 1 or 32
@@ -146,7 +158,7 @@ def convert(
         resting       v(0): "zero" or "mean"; momentum: of the steps, in [0, 1)
         members       m of signGD and group neurons; also by module path
         dead_zone     of signGD neurons, in [0, 1): 0 fires at every step
-        signed        whether group neurons may take spikes back
+        signed        whether group neurons may fire negative spikes
         keep          module paths whose nonlinearities stay real-valued
         forms         "whole" or "local": pooling, norms, attention
         tune          whether steps, scales, ... are learned; tune_seconds
@@ -162,7 +174,7 @@ def convert(
                       the same network, whatever their number
 
     Raises UnsupportedOperation naming every operation that cannot be converted, CaptureError,
-    CalibrationError, InputError, SignGDError if the network captured is not the model.
+    CalibrationError, InputError, SignGDError if the captured network differs from the model.
     Sources: Oh & Lee, ICML 2024 (arXiv:2407.01645); Lv et al., ICASSP 2024 (arXiv:2402.19061).
     """
     settings = Settings(
@@ -201,7 +213,8 @@ def convert(
             network = network.replace(time_steps=1)
         if settings.sizes:
             network = _at_sizes(network, context)
-        for one in PASSES if passes is None else passes:
+        asked = PASSES if passes is None else passes
+        for one in progress(asked, _told_of_pass, len(asked)):
             network = one(network, context)
     if carries:
         found = {name: at(network.outputs, path, name) for name, path in carries.items()}
@@ -210,10 +223,10 @@ def convert(
 
 
 def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) -> Calibration:
-    """Clips with what is carried; for a plan that is none for streams their frames."""
+    """Clips with the carried values; their frames, if the plan is not one for streams."""
     if settings.motion is not None:
         raise InputError(
-            "a network that feeds itself is calibrated on clips, not on stills that move; pass "
+            "a network with carries= is calibrated on clips, not on moving stills; pass "
             "stream=True and clips [F, N, ...], such as stream.clips(stills)."
         )
     clips = clips_with(model, calibration, settings.carries)
@@ -235,6 +248,10 @@ def _context(
     return Context(model, settings, Batches(batches_of_frames(clips)), clips, distributed)
 
 
+def _told_of_pass(one: Pass) -> str:
+    return f"converting: {getattr(one, '__name__', type(one).__name__).replace('_', ' ')}"
+
+
 def _told(settings: Settings) -> str:
     """The settings that are no defaults, the same in every process."""
     given = {each.name: getattr(settings, each.name) for each in fields(settings)}
@@ -244,7 +261,7 @@ def _told(settings: Settings) -> str:
 
 
 def _lower_first(model: nn.Module, context: Context) -> SpikingNetwork:
-    """The network for the first batch; stills that were passed as a clip are told the way."""
+    """The network for the first batch; the error for stills passed as a clip names the fix."""
     settings = context.settings
     try:
         return lower(model, context.first, settings).replace(stream=settings.streams)
@@ -281,7 +298,8 @@ def _forms(forms: Forms | None, functions: Forms | None) -> Forms | None:
     if forms is not None:
         raise InputError("functions is the older name of forms; leave it out.")
     warnings.warn(
-        "functions= of convert and check is called forms= now, and goes with the next release.",
+        "functions= of convert and check is called forms= now, and will be removed in the next "
+        "release.",
         DeprecationWarning,
         stacklevel=3,
     )
@@ -305,7 +323,8 @@ def lower(model: nn.Module, sample: Any, settings: Settings) -> SpikingNetwork:
 
 
 def _lowered(model: nn.Module, sample: Any, settings: Settings) -> tuple[Lowering, CheckReport]:
-    lowering = Lowering(capture(model, sample), settings.rows, settings.options)
+    with working(f"capturing {type(model).__name__}"):
+        lowering = Lowering(capture(model, sample), settings.rows, settings.options)
     return lowering, CheckReport(type(model).__name__, tuple(lowering.coverage))
 
 

@@ -1,20 +1,21 @@
-r"""Fine-tuning: a converted network trained further as the spiking network that it is.
+r"""Fine-tuning: further training of a converted network as a spiking network.
 
 .. math::
     L = \mathrm{CE}(y, \text{labels}) + \kappa\, \tau^2\, \mathrm{KL}\bigl(\mathrm{softmax}(z /
     \tau) \,\|\, \mathrm{softmax}(y / \tau)\bigr) + \lambda\, A / A_{max}
 
-y are the outputs after T steps, z those of the source network as the description held it before,
-the teacher; without labels the first term is left out, and where the outputs are no classifier's
-the second is their squared distance beside the square of z. A is what a sample adds up for each
-multiply-accumulate of the source (``additions``), and the weight :math:`\lambda` follows it: it
-grows while A is beyond what it may be at this time, from what the network has down to
-:math:`A_{max}` in the first ``REACHED`` of the course, and shrinks below. Gradients are the
-dithered ones (``neurons/signgd/gradient.py``).
+y are the outputs after T steps, z those of the source network before training, the teacher; without
+labels the first term is omitted, and if the outputs are not those of a classifier the second is
+their squared distance relative to the square of z. A is the number of additions per
+multiply-accumulate of the source (``additions``). The weight :math:`\lambda` is adapted: it grows
+while A exceeds its present limit, which falls from the initial A to :math:`A_{max}` in the first
+``REACHED`` of the training, and shrinks otherwise. Gradients are the dithered ones
+(``neurons/signgd/gradient.py``).
 
-Adam, the rate in one cycle: up to ``lr`` in the first ``WARM`` of the course, and down to nothing.
-What neurons learn moves by ``NEURONS`` times the rate in its own unit (``Node.learning``): a part
-of a scale, of the finest step, of a dead zone. After each step it is where it may be.
+The optimiser is Adam with a one-cycle learning rate: up to ``lr`` in the first ``WARM`` of the
+training, then down to 0. Parameters of neurons change by ``NEURONS`` times the rate in their own
+unit (``Node.learning``): a fraction of a scale, of the finest step, of a dead zone. After each step
+they are clipped to their range.
 """
 
 from __future__ import annotations
@@ -32,16 +33,21 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from ..core.inputs import Batch, Inputs, batch_of, samples_of
+from ..core.given import given as one_form
+from ..core.inputs import Batch, Inputs, batch_of, samples_of, tensor_of
 from ..core.module import NetworkModule
 from ..core.network import SpikingNetwork, leaves
-from ..core.progress import progress
+from ..core.progress import progress, samples_in
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .additions import Prices
 from .additions import additions as additions_of
+from .calibration import FEWEST
+from .planning import CalibrationWarning
 
 BATCH = 64
 HELD_OUT, MOST_HELD_OUT = 0.1, 2000  # of tensors, where no validation= is given
@@ -53,7 +59,7 @@ FIRST, FASTEST, PROMPT = 0.05, 8.0, 2.0
 
 
 class Epoch(NamedTuple):
-    """One look at the held-out samples, and what led there.
+    """One evaluation on the held-out samples, and the training since the last one.
 
     ``loss`` is the mean of L without additions while training (None before), ``accuracy`` of labels
     and ``agreement`` with the source network on held-out samples, ``distance`` from its outputs
@@ -72,8 +78,8 @@ class Epoch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned:
-    """``network``, the best by held-out samples; ``history``, ``best`` of which is that."""
+class FineTuned(Rounded):
+    """``network`` is the best on held-out samples; ``best`` is its index in ``history``."""
 
     network: SpikingNetwork
     history: tuple[Epoch, ...]
@@ -123,37 +129,40 @@ def fine_tune(
     device: str | torch.device | None = None,
     simulator: str = "spikingjelly",
 ) -> FineTuned:
-    """The network trained further for its ``time_steps``, as the module's docstring says.
+    """Trains a converted network further for its ``time_steps``; see the module's docstring.
 
-    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, or x
-    alone, of which batches of ``batch_size`` are drawn and, unless ``validation`` is given, a tenth
-    is held out; several inputs are a dict by name. ``labels`` False leaves y aside; None takes it
-    where there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or more
-    count as classes unless it is None: then all outputs are followed by their squared distance, and
-    no class is counted. ``additions`` is A_max. ``seconds`` ends the course early, the rate with
-    it. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file that is
-    written after each epoch and, where it exists, gone on from, to the same result (where a loader
-    draws from torch's own generator).
+    ``loader`` gives batches (x, y) or x, y class indices; or it is such a pair of tensors, x alone,
+    or a ``Dataset``, of which batches of ``batch_size`` are drawn and, unless ``validation`` is
+    given, a tenth is held out; several inputs are a dict by name. ``labels`` False ignores y; None
+    uses it if there is one. ``distill`` is kappa, ``temperature`` tau; outputs [B, k] of two or
+    more count as classes unless it is None: then the loss of all outputs is their squared distance,
+    and accuracy is not measured. ``additions`` is A_max. Fewer than 64 samples cause a warning, if
+    their number is known. ``seconds`` ends training early, with the learning rate scheduled
+    accordingly. ``amp`` computes linear operations in bfloat16 while training. ``resume`` is a file
+    that is written after each epoch; if it exists, training continues from it, with the same result
+    (if a loader draws from torch's own generator).
 
     The best by held-out samples is kept (of those within ``additions``, if there are any): by
     accuracy, without labels by agreement, without a classifier by the distance from the source's
-    outputs; without held-out samples the last. Raises InputError for what cannot be trained,
-    FormatError for a resume file that is none or cannot be written.
+    outputs; without held-out samples the last. Raises InputError for a network or data that cannot
+    be trained, FormatError for a resume file that is invalid or cannot be written.
     """
     if not isinstance(network, SpikingNetwork):
         raise InputError(
-            f"fine_tune takes the SpikingNetwork that convert returned, not "
-            f"{type(network).__name__}; a file gives it by load(path), a built module as "
-            "module.network, one that trains as collect(module)."
+            "fine_tune takes the SpikingNetwork that convert returned, not "
+            f"{type(network).__name__}; get it from a file by load(path), from a built module as "
+            "module.network, from a trainable one by collect(module)."
         )
     if network.stream:
         raise InputError(
-            "fine_tune trains for still inputs, and the steps of a plan for streams, which are "
-            "exact, would not stay so; train a plan without stream=True, or the model itself."
+            "fine_tune trains for still inputs; the step sizes of a plan for streams are exact "
+            "and training would change them; train a plan without stream=True, or the model "
+            "itself."
         )
     course = Course(epochs, seconds, lr, distill, temperature, additions, amp, seed).checked()
     path = None if resume is None else _writable(Path(resume))
     data, held_out = _data(loader, validation, batch_size, seed)
+    _warn_of_few(data, held_out)
     grad = torch.inference_mode(False), torch.enable_grad()  # whatever the caller is in
     with torch.random.fork_rng(devices=[]), grad[0], grad[1]:
         torch.default_generator.manual_seed(course.seed)
@@ -165,8 +174,8 @@ def _writable(path: Path) -> Path:
     """Raises InputError, before the first epoch, for what no file can be."""
     if (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise InputError(
-            f"resume is a file in a folder that is there, but it is '{path}'; make the folder, or "
-            "name another file."
+            f"resume must be a file in an existing folder, but it is '{path}'; create the "
+            "folder, or choose another file."
         )
     return path
 
@@ -236,6 +245,9 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
     """What is trained on, and what is held out or None."""
     if not isinstance(size, int) or size < 1:
         raise InputError(f"batch_size is an integer of at least 1, but it is {size!r}.")
+    loader = one_form(loader)
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        return _of_dataset(loader, validation, size, seed)
     data = _samples(loader, size, True)
     if validation is not None:
         return data, _samples(validation, 4 * size, False)
@@ -254,11 +266,40 @@ def _data(loader: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]
     )
 
 
+def _warn_of_few(*data: Any) -> None:
+    """Where it is known that there are fewer samples than are enough to learn from."""
+    counts = [_samples_of(each) for each in data]
+    total = None if counts[0] is None else sum(n or 0 for n in counts)
+    if total is not None and total < FEWEST:
+        warnings.warn(
+            f"fine_tune has {total} samples, which may be learned by heart; pass {FEWEST} or more.",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def _samples_of(data: Any) -> int | None:
+    return len(data.x) if isinstance(data, Samples) else samples_in(data)
+
+
+def _of_dataset(data: Any, validation: Any, size: int, seed: int) -> tuple[Any, Any]:
+    """As of tensors, but that samples are loaded as they are needed."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = 0 if validation is not None else min(MOST_HELD_OUT, round(HELD_OUT * len(data)))
+    trained = DataLoader(Subset(data, order[held:]), size, shuffle=True)
+    if validation is not None:
+        return trained, _samples(validation, 4 * size, False)
+    return trained, DataLoader(Subset(data, order[:held]), 4 * size) if held else None
+
+
 def _samples(given: Any, size: int, shuffled: bool) -> Any:
     """Tensors as ``Samples``, a loader as it is."""
+    given = one_form(given)
     x, y = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if isinstance(x, (Tensor, Inputs, Mapping)):
         return _whole(batch_of(x), y, size, shuffled)
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        return DataLoader(given, size, shuffle=shuffled)
     if not isinstance(given, Iterable):
         raise InputError(
             f"a loader gives batches (x, y) or x, or is such tensors, not {type(given).__name__}."
@@ -288,7 +329,7 @@ def _batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
         x = batch_of(parts[0])
         if not isinstance(x, (Tensor, Inputs)):
             raise InputError(f"a batch is tensors, x or (x, y), but x is {type(x).__name__}.")
-        yield x, parts[1] if len(parts) == 2 else None
+        yield x, tensor_of(parts[1]) if len(parts) == 2 else None
 
 
 def _length(data: Any) -> int | None:
@@ -361,7 +402,9 @@ class _Tuner:
             losses += self._step(x, y, done)
             count += 1
         if not count and not over:
-            again = " again; pass a DataLoader or tensors, not what is used up" * (self.epoch > 0)
+            again = " again; pass a DataLoader or tensors, not an exhausted iterator" * (
+                self.epoch > 0
+            )
             raise InputError(f"the loader gives no batches{again}.")
         self.steps = self.steps or count
         self.epoch += 1
@@ -446,8 +489,8 @@ class _Tuner:
         classes = self.classes
         if not classes:
             raise InputError(
-                "labels are learned where the output is one classifier's, [B, classes], with a "
-                "temperature; pass labels=False to learn the source's outputs alone."
+                "labels are learned only where the network has a single output [B, classes], "
+                "with a temperature; pass labels=False to learn the source's outputs only."
             )
         if not isinstance(y, Tensor):
             raise InputError(f"labels are a tensor of class indices [B], not {type(y).__name__}.")
@@ -543,9 +586,9 @@ class _Tuner:
         budget, found = self.course.additions, self.history[self.best].additions
         if budget is not None and found is not None and found > budget:
             warnings.warn(
-                f"fine_tune: {found:.3g} additions for each MAC of the source are left, more than "
-                f"additions={budget:g}. Train for more epochs, or start from a network of fewer "
-                "members.",
+                f"fine_tune: {found:.3g} additions per MAC of the source remain, more than "
+                f"additions={budget:g}. Train for more epochs, or start from a network with "
+                "fewer members.",
                 stacklevel=4,
             )
 
@@ -592,10 +635,11 @@ class _Tuner:
                 self._set(found)
         except Exception as error:  # whatever torch makes of a file that is none
             raise FormatError(
-                f"'{path}' is no file that fine_tune(resume=) wrote; name another, or delete it."
+                f"'{path}' was not written by fine_tune(resume=); choose another file, or delete "
+                "it."
             ) from error
         if other is not None:
-            raise InputError(f"'{path}' is of {other}name another file, or delete it.")
+            raise InputError(f"'{path}' is of {other}choose another file, or delete it.")
 
     def _other(self, network: str, course: dict[str, Any]) -> str | None:
         """What a file is of, where that is not what is trained now."""
@@ -603,7 +647,7 @@ class _Tuner:
             return "another network; "
         now = self._settings()
         changed = [f"{k}={course[k]!r}" for k, value in now.items() if course[k] != value]
-        return f"a course with {', '.join(changed)}; go on with these, " if changed else None
+        return f"a training with {', '.join(changed)}; continue with these, " if changed else None
 
     @torch.no_grad()
     def _set(self, found: dict[str, Any]) -> None:
@@ -626,7 +670,7 @@ class _Tuner:
 
 def _of(kinds: Any, value: Any) -> Any:
     if not isinstance(value, kinds):
-        raise TypeError(f"{value!r} is of another kind")
+        raise TypeError(f"{value!r} is of another type")
     return value
 
 
@@ -717,7 +761,7 @@ def check_budget(network: SpikingNetwork, additions: float | None) -> None:
     left = prices.fixed / max(1.0, prices.source)
     if additions <= left:
         raise InputError(
-            f"additions={additions:g} cannot be reached: {left:.3g} for each MAC of the "
-            "source are products of real values, of the input and of functions, which no spike "
-            "less makes fewer."
+            f"additions={additions:g} cannot be reached: {left:.3g} per MAC of the source are "
+            "products of real values (of the input and of functions), which remain however few "
+            "spikes are sent."
         )

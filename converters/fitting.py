@@ -1,7 +1,7 @@
 r"""The range of a neuron: where the expected error of its code is least.
 
 A code of range R has steps of :math:`\delta = R \rho` and is silent for values within
-:math:`\theta\delta`. Of a value v it makes an error of
+:math:`\theta\delta`. The error of a value v is
 
 .. math::
     e^2(v) = \min(v^2, \kappa\delta^2) \text{ for } |v| \le R, \qquad
@@ -9,18 +9,18 @@ A code of range R has steps of :math:`\delta = R \rho` and is silent for values 
 
 with :math:`\kappa = 1/12 + (\theta - 1/2)^2 / 3`, that of a value anywhere between two digits
 (5/54 at theta = 2/3, 1/12 at 1/2), and 1/3 for a neuron that fires at every step, whose digits are
-two steps apart. R is where the expectation over the values seen, and over those not seen, is least.
+two steps apart. R minimises the expectation over the observed and the unobserved values.
 
-**What was not seen.** After N samples the next one shows something new with a probability of about
-1 / (N + 1) (Laplace's rule of succession). What is new in a channel is taken to be distributed as
-in all channels, each in units of its own size, at the size of this one, which is shrunk toward that
-of the tensor: by k / (k + 1) of its logarithm it is its own, where values other than zero
-make up k of the N samples. So a channel that was silent in calibration has the range of its tensor,
-and one that was seen well keeps its own, with the tail that its neighbours have.
+***Unobserved values.** After N samples the next one has an unobserved value with a probability of
+about 1 / (N + 1) (Laplace's rule of succession). Unobserved values of a channel are assumed to be
+distributed as in all channels, each in units of its own size, at the size of this channel. That
+size is shrunk toward the size of the tensor: its logarithm is weighted by k / (k + 1), where k of
+the N samples have values other than zero. So a channel that was silent in calibration gets the
+range of its tensor, and one with enough samples keeps its own, with the tail of the other channels.
 
-A function that has a range itself (ReLU6, clamp, sigmoid, softmax) ends there, and
-where more than half of it is needed its end is a code: values that saturate in the source network
-do so in the neuron, without an error.
+The range of a bounded function (ReLU6, clamp, sigmoid, softmax) ends at the bound, and if more than
+half of it is needed, the bound itself is a code: values that saturate in the source network do so
+in the neuron, without an error.
 """
 
 from __future__ import annotations

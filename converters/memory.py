@@ -1,4 +1,4 @@
-"""What the modules of a model keep from frame to frame, as one tensor that goes in and out."""
+"""The state that the modules of a model keep between frames, as one tensor, in and out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]  # of one stream, by what is kept
 class Memory:
     """What a frame finds (``before``) and leaves (``after``), each [B, ...], by name.
 
-    It is no tensor's and no module's attribute: torch.export sees only what passes through it.
+    It is not an attribute of a tensor or module: torch.export sees only the values in it.
     """
 
     def __init__(self) -> None:

@@ -1,21 +1,22 @@
-r"""Mixing: for each layer signGD or group neurons, by output error per spike.
+r"""Mixed networks: signGD or group neurons for each layer, chosen by output error per spike.
 
 How the two pass values to each other in one network of T steps:
 
-* to a signGD neuron goes the running mean of what group neurons have sent (an ``Average`` node),
-  which after the last step is what they mean: exact. Before, it is coarser;
-* to a group neuron goes what signGD neurons have been decoded to after each step. It adds these up,
-  so it stands for f of their mean over the steps, the early ones, which are far off, among them.
-  This is exact at T = 1 alone, where the mean is the value.
+* a signGD neuron receives the running mean of the spikes of group neurons (an ``Average`` node),
+which is exact after the last step and coarser before;
+* a group neuron receives the decoded values of signGD neurons after each step. It sums them, so it
+computes f of their mean over the steps, which includes the inaccurate early ones. This is exact
+only at T = 1, where the mean is the value.
 
 A layer may be of group neurons if it is a ReLU or QCFS; pooling that selects among what one such
 layer sends goes with it (a ``Growth``, which passes spikes on and sends none itself).
 
 Each choice for a layer, m members of either neuron, is tried with all else real-valued: e is then
 the squared relative error of the outputs, s the spikes really sent, m T by a signGD neuron, by
-group neurons what they send on these samples. Errors of layers are taken as independent, so
-squared errors add up. From the cheapest choices on, what lowers e most for each spike more is
-bought while the budget lasts; only the lower convex hull of (s, e) of a layer is of interest.
+group neurons what they send on these samples. Errors of layers are assumed to be independent, so
+squared errors add up. Starting from the cheapest choices, the change that lowers e most per
+additional spike is made until the budget is used up; only the lower convex hull of (s, e) of a
+layer matters.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What tuning makes small: L = E + w A, the squared relative error of the outputs and w times the
-additions really made for each multiply-accumulate of the source."""
+"""The objective of tuning: L = E + w A, the squared relative error of the outputs plus w times the
+additions per multiply-accumulate of the source."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def weight_of(objective: str | float) -> float:
     if not number or not 0 <= float(objective) < math.inf:
         names = " or ".join(map(repr, OBJECTIVES))
         raise InputError(
-            f"objective is {names}, or a weight of at least 0, what an addition for each "
-            "multiply-accumulate of the source may cost of the squared relative error, but it is "
+            f"objective is {names}, or a weight of at least 0, the squared relative error that "
+            "one addition per multiply-accumulate of the source is worth, but it is "
             f"{objective!r}."
         )
     return float(objective)

@@ -1,8 +1,8 @@
 """The passes of ``convert``, in order: ``PASSES``. Each is a function from a network to a network.
 
 The first gets the model as a network of linear operations and functions; ``plan`` makes the
-functions neurons. What a pass needs besides the network is in the ``Context``; what calibration
-sees travels in ``network.statistics``.
+functions neurons. What a pass needs besides the network is in the ``Context``; calibration
+statistics are in ``network.statistics``.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _folded(source: Linear, affine: Any) -> dict[str, Tensor] | None:
 
 
 def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """Raise InputError for a module path that nothing in the network has: a misspelt one."""
+    """Raises InputError for a module path that does not occur in the network."""
     settings, functions = context.settings, network.of(Function)
     _check_coding(network, settings.chosen["input_coding"])
     names = ("method", "members", "dead_zone", "scale", "keep")
@@ -157,17 +157,17 @@ def check_paths(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def _check_coding(network: SpikingNetwork, coding: str) -> None:
-    """What codes no input, or several with the same random numbers, is a misunderstanding."""
+    """Raises InputError for an input coding that applies to no input, or randomly to several."""
     coded = sum(node.coded for node in network.inputs)
     if coding != "exact" and coded == 0:
         raise InputError(
             f"input_coding is {coding!r}, but {', '.join(n.name for n in network.inputs)} hold "
-            "whole numbers, which are computed with exactly; leave it out."
+            "whole numbers, which are processed exactly; leave it out."
         )
     if coding == "poisson" and coded > 1:
         raise InputError(
-            f"Poisson coding is of one input, but the model has {coded} of floating-point numbers; "
-            'choose input_coding="spike".'
+            f"Poisson coding supports one input, but the model has {coded} of floating-point "
+            'numbers; choose input_coding="spike".'
         )
 
 
@@ -219,7 +219,7 @@ SILENT, MANY_SILENT = 0.05, 16  # of all channels, from where a calibration is w
 def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     """With what each function's values are like on the calibration data, in ``statistics``.
 
-    Warns where many channels were silent: nothing is known of what they are when they wake.
+    Warns if many channels were silent: their range is then not known.
     """
     seen = statistics(network, context.data, context.settings.seed)
     silent = {
@@ -231,8 +231,8 @@ def calibrate(network: SpikingNetwork, context: Context) -> SpikingNetwork:
         worst = sorted(silent, key=lambda name: -silent[name][0])[:3]
         where = ", ".join(f"'{name}' ({silent[name][0]} of {silent[name][1]})" for name in worst)
         warnings.warn(
-            f"{few} of {every} channels were silent on all {context.samples} calibration samples, "
-            f"most of them at {where}: what they need when they wake is a guess from the other "
+            f"{few} of {every} channels were silent on all {context.samples} calibration "
+            f"samples, most of them at {where}: their ranges are estimated from the other "
             "channels. Calibrate with more samples, or with samples of every kind.",
             CalibrationWarning,
             stacklevel=4,
@@ -250,8 +250,8 @@ def fit_thresholds(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def fit_steps(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """With the plan that suits the network best where the choice is a matter of the network: of
-    step sizes of several members, and of the scales of coarse codes (``residuals``)."""
+    """Chooses the plan with the smallest error if several are possible: step sizes of several
+    members, and scales of coarse codes (``residuals``)."""
     if context.settings.streams:
         return tracking.fit(network, context)
     signs = [n for n in network.of(SignGDNeuron) if n.name in network.statistics]
@@ -299,7 +299,7 @@ FEWEST, FEW, DOUBTFUL, FARTHER = 16, 32, 0.05, 5
 
 
 def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """Warns of a network whose outputs are far from the model's, with the neurons that are."""
+    """Warns if the network's outputs are far from the model's, naming the worst neurons."""
     if context.settings.preset == "paper" or not network.neurons:
         return network
     if network.stream:
@@ -316,9 +316,9 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
     where = ", ".join(f"'{name}' ({100 * off[name]:.0f} % off its target)" for name in worst)
     warnings.warn(
         f"after {network.time_steps} step(s) the outputs are {100 * error:.0f} % off those of "
-        f"{type(context.model).__name__} on {len(x)} calibration samples. Farthest from what they "
-        f"follow: {where}. Choose more members or time_steps, or tune=True; analysis.diagnose says "
-        "what is at fault.",
+        f"{type(context.model).__name__} on {len(x)} calibration samples. Largest errors: "
+        f"{where}. Choose more members or time_steps, or tune=True; analysis.diagnose finds the "
+        "causes.",
         PlanWarning,
         stacklevel=4,
     )
@@ -326,8 +326,7 @@ def check_plan(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def _check_unseen(network: SpikingNetwork, context: Context, seen: float) -> None:
-    """Warns of a plan of few samples that is close on these alone: one that half of them make is
-    held against the other half."""
+    """Warns of too few samples: a plan from one half of them is tested on the other half."""
     # what plans of these add to the network, averages and coded inputs, is not taken out again
     coded = context.settings.chosen["input_coding"] != "exact" or bool(network.of(Average))
     if seen <= DOUBTFUL or coded or not FEWEST <= context.samples <= FEW:
@@ -342,9 +341,9 @@ def _check_unseen(network: SpikingNetwork, context: Context, seen: float) -> Non
     _, error = residuals.run(network, x[1::2])
     if error > max(OFF, FARTHER * seen):
         warnings.warn(
-            f"the plan is {100 * seen:.0f} % off on the {context.samples} samples that calibrated "
-            f"it, but one made of half of them is {100 * error:.0f} % off on the other half: they "
-            "are too few. Calibrate with more samples.",
+            f"the plan has an error of {100 * seen:.0f} % on its {context.samples} calibration "
+            f"samples, but a plan from half of them has an error of {100 * error:.0f} % on the "
+            "other half: these are too few samples. Calibrate with more samples.",
             PlanWarning,
             stacklevel=5,
         )
@@ -366,8 +365,8 @@ def _check_followed(network: SpikingNetwork, context: Context) -> SpikingNetwork
         where = ", ".join(f"'{name}' ({100 * found.off[name]:.0f} %)" for name in worst)
         warnings.warn(
             f"over {found.frames} frames the outputs are {100 * found.error:.0f} % off those of "
-            f"{type(context.model).__name__} on {found.clips} calibration clips. Farthest from "
-            f"what they follow: {where}. {_closer(network, context)}, or more clips.",
+            f"{type(context.model).__name__} on {found.clips} calibration clips. Largest errors: "
+            f"{where}. {_closer(network, context)}, or more clips.",
             PlanWarning,
             stacklevel=5,
         )
@@ -375,7 +374,7 @@ def _check_followed(network: SpikingNetwork, context: Context) -> SpikingNetwork
 
 
 def _closer(network: SpikingNetwork, context: Context) -> str:
-    """What makes a plan for streams more exact than it is."""
+    """How a plan for streams can be made more accurate."""
     price = network.provenance["stream"]["weight"] / 4
     lower = f"a lower price of additions, such as objective={price:.2g}"
     asked = any(context.settings.members_of(node) for node in network.of(SignGDNeuron))
@@ -383,7 +382,7 @@ def _closer(network: SpikingNetwork, context: Context) -> str:
 
 
 def _some(context: Context) -> Tensor | Inputs:
-    """Calibration samples from all over the batches, as many as anything here runs."""
+    """Calibration samples spread over the batches, as many as the passes here use."""
     batches = [x[: 2 * residuals.MOST] for x in context.batches]
     among = sum(map(len, batches))
     wanted = torch.linspace(0, among - 1, min(among, 2 * residuals.MOST)).long()
@@ -396,14 +395,21 @@ def _some(context: Context) -> Tensor | Inputs:
 
 
 def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """Tuned where it is wanted, or may be and nothing speaks against it: ``tuning``."""
+    """Tunes the network if requested, or by default if possible: ``tuning``."""
     wanted, objective = context.settings.tune, context.settings.objective
     if wanted is False or network.stream:
         return network
     asked = "tune=True" if wanted else f"objective={objective!r}" if weight_of(objective) else ""
-    reason = tuning.against(network, context.samples)
-    if not reason and not asked and context.settings.tune_seconds is None:
-        reason = _better_not(network, context)
+    reason, few = tuning.against(network), tuning.too_few(context.samples)
+    may = not reason and not asked and context.settings.tune_seconds is None
+    better = _better_not(network, context) if may else ""
+    if few and not (reason or better or asked):
+        warnings.warn(
+            f"the plan is not tuned: {few} Pass more samples, or tune=False.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+    reason = reason or few or better
     if not reason:
         options: dict[str, Any] = {"objective": objective, "seconds": context.settings.tune_seconds}
         batches, seed = list(context.batches), context.settings.seed
@@ -415,7 +421,7 @@ def tune(network: SpikingNetwork, context: Context) -> SpikingNetwork:
 
 
 def _better_not(network: SpikingNetwork, context: Context) -> str:
-    """Why a network that could be tuned is not, unless asked for."""
+    """Why a network is not tuned by default although it could be."""
     default = PRESETS["default"]
     usual = {name: default[name] for name in ("schedule", "scale", "resting")}
     usual["preset"] = "default"
@@ -441,7 +447,7 @@ def _better_not(network: SpikingNetwork, context: Context) -> str:
 
 
 def describe(network: SpikingNetwork, context: Context) -> SpikingNetwork:
-    """With ``provenance``, what the network was made of and how; and the statistics that last."""
+    """Adds ``provenance``, how the network was made, and the statistics to keep."""
     settings, chosen = context.settings, context.settings.chosen
     method, schedule = settings.method, chosen["schedule"]
     seen = {

@@ -1,4 +1,4 @@
-"""The pass ``plan``: every function becomes a neuron, every linear operation reads what it can."""
+"""The pass ``plan``: every function becomes a neuron, and linear operations read their values."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Planner(Semantics[str]):
             path: method for path, method in others.items() if path not in self.blocked
         }
         return (
-            f"Convert them by method={methods}, leave them as they are by keep={self.blocked}, "
+            f"Convert them by method={methods}, keep them real-valued with keep={self.blocked}, "
             "or train without them."
         )
 
@@ -209,8 +209,8 @@ def _check_range(network: SpikingNetwork) -> None:
         reach = total * float(torch.as_tensor(neuron.scale).max())
         if largest > NEARLY * reach:
             saturated.append(
-                f"{neuron.function.name} at '{neuron.name}' is up to {largest:.3g}, its reach "
-                f"{reach:.3g}"
+                f"{neuron.function.name} at '{neuron.name}' reaches {largest:.3g}, but its steps "
+                f"add up to {reach:.3g}"
             )
     if saturated:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Planning one layer: what neuron a function becomes, its scale, threshold and schedule.
+"""Planning one layer: the neuron that computes a function, with its scale, threshold and schedule.
 
 ``METHODS`` holds one function for each method; the walk that calls them is in ``planner``.
 """
@@ -44,11 +44,11 @@ class SaturationWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration data that leave much of a network unseen."""
+    """The calibration data are too few or leave many channels silent."""
 
 
 class PlanWarning(UserWarning):
-    """A network that is planned with too few signs to follow its source."""
+    """A network whose plan has too few signs or steps to follow its source."""
 
 
 class LevelsWarning(UserWarning):
@@ -233,13 +233,13 @@ def signgd(layer: Layer) -> SignGDNeuron:
     most = MOST_SPARSE if layer.dead_zone else MOST_MEMBERS
     if members > most:
         raise InputError(
-            f"signGD neurons fire at most {most} signs a step, but members is {members} at "
+            f"signGD neurons send at most {most} signs per step, but members is {members} at "
             f"'{node.name}'."
         )
     if members > 1 and layer.momentum:
         raise InputError(
-            f"momentum is that of single signs, but members is {members} at '{node.name}'; leave "
-            "one of them out."
+            f"momentum is defined for one sign per step, but members is {members} at "
+            f"'{node.name}'; leave one of them out."
         )
     if layer.gelu == "sigmoid" and node.function.name == "gelu":
         node = replace(node, function=NONLINEARITIES["sigmoid_gelu"], arguments={})
@@ -266,8 +266,8 @@ def group(layer: Layer) -> GroupNeuron | Growth:
     most = group_ceiling(node)
     if most is None:
         raise NotConvertible(
-            f"{node.function.name} at '{node.name}': group neurons stand for QCFS, ReLU, ReLU6 and "
-            "clamp(x, 0, b) alone, and pass what selects, such as max pooling"
+            f"{node.function.name} at '{node.name}': group neurons compute only QCFS, ReLU, "
+            "ReLU6, clamp(x, 0, b), and functions that select an input, such as max pooling"
         )
     trained, signed = node.arguments.get("v_threshold"), layer.signed
     if signed is None:  # a network trained for group neurons gets those it was trained for
@@ -301,8 +301,8 @@ def subgradient(layer: Layer) -> SubgradientNeuron:
     """The rate-coded baseline, for ReLU."""
     if layer.node.function.name != "relu":
         raise NotConvertible(
-            f"{layer.node.function.name} at '{layer.node.name}': the rate-coded baseline tracks "
-            "ReLU alone"
+            f"{layer.node.function.name} at '{layer.node.name}': the rate-coded baseline "
+            "computes only ReLU"
         )
     schedule = None if layer.mixed else layer.schedule
     return layer.make(SubgradientNeuron, schedule=schedule or AVERAGING, scale=layer.unit())

@@ -2,7 +2,7 @@
 
 ``DECOMPOSITIONS`` is what ``torch.export`` writes them as: linear layers, sums, products, sigmoid
 and tanh at every step. torch has the layers; the cells are these formulas, of its documentation.
-In a stream they go on from the frame before (``stepping``).
+In a stream they continue from the previous frame (``stepping``).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class RememberingLayer(Remembering):
 
 
 class RememberingCell(Remembering):
-    """nn.LSTMCell, nn.GRUCell or nn.RNNCell whose first call in a frame goes on from the last one
-    of the frame before."""
+    """nn.LSTMCell, nn.GRUCell or nn.RNNCell whose first call in a frame continues from the last one
+    of the previous frame."""
 
     def __init__(self, cell: nn.RNNCellBase, path: str, memory: Memory) -> None:
         super().__init__(cell, path, memory)
@@ -110,19 +110,19 @@ def check_remembers(module: nn.Module, path: str, calls: Sequence[tuple[Any, ...
     kind = type(module).__name__
     if isinstance(module, nn.RNNBase) and module.bidirectional:
         raise UnsupportedOperation(
-            f"'{path}' (nn.{kind}) reads the sequence both ways, so that no output is known before "
-            "its end. Train it with bidirectional=False, or convert the whole sequence as one "
-            "input."
+            f"'{path}' (nn.{kind}) reads the sequence in both directions, so that no output is "
+            "known before its end. Train it with bidirectional=False, or convert the whole "
+            "sequence as one input."
         )
     if isinstance(module, nn.RNNBase) and len(calls) > 1:
         raise UnsupportedOperation(
-            f"'{path}' (nn.{kind}) is called {len(calls)} times in one run, which would be several "
-            "memories. Give each call a layer of its own, with the same weights."
+            f"'{path}' (nn.{kind}) is called {len(calls)} times in one run, which would need "
+            "several states. Use a separate layer with the same weights for each call."
         )
     given = calls[0][1] if calls and len(calls[0]) > 1 else None
     states = given if isinstance(given, (tuple, list)) else (given,)
     if any(isinstance(state, Tensor) and bool(state.any()) for state in states):
         raise UnsupportedOperation(
-            f"'{path}' (nn.{kind}) starts from a state that is not zero; a stream begins with "
-            "zeros. Write the model as one step, forward(x, h) -> (y, h), and use carries=."
+            f"'{path}' (nn.{kind}) starts from a non-zero state, but a stream starts with zeros. "
+            "Write the model as one step, forward(x, h) -> (y, h), and use carries=."
         )

@@ -1,17 +1,17 @@
-r"""Step sizes from what is left: schedules of several members for several steps, by measurement.
+r"""Step sizes from measured residuals: schedules of several members for several steps.
 
-In its first step a group of signs covers the range of its neuron. What it has to cover in the next
-one is what the steps of all neurons before it left open, and that depends on the network: in deep
-ones it is far more than the rounding of the neuron itself. So the steps are chosen one after the
-other, with the network running on a few calibration samples: in step t the neuron sees
+In its first step a group of signs covers the range of its neuron. In the next one it has to cover
+the residual errors of all neurons before it, which depend on the network: in deep ones they are far
+larger than the rounding of the neuron itself. So the steps are chosen one after the other, with the
+network running on a few calibration samples: in step t the neuron sees
 :math:`e = v(t-1) - f(x(t))` and takes the size of the least expected error of its code,
 
 .. math::
     \eta(t) = \arg\min_\eta \sum_e q_\eta(e)^2 + \varepsilon \sum_e q_\eta(2 e)^2,
 
-where :math:`q_\eta(e)` is what the code leaves of e and :math:`\varepsilon` = 1 % stands for what
-these samples do not show. The default schedule stays where it has the smaller output error on
-samples that this did not see. Source: ours.
+where :math:`q_\eta(e)` is the residual of e after the code and :math:`\varepsilon` = 1 % accounts
+for values that these samples do not show. The default schedule is kept if it has the smaller output
+error on held-out samples. The method is new here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which ATen operation is which neuron: a table that the caller extends.
+"""The neurons of ATen operations: a table that the caller can extend.
 
 ``NEURONS`` maps an operation to a rule. ``convert(model, data, neurons=NEURONS | {aten.sin.default:
 torch.sin})`` adds one; the caller's entry wins. Besides a ``Rule``, an entry may be the name of a
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class NotConvertible(Exception):
-    """Raised by a rule that knows its operation but not this form of it: why, and the fix."""
+    """Raised by a rule that does not support this form of its operation: why, and the fix."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Searching: steps, members and methods by layer, for a budget or a target agreement.
 
-Neurons with dead zones are searched along one line, from fine to coarse: ``thrift``.
+Networks of neurons with dead zones are searched along one parameter, from fine to coarse:
+``thrift``.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from torch import Tensor, nn
 
 from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
+from ..core.progress import progress
 from ..errors import CalibrationError, InputError
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget
-from .calibration import Calibration
+from .calibration import FEWEST, Calibration
 from .conversion import convert
 from .mixing import Choices, joined, may_be_group, measured, real, spikes_sent
 from .planning import PlanWarning, default_schedule, relative_depths
 from .shared import agreed, ended, samples
 from .thrift import MEMBERS, Path, thrifty
 from .tunable import BATCH, Measure, Samples, Tunable, default_choices, samples_of
-from .tuning import FEWEST, tune
+from .tuning import tuned
 
 BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # m T tried for a target
 QUICK = 30  # iterations that tell the splits of a budget apart
@@ -60,8 +62,9 @@ def search(
     Parameters
     ----------
     calibration
-        As for ``convert``; a fifth of the samples measures the agreement and what
-        neurons with dead zones send; 64 others or more choose and tune plans.
+        As for ``convert``; 64 samples or more, of which a fifth measures the
+        agreement and what neurons with dead zones send, and the others choose
+        and tune plans.
     spikes
         A budget: on average so many spikes of each neuron for one input, with
         dead zones those really sent. Without, of its splits m T each is tuned
@@ -104,7 +107,7 @@ def search(
     """
     if sum(asked is not None for asked in (spikes, agreement, additions)) != 1:
         raise InputError(
-            "search takes spikes= or additions=, a budget, or agreement=, a target: one of them."
+            "search takes either a budget (spikes= or additions=) or a target (agreement=)."
         )
     chosen = {"time_steps", "members", "method", "schedule", "tune", "objective"} & set(options)
     if chosen:
@@ -117,7 +120,7 @@ def search(
     if not isinstance(methods, (tuple, list)) or tuple(methods) not in METHODS:
         known = " or ".join(map(str, METHODS[:2]))
         raise InputError(
-            f"methods is {known}, but it is {methods!r}; for group neurons alone take "
+            f"methods is {known}, but it is {methods!r}; for group neurons only, use "
             "convert(method='group')."
         )
     mix = len(methods) > 1
@@ -127,12 +130,9 @@ def search(
     x = x[order.to(x.device)]
     apart, rest = x[: len(x) // 5], x[len(x) // 5 :]
     held = min(HELD_OUT, len(rest) // 4) if mix else 0
-    if len(rest) - held < FEWEST:
-        least = len(x)
-        while least - least // 5 - mix * min(HELD_OUT, (least - least // 5) // 4) < FEWEST:
-            least += 1
+    if len(x) < FEWEST:
         raise CalibrationError(
-            f"search takes {least} calibration samples or more, but there are {len(x)}."
+            f"search takes {FEWEST} calibration samples or more, but there are {len(x)}."
         )
     options = {"time_steps": 1, "tune": False, "max_batches": None, "seed": seed, **options}
     with warnings.catch_warnings():
@@ -145,25 +145,26 @@ def search(
         agreed("search", plain, given, distributed)
     if additions is not None and (mix or not thrifty(plain)):
         raise InputError(
-            "additions= is a budget of neurons with dead zones; pass dead_zone=2 / 3 and leave "
-            "methods= out, or take spikes=."
+            "additions= is a budget for neurons with dead zones; pass dead_zone=2 / 3 without "
+            "methods=, or use spikes=."
         )
     if agreement is not None and _agreement(plain, apart[:1], work) is None:
         raise InputError(
-            "an agreement is that of predictions, but the outputs are not [B, classes]."
+            "agreement compares predicted classes, but the outputs are not [B, classes]."
         )
     if thrifty(plain) and not mix:
         path = Path(replanned(plain, 1, MEMBERS), rest, apart, iterations, seed, work)
         return ended("search", _along(path, spikes, agreement, additions), distributed)
     if spikes is not None and (not isinstance(spikes, int) or spikes < 1):
         raise InputError(
-            f"spikes of neurons without dead zones, and of groups, is a whole number of at least "
-            f"1, but it is {spikes!r}."
+            "spikes for neurons without dead zones, and for group neurons, is an integer of at "
+            f"least 1, but it is {spikes!r}."
         )
     tried: list[dict[str, Any]] = []
     seen = rest[held:]
     mixer = _Mixer(plain, x, seen, rest[:held], iterations, seed, tried, work) if mix else None
-    for budget in (spikes,) if spikes is not None else BUDGETS:
+    budgets = (spikes,) if spikes is not None else BUDGETS
+    for budget in progress(budgets, lambda b: f"searching: {b} spikes a neuron", len(budgets)):
         network = _within(plain, seen, budget, iterations, seed, tried, work)
         if mixer is not None:
             network = mixer.best(network, budget)
@@ -173,8 +174,8 @@ def search(
             break
     if not reached:
         raise InputError(
-            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}; the last "
-            f"has {found}."
+            f"no budget up to {BUDGETS[-1]} spikes reaches an agreement of {agreement}; the "
+            f"largest has {found}."
         )
     record = {"tried": tried, "agreement": found, "samples": len(apart), "spikes": budget}
     provenance = dict(network.provenance)
@@ -231,11 +232,11 @@ def _within(
     """The best network of ``budget`` signs from each neuron."""
     splits = [(m, budget // m) for m in range(1, MOST_MEMBERS + 1) if budget % m == 0]
     starts = [replanned(plain, steps, members) for members, steps in splits]
-    given: dict[str, Any] = {"max_batches": None, "seed": seed}
+    given: dict[str, Any] = {"seed": seed}
 
     def quick(start: SpikingNetwork) -> float:
         few = min(QUICK, iterations or QUICK)
-        found = tune(start, x, iterations=few, **given)
+        found = tuned(start, x, iterations=few, **given)
         return float(found.provenance["tuning"]["error"][1])
 
     errors = work.dealt("quick", starts, quick)
@@ -244,13 +245,13 @@ def _within(
         for (members, steps), error in zip(splits, errors, strict=True)
     ]
     given |= {"iterations": iterations, "distributed": work.distributed}
-    network = tune(starts[errors.index(min(errors))], x, **given)
+    network = tuned(starts[errors.index(min(errors))], x, **given)
     mixed = allocate(network, x, distributed=work.distributed)
     error = network.provenance["tuning"]["error"][1]
     tried.append(_row(network, error))
     if mixed is network:
         return network
-    mixed = tune(mixed, x, **given)
+    mixed = tuned(mixed, x, **given)
     after = mixed.provenance["tuning"]["error"][1]
     tried.append(_row(mixed, after))
     return mixed if after < error else network
@@ -348,7 +349,7 @@ class _Mixer:
             chosen = {**chosen, **{node.name: tuned[node.name] for node in signs}}
             provenance["tuning"] = tuned.provenance["tuning"]
         if groups:
-            reason = {"none": "the signGD neurons alone were tuned; see search."}
+            reason = {"none": "only the signGD neurons were tuned; see search."}
             provenance |= {"search tuning": provenance.get("tuning"), "tuning": reason}
         network = joined(plain, chosen).replace(provenance=provenance)
         return self._fitted(network, [n.name for n in groups if not n.trained])
@@ -361,11 +362,10 @@ class _Mixer:
             names = {node.name for node in signs}
             others = real(plain, [name for name in chosen if name not in names])
             start = joined(others, {node.name: node for node in signs})
-            self.tuned[key] = tune(
+            self.tuned[key] = tuned(
                 start,
                 self.seen,
                 iterations=self.iterations,
-                max_batches=None,
                 seed=self.seed,
                 distributed=self.work.distributed,
             )

@@ -1,4 +1,4 @@
-"""What ``convert`` is asked for, checked at birth; a preset says what is not."""
+"""The options of ``convert``, checked when created; a preset provides the defaults."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Settings:
     """The arguments of ``convert``, as they were given: None is the preset's choice.
 
-    ``chosen`` holds what is meant. A pass of one's own reads them at ``context.settings``.
+    ``chosen`` holds the resolved values. A user's pass reads them at ``context.settings``.
 
     Parameters
     ----------
     method
         "signgd", "group" (for QCFS and ReLU) or "subgradient" (the rate-coded baseline for ReLU),
-        a name of one's own in ``converters.METHODS``, or a dict from module paths to these; the
+        a name added to ``converters.METHODS``, or a dict from module paths to these; the
         entry "" is the default of the others.
     time_steps
         T that the network is planned for: the default schedule and the members follow it. By
@@ -105,13 +105,13 @@ class Settings:
         and of group neurons, by default m T = L, with L = 8 for a ReLU that was trained without
         levels. Also a dict from module paths to m; the entry "" is the default of the others.
     dead_zone
-        theta of signGD neurons, a part of a step in [0, 1): a sign is sent only where the neuron is
-        further than that from its target (``neurons/signgd/sparse.py``). 0: at every step, as in
-        the paper, of which nothing else is with ``preset="paper"`` or momentum. Also a dict from
-        module paths to theta; the entry "" is the default of the others.
+        theta of signGD neurons, a fraction of the step size in [0, 1): a sign is sent only if the
+        neuron is further than that from its target (``neurons/signgd/sparse.py``). 0: a sign at
+        every step, as in the paper, the only choice with ``preset="paper"`` or momentum. Also a
+        dict from module paths to theta; the entry "" is the default of the others.
     signed
-        Whether group neurons may take spikes back (``neurons/group.py``). By default those of a
-        ReLU do where T > 1, those of a QCFS activation do not.
+        Whether group neurons may fire negative spikes (``neurons/group.py``). By default those of a
+        ReLU do if T > 1, those of a QCFS activation do not.
     keep
         Module paths whose nonlinearities stay real-valued, computed at every step of what has been
         decoded; ``network.kept()`` says what they cost.
@@ -122,48 +122,49 @@ class Settings:
         By default "whole" ("local" with ``preset="paper"``). ``converters.compare_functions``
         measures both.
     objective
-        What tuning makes small: "error", of the outputs; "additions" beside it, those really made
-        for each multiply-accumulate of the source, for neurons with dead zones; or their weight
-        (``converters/tuning.py``).
+        The objective of tuning: "error" of the outputs; "additions", which adds the number of
+        additions per multiply-accumulate of the source, for neurons with dead zones; or their
+        weight (``converters/tuning.py``).
     tune
         Whether step sizes, scales, resting values and dead zones of signGD neurons are learned on
         the calibration data (``converters.tune``), up to a minute for the example networks. By
-        default they are where nothing speaks against it: at least 64 samples, m T below 128,
-        neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given, no network that takes
-        minutes, and none of one step of 8 members with dead zones, the default plan, whose error
-        is small and falls for more additions alone. False also leaves the thresholds of group
-        neurons as they are chosen layer by layer (``converters/refinement.py``).
-        ``provenance["tuning"]`` says what was done, or why nothing.
+        default they are under these conditions: at least 64 samples (fewer cause a warning), m T
+        below 128, neither ``schedule`` nor ``resting``, ``scale`` nor ``preset`` given, not for
+        networks that would take minutes, and not for one step of 8 members with dead zones, the
+        default plan, whose error is small and can only be reduced by more additions. False also
+        leaves the thresholds of group neurons as they are chosen layer by layer
+        (``converters/refinement.py``). ``provenance["tuning"]`` says what was done, or why tuning
+        was skipped.
     tune_seconds
-        A limit for that, with which what can be tuned is; None: as many steps of descent as the
-        size of the network says.
+        A time limit for tuning, which also turns tuning on if it is possible; None: as many steps
+        of descent as the size of the network suggests.
     neurons
-        Which operation is which neuron; the caller's entries win (``NEURONS | {...}``).
+        The neuron of each operation; the caller's entries take precedence (``NEURONS | {...}``).
     sizes
         Other shapes of samples, such as (3, 96, 80), that the network is to run at. At each the
-        model is captured again and compared (``converters/sizes.py``); ``network.at_size`` says
-        more.
+        model is captured again and compared (``converters/sizes.py``); see ``network.at_size``.
     stream
         A plan for streams (``converters/tracking.py``): the calibration are clips [F, N, ...], or
-        stills that move as a ``Motion`` says. One step a frame, all alike; step sizes and members
-        are chosen on the clips, for ``objective``'s price of an addition, 0.008 unless given, and
-        the input is coded by differences; ``members`` are those of all other neurons.
+        stills that move as a ``Motion`` says. One step per frame, all of the same sizes; step sizes
+        and members are chosen on the clips, for the price of an addition given by ``objective``, by
+        default 0.008, and the input is coded by differences; ``members`` applies to all other
+        neurons.
     noise
-        Of a stream: the standard deviation of the sensor's noise, in units of the input, at which
-        the input stays silent. 0: what the clips show is weighed like all else.
+        For a stream: the standard deviation of the sensor's noise, in units of the input, below
+        which the input stays silent. 0: noise in the clips is treated as signal.
     max_batches
-        Of the calibration, at most; None: all. Of a stream clips. Data of any length are gone
-        through once, a batch at a time: statistics are of all samples, and what is run again and
-        again, by thresholds, plans, checks and tuning, are up to 4,096 of them that fit in 1 GiB,
-        all of fewer, else some from all over (``core/samples.py``). Clips are all held.
+        The largest number of calibration batches (of clips for a stream); None: all. Data of any
+        length are read once, a batch at a time: statistics use all samples, while thresholds,
+        plans, checks and tuning run repeatedly on up to 4,096 of them that fit in 1 GiB, spread
+        evenly over the data (``core/samples.py``). All clips are kept in memory.
     seed
-        Of what is drawn: samples for quantiles, held-out samples, Poisson input.
+        The random seed: of samples for quantiles, held-out samples, Poisson input.
     carries
-        For each argument of forward that the model feeds itself, where its output of the frame
-        before is: ``{"h": 1}`` for ``forward(x, h) -> (y, h)``, a key, or several of these for what
-        is nested. The calibration is a clip then (``converters/carried.py``).
+        For each argument of forward that is fed back, the position of the output that feeds it in
+        the next frame: ``{"h": 1}`` for ``forward(x, h) -> (y, h)``, a key, or a tuple of these for
+        nested outputs. The calibration data must then be a clip (``converters/carried.py``).
 
-    Raises InputError for what is out of range, contradictory, or read by no neuron.
+    Raises InputError for options that are out of range, contradictory, or not used by any neuron.
     """
 
     method: str | Mapping[str, str] = "signgd"
@@ -341,7 +342,7 @@ class Settings:
             ) from error
         members = self.members.values() if isinstance(self.members, Mapping) else (self.members,)
         fits = all(m is None or (isinstance(m, int) and m is not True and m >= 1) for m in members)
-        range_ = "an integer of at least 1, or a dict from module paths to such"
+        range_ = "an integer of at least 1, or a dict from module paths to integers"
         _check("members", self.members, fits, range_)
         scale = self.input_scale
         _check("input_scale", scale, scale is None or 0 < scale < math.inf, "positive and finite")
@@ -356,7 +357,7 @@ class Settings:
         for theta in given:
             # read in float32, where what is nearer to 1 is 1
             fits = isinstance(theta, (int, float)) and 0 <= theta < 1 - 2**-25
-            _check("dead_zone", theta, fits, "a part of a step, in [0, 1)")
+            _check("dead_zone", theta, fits, "a fraction of the step size, in [0, 1)")
         if not any(given):
             return
         other = "preset='paper'" if self.preset == "paper" else f"momentum={self.momentum!r}"
@@ -376,8 +377,8 @@ class Settings:
         if not self.streams:
             if self.noise:
                 raise InputError(
-                    f"noise is {self.noise!r}, that of a stream's sensor; pass stream=True and "
-                    "clips [F, N, ...], or leave it out."
+                    f"noise is {self.noise!r}, the noise of a stream's sensor; pass stream=True "
+                    "and clips [F, N, ...], or leave it out."
                 )
             return
         methods = [self.method] if isinstance(self.method, str) else self.method.values()
@@ -385,29 +386,29 @@ class Settings:
         zones = silent.values() if isinstance(silent, Mapping) else [silent]
         reasons = {
             "preset='paper' is planned for still inputs": self.preset == "paper",
-            "momentum carries steps over from one frame to the next": self.momentum != 0,
+            "momentum carries over from one frame to the next": self.momentum != 0,
             "the rate-coded baseline averages over a still input": "subgradient" in methods,
-            "Poisson coding draws each frame anew": self.input_coding == "poisson",
+            "Poisson coding draws new spikes for each frame": self.input_coding == "poisson",
             "a neuron without a dead zone fires in every frame; choose dead_zone=2 / 3": not all(
                 zones
             ),
-            "all steps of a stream are alike; leave schedule out, and give scale": (
+            "all steps of a stream have the same size; leave schedule out, and pass scale": (
                 self.schedule is not None
             ),
-            "steps are chosen on the clips, not learned; leave tune and tune_seconds out, and give "
-            "objective=0.016 for fewer additions": bool(self.tune or self.tune_seconds),
+            "step sizes are chosen on the clips, not learned; leave tune and tune_seconds out, "
+            "and pass objective=0.016 for fewer additions": bool(self.tune or self.tune_seconds),
         }
         for why, holds in reasons.items():
             if holds:
                 raise InputError(f"stream={self.stream!r}: {why}.")
 
     def _check_objective(self) -> None:
-        """One that nothing reads is a misunderstanding."""
+        """Raises InputError for an objective that has no effect."""
         if not weight_of(self.objective):
             return
         reason = {
             "tune is False, so nothing is learned": self.tune is False and not self.streams,
-            "neurons without dead zones make the same additions whatever is learned; pass "
+            "the additions of neurons without dead zones do not depend on what is learned; pass "
             "dead_zone=2 / 3": not _any(self.chosen["dead_zone"]),
         }
         for why, holds in reason.items():
@@ -426,7 +427,7 @@ class Settings:
             )
 
     def _check_read(self) -> None:
-        """An argument that no neuron of the chosen methods reads is a misunderstanding."""
+        """Raises InputError for an argument that no neuron of the chosen methods uses."""
         method, coding = self.method, self.chosen["input_coding"]
         methods = {method} if isinstance(method, str) else {method.get("", "signgd")}
         methods |= set() if isinstance(method, str) else set(method.values())
@@ -448,13 +449,13 @@ class Settings:
             if not methods & set(readers):
                 raise InputError(
                     f"{name} has no meaning for method={method!r} with input_coding={coding!r}; "
-                    f"it is read by {' and '.join(readers)} neurons. Leave it out."
+                    f"it applies to {' and '.join(readers)} neurons. Leave it out."
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a pass may ask besides the network: the model as it was handed in, the settings, and
+    """The context of a pass besides the network: the model that was passed in, the settings, and
     the calibration data, batches [B, ...], ``Inputs`` where the model takes several tensors.
 
     ``batches`` are, of much data, samples from all over it; ``data`` is what goes through all of

@@ -1,4 +1,4 @@
-"""What several processes hold alike: samples, options, and the network that they end with."""
+"""Data that several processes share: samples, options, and the resulting network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.distributed import ALONE, Distributed
+from ..core.given import one_batch
 from ..core.inputs import Inputs
 from ..core.network import SpikingNetwork
 from .calibration import Batches, Calibration
@@ -22,6 +23,7 @@ def samples(calibration: Calibration, most: int | None, world: Distributed | Non
     Of a tensor, a dict and a list each process has its own, which are compared; of a loader each
     loads a part for all. Raises CalibrationError, and InputError where processes differ.
     """
+    calibration = one_batch(calibration)
     held = isinstance(calibration, (Tensor, Inputs, Mapping, list, tuple))
     x = torch.cat(list(Batches(calibration, most, ALONE if held or world is None else world)))
     if held and world is not None:

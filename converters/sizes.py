@@ -77,9 +77,17 @@ def _lowered(
         raise InputError(f"sizes: at samples {shown(shapes)} {error}") from error
     for have, want in zip(network.nodes, other.nodes, strict=False):
         if _kind(have) != _kind(want):
-            _refuse(have, shapes, f"is {_kind(want)[0]} there: the model computes something else")
+            _refuse(
+                have,
+                shapes,
+                f"is {_kind(want)[0]} at this size: the model computes another function",
+            )
     if len(network.nodes) != len(other.nodes):
-        _refuse(network.nodes[-1], shapes, "is not the last: the model computes something else")
+        _refuse(
+            network.nodes[-1],
+            shapes,
+            "is not the last at this size: the model computes another function",
+        )
     return other
 
 
@@ -170,9 +178,9 @@ def _check_equal(
         there = dict(_fields(two))
         for (_, key), value, other in ((f, v, there.get(f)) for f, v in _fields(one)):
             if not _same(value, other):
-                _refuse(one, shapes, f"has another {key} there, computed from the size")
+                _refuse(one, shapes, f"has another {key} at this size, computed from it")
         if one.shape != two.shape:
-            _refuse(one, shapes, f"makes {list(one.shape)} where the model's is {list(two.shape)}")
+            _refuse(one, shapes, f"makes {list(one.shape)} where the model gives {list(two.shape)}")
 
 
 def _scales(name: str, networks: Sequence[SpikingNetwork]) -> bool:

@@ -1,4 +1,4 @@
-"""Counts of values on bins that are fixed beforehand: what calibration keeps of a distribution.
+"""Histograms on fixed bins: the summary of a distribution that calibration keeps.
 
 Bins are those of float32 itself: sign, exponent and the first three bits of the mantissa, eight to
 an octave, from 2^-32 to 2^16; what is smaller counts as zero, what is larger in the last bin. So

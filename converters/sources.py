@@ -4,7 +4,7 @@
     timm:NAME[:TAG]              TAG as a1_in1k or DEFAULT; without one they are random
     hf:PATH_OR_NAME              a folder of transformers' save_pretrained, or a name on the hub
 
-What a library has kept on this machine is used; it downloads the rest, where it can. Weights are
+Files in a library's local cache are used; it downloads the rest if it can. Weights are
 read from safetensors, or unpickled by torch as tensors alone.
 """
 
@@ -56,7 +56,7 @@ def parse(spec: str) -> Source:
     library, _, rest = spec.partition(":")
     if library not in LIBRARIES or not rest:
         forms = "torchvision:NAME[:WEIGHTS], timm:NAME[:TAG] or hf:PATH_OR_NAME"
-        raise InputError(f"'{spec}' is no model; write {forms}.")
+        raise InputError(f"'{spec}' is not a model; write {forms}.")
     if library == "hf":  # a path may hold colons
         return Source(library, rest)
     name, _, weights = rest.partition(":")
@@ -75,7 +75,7 @@ def load_source(spec: str) -> nn.Module:
 
 
 def preprocessing(spec: str, tokens: int | None = None) -> Preprocessing:
-    """What the model's makers did with images, or texts, before it saw them.
+    """The preprocessing of images or texts with which the model was trained.
 
     Images are [N, C, H, W] uint8, or a list of PIL images of any sizes, which are decoded, resized
     and cropped one by one as the libraries validate: a tensor is resized by other arithmetic.
@@ -117,7 +117,7 @@ def _library(source: Source, module: str) -> Any:
 
 def _unknown(source: Source, what: str, asked: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(asked, list(known), n=4)
-    hint = f" Near it: {', '.join(near)}." if near else ""
+    hint = f" Similar names: {', '.join(near)}." if near else ""
     return InputError(f"{LIBRARIES[source.library]} has no {what} {asked!r}.{hint}")
 
 
@@ -220,11 +220,11 @@ def _at_hub(source: Source, load: Callable[..., Any], **options: Any) -> Any:
         folder = path.parent
         known = [str(p) for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         near = difflib.get_close_matches(source.name, known, n=4, cutoff=0.4)
-        hint = f" Near it: {', '.join(near)}." if near else ""
+        hint = f" Similar names: {', '.join(near)}." if near else ""
         raise InputError(f"'{source}': there is no folder '{source.name}'.{hint}")
     fix = (
-        "Fetch it where there is a network (hf download NAME --local-dir FOLDER) and write "
-        "hf:FOLDER. Pickled weights (pytorch_model.bin) are not read: save them anew with "
+        "Download it on a machine with network access (hf download NAME --local-dir FOLDER) and "
+        "pass hf:FOLDER. Pickled weights (pytorch_model.bin) are not read: save them again with "
         "model.save_pretrained(FOLDER)."
     )
     with _reached(source, fix):
@@ -265,8 +265,8 @@ def _hf_preprocessing(source: Source) -> Preprocessing:
         processor = _at_hub(source, transformers.AutoImageProcessor.from_pretrained)
         return lambda images: processor(images=list(images), return_tensors="pt")[taken]
     raise InputError(
-        f"'{source}' takes {taken}, for which no preprocessing is offered here; save the data as "
-        "the model takes them, in a .npy file."
+        f"'{source}' takes {taken}, for which there is no preprocessing; save the data as the "
+        "model expects them, in a .npy file."
     )
 
 

@@ -1,4 +1,4 @@
-"""A model of whole sequences as a model of one frame, with its memory going in and coming out."""
+"""A model of whole sequences as a model of one frame, with its state as an input and an output."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def step_by_step(model: nn.Module, x: Tensor, *, hop: int = 1, dim: int = 1) -> 
     """``model``, which is called on sequences like x [B, ..., L, ...], as a model of one frame.
 
     Time is the dimension ``dim`` of x, which is a sample of a few frames at least, and a frame is
-    ``hop`` steps of it: its output is what the model says at the end of the sequence so far. What
-    is kept are the states of nn.LSTM, nn.GRU, nn.RNN and their cells and the last inputs of causal
-    nn.Conv1d, so that only the newest hop is computed; all else must treat the steps alike. The
-    model is left as it was, its weights are shared.
+    ``hop`` steps of it: its output is that of the model at the end of the sequence so far. The
+    state consists of the states of nn.LSTM, nn.GRU, nn.RNN and their cells and the last inputs of
+    causal nn.Conv1d, so that only the newest hop is computed; all other parts must treat the steps
+    alike. The model is not changed, and its weights are shared.
 
     Raises UnsupportedOperation, naming the module, for what is not causal, and unless frame by
     frame the outputs on x are those of the model: on the sequence so far for the first 6 frames,
-    then on the whole of x. What the model does later than x is long is not seen. InputError and
-    CalibrationError for x.
+    then on the whole of x. Differences that appear only later than the length of x are not
+    detected. InputError and CalibrationError for x.
     """
     frames = _frames_of(x, hop, dim)
     memory = Memory()
@@ -68,8 +68,8 @@ def step_by_step(model: nn.Module, x: Tensor, *, hop: int = 1, dim: int = 1) -> 
     if not memory.size:
         raise UnsupportedOperation(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU, nn.RNN, cell of these or nn.Conv1d "
-            "that keeps anything from frame to frame. If it treats all steps alike, convert it on "
-            "frames as it is."
+            "that keeps a state from frame to frame. If it treats all steps alike, convert the "
+            "model itself on frames."
         )
     with eval_mode(stepped), eval_mode(model), torch.no_grad():
         _check(stepped, model, frames, dim)
@@ -134,8 +134,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(tensor): tensor for tensor in weights})
     except RuntimeError as error:
         raise UnsupportedOperation(
-            f"{type(model).__name__} cannot be copied ({error}). Fold what computes its weights "
-            "first: torch.nn.utils.remove_weight_norm(module)."
+            f"{type(model).__name__} cannot be copied ({error}). Remove the parametrizations of "
+            "its weights first: torch.nn.utils.remove_weight_norm(module)."
         ) from error
 
 
@@ -178,11 +178,10 @@ def _check_time(
     time = int(module.batch_first)
     if x.shape[time] == less.shape[time] and x.shape[1 - time] != less.shape[1 - time]:
         raise UnsupportedOperation(
-            f"'{path}' (nn.{type(module).__name__}, batch_first={module.batch_first}) goes over "
-            f"dimension {time} of what it is given, {list(x.shape)}, but time is dimension "
-            f"{1 - time} there. Build it with batch_first={not module.batch_first}; where the "
-            "model itself takes [L, B, ...], wrap it: forward(x) -> model(x.transpose(0, 1))"
-            ".transpose(0, 1)."
+            f"'{path}' (nn.{type(module).__name__}, batch_first={module.batch_first}) runs over "
+            f"dimension {time} of its input {list(x.shape)}, but time is dimension {1 - time} "
+            f"there. Build it with batch_first={not module.batch_first}; if the model itself "
+            "takes [L, B, ...], wrap it: forward(x) -> model(x.transpose(0, 1)).transpose(0, 1)."
         )
 
 
@@ -206,9 +205,9 @@ def _check(stepped: StepByStep, model: nn.Module, frames: list[Tensor], dim: int
 def _other(name: str, frame: int) -> UnsupportedOperation:
     return UnsupportedOperation(
         f"frame by frame, {name} gives another output at frame {frame} than on the sequence so "
-        "far: something else keeps what was before. What goes on step by step are nn.LSTM, nn.GRU, "
-        "nn.RNN, their cells and causal nn.Conv1d; pooling over frames, attention and a state of "
-        "the model's own do not. Write it as forward(x, h) -> (y, h), and use carries=."
+        "far: another part of it depends on earlier frames. Only nn.LSTM, nn.GRU, nn.RNN, their "
+        "cells and causal nn.Conv1d run step by step, not pooling over frames, attention or a "
+        "state of the model's own. Write it as forward(x, h) -> (y, h), and use carries=."
     )
 
 
@@ -227,9 +226,9 @@ def _check_first(
                 _part(later, have, f, len(frames), name), newest
             ):
                 raise UnsupportedOperation(
-                    f"{name} is not causal: its output of frame {f} changes with the frames after "
-                    "it (a norm, pooling or attention over time, or padding on the right). Give "
-                    "it windows that are known as a whole: sg.windows."
+                    f"{name} is not causal: its output at frame {f} depends on later frames (a "
+                    "norm, pooling or attention over time, or padding on the right). Pass it "
+                    "whole windows: sg.windows."
                 )
             if not _close(have, newest):
                 raise _other(name, f)
@@ -242,8 +241,8 @@ def _tried(model: nn.Module, x: Tensor, name: str, *state: Tensor | None) -> Any
         return model(x, *state)
     except (RuntimeError, ValueError, IndexError) as error:
         raise UnsupportedOperation(
-            f"{name} does not run on a sequence as short as {list(x.shape)}: {error}. Choose a hop "
-            "that every pooling and stride of it divides."
+            f"{name} does not run on a sequence as short as {list(x.shape)}: {error}. Choose a "
+            "hop that is a multiple of its pooling sizes and strides."
         ) from error
 
 
@@ -257,8 +256,8 @@ def _part(whole: Tensor, one: Tensor, frame: int, frames: int, name: str) -> Ten
     if not fits or whole.shape[grown[0]] != frames * one.shape[grown[0]]:
         raise UnsupportedOperation(
             f"{name} returns {list(whole.shape)} for {frames} frames but {list(one.shape)} for "
-            "one: its outputs are not of the frames one by one. Choose a hop that every pooling "
-            "and stride of it divides."
+            "one: its outputs are not one per frame. Choose a hop that is a multiple of its "
+            "pooling sizes and strides."
         )
     return whole.narrow(grown[0], frame * one.shape[grown[0]], one.shape[grown[0]])
 

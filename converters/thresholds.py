@@ -1,28 +1,29 @@
 r"""Thresholds and initial charges of group neurons for networks trained with ReLU or ReLU6.
 
-A group neuron that has received the charge :math:`S = \sum_t x(t)` in T steps, evenly, has sent
+A group neuron that has received the charge :math:`S = \sum_t x(t)` in T steps, evenly, sends
 
 .. math::
     N = \operatorname{clip}(\lfloor S / \theta + c \rfloor, 0, mT), \qquad
     y = N \theta / T, \qquad \theta = v_{th} / m, \qquad c = v(0) / \theta
 
-of what the ReLU gives. A small :math:`\theta` clips, a large one rounds. :math:`\theta` and c are
-chosen for each channel, layer after layer from the input on, so as to make
+in place of the ReLU's output. A small :math:`\theta` clips, a large one rounds. :math:`\theta` and
+c are chosen for each channel, layer after layer from the input on, to minimise
 
 .. math::
     E(\theta, c) = \textstyle\sum_i g_i^2 \, (y_i(\theta, c) - f_i)^2
 
-smallest. :math:`f_i` is what the source network has at that neuron and sample, :math:`y_i` what the
-neuron sends when it is run for T steps on what the layers before it, chosen already, really send:
-so a layer also makes up for errors of those before it, for spikes that come unevenly, and, by c,
-for their mean. :math:`g_i^2`, the squared gradient of the outputs of the source network, is what an
-error costs: to second order E is the squared error of the outputs, if errors are independent. The
-gradients of all outputs enter through random signs r, as :math:`g_i = \partial (r \cdot
-\text{out}) / \partial f_i`, whose squares are on average the sum over the outputs.
+:math:`f_i` is the value of the source network at that neuron and sample, :math:`y_i` the output of
+the neuron when it runs for T steps on the actual output of the layers before it, whose thresholds
+are chosen already: so a layer also compensates for errors of those before it, for unevenly
+distributed spikes, and, by c, for their mean. :math:`g_i^2`, the squared gradient of the outputs of
+the source network, is the cost of an error: to second order E is the squared error of the outputs,
+if errors are independent. The gradients of all outputs enter through random signs r, as :math:`g_i
+= \partial (r \cdot \text{out}) / \partial f_i`, whose squares are on average the sum over the
+outputs.
 
-Then all are refined together (``refinement``), unless nothing is to be tuned. It is done on three
-quarters of the images and measured on the rest. The quantiles of the calibration as thresholds,
-with c = 1/2, stay if they leave a smaller error of the outputs there.
+Then all are refined together (``refinement``), unless tuning is turned off. This uses three
+quarters of the images; the rest measures the result. The quantiles of the calibration as
+thresholds, with c = 1/2, are kept if their output error there is smaller.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-r"""Thrift: the weight of additions by which neurons with dead zones keep to a budget or a target.
+r"""The search for neurons with dead zones: the weight of additions that meets a budget or a target.
 
-All neurons get T = 1 and eight members: leading zeros cost nothing, so the learned sizes of the
-steps alone say how fine a value is, and a network in one step never revises what it has sent. From
-the finest network on, w in L = E + w A (``objectives.py``) is doubled, each network tuned from the
-one before, until the budget is kept, or the agreement is missed; then the last interval is halved.
+All neurons get T = 1 and eight members: leading zeros cost nothing, so the learned step sizes alone
+determine the resolution of a value, and with one step a network never has to correct what it has
+sent. Starting from the finest network, w in L = E + w A (``objectives.py``) is doubled, each
+network tuned from the one before, until the budget is met or the agreement is missed; then the last
+interval is halved.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from ..core.network import SpikingNetwork
+from ..core.progress import progress
 from ..errors import InputError
 from .budget import Budget
 from .mixing import spikes_sent
 from .settings import MEMBERS
 from .tunable import Measure, Tunable, default_choices, samples_of
-from .tuning import tune
+from .tuning import tuned
 
 WEIGHTS = tuple(0.002 * 2.0**i for i in range(9))
 HALVINGS = 2  # of the last interval of w
@@ -81,7 +83,7 @@ class Path:
         if not holds(good):
             raise self._unreached(asked, good)
         missed: list[Point] = []
-        for weight in WEIGHTS:
+        for weight in progress(WEIGHTS, _priced, len(WEIGHTS)):
             point = self._tuned(point, weight)
             if holds(point):
                 good, missed = point, []
@@ -96,7 +98,7 @@ class Path:
         if holds(point):  # the error is all that is left to lower
             tuned = self._tuned(point, 0.0)
             return tuned if holds(tuned) and tuned.error < point.error else point
-        for weight in WEIGHTS:
+        for weight in progress(WEIGHTS, _priced, len(WEIGHTS)):
             before, point = point, self._tuned(point, weight)
             if holds(point):
                 return self._halved(point, before, holds)
@@ -104,15 +106,15 @@ class Path:
 
     def _halved(self, good: Point, bad: Point, holds: Callable[[Point], bool]) -> Point:
         """Between one that holds and one that does not, nearer to the latter, which is better."""
-        for _ in range(HALVINGS):
+        for _ in progress(range(HALVINGS), lambda _: "searching between two prices", HALVINGS):
             point = self._tuned(min(good, bad, key=lambda p: p.weight), _between(good, bad))
             good, bad = (point, bad) if holds(point) else (good, point)
         return good
 
     def _tuned(self, start: Point, weight: float) -> Point:
-        options: dict[str, Any] = {"objective": weight, "max_batches": None, "seed": self.seed}
+        options: dict[str, Any] = {"objective": weight, "seed": self.seed}
         options |= {"iterations": self.iterations, "distributed": self.budget.distributed}
-        network = tune(start.network, self.seen, **options)
+        network = tuned(start.network, self.seen, **options)
         return self._point(network, weight)
 
     def _point(self, network: SpikingNetwork, weight: float) -> Point:
@@ -129,10 +131,15 @@ class Path:
 
     def _unreached(self, asked: str, last: Point) -> InputError:
         return InputError(
-            f"search(..., {asked}) is beyond one step of {MEMBERS} members: the last network tried "
-            f"has {last.additions:.3g} additions for each multiply-accumulate, {last.spikes:.3g} "
-            f"spikes of a neuron, agreement {last.agreement} on {len(self.apart)} samples."
+            f"search(..., {asked}) cannot be reached in one step of {MEMBERS} members: the last "
+            f"network tried has {last.additions:.3g} additions per multiply-accumulate, "
+            f"{last.spikes:.3g} spikes per neuron, agreement {last.agreement} on "
+            f"{len(self.apart)} samples."
         )
+
+
+def _priced(weight: float) -> str:
+    return f"searching: price {weight:.3g} of additions"
 
 
 def _between(good: Point, bad: Point) -> float:

@@ -1,4 +1,4 @@
-r"""Step sizes for streams: where a neuron's state is kept, its steps are for what changes.
+r"""Step sizes for streams: if a neuron's state is kept, its steps encode changes.
 
 In a plan for streams every neuron that is left with a last step :math:`c` holds its target within
 :math:`\rho c` and sends digits where this moved (docs/stream_plans.md). Finer steps mean less error
@@ -12,14 +12,14 @@ own values on clips are tracked by the neuron alone, for steps of :data:`SIZES` 
 are its part of the squared relative error of the outputs, to first order (:math:`e` is what the
 neuron is off at its positions p, summed with its signs; the square is the expectation over random
 projections of y), and of the additions of a frame after the first: n digits sent, each met by F
-weights for each multiply-accumulate of the source. The last step of channel i makes
-:math:`E_i + w A_i` least: so all channels buy error for additions at one price, w. A channel that
-was hardly seen to move is not known: the mean of its tensor's channels is added with a weight of
-1 / (N + 1), N the number of clips.
+weights for each multiply-accumulate of the source. The last step of channel i makes :math:`E_i + w
+A_i` least: so all channels trade error against additions at one price, w. The statistics of a
+channel that hardly moved are unreliable: the mean of its tensor's channels is added with a weight
+of 1 / (N + 1), N the number of clips.
 
 **No drift.** c has 12 significant bits and resting values are whole numbers of c, so v = resting +
 n c and every weighted spike are exact in float32 for :math:`|n| < 2^{12}`: twice the largest value
-of its tensor in the calibration, since no c is less than its 2047th part. Source: ours.
+of its tensor in the calibration, since c is at least 1 / 2047 of it. The method is new here.
 """
 
 from __future__ import annotations

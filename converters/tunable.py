@@ -1,5 +1,5 @@
-"""What tuning runs: a network of signGD neurons with choices in place of its own numbers, with a
-gradient in these; samples, and what choices make of them."""
+"""The model that tuning optimises: a network of signGD neurons whose parameters are replaced by
+differentiable choices; its samples and measures."""
 
 from __future__ import annotations
 

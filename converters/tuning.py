@@ -8,13 +8,13 @@ steps are those of the source network, for as few additions as w asks for:
     L = E + w A, \qquad
     E = \sum_{outputs} \frac{\lVert y(T) - y \rVert^2}{\lVert y \rVert^2}
 
-A are the additions for each multiply-accumulate of the source (``additions.py``), counted from the
-spikes that neurons send; w = 0, the objective "error", is all that there is without a dead zone.
+A are the additions per multiply-accumulate of the source (``additions.py``), counted from the
+spikes that neurons send; without a dead zone w = 0, the objective "error", is the only choice.
 
-L is made small by gradient descent (Adam, on minibatches). A spike has no gradient. Where v(t-1) is
-within one step of f(x) the neuron can follow its target, so there the gradient of v(t) is handed on
-to the target; where it is further away v(t) moves by a whole step whatever the target is, and
-the gradient stays with v(t-1). The derivative in the step itself is exact in both cases:
+L is minimised by gradient descent (Adam, on minibatches). A spike has no gradient. If v(t-1) is
+within one step of f(x) the neuron can follow its target, so the gradient of v(t) is passed to the
+target; if it is further away v(t) moves by a whole step whatever the target is, and the gradient is
+passed to v(t-1). The derivative in the step itself is exact in both cases:
 
 .. math::
     \frac{\partial v_k}{\partial f} = [\,|v_{k-1} - f| < \eta s 2^{1-k}\,], \qquad
@@ -24,9 +24,9 @@ the gradient stays with v(t-1). The derivative in the step itself is exact in bo
 Large networks are tuned block by block first (``blocks.py``).
 
 With a dead zone the gradient is that of ``dithered.py``. Without, each neuron's steps are also
-made larger and smaller as a whole between phases of the descent. What is kept is the state with the
-least L on calibration samples that the descent never saw, the
-untuned network among them, so tuning does not make a network worse than noise does.
+made larger and smaller as a whole between phases of the descent. The result is the state with the
+least L on held-out calibration samples, the untuned network included, so tuning does not make a
+network worse beyond sampling noise.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ from torch import Tensor
 from ..core.distributed import Distributed
 from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
-from ..core.progress import progress
+from ..core.progress import announce, progress
 from ..errors import InputError
+from ..neurons.rounding import Rounded
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices
 from .blocks import SEEN as MOST_SEEN
 from .blocks import Block, BlockTuner, Task, iterations_of, outputs_of
 from .budget import Budget, TimeUp
-from .calibration import Calibration
+from .calibration import FEWEST, Calibration
 from .descent import LEARNED, START, Descent
 from .objectives import weight_of
 from .planning import default_schedule, relative_depths
@@ -70,7 +71,6 @@ from .tunable import (
     updates,
 )
 
-FEWEST = 64  # samples, a quarter of which are held out
 LONGEST = 128  # steps times members from which the default is close enough
 HELD_OUT = 96  # samples at most
 SPARSE_HELD_OUT = 256  # with dead zones, as additions are counted there too
@@ -88,6 +88,7 @@ TOGETHER_BATCH = 16
 PIECE = 4  # of these, whose graph is held at once
 REPORTING = 1.6e10  # of the errors if undone
 REPORT = 0.1  # of the seconds, at most, for these
+MEASURED = 2  # steps of descent, after which it is told what all will take
 RATE = 0.2  # of log step sizes
 SPARSE_RATE = 0.1  # where neurons have dead zones
 PHASES = ((1.0, 0.6), (0.25, 0.4))  # of the descent: rate over RATE, and share of the iterations
@@ -95,35 +96,40 @@ RESIZE = (0.6, 0.8, 1.25)  # after each phase, of all steps of one neuron
 LOOKS = 4  # at the held-out samples in each
 
 
-def against(network: SpikingNetwork, samples: int) -> str:
-    """Why the default plan is left as it is: empty where it can be tuned."""
+def against(network: SpikingNetwork) -> str:
+    """Why the default plan is not tuned; empty if it can be."""
     neurons = network.neurons
     if not neurons:
         return "there is no spiking neuron to tune."
     if network.stream:
         return (
-            "the steps of a plan for streams are whole, and chosen on clips; convert the model "
-            "again with another price of additions, such as objective=0.016."
+            "the step sizes of a plan for streams are chosen on clips, not learned; convert the "
+            "model again with another price of additions, such as objective=0.016."
         )
     signs = network.of(SignGDNeuron)
     other = [node.name for node in neurons if node not in signs]
     if other:
-        return f"signGD neurons are tuned, but {other[0]!r} is none."
+        return f"only signGD neurons can be tuned, but {other[0]!r} is not one."
     if any(node.momentum for node in signs):
         return "steps with momentum are not tuned."
     if any(node.coding == "poisson" for node in network.of(Encoder)):
         return "Poisson-coded input is random, which is not tuned."
     shapes = [network[name].shape for name in leaves(network.outputs)]
     if any(s[:1] != ("1*batch",) or any(map(follows_batch, s[1:])) for s in shapes):
-        return "outputs are tuned whose first dimension is the batch, but one of these has another."
-    if samples < FEWEST:
-        return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
+        return "only outputs whose first dimension is the batch can be tuned, but one has another."
     return ""
 
 
+def too_few(samples: int) -> str:
+    """Why so few samples are not tuned on; empty where they are enough."""
+    if samples >= FEWEST:
+        return ""
+    return f"tuning takes {FEWEST} calibration samples or more, but there are {samples}."
+
+
 @dataclass(frozen=True)
-class Tuning:
-    """What tuning did, JSON-able; ``print(tuning)`` shows it as a table.
+class Tuning(Rounded):
+    """The result of tuning, JSON-able; ``print(tuning)`` shows it as a table.
 
     Errors are relative output errors on the ``held_out`` samples: of the network as it was, of the
     tuned one, and for each neuron of the tuned network with this neuron alone put back. Resting
@@ -150,7 +156,7 @@ class Tuning:
 
     @staticmethod
     def of(network: SpikingNetwork) -> Tuning | None:
-        """What was done to a network; None where it was not tuned."""
+        """The tuning of a network; None if it was not tuned."""
         found = network.provenance.get("tuning")
         if not isinstance(found, Mapping) or "layers" not in found:
             return None
@@ -237,9 +243,8 @@ def tune(
         Which of "steps", "scales", "resting" and "dead_zones" are; the others stay as planned.
     objective
         "error", of the outputs; "additions", which weighs them against that, for
-        neurons with dead zones, as 99 % of agreement takes; or a weight: what an
-        addition for each multiply-accumulate of the source may cost of the
-        squared relative error.
+        neurons with dead zones, as suits an agreement of 99 %; or a weight: the squared relative
+        error that one addition per multiply-accumulate of the source is worth.
     blocks
         Whether parts of the network are tuned one after the other, each toward
         the source network's own values at its end (``converters/blocks.py``), in
@@ -255,7 +260,37 @@ def tune(
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
     """
     x = samples(calibration, max_batches, distributed)
-    reason = against(network, len(x))
+    reason = against(network) or too_few(len(x))
+    if reason:
+        raise InputError(f"tune: {reason}")
+    return tuned(
+        network,
+        x,
+        iterations=iterations,
+        seconds=seconds,
+        learn=learn,
+        objective=objective,
+        seed=seed,
+        blocks=blocks,
+        distributed=distributed,
+    )
+
+
+@torch.inference_mode(False)
+def tuned(
+    network: SpikingNetwork,
+    x: Any,
+    *,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    learn: Collection[str] = LEARNED,
+    objective: str | float = "error",
+    seed: int = 0,
+    blocks: bool | None = None,
+    distributed: Distributed | None = None,
+) -> SpikingNetwork:
+    """``tune`` on samples x [N, ...], however few they are; the caller has counted all."""
+    reason = against(network)
     if reason:
         raise InputError(f"tune: {reason}")
     for name, value in (("iterations", iterations), ("seconds", seconds)):
@@ -266,8 +301,8 @@ def tune(
     weight = weight_of(objective)
     if weight and not _sparse(network):
         raise InputError(
-            f"objective={objective!r} weighs additions, but neurons without a dead zone make the "
-            "same whatever is learned; convert with dead_zone=2 / 3, or tune the error."
+            f"objective={objective!r} weighs additions, but those of neurons without a dead zone "
+            "do not depend on what is learned; convert with dead_zone=2 / 3, or tune the error."
         )
     given = {"iterations": iterations, "seconds": seconds, "learn": sorted(learn), "seed": seed}
     if distributed is not None:
@@ -340,7 +375,7 @@ class _Tuner:
             self.before = self.found = self.measure(self.default)
             self.seen = samples_of(self.network, seen, self.budget)
         except TimeUp:
-            reason = f"{self.seconds:g} seconds are over before the outputs were looked at once."
+            reason = f"{self.seconds:g} seconds were over before the outputs were evaluated once."
             return self.network.replace(
                 provenance={**self.network.provenance, "tuning": {"none": reason}}
             )
@@ -468,8 +503,21 @@ class _Tuner:
             samples = self.seen.pick(pick.to(self.seen.x.device))
             descent.step(self._losses(samples, descent.choices), self.budget)
             self.done += 1
+            if self.done == MEASURED and not self.parts:
+                self._announce()
             if i in looks or self._late():
                 yield descent.choices
+
+    def _announce(self) -> None:
+        """What all of the tuning will take, by what its first steps took."""
+        longest = self.budget.longest
+        look = self._look()
+        seconds = self.iterations * longest.get("descent", 0.0) + len(PHASES) * LOOKS * look
+        if "steps" in self.learn and self.few >= LEAST and not self.sparse:
+            tries = len(RESIZE) * len(self._neurons())
+            seconds += len(PHASES) * tries * look * self.few / len(self.held_out)
+        limit = math.inf if self.seconds is None else self.seconds
+        announce(f"tuning {self.iterations} steps of descent", min(seconds, limit))
 
     def _losses(self, samples: Samples, choices: Choices) -> list[Callable[[], Tensor]]:
         """In pieces whose graph fits in memory."""

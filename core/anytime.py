@@ -1,4 +1,4 @@
-"""Reading a network out while it runs: step by step, and no longer than a sample needs."""
+"""Reading the outputs of a network while it runs: step by step, with early exit for each sample."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..neurons.rounding import Rounded
+from .dealing import batches
 from .inputs import Inputs, batch_of, call, samples_of
 from .modes import eval_mode
 from .module import NetworkModule, NetworkState, select
 from .network import SpikingNetwork, each_leaf
 from .operations import follows_batch
-from .progress import progress
+from .progress import progress, samples_in
 from .running import check_run, check_steps, length_of, steps_of
 from .spikes import Sent, listening
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """After step ``t``: the decoded ``outputs`` so far, and ``spikes`` [B], sent in this step.
+    """A run after step ``t``: the decoded ``outputs`` so far, and ``spikes`` [B] sent in this step.
 
     signGD neurons send ``members`` signs in every step, with a dead zone those of them that are not
-    silent, group neurons as many spikes as members fire or are taken back, the rate-coded baseline
-    and Poisson coding their spikes (the mean of all samples where a layer folds the batch into
-    another dimension). ``prediction`` and ``margin`` are those of classifiers, whose output is one
-    tensor [B, classes].
+    silent, group neurons one spike for each member that fires, negative ones included, the
+    rate-coded baseline and Poisson coding their spikes (the mean of all samples where a layer folds
+    the batch into another dimension). ``prediction`` and ``margin`` are those of classifiers, whose
+    output is one tensor [B, classes].
     """
 
     t: int
@@ -45,10 +47,10 @@ class Step:
     def margin(self) -> Tensor:
         """t times the largest output less the second largest, [B].
 
-        Rates of group neurons are off by about 1 / t, so a difference is worth t times itself. For
-        signGD neurons it is a rule of thumb: of the measures tried (of the outputs, of their
-        softmax, over their deviation, with and without t) this one tells right predictions from
-        wrong ones in the fewest steps.
+        The rates of group neurons have an error of about 1 / t, hence the factor t. For signGD
+        neurons this is empirical: of the measures tried (of the outputs, of their softmax, over
+        their deviation, with and without t) this one separates correct from wrong predictions in
+        the fewest steps.
         """
         first, second = _classes(self.outputs).topk(2, dim=1).values.unbind(1)
         return self.t * (first - second)
@@ -70,7 +72,7 @@ def stream(
 
     x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; ``time_steps`` are those
     the network was planned for, or those of the sequence, unless given. States are reset before,
-    and after: when the loop ends, or the iterator is closed or forgotten. One stream at a time: the
+    and after: when the loop ends, or the iterator is closed or deleted. One stream at a time: the
     states are the module's. Raises InputError.
     """
     started = _Run("stream", snn, x, time_steps, sequence)
@@ -141,13 +143,13 @@ def _first(values: Tensor) -> Tensor:
 
 
 def shrinks(network: SpikingNetwork) -> bool:
-    """Whether samples can leave a running batch: every value leads with it, and no more."""
+    """Whether samples can leave a running batch: the batch leads every value, unfolded."""
     sizes = [node.shape for node in network.nodes if any(map(follows_batch, node.shape))]
     return all(shape[0] == "1*batch" and not any(map(follows_batch, shape[1:])) for shape in sizes)
 
 
 @dataclass(frozen=True, eq=False)
-class Exit:
+class Exit(Rounded):
     """For each sample [B] the ``prediction``, after how many ``steps`` it was made, its ``margin``
     then, and the ``spikes`` sent until then."""
 
@@ -163,7 +165,7 @@ class Exit:
 
     @property
     def steps_saved(self) -> float:
-        """The share of ``max_steps`` that was not needed."""
+        """The fraction of ``max_steps`` that was not needed."""
         return 1 - self.mean_steps / self.max_steps
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,14 +180,14 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class ExitRule:
-    """When ``early_exit`` may stop, and what that does, as ``calibrate_exit`` found it.
+class ExitRule(Rounded):
+    """The rule by which ``early_exit`` stops, and its measured effect, from ``calibrate_exit``.
 
-    A sample leaves at the first step at which its margin is ``margin`` or more, at the latest at
-    ``max_steps``. ``agreement`` is the share of ``samples`` whose prediction is then that of the
-    reference, ``full_agreement`` that without leaving early. ``held_out_agreement`` is that of each
-    half of the samples with the margin of the other half, ``lower_bound`` the end of its one-sided
-    95 % Wilson interval.
+    A sample exits at the first step at which its margin is ``margin`` or more, at the latest at
+    ``max_steps``. ``agreement`` is the fraction of ``samples`` whose prediction is then that of the
+    reference, ``full_agreement`` the fraction without early exit. ``held_out_agreement`` is that of
+    each half of the samples with the margin of the other half, ``lower_bound`` the end of its
+    one-sided 95 % Wilson interval.
     """
 
     margin: float
@@ -202,17 +204,22 @@ class ExitRule:
 
     @property
     def note(self) -> str:
-        """How far ``agreement`` can be relied on."""
+        """The statistical reliability of ``agreement``."""
         if self.full_agreement < self.target:
             return (
-                f"the network itself agrees in {self.full_agreement:.2%} at {self.max_steps} "
-                f"steps, below the target of {self.target:.2%}: no sample leaves early."
+                f"the network agrees with its source on {self.full_agreement:.2%} of the samples "
+                f"at {self.max_steps} steps, below the target of {self.target:.2%}: no sample "
+                "exits early."
             )
         sure = self.lower_bound >= self.target
         return (
             f"{self.agreement:.2%} of {self.samples} samples agree, held out "
             f"{self.held_out_agreement:.2%}, with 95 % confidence at least {self.lower_bound:.2%}"
-            + ("." if sure else f"; to be as sure of {self.target:.2%} takes more samples.")
+            + (
+                "."
+                if sure
+                else f"; more samples are needed to show {self.target:.2%} with this confidence."
+            )
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,10 +246,10 @@ def early_exit(
 ) -> Exit:
     """The prediction for each sample of x [B, ...] as soon as its margin reaches ``margin``.
 
-    Samples that are done leave the batch, and cost nothing more. (Where the network folds the batch
-    into another dimension they stay to the end, and only their answer is early.) An ``ExitRule``
-    brings its own ``max_steps``. ``max_steps`` and ``sequence`` are as for
-    ``stream``. Raises InputError.
+    Samples that are done leave the batch and cost no further computation. (If the network folds the
+    batch into another dimension they stay to the end, and only their prediction is early.) An
+    ``ExitRule`` has its own ``max_steps``. ``max_steps`` and ``sequence`` are as for ``stream``.
+    Raises InputError.
     """
     if not isinstance(margin, ExitRule) and not margin == margin:
         raise InputError("margin is a number, but it is NaN.")
@@ -283,17 +290,18 @@ def calibrate_exit(
     agreement: float = 0.99,
     max_steps: int | None = None,
 ) -> ExitRule:
-    """The ``ExitRule`` of the least margin whose agreement with ``reference`` is as asked.
+    """The ``ExitRule`` of the smallest margin that reaches an agreement with ``reference``.
 
-    It is as asked on all samples and on each half of them. ``loader`` yields batches x or (x, y),
-    which neither the conversion nor the test has seen: a margin chosen on the images of the
-    calibration is too small. ``reference`` is the source network of the conversion unless given;
+    It is reached on all samples and on each half of them. ``loader`` yields batches x or (x, y),
+    which are part of neither the calibration nor the test data: a margin chosen on the calibration
+    data is too small. ``reference`` is the source network of the conversion unless given;
     ``max_steps`` is as for ``stream``. Raises InputError.
     """
     if not 0 < agreement <= 1:
-        raise InputError(f"agreement is a share in (0, 1], but it is {agreement!r}.")
+        raise InputError(f"agreement is a fraction in (0, 1], but it is {agreement!r}.")
     margins, same, spikes = [], [], []
-    for batch in progress(loader, "calibrating the exit"):
+    loader = batches(loader)
+    for batch in progress(loader, "calibrating the exit", samples_in(loader), images=_samples):
         x = batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch)
         if reference is None:
             target = snn.ann(x)
@@ -308,6 +316,10 @@ def calibrate_exit(
     if sum(part.shape[1] for part in margins) < 2:
         raise InputError("the loader holds fewer than two samples; nothing can be calibrated.")
     return _rule(torch.cat(margins, 1), torch.cat(same, 1), torch.cat(spikes, 1), agreement)
+
+
+def _samples(batch: Any) -> int:
+    return len(batch_of(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
 
 def _rule(margins: Tensor, same: Tensor, spikes: Tensor, target: float) -> ExitRule:

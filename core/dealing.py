@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -12,15 +12,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import InputError
 from .distributed import Distributed
+from .given import given, is_pair
+from .results import batch_digest
 
 
 def batches(data: Any, size: int = 64) -> Iterable[Any]:
-    """``data`` as batches: those of a loader or any iterable as they are, else cut by ``size``.
+    """``data`` as batches: those of a loader or any iterable unchanged, otherwise cut by ``size``.
 
-    A tensor [N, ...], a dict of such tensors, or a map-style ``Dataset`` of samples, which a
-    DataLoader loads; an ``IterableDataset`` is an iterable of batches. What comes back can be gone
-    through again where ``data`` can.
+    A tensor [N, ...], a dict of such tensors, a pair (x, y), or a map-style ``Dataset`` of samples,
+    which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. The result can be
+    iterated again if ``data`` can. Raises InputError for several data sets in one object.
     """
+    data = given(data)
+    if is_pair(data):
+        return list(zip(batches(data[0], size), data[1].split(size), strict=True))
     if isinstance(data, Tensor):
         return data.split(size)
     if isinstance(data, Mapping):
@@ -36,29 +41,35 @@ def deal(
     world: Distributed,
     done: Collection[int] = (),
     *,
+    again: Collection[int] = (),
     most: int | None = None,
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """(number, batch) of this process's batches of ``data``, without those ``done`` before.
+    """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
+    which some may be dealt ``again``.
 
-    Batches are cut by ``data`` itself, are numbered as they come, and are dealt whole in turn, so
-    that every number of processes computes the same ones. Of a DataLoader of a map-style data set
-    rank 0 draws which samples make which batch, and each process loads its own alone. Through any
-    other iterable every process goes whole, and keeps its own. To be gone through to the end on all
-    processes. Of all batches the first ``most`` are dealt. ``after`` is called with the number of
-    each batch, in order, on all processes, when its own is done with it: there they may exchange
-    what they have. Raises InputError for a sampler that shards by itself, where an iterable gives
-    other numbers of batches on other processes, and where there are none of the numbers ``done``.
+    Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
+    that any number of processes computes the same ones. For a DataLoader of a map-style data set
+    rank 0 draws the samples of each batch, and each process loads only its own. Any other iterable
+    is iterated completely by every process, which keeps its own batches; the first batch is
+    compared. All processes must iterate to the end. Only the first ``most`` batches are assigned.
+    ``after`` is called with the number of each batch, in order, on all processes, when its own
+    process has finished it: there they may exchange results. Raises InputError for a sampler that
+    shards by itself, where an iterable gives another first batch or other numbers of batches on
+    other processes, and where there are none of the numbers ``done``.
     """
     _check_whole(data, world)
     indexed = isinstance(data, DataLoader) and by_index(data)
+    left_out = set(done) - set(again)
     if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
-        yield from _loaded(data, world, done, most, after)
+        drawn: list[list[int]] = world.broadcast(_drawn(data) if world.first else None)[:most]
+        _check_done(done, len(drawn))
+        yield from _loaded(data, world, drawn, left_out, after)
         return
     number = -1
-    for number, batch in enumerate(islice(data, most)):
-        if world.mine(number) and number not in done:
+    for number, batch in enumerate(_the_same(islice(data, most), world)):
+        if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
             after(number)
@@ -67,11 +78,24 @@ def deal(
         world.agree("the number of batches", str(number + 1))
 
 
+def _the_same(batches: Iterator[Any], world: Distributed) -> Iterator[Any]:
+    """``batches``, of which all processes have the same first one: one that is drawn otherwise on
+    another process gives some samples twice and others never."""
+    if world.size == 1:
+        return batches
+    begin = list(islice(batches, 1))
+    world.agree(
+        "the first batch of the data, which every process goes through in the same order,",
+        "none" if not begin else batch_digest(begin[0]),
+    )
+    return chain(begin, batches)
+
+
 def _check_done(done: Collection[int], length: int) -> None:
     if max(done, default=-1) >= length:
         raise InputError(
-            f"batch {max(done)} was finished before, but the data are {length} batches (from 0): "
-            "they are other data."
+            f"batch {max(done)} was already evaluated, but the data have {length} batches "
+            "(numbered from 0): these are different data."
         )
 
 
@@ -81,10 +105,10 @@ def _check_whole(data: Any, world: Distributed) -> None:
         # torch's DistributedSampler, timm's, and others that were made after it
         if world.size > 1 and getattr(sampler, "num_replicas", 1) > 1:
             raise InputError(
-                f"the loader's {type(sampler).__name__} deals samples to processes by itself, and "
-                "repeats some to make shares equal. Pass a loader of the whole data set, "
-                "DataLoader(dataset, batch_size=...), the same on every process: batches are dealt "
-                "here, each once."
+                f"the loader's {type(sampler).__name__} already distributes samples over "
+                "processes, and repeats some to make the shares equal. Pass a loader of the "
+                "whole data set, DataLoader(dataset, batch_size=...), the same on every process: "
+                "each batch is then assigned to one process."
             )
 
 
@@ -100,16 +124,14 @@ def by_index(loader: DataLoader[Any]) -> bool:
 def _loaded(
     loader: DataLoader[Any],
     world: Distributed,
-    done: Collection[int],
-    most: int | None,
+    drawn: Sequence[list[int]],
+    left_out: Collection[int],
     after: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, Any]]:
-    drawn: list[list[int]] = world.broadcast(_drawn(loader) if world.first else None)[:most]
-    _check_done(done, len(drawn))
-    own = [number for number in range(len(drawn)) if world.mine(number) and number not in done]
+    own = [n for n in range(len(drawn)) if world.mine(n) and n not in left_out]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):
-        if world.mine(number) and number not in done:
+        if world.mine(number) and number not in left_out:
             yield number, next(loaded)
         if after is not None:
             after(number)

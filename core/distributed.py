@@ -49,9 +49,10 @@ class Distributed:
     def __init__(
         self, *, threads: int | None = None, device: str | torch.device | None = None
     ) -> None:
-        if threads is None and "RANK" in os.environ:
+        rank, size = _rank_and_size()
+        if threads is None and ("RANK" in os.environ or size > 1):
             threads = 1
-        self._place(_variable("RANK", 0), _variable("WORLD_SIZE", 1), threads)
+        self._place(rank, size, threads)
         self.local_rank = _variable("LOCAL_RANK", self.rank)
         self.device = _device(self.local_rank) if device is None else torch.device(device)
 
@@ -62,7 +63,7 @@ class Distributed:
         self._threads_before: int | None = None
         self._watch: Watch | None = None
         self._store: Store | None = None
-        self._owns_group = False
+        self._owns_group, self._inside = False, False
         self._own_posts: list[str] = []
         self._sent, self._read = 0, [0] * size
         return self
@@ -72,8 +73,13 @@ class Distributed:
         return self.rank == 0
 
     def __enter__(self) -> Self:
+        if self._inside:
+            raise InputError(
+                "sg.Distributed is used within itself; write one with block, or make another."
+            )
         if self.size > 1:
             self._connect()
+        self._inside = True
         if self._threads is not None:
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(self._threads)
@@ -82,17 +88,18 @@ class Distributed:
     def _connect(self) -> None:
         import torch.distributed as dist
 
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        needed = [*([] if dist.is_initialized() else ["RANK"]), "MASTER_ADDR", "MASTER_PORT"]
+        missing = [name for name in needed if name not in os.environ]
         if missing:
             raise InputError(
-                f"WORLD_SIZE is {self.size}, but {' and '.join(missing)} is not set; start the "
-                "program with torchrun, or set where rank 0 is to be found."
+                f"there are {self.size} processes, but {' and '.join(missing)} is not set; start "
+                "the program with torchrun, or set its rank and where rank 0 is to be found."
             )
         name = f"signgd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_entered)}"
         self._owns_group = not dist.is_initialized()
         if self._owns_group:
             store, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS))
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        address, port = os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0)
         # connections of our own: the group's may wait, and would hold up who asks beside it
         watched, posts = (
             dist.PrefixStore(
@@ -119,6 +126,7 @@ class Distributed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._inside = False
         if self._watch is not None:
             self._leave(self._watch, error)
         if self._threads_before is not None:
@@ -141,7 +149,7 @@ class Distributed:
     # -- what the processes tell each other --------------------------------------------------------
 
     def mine(self, number: int) -> bool:
-        """Whether the piece of work ``number`` is this process's: they are dealt in turn."""
+        """Whether the piece of work ``number`` is this process's: pieces are assigned in turn."""
         return number % self.size == self.rank
 
     def gather(self, value: Any) -> list[Any]:
@@ -190,7 +198,7 @@ class Distributed:
             )
 
     def post(self, text: str) -> None:
-        """Hands ``text`` to rank 0, which finds it by ``posted`` soon after; nobody waits."""
+        """Hands ``text`` to rank 0, which reads it by ``posted`` soon after; no process waits."""
         if self._store is None or self.first:
             self._own_posts.append(text)
             return
@@ -270,6 +278,20 @@ def _packed(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """Of the process group where there is one, which knows better than the environment."""
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    if rank >= size:
+        raise InputError(
+            f"the environment says RANK {rank}, but WORLD_SIZE {size}; start several processes "
+            "with torchrun, or unset RANK."
+        )
+    return rank, size
 
 
 def _variable(name: str, otherwise: int) -> int:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SignGDError
+from ..neurons.rounding import Rounded
 from .dealing import batches, deal
 from .distributed import ALONE, Distributed
-from .inputs import Batch, Inputs, batch_of, call
+from .inputs import Batch, Inputs, batch_of, call, tensor_of
 from .metrics import METRICS, Choices, Comparison, named, paired, squared_distance, squared_norm
 from .modes import eval_mode
 from .module import NetworkModule
@@ -34,16 +35,16 @@ PAUSE = 0.05  # seconds between two looks for what others post
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Rounded):
     """One row for each T: what ``evaluate`` measured on ``samples`` samples.
 
-    ``accuracy`` and ``agreement`` (equal predictions) are fractions, None where labels or a
-    reference are absent, or the output is no classifier's: one tensor [B, classes] of two or more;
-    ``top5`` is how often the label is among the five largest of more than five classes, else None;
-    ``error`` is the relative output error, the norm of the difference over the norm of the
-    reference's outputs. ``outputs`` holds, for each output, each metric's values: where metrics
-    were asked for, or the output is no classifier's. ``skipped`` are the names of samples that
-    could not be read, and are not counted in any row.
+    ``accuracy`` and ``agreement`` (equal predictions) are fractions, None if labels or a reference
+    are missing, or if the output is not that of a classifier (one tensor [B, classes], two or more
+    classes); ``top5`` is how often the label is among the five largest of more than five classes,
+    else None; ``error`` is the relative output error, the norm of the difference over the norm of
+    the reference's outputs. ``outputs`` holds, for each output, each metric's values: if metrics
+    were requested, or if the output is not that of a classifier. ``skipped`` are the names of
+    samples that could not be read, and are not counted in any row.
     """
 
     time_steps: tuple[int, ...]
@@ -177,35 +178,37 @@ def evaluate(
     """Accuracy, agreement with ``reference`` and relative output error at each T.
 
     ``time_steps`` are the T that the network was planned for unless given. ``loader`` yields
-    batches (x, y) or x: x [B, ...], y [B] class indices, which count where the output is one tensor
-    [B, classes]; a tensor [N, ...] or a ``Dataset`` is cut into batches of 64. A batch may say by
-    an attribute ``skipped`` which samples, by name, are missing in it. The reference is evaluated
-    in eval mode, its mode comes back. Batches are moved to the device of the network.
+    batches (x, y) or x: x [B, ...], y [B] class indices, which are used if the output is one tensor
+    [B, classes]; a tensor or array [N, ...], a pair (x, y) of such, or a ``Dataset`` is cut into
+    batches of 64. A batch may have an attribute ``skipped``, the names of samples that are missing
+    in it. The reference is evaluated in eval mode, and its mode is restored. Batches are moved to
+    the device of the network.
 
-    ``metric`` compares outputs of any task with the reference's, each output of tuples and dicts by
-    itself: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) -> float`` of all
-    samples, one or several, or a dict of these by output. Where the output is no classifier's the
-    usual ones of its shape are measured unless given; memory does not grow with the data but for
-    functions and ``rank_correlation``. With ``keep_state`` the loader yields one frame [B, ...]
-    after another of B streams, and the state goes on from each to the next; it is forgotten before
-    and after. A network that feeds itself (``carries``) is then compared with ``snn.source`` alone,
-    which is run over the frames with its own memory.
+    ``metric`` compares outputs of any task with those of the reference, each output of tuples and
+    dicts separately: names of ``METRICS`` (``core/metrics.py``), functions ``(have, want) ->
+    float`` of all samples, one or several, or a dict of these by output. If the output is not that
+    of a classifier, the default metrics of its shape are measured unless others are given; memory
+    does not grow with the data, except for functions and ``rank_correlation``. With ``keep_state``
+    the loader yields one frame [B, ...] after another of B streams, and the state is carried from
+    each frame to the next; it is reset before and after. A network with feedback (``carries``) can
+    then be compared only with ``snn.source``, which runs over the frames with its own memory.
 
     With ``distributed`` each process evaluates its own batches and all get the table, which is the
     same to the last bit for every number of them. ``resume`` is a file that gets a line for each
-    batch that is finished; where it is there, what it holds is not computed again, also with
-    another number of processes. It is of one network, reference, data and options, and refused for
-    others: of the data their number of batches is compared, what the caller says of them in
-    ``data``, and the first finished batch of each process. Rank 0 alone reads and writes it.
+    finished batch; batches that an existing file contains are not computed again, also with another
+    number of processes. It belongs to one network, reference, data set and set of options, and is
+    refused for others: the data are compared by their number of batches, by the caller's
+    description in ``data``, and by the first finished batch of each process. Only rank 0 reads and
+    writes it.
 
     Raises InputError for an empty loader, a metric that does not fit an output, another reference
-    of a network that feeds itself, and a results file of something else; FormatError for a damaged
+    for a network with feedback, and a results file of another evaluation; FormatError for a damaged
     one.
     """
     if metric is not None and reference is None:
         raise InputError(
             "a metric compares with the source network; pass reference=model, or "
-            "reference=snn.source for the one that the description holds."
+            "reference=snn.source for the one stored in the description."
         )
     if not isinstance(snn, NetworkModule):
         raise InputError(
@@ -214,14 +217,16 @@ def evaluate(
     world = distributed or ALONE
     if keep_state and (world.size > 1 or resume is not None):
         raise InputError(
-            "the state of a stream goes on from frame to frame, so frames are neither dealt to "
-            "several processes nor left out; leave distributed= and resume= away with keep_state."
+            "the state of a stream is carried from frame to frame, so frames can be neither "
+            "distributed over processes nor skipped; do not pass distributed= or resume= with "
+            "keep_state."
         )
     steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
     loader = batches(loader)
     measure = _Measurement(snn, steps, reference, metric, chunk, keep_state, resume is not None)
     asked = {}
     if world.size > 1 or resume is not None:
+        world.agree("whether there is resume=", str(resume is not None))
         asked = _asked(measure, loader, data)
         for name, value in asked.items():
             world.agree(ASKED[name], json.dumps(value))
@@ -229,7 +234,7 @@ def evaluate(
     with closing(file) if file is not None else nullcontext():
         collected = _Collected(world, measure, file)
         done, compared = collected.done, _compared(collected.done, world)
-        dealt = deal(loader, world, done.keys() - compared)
+        dealt = deal(loader, world, done, again=compared)
         with measure.stream():
             for number, batch in _with_a_bar(dealt, loader, world):
                 if number in compared:
@@ -264,9 +269,9 @@ def _compared(done: Mapping[int, str], world: Distributed) -> set[int]:
 def _check_same(batch: Any, before: str, resume: str | Path | None) -> None:
     if _input_digest(batch) != before:
         raise InputError(
-            f"{resume} holds results of other data: a batch that it has is another one now. Give "
-            "the same data in the same order (a loader that shuffles: with a seed), or give "
-            "another file to resume from, or delete this one."
+            f"{resume} contains results of different data: one of its batches differs from the "
+            "current one. Pass the same data in the same order (with a seed if the loader "
+            "shuffles), resume from another file, or delete this one."
         )
 
 
@@ -356,7 +361,7 @@ class _Measurement:
         skipped = _skipped(batch)
         x, y = (_on(self.device, each) for each in _pair(batch))
         of_input = input_digest(x, y, skipped) if self.digests else ""
-        if skipped and not len(x):
+        if not len(x):
             return Record(number, 0, skipped, of_input)
         one = _next_frame if self.keep_state else run
         outputs = one(self.snn, x, self.steps, chunk=self.chunk)
@@ -491,6 +496,9 @@ class _Collected:
         self.totals = _Totals(measure)
         self.waiting: dict[int, Record] = {} if file is None else dict(file.done)
         found = {number: record.input for number, record in self.waiting.items()}
+        # what an evaluation that failed on all left behind; nobody posts before the broadcast
+        if world.first:
+            world.posted()
         self.done: dict[int, str] = world.broadcast(found)
         self.next, self.left = 0, world.size - 1  # the batch to be added; processes at work
 
@@ -542,7 +550,7 @@ def _next_frame(
 
 
 def _classes(output: Any) -> int:
-    """How many classes a classifier's output [B, classes] has; 0 where it is none."""
+    """How many classes a classifier's output [B, classes] has; 0 for other outputs."""
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
         return 0
     return output.shape[1]
@@ -555,8 +563,8 @@ def _labels(x: Batch, y: Any, classes: int, metric: Choices) -> Tensor | None:
     if tuple(y.shape) != (len(x),):
         shown = x if isinstance(x, Inputs) else list(x.shape)
         raise InputError(
-            f"labels are class indices [B], one for each sample, but x is {shown} and "
-            f"y is {list(y.shape)}. Targets of other tasks are left aside where metric= is given."
+            f"labels are class indices [B], one for each sample, but x is {shown} and y is "
+            f"{list(y.shape)}. Targets of other tasks are ignored where metric= is given."
         )
     return y  # type: ignore[no-any-return]
 
@@ -567,7 +575,7 @@ def _pair(batch: Any) -> tuple[Any, Tensor | None]:
         return batch_of(batch), None
     if len(batch) not in (1, 2):
         raise InputError(f"a batch is x or (x, y), but the loader gives {len(batch)} values.")
-    return batch_of(batch[0]), batch[1] if len(batch) == 2 else None
+    return batch_of(batch[0]), tensor_of(batch[1]) if len(batch) == 2 else None
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Events of a camera: what changed, pixel by pixel, as increments of a network's input.
+"""Events of an event camera: changes of single pixels, as increments of a network's input.
 
 An event camera sends an event (x, y, t, p) whenever the logarithm of the light at a pixel has risen
 (p = 1) or fallen (p = 0) by theta since its last event. The input of a network on log intensities
@@ -53,8 +53,8 @@ class Events:
         if len(falls):
             n = int(falls[0]) + 1
             raise InputError(
-                f"event {n} is at {int(self.t[n])} us, before the one in front of it, at "
-                f"{int(self.t[n - 1])} us. Events are in the order of time: pass sort=True to "
+                f"event {n} is at {int(self.t[n])} us, earlier than the event before it, at "
+                f"{int(self.t[n - 1])} us. Events must be sorted by time: pass sort=True to "
                 "Events.of or Events.read."
             )
 
@@ -67,7 +67,7 @@ class Events:
                 raise InputError(
                     f"event {n} is at {name} = {int(value[n])}, but a sensor of size (height, "
                     f"width) = {tuple(self.size)} has {name} from 0 to {most - 1}. Pass the "
-                    "sensor's size, or remove what is none of its pixels."
+                    "sensor's size, or remove the events outside of it."
                 )
 
     def __len__(self) -> int:
@@ -77,8 +77,8 @@ class Events:
 
     @classmethod
     def of(cls, array: Any, size: tuple[int, int], *, sort: bool = False) -> Events:
-        """Of a structured array with the fields x, y, t and p, as NumPy files have them and
-        ``tonic`` takes and returns; or of a dict of such columns. ``sort``: by time."""
+        """Events from a structured array with the fields x, y, t and p, as in NumPy files and in
+        ``tonic``, or from a dict of such columns. ``sort`` sorts them by time."""
         columns = _aligned(_columns(array))
         if sort:
             order = torch.argsort(columns["t"], stable=True)
@@ -94,8 +94,8 @@ class Events:
         key: str | None = None,
         sort: bool = False,
     ) -> Events:
-        """Of a file: NumPy (.npy, .npz: a structured array, or arrays x, y, t, p), HDF5 (.h5,
-        .hdf5, by h5py: a group of four columns or a compound dataset, at ``key``, by default
+        """Events from a file: NumPy (.npy, .npz: a structured array, or arrays x, y, t, p), HDF5
+        (.h5, .hdf5, by h5py: a group of four columns or a compound dataset, at ``key``, by default
         "events" or "CD/events"), or AEDAT4 (.aedat4, by the package aedat, with the sensor's size).
 
         Nothing is unpickled. Raises FormatError, InputError, BackendUnavailable.
@@ -111,7 +111,7 @@ class Events:
         array, found = READERS[suffix](Path(path), key)
         if size is None and found is None:
             raise InputError(
-                f"{path} does not say how large the sensor is; pass size=(height, width)."
+                f"{path} does not contain the size of the sensor; pass size=(height, width)."
             )
         chosen = size or found
         assert chosen is not None
@@ -121,12 +121,12 @@ class Events:
     def simulated(
         cls, video: Tensor, theta: float = 0.2, *, interval: int = 1000, floor: float = 1e-3
     ) -> Events:
-        """Of a video of intensities [F, H, W], a frame every ``interval`` microseconds, as an ideal
-        camera sends them: log(intensity + floor) is a line between frames, and each time it is
-        theta further from where it was at a pixel's last event there is another one.
+        """Events that an ideal event camera sends for a video of intensities [F, H, W], one frame
+        every ``interval`` microseconds: log(intensity + floor) is interpolated linearly between
+        frames, and a pixel sends an event whenever it has changed by theta since its last event.
 
-        Source: ESIM (Rebecq, Gehrig & Scaramuzza, CoRL 2018), without noise. Events of a frame are
-        before it: after ``counts(interval)`` of f steps the sum is within theta of frame f.
+        Source: ESIM (Rebecq, Gehrig & Scaramuzza, CoRL 2018), without noise. Events that lead to a
+        frame precede it: after ``counts(interval)`` of f steps the sum is within theta of frame f.
         Raises InputError.
         """
         theta, interval = _checked_theta(theta), _checked_interval(interval)
@@ -149,9 +149,10 @@ class Events:
     ) -> Tensor:
         """Events of each step of ``dt`` microseconds, [F, channels, H, W]: whole numbers, float32.
 
-        With one channel brighter less darker, the increments; with two darker and brighter apart,
-        as ``tonic`` orders them. The first step begins at ``start``, by default with the first
-        event, and there are ``steps``, by default up to the last; what is outside is left out.
+        With one channel, brighter minus darker events, the increments; with two channels, darker
+        and brighter events, in the order of ``tonic``. The first step starts at ``start``, by
+        default at the first event, and there are ``steps``, by default up to the last event; events
+        outside are ignored.
         """
         dt = _at_least_1("dt", dt)
         steps = None if steps is None else _at_least_1("steps", steps)
@@ -179,9 +180,9 @@ class Events:
         start: int | None = None,
         first: Tensor | float = 0.0,
     ) -> Tensor:
-        """The input of a network on log intensities, [F, 1, H, W]: after each step ``first``, what
-        they were at the start, plus theta times all counts so far. It cannot drift: what is summed
-        are whole numbers. Raises InputError."""
+        """The input of a network on log intensities, [F, 1, H, W]: after each step ``first``, the
+        log intensities at the start, plus theta times all counts so far. It cannot drift, since
+        integers are summed. Raises InputError."""
         theta = _checked_theta(theta)
         total = self.counts(dt, steps, start=start).double().cumsum(0)
         return (_checked_first(first, self.size) + theta * total).float()
@@ -191,7 +192,7 @@ class Events:
 
 
 def _index(value: Any) -> int | None:
-    """A whole number, of NumPy too; None for what is none."""
+    """An integer, also of NumPy; None for anything else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -262,7 +263,7 @@ def _aligned(columns: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _whole(name: str, value: Tensor) -> Tensor:
-    """int64; raises InputError for what is no whole number."""
+    """int64; raises InputError for numbers that are not whole."""
     if not value.is_floating_point():
         return value.long()
     broken = (value != value.floor()).nonzero()
@@ -279,7 +280,7 @@ def _whole(name: str, value: Tensor) -> Tensor:
     return value.long()
 
 
-TOO_LARGE = "is 2^63 or more, which int64 does not hold; count from the first event."
+TOO_LARGE = "is 2^63 or more, too large for int64; count time from the first event."
 
 
 def _polarity(value: Tensor) -> Tensor:
@@ -317,10 +318,10 @@ def _tensor(name: str, column: Any) -> Tensor:
         value = torch.as_tensor(column if wider is None else column.astype(wider))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
-            f"{name} of events is numbers, but torch takes no such: {error}"
+            f"{name} of events must be numbers that torch can represent: {error}"
         ) from error
     if value.is_complex():
-        raise InputError(f"{name} of events is real numbers, but it is {value.dtype}.")
+        raise InputError(f"{name} of events must be real numbers, but it is {value.dtype}.")
     unsigned = kind == "u" or value.dtype == torch.uint64
     value = value.long() if unsigned else value
     if unsigned and bool((value < 0).any()):  # where int64 has wrapped
@@ -373,11 +374,11 @@ def _read_numpy(path: Path, key: str | None) -> Found:
                 "the columns as arrays of numbers: numpy.savez(path, x=, y=, t=, p=)."
             ) from error
         except (OSError, EOFError, BadZipFile) as error:
-            raise FormatError(f"{path} is no NumPy file that can be read: {error}") from error
+            raise FormatError(f"{path} is not a readable NumPy file: {error}") from error
         if hasattr(content, "files"):
             return _of_archive(path, content, key), None
     if key is not None:
-        raise FormatError(f"{path} holds one array, without names, and no {key!r}.")
+        raise FormatError(f"{path} holds one unnamed array, but no {key!r}.")
     return content, None
 
 
@@ -389,8 +390,7 @@ def _of_archive(path: Path, content: Any, key: str | None) -> Any:
         return content[key] if key is not None else {k: content[k] for k in content.files}
     except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise FormatError(
-            f"{path} has {', '.join(content.files)}, of which {key!r} is no array of events: "
-            f"{error}"
+            f"{path} has {', '.join(content.files)}, but {key!r} is not an array of events: {error}"
         ) from error
 
 
@@ -399,7 +399,7 @@ def _read_hdf5(path: Path, key: str | None) -> Found:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise FormatError(f"{path} is no HDF5 file: {error}") from error
+        raise FormatError(f"{path} is not an HDF5 file: {error}") from error
     with file:
         place = next((k for k in ([key] if key else GROUPS) if k in file), None)
         if place is None and key is not None:
@@ -436,10 +436,10 @@ def _read_aedat(path: Path, key: str | None) -> Found:
         packets = [p["events"] for p in decoder if "events" in p and p["stream_id"] == chosen]
     except Exception as error:  # the decoder's own type differs with its version
         raise FormatError(
-            f"{path} is no AEDAT4 file that the package aedat reads: {error}"
+            f"{path} is not an AEDAT4 file that the package aedat can read: {error}"
         ) from error
     if chosen not in streams:
-        raise FormatError(f"{path} has no stream of events {key!r}; they are {list(streams)}.")
+        raise FormatError(f"{path} has no stream of events {key!r}; it has {list(streams)}.")
     stream = streams[chosen]
     array = numpy.concatenate(packets) if packets else numpy.zeros(0, EMPTY)
     return array, (stream["height"], stream["width"])

@@ -1,8 +1,9 @@
 """Faults of one of several processes end all of them, with a message and within half a minute.
 
-A process that fails says so in the store that all of them share; one that can say nothing (killed,
-stopped, its machine lost) is missed by its neighbour in a ring, which says it. A thread of every
-process reads it there, and ends the process even where that waits in a collective for good.
+A process that fails reports it in the store that all of them share; one that cannot (killed,
+stopped, its machine lost) is reported by its neighbour in a ring, which misses its heartbeat. A
+thread of every process reads the store, and ends the process even if that is blocked in a
+collective operation.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Watch:
             end(first)
 
     def goodbye(self) -> None:
-        """A barrier at the normal end, so that nobody who left early is missed."""
+        """A barrier at the normal end, so that a process that left early does not count as lost."""
         self.store.set(f"done/{self.rank}", str(self._exchanges))
         self._wait_for("done")
         self._stop()
@@ -158,7 +159,9 @@ class Watch:
 def _described(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"{type(error).__name__}: {error}"[:LONGEST]
+    # names of files may hold what is no text, which the store does not take
+    said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+    return said[:LONGEST]
 
 
 def _wake(beat: str) -> None:
@@ -174,9 +177,16 @@ def _wake(beat: str) -> None:
 
 def end(message: str) -> None:
     """Ends this process with code 1, whatever its main thread waits for."""
-    os.write(2, f"spikingjelly_signgd: ended by a fault of another process.\n{message}\n".encode())
-    # in a thread: the main one may hold the lock of a stream that nobody reads
-    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
-    flush.start()
-    flush.join(GRACE)
+    text = f"spikingjelly_signgd: ended by a fault of another process.\n{message}\n"
+    # in a thread: nobody may read the streams, and the main thread may hold the lock of one
+    last = threading.Thread(target=_last_words, args=(text,), daemon=True)
+    last.start()
+    last.join(GRACE)
     os._exit(1)
+
+
+def _last_words(text: str) -> None:
+    with suppress(OSError, ValueError):  # who read the stream may be gone
+        os.write(2, text.encode())
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()

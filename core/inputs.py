@@ -1,4 +1,4 @@
-"""What a network is fed: one tensor, or several by the names of the model's arguments."""
+"""The inputs of a network: one tensor, or several by the names of the model's arguments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import InputError
 
 KINDS = ("float", "integer", "boolean")  # of an input's numbers
 
@@ -135,9 +137,24 @@ Compute = Callable[[Inputs], Mapping[str, Tensor]]
 Batch = Tensor | Inputs
 
 
+def tensor_of(x: Any) -> Any:
+    """A NumPy array, or what makes itself one, as a tensor, float64 as torch's default type, since
+    NumPy computes in it unless asked; anything else as it is."""
+    if isinstance(x, Tensor) or not hasattr(x, "__array__"):
+        return x
+    array = x.__array__()
+    try:
+        tensor = torch.as_tensor(array if array.flags.writeable else array.copy())
+    except TypeError as error:
+        raise InputError(f"an array of {array.dtype} is no tensor: {error}") from error
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
 def batch_of(x: Any) -> Any:
-    """A dict of keyword arguments as ``Inputs``; anything else as it is."""
-    return Inputs(x) if isinstance(x, Mapping) else x
+    """A dict of keyword arguments as ``Inputs``, an array as a tensor; anything else as it is."""
+    if isinstance(x, Mapping):
+        return Inputs({name: tensor_of(value) for name, value in x.items()})
+    return tensor_of(x)
 
 
 def samples_of(x: Batch, leading: int = 0) -> int:

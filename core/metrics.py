@@ -1,8 +1,8 @@
-"""How close outputs are to those of the source network, whatever the task is.
+"""How close outputs are to those of the source network, for any task.
 
 A metric is a name of ``METRICS`` or a function ``(have, want) -> float`` of all samples. An output
-is one tensor of what the network returns: ``"output"`` where that is all, else its place in tuples
-and dicts, such as ``"0"``, ``"logits"`` or ``"boxes.1"``.
+is one tensor of what the network returns: ``"output"`` if there is only one, otherwise its position
+in tuples and dicts, such as ``"0"``, ``"logits"`` or ``"boxes.1"``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Metric:
 
         METRICS["bias"] = Metric(lambda have, want: (have - want).double().flatten(1), torch.mean)
 
-    ``part(have, want)``, [B, ...] each, is what one batch brings: rows, which are put one below the
-    other and kept until the end, or with ``sums`` numbers that add up. ``merge`` makes one part of
-    two in another way, of earlier and of later batches; memory then does not grow with the data.
-    ``value`` makes one number of all of them; not finite where it has no meaning. ``fits`` says of
-    which shapes it is, ``of`` says it to people.
+    ``part(have, want)``, [B, ...] each, is the contribution of one batch: rows, which are
+    concatenated and kept until the end, or with ``sums`` numbers that add up. ``merge`` combines
+    the parts of earlier and later batches in another way; memory then does not grow with the data.
+    ``value`` computes one number from all parts; it is not finite if undefined. ``fits`` tests the
+    shapes that the metric is for, ``of`` describes them in words.
     """
 
     part: Callable[[Tensor, Tensor], Tensor]
@@ -218,9 +218,10 @@ METRICS: dict[str, Metric] = {
 
 
 def usual(shape: Shape) -> tuple[str, ...]:
-    """The metrics of an output by its shape, where none are asked for.
+    """The default metrics of an output by its shape.
 
-    Class scores and embeddings, [B, D] both, are measured as classes: nothing tells them apart.
+    Class scores and embeddings, both [B, D], are measured as class scores, since they cannot be
+    distinguished.
     """
     if len(shape) == 3:
         return "error", "cosine", "worst_cosine"
@@ -316,7 +317,7 @@ class Comparison:
             number = float(found)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"the metric {name!r} of the output {output!r} is a number, but it is "
+                f"the metric {name!r} of the output {output!r} must be a number, but it is "
                 f"{type(found).__name__}; return a float from (have, want)."
             ) from error
         return number if math.isfinite(number) else None
@@ -329,8 +330,8 @@ def paired(outputs: Any, target: Any) -> dict[str, Tensor]:
         wrong = [name for name, value in each.items() if not isinstance(value, Tensor)]
         if wrong:
             raise InputError(
-                f"outputs are tensors, but {wrong[0]!r} is {type(each[wrong[0]]).__name__}; return "
-                "tensors alone from the reference."
+                f"outputs are tensors, but {wrong[0]!r} is {type(each[wrong[0]]).__name__}; the "
+                "reference must return tensors only."
             )
     shapes, expected = (
         {name: list(value.shape) for name, value in each.items()} for each in (have, named(target))
@@ -376,8 +377,8 @@ def _row(name: str, output: str, shape: Shape) -> Metric:
     if not metric.fits(shape):
         fit = ", ".join(known for known, row in METRICS.items() if row.fits(shape))
         raise InputError(
-            f"the metric {name!r} is of {metric.of}, but the output {output!r} is "
-            f"[B{''.join(f', {size}' for size in shape[1:])}]; of that shape are: {fit}."
+            f"the metric {name!r} is for {metric.of}, but the output {output!r} is "
+            f"[B{''.join(f', {size}' for size in shape[1:])}]; metrics for that shape: {fit}."
         )
     return metric
 

@@ -1,10 +1,10 @@
 """NetworkModule: a network description as a torch module, whatever simulator its neurons are from.
 
-Two views of a signGD network run here. In the *decoded* view every value is what a receiver has
-decoded so far, and linear operations are applied as in the source network. In the *spike* view
-("signed") what passes is the weighted spikes of one step, through the linear part alone, and each
-neuron integrates its own input. They agree to rounding (DESIGN: x(t) = W v_in(t) + b).
-Rate-coded networks (group neurons) pass the outputs of one step, and are averaged at the end.
+A signGD network runs in one of two forms. In the *decoded* form every value is what a receiver has
+decoded so far, and linear operations are applied as in the source network. In the *spike* form
+("signed") the weighted spikes of one step pass through the linear part only, and each neuron
+integrates its own input. They agree to rounding: x(t) = W v_in(t) + b. Rate-coded networks (group
+neurons) pass the outputs of one step, and are averaged at the end.
 
 In a stream the state is kept from frame to frame (``core/streams.py``), and the spike view of a
 plan for streams is one that cannot drift, however long it runs (``StreamWalk``).
@@ -536,10 +536,10 @@ class Seen(NamedTuple):
 class NetworkModule(nn.Module):
     """``neurons`` maps the name of each neuron, encoder and average to the simulator's module.
 
-    A plugin's subclass says how one of them is run (``fire``) and begun (``begin``), and has a
-    ``forward`` as the simulator's users know it. Outputs are those of every step, decoded, in the
-    structure that the source network returns. With ``mode = "ann"`` every neuron is replaced by its
-    function.
+    A plugin's subclass defines how one of them is run (``fire``) and started (``begin``), and has
+    the ``forward`` that users of the simulator expect. Outputs are those of every step, decoded, in
+    the structure that the source network returns. With ``mode = "ann"`` every neuron is replaced by
+    its function.
     """
 
     mode = "snn"
@@ -585,8 +585,7 @@ class NetworkModule(nn.Module):
         return self.neurons[key(name)]
 
     def choices(self, x: Batch) -> dict[str, Choice]:
-        """For each signGD and group neuron what runs it for inputs like x, and why if it is the
-        definition."""
+        """The backend of each signGD and group neuron for inputs like x, and why it is used."""
         neurons = {name: self.neuron(name) for name in self.network.count()}
         if isinstance(x, Inputs) or not x.is_floating_point():  # what neurons see is
             x = torch.zeros((), dtype=self.floating, device=x.device)
@@ -603,22 +602,22 @@ class NetworkModule(nn.Module):
         raise NotImplementedError
 
     def begin(self, node: Node, inputs: list[Tensor], state: NetworkState) -> float | Tensor:
-        """Spike view: a run begins with these values of f's arguments; returns v(0)."""
+        """Spike form: starts a run with these values of f's arguments; returns v(0)."""
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget what is kept from step to step, and from frame to frame."""
+        """Resets the state that is kept from step to step, and from frame to frame."""
         self.state_kept = self.seen = None
         self.forgotten = ""
 
     def forget(self, why: str) -> None:
-        """Forget a stream that is under way; its next frame is refused, until a reset."""
+        """Discards the state of the current stream; its next frame is refused until a reset."""
         if self.seen is not None:
             self.reset()
             self.forgotten = why
 
     def checkpoint(self) -> Callable[[], None]:
-        """Call what it returns to have the state back as it is now, whatever ran meanwhile.
+        """Returns a function that restores the present state, whatever ran meanwhile.
 
         States are returned new, never changed in place, so that nothing is copied.
         """
@@ -630,20 +629,20 @@ class NetworkModule(nn.Module):
         return restore
 
     def _load_from_state_dict(self, *given: Any, **options: Any) -> None:
-        """In the spike view a state holds W v + b: it is one of the weights before."""
+        """In the spike form the state contains W v + b, which depends on the weights."""
         self.forget("weights were loaded (load_state_dict) after its last frame")
         super()._load_from_state_dict(*given, **options)
 
     def state(self) -> dict[str, Any]:
         """The state that is kept between frames of a stream: of tensors, numbers, texts, lists and
-        dicts (``core/states.py``), a copy. Raises InputError where no frame was seen."""
+        dicts (``core/states.py``), a copy. Raises InputError if no frame was processed."""
         found: dict[str, Any] = import_module(".states", __package__).state_of(self)
         return found
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where ``state`` was taken of this network, in this simulator or another.
+        """Continues from ``state``, taken from this network in this or another simulator.
 
-        Raises InputError where it is that of another network or view.
+        Raises InputError if it belongs to another network or form.
         """
         import_module(".states", __package__).load_state(self, state)
 
@@ -706,7 +705,7 @@ class NetworkModule(nn.Module):
 
     @property
     def source(self) -> nn.Module:
-        """The source network, as the description holds it, as a module of its own."""
+        """The source network, as stored in the description, as a module."""
         return Ann(self)
 
     @at_its_size(lambda *_, **__: False)
@@ -734,7 +733,7 @@ class NetworkModule(nn.Module):
         return isinstance(value, Tensor) and value.dim() == len(node.shape)
 
     def check_input(self, x: Any, leading: int = 0) -> Any:
-        """x as the network takes it, or an InputError that says what to change.
+        """x in the form that the network takes, or an InputError that says what to change.
 
         Of one floating-point input the tensor, else ``Inputs`` with what is computed of them
         exactly; ``leading`` is 1 for a sequence.
@@ -865,7 +864,7 @@ def inputs_in(network: SpikingNetwork, values: Mapping[str, Tensor]) -> Batch:
 
 
 def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
-    """What is handed in, by the names of the inputs. Raises InputError."""
+    """The values passed in, by the names of the inputs. Raises InputError."""
     x = batch_of(x)
     names = [node.name for node in network.inputs]
     outer = [name for name in names if name not in network.carries]
@@ -873,8 +872,8 @@ def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
     if set(x.tensors if isinstance(x, Inputs) else outer[:1]) == set(outer) != set(names):
         fed = ", ".join(map(repr, network.carries))
         raise InputError(
-            f"the network feeds itself {fed}, from frame to frame of a clip [F, B, ...]: call "
-            "run(snn, clip, sequence=True, keep_state=True)."
+            f"the network feeds {fed} back to itself from frame to frame of a clip [F, B, ...]: "
+            "call run(snn, clip, sequence=True, keep_state=True)."
         )
     if not isinstance(x, Inputs):
         if len(names) > 1:
@@ -886,8 +885,8 @@ def given_to(network: SpikingNetwork, x: Any) -> Mapping[str, Any]:
     if set(x.tensors) != set(names):
         raise InputError(
             f"the network takes {{{shown}}}, but the dict holds "
-            f"{', '.join(name for name in x.tensors if name not in network.carries) or 'nothing'}"
-            "; pass these, and nothing else."
+            f"{', '.join(name for name in x.tensors if name not in network.carries) or 'nothing'}; "
+            "pass exactly these."
         )
     return x.tensors
 
@@ -906,8 +905,8 @@ def check_tensor(node: Input, x: Any, leading: int, named: bool) -> Tensor:
             f"{list(x.shape)}."
             + (
                 (
-                    " There is no dimension of time: a sequence is [T, B, ...], a clip "
-                    "[F, B, ...]; of one step or frame it is x.unsqueeze(0)."
+                    " The time dimension is missing: a sequence is [T, B, ...], a clip [F, B, "
+                    "...]; for a single step or frame pass x.unsqueeze(0)."
                     if leading
                     else " A sequence is passed as run(..., sequence=True) or in step_mode 'm'."
                 )
@@ -934,8 +933,8 @@ def _of_kind(node: Input, x: Tensor, what: str) -> Tensor:
         return x
     if x.is_floating_point():
         raise InputError(
-            f"{what} holds {node.dtype} values, such as token ids or a mask, but it is {x.dtype}; "
-            "pass the tokenizer's tensor as it is."
+            f"{what} holds {node.dtype} values, such as token ids or a mask, but it is "
+            f"{x.dtype}; pass the tokenizer's tensor unchanged."
         )
     if node.dtype == "boolean" and x.dtype != torch.bool:
         raise InputError(f"{what} holds boolean values, but it is {x.dtype}; pass x.bool().")
@@ -978,6 +977,6 @@ def _check_spike_view(network: SpikingNetwork) -> None:
     rate = [node.name for node in network.nodes if not node.spike_view]
     if rate:
         raise InputError(
-            f'spikes="signed" is a view of signGD neurons; {", ".join(rate[:5])} are not. Build '
-            'with spikes="decoded" (group neurons pass their own spikes there).'
+            f'spikes="signed" is available for signGD neurons only; {", ".join(rate[:5])} are '
+            'not. Build with spikes="decoded" (group neurons send their own spikes there).'
         )

@@ -1,7 +1,7 @@
 """SpikingNetwork: the one description of a spiking network, simulator-independent plain data.
 
-A list of nodes in topological order, named after the modules of the source network. What is
-simulated is what is saved and exported.
+A list of nodes in topological order, named after the modules of the source network. The description
+that is simulated is also saved and exported.
 """
 
 from __future__ import annotations
@@ -183,11 +183,11 @@ class SpikingNetwork:
     """Nodes in topological order, and the structure of the output.
 
     ``outputs`` is a node's name, or a list, tuple or dict (also nested) of such structures.
-    ``statistics`` holds for each neuron what calibration saw; ``provenance`` is JSON-able.
+    ``statistics`` holds the calibration statistics of each neuron; ``provenance`` is JSON-able.
 
     ``stream``: the plan is one for streams, whose state is kept from frame to frame. ``carries``
-    names, for each input that the network feeds itself, the node whose decoded value of the frame
-    before it is; zeros before the first frame.
+    names, for each input that is fed back, the node that feeds it with its decoded value of the
+    previous frame; zeros before the first frame.
     """
 
     nodes: tuple[Node, ...]
@@ -214,14 +214,15 @@ class SpikingNetwork:
         if name not in given or of not in seen:
             missing = f"no node is called {of!r}" if name in given else f"no input is {name!r}"
             raise InputError(
-                f"carries={{{name!r}: {of!r}}}: the key is one of the inputs "
-                f"({', '.join(given)}), the value the node that it is fed by, but {missing}."
+                f"carries={{{name!r}: {of!r}}}: the key must be an input ({', '.join(given)}), "
+                f"the value the node that feeds it, but {missing}."
             )
         if not given[name].coded or given[name].shape != self[of].shape:
             raise InputError(
-                f"carries={{{name!r}: {of!r}}}: a floating-point input takes the values of a node "
-                f"of its shape, but it is {given[name].dtype} {list(given[name].shape)} and "
-                f"{of!r} is {list(self[of].shape)}. Name the node whose value it is."
+                f"carries={{{name!r}: {of!r}}}: a floating-point input takes the values of a "
+                f"node of the same shape, but the input is {given[name].dtype} "
+                f"{list(given[name].shape)} and {of!r} is {list(self[of].shape)}. Name the node "
+                "whose value it is."
             )
 
     def __getitem__(self, name: str) -> Node:
@@ -258,7 +259,7 @@ class SpikingNetwork:
 
     @cached_property
     def last_uses(self) -> dict[str, list[str]]:
-        """For each node the values that nobody needs after it, its own if nobody reads it."""
+        """For each node the values that are not needed after it, its own if it is not read."""
         last = {node.name: node.name for node in self.nodes}
         last |= {name: node.name for node in self.nodes for name in node.inputs}
         uses: dict[str, list[str]] = {}
@@ -326,18 +327,18 @@ class SpikingNetwork:
         return inputs[0].values * keys + node.values * keys
 
     def at_size(self, *sample: Any) -> SpikingNetwork:
-        """The network for samples of another shape, ``at_size(3, 96, 80)``: the same nodes, all
-        shapes computed anew. Several inputs are a dict of shapes by the name of the input.
+        """The network for samples of another shape, ``at_size(3, 96, 80)``: the same nodes, with
+        all shapes recomputed. Several inputs are a dict of shapes by the name of the input.
 
-        Numbers in a graph may come from the size it was captured at. Raises InputError, naming the
-        node, where one fixes the size, and where ``convert(sizes=)`` did not check this one
+        Constants in a graph may depend on the size at which it was captured. Raises InputError,
+        naming the node, if one fixes the size, or if ``convert(sizes=)`` did not check this size
         against the model.
         """
         resizing = import_module(".resizing", __package__)  # which walks networks
         return resizing.at_size(self, sample)  # type: ignore[no-any-return]
 
     def with_nodes(self, nodes: Mapping[str, Node]) -> SpikingNetwork:
-        """The network with other nodes in the places of those of their names."""
+        """The network with the nodes of these names replaced."""
         return replace(self, nodes=tuple(nodes.get(node.name, node) for node in self.nodes))
 
     def replace(self, **changes: Any) -> SpikingNetwork:

@@ -1,6 +1,6 @@
-"""What a package from elsewhere can add without changing a file here.
+"""Extension points: what another package can add without changing a file here.
 
-A simulator or a file format is an entry point of the package that brings it, or an entry of
+A simulator or a file format is an entry point of the package that provides it, or an entry of
 ``SIMULATORS`` or ``FORMATS``::
 
     [project.entry-points."spikingjelly_signgd.simulators"]
@@ -12,7 +12,7 @@ A *simulator* is a module, or any object, with ``build(network, **options) -> Ne
 
 Kinds of neurons (``NODES``), nonlinearities (``NONLINEARITIES``), linear operations (``LINEAR``),
 energy tables (``TABLES``) and metrics (``METRICS``) are dicts, which an import extends. A file or a
-command names such a row before anybody has imported its package, so modules named under
+command may name such a row before its package was imported, so modules named under
 ``spikingjelly_signgd.extensions`` are imported when a row is missing.
 """
 
@@ -35,8 +35,8 @@ V = TypeVar("V")
 class Registry(dict[str, Any]):
     """Objects by name, or ``"package.module"`` texts that are imported on first use.
 
-    What stands in the dict wins over entry points of ``group``. Our own stand in it, too, as texts:
-    the metadata of an editable install are those of the day it was installed.
+    Entries of the dict take precedence over entry points of ``group``. Those of this package are
+    entries, too, since the metadata of an editable install may be outdated.
     """
 
     def __init__(self, group: str, what: str) -> None:
@@ -47,14 +47,15 @@ class Registry(dict[str, Any]):
         return tuple(dict.fromkeys([*self, *_entry_points(self.group)]))
 
     def find(self, name: str) -> Any:
-        """Raises BackendUnavailable, with what is known, for a name that nobody brings."""
+        """Raises BackendUnavailable, listing the known names, for an unknown one."""
         if name in self:
             found = self[name]
             return import_module(found) if isinstance(found, str) else found
         if name not in _entry_points(self.group):
             raise BackendUnavailable(
-                f"no {self.what} is called {name!r}; known: {', '.join(self.names())}. Install the "
-                f"package that brings it, which has an entry point of the group '{self.group}'."
+                f"no {self.what} is called {name!r}; known: {', '.join(self.names())}. Install "
+                "the package that provides it through an entry point of the group "
+                f"'{self.group}'."
             )
         return _loaded(_entry_points(self.group)[name], self.what)
 
@@ -88,7 +89,7 @@ def _loaded(point: EntryPoint, what: str) -> Any:
         package = point.dist.name if point.dist else point.value
         raise BackendUnavailable(
             f"the {what} {point.name!r} of the package '{package}' cannot be loaded: "
-            f"{type(error).__name__}: {error}. Repair the package, or uninstall it."
+            f"{type(error).__name__}: {error}. Fix the package, or uninstall it."
         ) from error
 
 

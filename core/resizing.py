@@ -1,4 +1,4 @@
-"""A description at another size of its input: the same nodes, all shapes computed anew."""
+"""A description at another size of its input: the same nodes, with all shapes recomputed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class _Sizes(Semantics[Tensor]):
         return self._sized(node, lambda n: inputs[0])
 
     def _derived(self, node: Linear, inputs: list[Tensor]) -> Linear:
-        """Attributes that say again what the shapes of inputs say: no size that anybody chose."""
+        """Attributes that say again what the shapes of inputs say: sizes that were not chosen by a
+        user."""
         if is_affine(node):
             shapes = [inputs[0].shape, *(tensor.shape for tensor in node.tensors.values())]
             whole = torch.empty(torch.broadcast_shapes(*shapes), device="meta")
@@ -153,7 +154,7 @@ def _check_tensors(node: Node, before: tuple[Size, ...]) -> None:
             continue
         places = zip(reversed(tensor.shape), was[::-1], now[::-1], strict=False)
         if not broadcasts(tensor.shape, now) or any(n > 1 and a != b for n, a, b in places):
-            raise ValueError(f"its {name} {list(tensor.shape)} is one for each place")
+            raise ValueError(f"its {name} {list(tensor.shape)} has one value for each position")
 
 
 def _fixed(node: Any, wanted: Shapes, error: Exception) -> str:

@@ -1,24 +1,27 @@
-"""What an evaluation found, batch by batch, and the file that it goes on from.
+"""The results of an evaluation, batch by batch, and the file from which it resumes.
 
-A results file is text, a JSON document a line: what was asked for, then one record for each batch
-that is finished, in any order. Numbers come back as they were, to the last bit.
+A results file is text, one JSON document per line: the options, then one record for each finished
+batch, in any order. Numbers are restored to the last bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import FormatError, InputError
 from .inputs import Inputs
+from .structures import leaves
 
 FORMAT, VERSION = "spikingjelly_signgd results", 1
 MOST = 64 * 2**20  # bytes in a line
@@ -46,7 +49,7 @@ class Record:
     ``classes`` is 0 where the output is no classifier's. ``right`` and ``right_top5`` are those of
     the reference. ``squared`` are squared distances from its outputs, ``norm`` is their squared
     norm. ``parts`` are those of the metrics, of outputs of ``shapes``. ``input`` is a digest of the
-    batch, empty where nobody compares it.
+    batch, empty if it is not compared.
     """
 
     batch: int
@@ -86,7 +89,7 @@ class Record:
             }
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise FormatError(f"this is no record of a batch: {error}") from error
+            raise FormatError(f"this is not a record of a batch: {error}") from error
 
 
 _ZERO = Record(0, 0)
@@ -97,7 +100,7 @@ def _read_as(example: Any, value: Any) -> Any:
     if isinstance(example, tuple) and isinstance(value, list):
         return tuple(value)
     if type(value) is not type(example):
-        raise TypeError(f"{value!r} stands where {type(example).__name__} is")
+        raise TypeError(f"{value!r} stands where {type(example).__name__} is expected")
     return value
 
 
@@ -151,8 +154,8 @@ class ResultsFile:
             file = FileIO(self.path, "a+")
         except OSError as error:
             raise InputError(
-                f"the results file '{self.path}' cannot be written ({error.strerror}); give one in "
-                "a folder that is there and can be written."
+                f"the results file '{self.path}' cannot be written ({error.strerror}); choose a "
+                "folder that exists and can be written."
             ) from error
         if not _locked(file):
             file.close()
@@ -173,7 +176,7 @@ class ResultsFile:
 
     def _no_results(self) -> FormatError:
         return FormatError(
-            f"{self.path} is no results file of an evaluation; give another file to resume from."
+            f"{self.path} is not a results file of an evaluation; give another file to resume from."
         )
 
     def _check(self, line: str, header: Mapping[str, Any]) -> None:
@@ -186,13 +189,13 @@ class ResultsFile:
             raise self._no_results()
         if version != VERSION:
             raise FormatError(
-                f"{self.path} is a results file of version {version}, and {VERSION} is read here; "
-                "give another file to resume from, or delete this one."
+                f"{self.path} is a results file of version {version}, but this release reads "
+                f"version {VERSION}; give another file to resume from, or delete this one."
             )
         for name, called in ASKED.items():
             if found.get(name) != header[name]:
                 raise InputError(
-                    f"{self.path} holds results of something else: {called} was "
+                    f"{self.path} contains results of another evaluation: {called} was "
                     f"{found.get(name)!r} there and is {header[name]!r} now. Give another file "
                     "to resume from, or delete this one."
                 )
@@ -203,22 +206,22 @@ class ResultsFile:
         except FormatError as error:
             raise self._damaged(number, str(error)) from error
         if record.batch in self.done:
-            raise self._damaged(number, f"batch {record.batch} is there twice")
+            raise self._damaged(number, f"batch {record.batch} occurs twice")
         self.done[record.batch] = record
 
     def _damaged(self, number: int, why: str) -> FormatError:
         return FormatError(
-            f"{self.path} is damaged at line {number}: {why}. Delete that line, of which the batch "
-            "is then evaluated again, or the file."
+            f"{self.path} is damaged at line {number}: {why}. Delete that line, so that its "
+            "batch is evaluated again, or delete the file."
         )
 
     def add(self, record: str) -> None:
         """A record as ``to_json`` gives it."""
         if len(record) > MOST:
             raise InputError(
-                f"one batch's results are {len(record) / 2**20:.0f} MiB, and a line of "
-                f"{self.path} holds {MOST // 2**20}: rank_correlation and functions keep all "
-                "outputs. Choose other metrics, smaller batches, or leave resume= away."
+                f"one batch's results are {len(record) / 2**20:.0f} MiB, but a line of "
+                f"{self.path} may hold {MOST // 2**20}: rank_correlation and functions keep all "
+                "outputs. Choose other metrics, smaller batches, or do not pass resume=."
             )
         self._append(record)
 
@@ -228,6 +231,7 @@ class ResultsFile:
             raise OSError(f"{self.path}: the disk is full.")
 
     def close(self) -> None:
+        _unlock(self.file)
         self.file.close()
 
 
@@ -246,6 +250,14 @@ def _locked(file: FileIO) -> bool:
     return True
 
 
+def _unlock(file: FileIO) -> None:
+    """A loader's worker that lives on holds the file open, too, and with it the lock."""
+    with suppress(ModuleNotFoundError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
 # -- digests --------------------------------------------------------------------------------------
 
 
@@ -256,9 +268,25 @@ def input_digest(x: Any, y: Tensor | None, skipped: tuple[str, ...]) -> str:
     return _digest({**tensors, **labels}, *skipped)
 
 
+def batch_digest(batch: Any) -> str:
+    """Of the tensors in a batch, whatever it is."""
+    parts = batch.tensors if isinstance(batch, Inputs) else batch
+    return _digest({str(i): x for i, x in enumerate(leaves(parts))})
+
+
 def model_digest(model: nn.Module) -> str:
-    """Of a model's class, and of its parameters and buffers."""
-    return _digest(model.state_dict(), f"{type(model).__module__}.{type(model).__qualname__}")
+    """Of the classes of a model's modules, what they say of themselves, and the parameters and
+    buffers."""
+    said = [f"{name}: {type(m).__module__}.{_said(m)}" for name, m in model.named_modules()]
+    return _digest(model.state_dict(), *said)
+
+
+def _said(module: nn.Module) -> str:
+    """Without addresses, such as those of functions, which differ between processes; of a graph
+    with its code."""
+    if isinstance(module, fx.GraphModule):
+        return module.code
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{type(module).__qualname__}({module.extra_repr()}")
 
 
 def _digest(tensors: Mapping[str, Any], *texts: str) -> str:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .given import one_batch
 from .inputs import Batch, Inputs, batch_of, samples_of
 from .module import NetworkModule, NetworkState
-from .network import SpikingNetwork, each_leaf
+from .network import SpikingNetwork, each_leaf, leaves
 from .progress import progress
 from .registry import SIMULATORS
+from .samples import inputs_of, is_whole
 from .sizing import at_its_size
 from .streams import check_stream, completed, run_frames
 
@@ -28,16 +30,16 @@ def build(
 ) -> NetworkModule:
     """The network as a module of a simulator's own nodes.
 
-    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are its
-    own, of ours ``spikes="decoded"`` (default: what passes is what a receiver has decoded) or
-    ``"signed"`` (weighted spikes pass, each node integrates), and ``kernels="auto"``, what runs the
-    neurons (``backends``). Raises BackendUnavailable where the simulator is unknown or not
-    installed.
+    ``simulator`` is "spikingjelly", "norse" or that of an installed package. ``options`` are those
+    of the simulator; for the built-in ones ``spikes="decoded"`` (default: decoded values pass
+    between layers) or ``"signed"`` (weighted spikes pass, each node integrates), and
+    ``kernels="auto"``, what runs the neurons (``backends``). Raises BackendUnavailable if the
+    simulator is unknown or not installed.
     """
     if "backend" in options:
         warnings.warn(
-            'build(network, backend=...) is now build(network, simulator=...); "backend" goes with '
-            "the next release.",
+            'build(network, backend=...) is now build(network, simulator=...); "backend" will be '
+            "removed in the next release.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -57,12 +59,11 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def planned_steps(snn: Any) -> int:
-    """The T that a network was planned for; 1 for what is none, which ``check_run`` refuses."""
+    """The T that a network was planned for; 1 for other modules, which ``check_run`` refuses."""
     return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
 
 
 @torch.no_grad()
-@at_its_size(lambda *_, sequence=False, **__: bool(sequence))
 def run(
     snn: NetworkModule,
     x: Any,
@@ -74,19 +75,51 @@ def run(
 ) -> dict[int, Any]:
     """The decoded output after each of ``time_steps``, from one run: {T: output}.
 
-    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; of a network with
-    several inputs a dict of such tensors by the names of the model's arguments, of which whole
-    numbers and truth values (token ids, masks) are the same at every step. Unless given,
-    ``time_steps`` are the T that the network was planned for, of a sequence all its steps. Time
-    passes in chunks of ``chunk`` steps (by default as many as keep one value of a block within 16
-    MiB, or 512 MiB on a GPU), so memory follows the chunk and not T. States are reset before and
-    after. Raises InputError.
+    x is [B, ...], one static input, or [T, B, ...] with ``sequence=True``; for a network with
+    several inputs a dict of such tensors by the names of the model's arguments, where integers and
+    booleans (token ids, masks) are the same at every step. Unless given, ``time_steps`` is the T
+    that the network was planned for, for a sequence its number of steps. Steps run in chunks of
+    ``chunk`` (by default as many as keep one value of a block within 16 MiB, or 512 MiB on a GPU),
+    so memory depends on the chunk and not on T. States are reset before and after. Of a pair (x, y)
+    x is run; a ``Dataset``, a DataLoader and a list of batches are run batch by batch, and the
+    outputs are concatenated. Raises InputError.
 
     With ``keep_state=True`` x is a stream, frames [F, B, ...] of B streams side by side, each shown
     for max(time_steps) steps, those of the plan unless given: {t: outputs [F, B, ...]} after t
     steps of each frame. The state is kept from frame to frame and from call to call, until
     ``snn.reset()`` or a run without it (``docs/streams.md``).
     """
+    x = one_batch(x)
+    options: dict[str, Any] = {"sequence": sequence, "keep_state": keep_state, "chunk": chunk}
+    if is_whole(x) or isinstance(x, Inputs):
+        return _run(snn, x, time_steps, **options)
+    if sequence or keep_state:
+        raise InputError(
+            "a sequence [T, B, ...], or a stream [F, B, ...], is one tensor, or a dict of such by "
+            f"input, not {type(x).__name__}; run one after the other."
+        )
+    found = [_run(snn, batch, time_steps, **options) for batch in inputs_of(x)]
+    if not found:
+        raise InputError("the data hold no samples; nothing can be run.")
+    return {t: _joined([each[t] for each in found]) for t in found[0]}
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """The outputs [B, ...] of several batches as those of one."""
+    parts = [leaves(output) for output in outputs]
+    together = iter([torch.cat(each) for each in zip(*parts, strict=True)])
+    return each_leaf(outputs[0], lambda _: next(together))
+
+
+@at_its_size(lambda *_, sequence=False, **__: bool(sequence))
+def _run(
+    snn: NetworkModule,
+    x: Any,
+    time_steps: int | Sequence[int] | None,
+    sequence: bool,
+    keep_state: bool,
+    chunk: int | None,
+) -> dict[int, Any]:
     if keep_state:
         return _run_kept(snn, x, time_steps, sequence, chunk)
     if time_steps is None:
@@ -148,7 +181,7 @@ def _run_kept(
 
 
 def length_of(x: Any) -> int:
-    """T of a sequence [T, B, ...], 0 of what is none."""
+    """T of a sequence [T, B, ...], 0 for anything else."""
     x = batch_of(x)
     tensors = list(x.tensors.values()) if isinstance(x, Inputs) else [x]
     first = tensors[0] if tensors else None
@@ -170,6 +203,12 @@ def check_run(name: str, snn: NetworkModule, x: Any, last: int, sequence: bool) 
         raise InputError(
             f'{name} simulates spikes, but mode is {snn.mode!r}; set mode = "snn", or call '
             "module.ann(x) for the source network."
+        )
+    x = one_batch(x)
+    if not isinstance(x, (Tensor, Inputs)) and not is_whole(x):
+        raise InputError(
+            f"{name} takes one batch x [B, ...], not {type(x).__name__}; pass one of its batches, "
+            "such as next(iter(loader))."
         )
     x = snn.check_input(x, leading=int(sequence))
     # a sum is finite only where all of it is; the other way round it may overflow

@@ -1,4 +1,4 @@
-r"""Some samples of a data set, spread evenly over it, where all of them are too many to hold.
+r"""A subset of a data set, spread evenly over it, if the whole does not fit into memory.
 
 Sample i of all comes before sample j where the fractional part of :math:`i \varphi` is smaller,
 :math:`\varphi` the golden ratio; the first ``count`` in this order are kept. Their places differ by
@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from ..errors import InputError
 from .dealing import batches, by_index
 from .distributed import Distributed
-from .inputs import Batch, Inputs, batch_of
+from .given import given, is_pair, one_batch
+from .inputs import Batch, Inputs, batch_of, tensor_of
 
-# a tensor [N, ...], a dict of such, a data set, a DataLoader, or batches x or (x, y)
+# a tensor [N, ...], a dict of such, a pair (x, y), a data set, a DataLoader, or batches x or (x, y)
 Data = Tensor | Mapping[str, Tensor] | Dataset[Any] | Iterable[Any]
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 BATCH = 64  # of samples that were kept one by one
@@ -30,7 +31,7 @@ LEAST = 64  # samples that are kept however large they are
 
 
 class Some(NamedTuple):
-    """Samples x [count, ...], and what came with them, y [count, ...], None where nothing did."""
+    """Samples x [count, ...], and their labels, y [count, ...], None if there are none."""
 
     x: Batch
     y: Tensor | None
@@ -45,10 +46,14 @@ def some(data: Any, count: int) -> Some:
     which is gone through once. Raises InputError where it is none of these, where samples differ in
     shape, and where there are none.
     """
-    given = batch_of(data)
-    if isinstance(given, (Tensor, Inputs)):
-        found = given if len(given) <= count else given[_places(len(given), count)]
-        return Some(found, None)
+    data = given(data)
+    whole, y = data if is_pair(data) else (data, None)
+    x = batch_of(whole)
+    if isinstance(x, (Tensor, Inputs)):
+        if len(x) <= count:
+            return Some(x, y)
+        kept_of = _places(len(x), count)
+        return Some(x[kept_of], None if y is None else y[kept_of])
     if not isinstance(data, (Dataset, Iterable)):
         raise InputError(
             "data are a tensor [N, ...], a dict of such, a Dataset, a DataLoader or an iterable of "
@@ -59,7 +64,7 @@ def some(data: Any, count: int) -> Some:
         x, y = pair_of(batch)
         kept.add(number, (x, y if isinstance(y, Tensor) else None))
     if not kept.seen:
-        raise InputError("the data hold no sample; a few dozen representative ones are enough.")
+        raise InputError("the data contain no samples; a few dozen representative ones are enough.")
     return Some(*joined(kept.batches()))
 
 
@@ -69,16 +74,18 @@ def pair_of(batch: Any) -> tuple[Batch, Any]:
         return batch_of(batch), None
     if len(batch) not in (1, 2):
         raise InputError(f"a batch is x or (x, y), but the data give {len(batch)} values.")
-    return batch_of(batch[0]), batch[1] if len(batch) == 2 else None
+    return batch_of(batch[0]), tensor_of(batch[1]) if len(batch) == 2 else None
 
 
 def inputs_of(data: Any) -> Iterator[Any]:
     """The x of one batch after the other; what is a tensor, a dict of tensors or no data is one."""
+    data = one_batch(data)
     return iter([data]) if is_whole(data) else (pair_of(each)[0] for each in batches(data, BATCH))
 
 
 def is_whole(data: Any) -> bool:
     """Whether data are one batch, a tensor or a dict of tensors, or none at all."""
+    data = one_batch(data)
     return isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, (Dataset, Iterable))
 
 
@@ -87,14 +94,26 @@ def examined(x: Any, y: Any, count: int) -> tuple[Any, Any]:
 
     Raises InputError where labels are given twice.
     """
+    x, y = labelled(x, y)
     if is_whole(x):
         return x, y
     if y is not None:
         raise InputError(
-            "y is the labels of one batch x, but x is a data set; give them in its batches (x, y)."
+            "y holds the labels of one batch x, but x is a data set; put the labels into its "
+            "batches (x, y)."
         )
     found = some(x, count)
     return found.x, labels_of(found.y)
+
+
+def labelled(x: Any, y: Any) -> tuple[Any, Any]:
+    """x and y, where x may be the pair of both, and y be left out. Raises InputError."""
+    x, y = given(x), tensor_of(y)
+    if not is_pair(x):
+        return x, y
+    if y is not None:
+        raise InputError("y is given twice, in the pair (x, y) and beside it; leave one out.")
+    return x[0], labels_of(x[1])
 
 
 def labels_of(y: Any) -> Tensor | None:
@@ -163,7 +182,7 @@ class Spread:
         self.single: list[tuple[int, int, int, int]] = []
 
     def begin(self, batch: Any) -> None:
-        """What the first batch of all says, whoever adds it."""
+        """The facts of the first batch of all, on whichever process it is added."""
         if self.length:
             return
         self.length = length_of(batch)

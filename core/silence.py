@@ -1,4 +1,4 @@
-"""Live streams on a CPU, frame by frame, in which what does not change costs next to nothing.
+"""Live streams on a CPU, frame by frame, at a cost that depends on how much of the input changes.
 
 Every value of the network is kept with the places where the last frame changed it. The next frame
 runs a list of steps (``silent_steps``): convolutions, linear layers and sums add what changed times
@@ -34,20 +34,21 @@ from .walk import walk
 
 
 def against(module: NetworkModule, backend: str = "auto") -> str:
-    """Why the silent path is not for a network that runs on streams; empty where it is.
+    """The reason why a network that runs on streams has no silent path; empty if it has one.
 
-    Without kernels it is the definition, which takes many times what the dense path does.
+    Without kernels the definition runs, which is many times slower than the dense path.
     """
     network, missing = module.network, _missing()
     device = next((tensor.device.type for tensor in module.buffers()), "cpu")
     checks = {
-        "it is for the decoded view": module.spikes != "decoded",
-        "it takes one floating-point input": not network.plain or bool(network.carries),
-        "group neurons, and others of a rate code, send anew in every frame": any(
+        "it requires the decoded form": module.spikes != "decoded",
+        "it requires a single floating-point input": not network.plain or bool(network.carries),
+        "group neurons, and other rate-coded neurons, send their spikes again in every frame": any(
             not node.decoded for node in network.of(Neuron)
         ),
-        f"it computes in float32, here is {module.floating}": module.floating != torch.float32,
-        f"it is for CPUs, but the network is on {device}": device != "cpu",
+        f"it computes in float32, but the network is {module.floating}": module.floating
+        != torch.float32,
+        f"it runs on CPUs only, but the network is on {device}": device != "cpu",
         "it has no gradient": module.trainable,
         f"it needs compiled kernels ({missing})": backend == "auto" and bool(missing),
     }
@@ -76,10 +77,10 @@ def _refused(reason: str) -> str:
 class SilentSession:
     """``session(frame)``: the decoded output after one more frame [B, ...], shown for one step.
 
-    Begins with the state that ``module`` keeps, if it has seen frames; ``give_back`` puts the state
-    there again. ``break_even`` is the share of changed inputs above which torch computes a step
-    whole: measured unless given, 1 for never. ``backend`` "torch" runs the definition, slowly.
-    Raises InputError where the network does not run so (``against``), BackendUnavailable.
+    Starts with the state of ``module``, if it has processed frames; ``give_back`` writes the state
+    back. ``break_even`` is the fraction of changed inputs above which torch computes a whole step:
+    measured unless given, 1 for never. ``backend`` "torch" runs the definition, slowly. Raises
+    InputError where the network does not run so (``against``), BackendUnavailable.
     """
 
     def __init__(
@@ -127,9 +128,9 @@ class SilentSession:
         """Raises InputError where a frame was interrupted: what changed is lost to some steps."""
         if not self.whole:
             raise InputError(
-                "the last frame was interrupted, so that a part of the network has seen it and the "
-                "rest has not. Reset the watch (w.reset()), or go on from a state that was taken "
-                "before (snn.load_state(state))."
+                "the last frame was interrupted, so that only a part of the network has "
+                "processed it. Reset the watch (w.reset()), or continue from a state that was "
+                "saved before (snn.load_state(state))."
             )
         return plan
 
@@ -219,9 +220,9 @@ def _checked(frame: Any, like: Tensor) -> Tensor:
             f"{list(like.shape)}. Reset before frames of another size or another number of streams."
         )
     if not frame.is_floating_point():
-        raise InputError(f"a frame is {frame.dtype}; pass it as the first one was.")
+        raise InputError(f"a frame is {frame.dtype}; pass it in the dtype of the first frame.")
     if not isfinite(float(frame.sum())) and not bool(frame.isfinite().all()):
-        raise InputError("the frame holds NaN or infinity; leave it out, or remove them first.")
+        raise InputError("the frame holds NaN or infinity; skip it, or remove them first.")
     return frame
 
 

@@ -8,7 +8,7 @@ A ``Kept`` value lies in memory once, with the list of places where this frame c
     y = \mathrm{fl}_{32}(s)
 
 of convolutions, linear layers and sums, with s in float64, one changed input after the other in the
-order in which they lie in memory; all else is computed anew where an argument changed. A neuron
+order in which they lie in memory; all else is recomputed where an argument changed. A neuron
 runs where an argument changed or it sent something in the frame before. ``define`` is the
 definition in torch; the kernels of ``neurons/kernels/silence.h`` do the same to the bit. Where more
 than ``limit`` inputs changed, torch computes the whole, and s is what it finds.
@@ -235,7 +235,7 @@ class SilentStep:
             getattr(self, f"_{self.kind}")(before)
 
     def settle(self, value: Tensor) -> None:
-        """All of it was computed anew."""
+        """All of it was recomputed."""
         self.out.struct.changed = 0
         flat = _flat(self.out.like().copy_(value))
         self.out.put(torch.arange(self.out.size), flat)

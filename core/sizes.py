@@ -1,7 +1,7 @@
-"""At which other sizes of its input a description may run, and what changes there; without torch.
+"""The other input sizes at which a description may run, and what changes at them; without torch.
 
-A graph is captured at one size, and any number in it may have come from that size. So a network
-runs at those sizes alone that ``convert(sizes=)`` compared with the model, and at all between where
+A graph is captured at one size, and any constant in it may depend on that size. So a network runs
+only at those sizes that ``convert(sizes=)`` compared with the model, and at all between where
 torch.export proved that no operation reads a size. ``provenance["sizes"]`` holds it::
 
     {"checked": [{"shapes": {"input": [3, 96, 80]},
@@ -56,7 +56,7 @@ def shown(shapes: Shapes) -> str:
 
 
 def refused(sizes: Mapping[str, Any] | None, wanted: Shapes) -> InputError:
-    """For a size at which nobody checked the network."""
+    """The error for a size at which the network was not checked."""
     if sizes is None:
         known = "it was converted for one size"
     else:
@@ -65,8 +65,8 @@ def refused(sizes: Mapping[str, Any] | None, wanted: Shapes) -> InputError:
             bounds = {k: [_span(b) for b in v] for k, v in sizes["between"].items()}
             known += " and runs on " + ", ".join(f"[{', '.join(b)}]" for b in bounds.values())
     return InputError(
-        f"the network does not run on samples {shown(wanted)}: {known}. Numbers in its graph may "
-        f"have come from that size. {FIX}."
+        f"the network does not run on samples {shown(wanted)}: {known}. Constants in its graph "
+        f"may depend on that size. {FIX}."
     )
 
 

@@ -86,8 +86,8 @@ def _check_neurons(before: SpikingNetwork, network: SpikingNetwork) -> None:
     for old, new in zip(before.of(Neuron), network.of(Neuron), strict=True):
         if old.arguments is not new.arguments:
             raise InputError(
-                f"the function of {new.name!r} has other arguments at this size; build the network "
-                "of that size: build(network.at_size(...))."
+                f"the function of {new.name!r} takes other arguments at this size; build the "
+                "network for that size: build(network.at_size(...))."
             )
 
 

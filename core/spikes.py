@@ -1,8 +1,8 @@
-"""What the neurons of a network sent: one stream, which whoever counts spikes listens to.
+"""The spikes sent by the neurons of a network: one stream of events for all counters.
 
-Neurons tell what they send (``neurons/spikes.py``). Pooling passes on spikes of others, as sums of
-outputs: how many a value stands for is told by the *unit*, the size of one spike, which is followed
-from the senders to each place where it arrives.
+Neurons report what they send (``neurons/spikes.py``). Pooling passes on spikes of others, as sums
+of outputs: how many spikes a value represents follows from the *unit*, the size of one spike, which
+is followed from the senders to each place where it arrives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state that a network keeps between two frames of a stream, as a value of its own.
+"""The state that a network keeps between two frames of a stream, as plain data.
 
 It holds tensors, numbers, texts, lists and dicts alone, so that ``torch.save`` and
 ``torch.load(weights_only=True)`` write and read it, and fits the same network in either simulator::
@@ -39,7 +39,7 @@ def state_of(snn: NetworkModule) -> dict[str, Any]:
     """``NetworkModule.state``."""
     if snn.seen is None or snn.state_kept is None:
         raise InputError(
-            "state: no frame of a stream has been seen. Run some with run(snn, frames, "
+            "state: no frame of a stream has been processed yet. Run some with run(snn, frames, "
             "sequence=True, keep_state=True) or sg.watch(snn)."
         )
     state, seen = snn.state_kept, snn.seen
@@ -100,7 +100,7 @@ def load_state(snn: NetworkModule, given: Any) -> None:
         restore()
         raise InputError(
             "load_state: the state is incomplete, or its tensors are not those of this network. "
-            "Pass what snn.state() returned, as it is."
+            "Pass what snn.state() returned, unchanged."
         ) from error
 
 
@@ -113,14 +113,14 @@ def _check(snn: NetworkModule, given: Any) -> None:
     dicts = [name for name in FIELDS if isinstance(given.get(name), Mapping)]
     if missing := {"network", "view", "frames", *FIELDS} - {*given} | {*FIELDS} - {*dicts}:
         raise InputError(
-            "load_state: the state is incomplete, it has no, or no dict of, "
-            f"{', '.join(map(repr, sorted(missing)))}. Pass what snn.state() returned, as it is."
+            "load_state: the state is incomplete: not a dict, or missing: "
+            f"{', '.join(map(repr, sorted(missing)))}. Pass what snn.state() returned, unchanged."
         )
     if given["network"] != digest(snn):
         raise InputError(
             "load_state: the state is that of another network, or of this one with other weights "
-            "or another plan, whose values would be taken for those of this one. Load it into the "
-            "network that it was taken from, or begin anew with snn.reset()."
+            "or another plan. Load it into the network that it was saved from, or start again "
+            "with snn.reset()."
         )
     if given["view"] != snn.view:
         views = {"decoded": "decoded", "stream": "signed", "signed": "signed"}
@@ -131,8 +131,8 @@ def _check(snn: NetworkModule, given: Any) -> None:
     frames = given["frames"]
     if type(frames) is not int or frames < 1:
         raise InputError(
-            f"load_state: frames are how many the state has seen, at least 1, not {frames!r}. Pass "
-            "what snn.state() returned, as it is."
+            f"load_state: frames is the number of frames processed, at least 1, not {frames!r}. "
+            "Pass what snn.state() returned, unchanged."
         )
     _check_tensors(given)
 
@@ -141,8 +141,8 @@ def _check_tensors(given: Mapping[str, Any]) -> None:
     for name, value in _tensors(given):
         if value.is_floating_point() and bool(value.isnan().any()):
             raise InputError(
-                f"load_state: {name!r} of the state holds NaN. Begin anew with snn.reset(), or "
-                "load a state from before."
+                f"load_state: {name!r} of the state holds NaN. Start again with snn.reset(), or "
+                "load an earlier state."
             )
 
 

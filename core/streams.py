@@ -1,9 +1,9 @@
-"""Streams: the state of a network is kept from frame to frame, so that spikes are for what changes.
+"""Streams: the state of a network is kept from frame to frame, so that spikes encode changes.
 
-Every frame is shown for T steps, usually one. A signGD neuron goes on from where it is: its v, and
-in the spike view what it integrates, are kept, and the count of steps, and with it the schedule,
-starts anew. What cannot go on starts anew (``Timed.frame``): group neurons, pooling of their
-spikes, averages. Momentum, Poisson coding and the rate-coded baseline run on no streams.
+Every frame is shown for T steps, usually one. A signGD neuron keeps its v, and in the spike form
+its integrated input; the count of steps, and with it the schedule, restarts. Group neurons, pooling
+of their spikes and averages are reset at every frame (``Timed.frame``). Momentum, Poisson coding
+and the rate-coded baseline cannot run on streams.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from .progress import progress
 
 
 def check_stream(owner: str, snn: NetworkModule) -> None:
-    """Raises InputError, naming the nodes, for a network that runs on no streams."""
+    """Raises InputError, naming the nodes, for a network that cannot run on streams."""
     network = snn.network
     reasons = {n.name: n.frame for n in network.of(Timed) if n.frame not in (KEPT, ANEW)}
     if reasons:
         shown = "; ".join(f"{name!r}: {why}" for name, why in list(reasons.items())[:3])
         more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
         raise InputError(
-            f"{owner}: this network runs on no streams. {shown}{more}. Convert the model with "
+            f"{owner}: this network cannot run on streams. {shown}{more}. Convert the model with "
             "stream=True, or run(...) each frame from the start."
         )
     if snn.view == "signed":
         raise InputError(
-            f"{owner}: in the spike view neurons and their receivers round apart from frame to "
-            "frame, but in that of a plan for streams. Build it with stream said: "
+            f"{owner}: in the spike form, the rounding errors of neurons and of their receivers "
+            "drift apart from frame to frame, except in a plan for streams. Declare it as one: "
             'build(network.replace(stream=True), spikes="signed").'
         )
     rates = [node.name for node in network.of(Neuron) if not node.decoded]
     inner = [name for name in network.carries.values() if name not in leaves(network.outputs)]
     if rates and inner:
         raise InputError(
-            f"{owner}: {inner[0]!r} is carried into the next frame, but what passes there are "
-            f"spikes of rate-coded neurons ({rates[0]!r}), decoded in the outputs alone. Make it "
-            "an output, or convert the model with signGD neurons."
+            f"{owner}: {inner[0]!r} is carried into the next frame, but the values there are "
+            f"spikes of rate-coded neurons ({rates[0]!r}), which are decoded at the outputs "
+            "only. Make it an output, or convert the model with signGD neurons."
         )
 
 
@@ -62,15 +62,14 @@ def in_blocks(network: SpikingNetwork) -> bool:
 
 
 def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
-    """x [B, ...], or [F, B, ...] with ``leading`` 1, with a place for what the network feeds
-    itself, which nobody has to give: zeros, unless the first frame comes with others. Raises
-    InputError."""
+    """x [B, ...], or [F, B, ...] with ``leading`` 1, with the inputs that the network feeds itself,
+    which need not be given: zeros, unless the first frame comes with others. Raises InputError."""
     carries, x = snn.network.carries, batch_of(x)
     if not carries:
         return x
     names = [node.name for node in snn.network.inputs if node.name not in carries]
     if not names:
-        raise InputError("the network feeds itself all its inputs, so that there is no stream.")
+        raise InputError("the network feeds all its inputs itself, so that no stream is left.")
     given = x.tensors if isinstance(x, Inputs) else {names[0]: x}
     first = given.get(names[0])
     if not isinstance(first, Tensor) or first.dim() <= leading:
@@ -78,8 +77,8 @@ def completed(snn: NetworkModule, x: Any, leading: int) -> Any:
     fed = [name for name in carries if name in given]
     if fed and (snn.seen is not None or (leading and len(first) > 1)):
         raise InputError(
-            f"the network feeds itself {fed[0]!r}: leave it out. A value to begin with goes with "
-            "the first frame alone, after snn.reset()."
+            f"the network feeds {fed[0]!r} itself: leave it out. An initial value can be passed "
+            "with the first frame only, after snn.reset()."
         )
     return Inputs({**given, **_zeros(snn, first, given, leading)})
 
@@ -109,11 +108,11 @@ def tensors_of(network: SpikingNetwork, x: Batch) -> Mapping[str, Tensor]:
 
 
 def check_goes_on(snn: NetworkModule, x: Batch) -> None:
-    """Raises InputError unless a checked frame x [B, ...] goes on from the state kept."""
+    """Raises InputError unless a checked frame x [B, ...] continues from the kept state."""
     if snn.forgotten:
         raise InputError(
-            f"the state of the stream is forgotten: {snn.forgotten}. Call snn.reset() and begin "
-            "anew with the next frame."
+            f"the state of the stream was discarded: {snn.forgotten}. Call snn.reset() and start "
+            "again with the next frame."
         )
     given, seen = tensors_of(snn.network, x), snn.seen
     if seen is None:
@@ -128,8 +127,8 @@ def check_goes_on(snn: NetworkModule, x: Batch) -> None:
     for name, value in seen.whole.items():
         if not torch.equal(value, given[name].to(value.device)):
             raise InputError(
-                f"the input {name!r} holds whole numbers or truth values, which are the same for "
-                "all frames of a stream, but they are others than before. Call snn.reset() first."
+                f"the input {name!r} holds integers or booleans, which must be the same for all "
+                "frames of a stream, but they have changed. Call snn.reset() first."
             )
 
 
@@ -145,7 +144,7 @@ def is_frame(network: SpikingNetwork) -> bool:
 
 def note(snn: NetworkModule, x: Any, leading: int) -> None:
     """Counts the frames x [B, ...], or [F, B, ...] with ``leading`` 1, that a simulator's own call
-    has run. Raises InputError where they do not go on from those before."""
+    has run. Raises InputError unless they continue from the frames before."""
     x = batch_of(x)
     given = x.tensors if isinstance(x, Inputs) else {snn.network.input.name: x}
     whole = {
@@ -261,9 +260,10 @@ def over_frames(reference: nn.Module | None, snn: NetworkModule) -> nn.Module | 
     if isinstance(reference, Ann):
         return SourceOverFrames(reference.snn)
     raise InputError(
-        f"the network feeds {', '.join(map(repr, snn.network.carries))} itself, but called with a "
-        f"frame alone {type(reference).__name__} begins anew at each. Pass reference=snn.source, "
-        "which is run with its own memory, or run both over the clip and compare what they put out."
+        f"the network feeds {', '.join(map(repr, snn.network.carries))} itself, but "
+        f"{type(reference).__name__}, called with single frames, starts again at each. Pass "
+        "reference=snn.source, which keeps its own memory, or run both over the clip and compare "
+        "their outputs."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the neurons of a network that trains send, counted so that a gradient passes."""
+"""The spikes sent by the neurons of a trainable network, counted with a gradient."""
 
 from __future__ import annotations
 

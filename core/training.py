@@ -1,8 +1,8 @@
-"""Networks that train: a description whose tensors are parameters, and the description back.
+"""Trainable networks: from a description to one whose tensors are parameters, and back.
 
 ``parametrised(network)`` is the same description with an ``nn.Parameter`` in the place of each
 value that is learned. The modules that are built of it hold these very parameters, so ``collect``
-finds in it what an optimiser has made of them.
+reads the values that an optimiser gave them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_collected(network: SpikingNetwork) -> None:
     """Raises FormatError for a description of parameters: used, they are kept in their range."""
     if learned(network):
         raise FormatError(
-            "the network holds parameters: it is the description of a module that trains. Pass "
+            "the network holds parameters: it is the description of a trainable module. Pass "
             "collect(module), which holds their values."
         )
 
@@ -60,7 +60,7 @@ def parametrised(network: SpikingNetwork) -> SpikingNetwork:
     """
     if learned(network):
         raise InputError(
-            "the network holds parameters: it is the description of a module that trains. Pass "
+            "the network holds parameters: it is the description of a trainable module. Pass "
             "collect(module), which holds their values."
         )
     # with what each was made of, whose memory nothing else may take meanwhile
@@ -81,11 +81,11 @@ def parametrised(network: SpikingNetwork) -> SpikingNetwork:
 
 
 def collect(snn: NetworkModule) -> SpikingNetwork:
-    """The description of a network that trains, with the values that its parameters have now.
+    """The description of a trainable network, with the present values of its parameters.
 
     A new description, which shares no memory with ``snn``: to be built, verified, saved, exported.
-    Raises InputError for what was not built with ``trainable=True``, and where parameters of the
-    module were replaced, which the description does not hold.
+    Raises InputError for a module not built with ``trainable=True``, and if parameters of the
+    module were replaced by others, which the description does not hold.
     """
     network = trained("collect", snn).network
     own = {id(p) for p in snn.parameters()}
@@ -114,7 +114,7 @@ def _of_number(value: Tensor) -> bool:
 
 
 def trained(owner: str, snn: Any) -> NetworkModule:
-    """A network that trains, or an InputError."""
+    """A trainable network, or an InputError."""
     if isinstance(snn, NetworkModule) and snn.trainable:
         return snn
     given = "a network without it" if isinstance(snn, NetworkModule) else type(snn).__name__

@@ -1,8 +1,8 @@
-"""The one walk through a network: what a value is, and what each node makes of it, is exchangeable.
+"""The only loop over the nodes of a network; values and what nodes compute are exchangeable.
 
 ``Semantics`` says what the nodes do: compute the source network, decoded values, weighted spikes,
 gradients, the connections that spikes meet, the nodes of a file. Each node calls the method of its
-role, so a kind of node from outside the package walks like any other.
+role, so a kind of node from another package works like any other.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def walk(
 ) -> dict[str, Value]:
     """The values of the nodes ``keep``, of all unless given; ``known`` are not computed again.
 
-    A value that nobody needs any more is forgotten.
+    A value that is no longer needed is released.
     """
     values: dict[str, Value] = {}
     for _ in visits(network, semantics, values, keep, known):

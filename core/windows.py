@@ -24,9 +24,9 @@ def windows(
     They are the frames [F, B, ..., size, ...] of a stream. Time is the dimension ``dim`` of x, and
     unless given the hop is the size.
 
-    ``lead`` zeros are put before the signal, where a network sees some of the window before. What
-    is left at the end is no whole window: ``tail`` says whether to "drop" it, to "pad" it with
-    zeros, or to "refuse" such a length. Raises InputError.
+    ``lead`` zeros are put before the signal, where a network sees some of the window before. For a
+    remainder shorter than a window, ``tail`` says whether to "drop" it, to "pad" it with zeros, or
+    to "refuse" such a length. Raises InputError.
     """
     hop = size if hop is None else hop
     _check(x, size, hop, dim, lead, tail)
@@ -35,14 +35,14 @@ def windows(
     more = size - lead - x.shape[-1] if rest is None else -rest % hop
     if more and tail == "refuse":
         raise InputError(
-            f"{x.shape[-1]} samples after {lead} zeros are no whole number of windows of {size} "
-            f"with a hop of {hop}: {more} more would be. Say tail='pad' to add as many zeros, or "
-            "tail='drop' to leave out what is over."
+            f"{x.shape[-1]} samples after {lead} zeros are not a whole number of windows of "
+            f"{size} with a hop of {hop}: {more} are missing. Pass tail='pad' to append as many "
+            "zeros, or tail='drop' to drop the remainder."
         )
     x = F.pad(x, (lead, more if tail == "pad" else 0))
     if x.shape[-1] < size:
         raise InputError(
-            f"a window has {size} samples, but the signal {x.shape[-1]}. Say tail='pad', or pass "
+            f"a window has {size} samples, but the signal has {x.shape[-1]}. Pass tail='pad', or "
             "a longer signal."
         )
     frames = x.unfold(-1, size, hop)  # [B, ..., F, size]
@@ -52,9 +52,9 @@ def windows(
 def _check(x: Tensor, size: int, hop: int, dim: int, lead: int, tail: str) -> None:
     if not isinstance(x, Tensor) or not -x.dim() < dim < x.dim() or dim == 0:
         raise InputError(
-            "windows are of a signal [B, ..., L, ...] with time in dimension dim, which is not the "
-            f"first, but x is {list(getattr(x, 'shape', ())) or type(x).__name__} and dim {dim!r}. "
-            "Write x.unsqueeze(0) for a single signal."
+            "windows takes a signal [B, ..., L, ...] with time in dimension dim, which is not "
+            f"the first, but x is {list(getattr(x, 'shape', ())) or type(x).__name__} and dim "
+            f"{dim!r}. Write x.unsqueeze(0) for a single signal."
         )
     for name, value, least in (("size", size, 1), ("hop", hop, 1), ("lead", lead, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

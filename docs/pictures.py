@@ -31,7 +31,8 @@ from spikingjelly_signgd.neurons import (
 from spikingjelly_signgd.neurons.qcfs import qcfs
 
 FOLDER = Path(__file__).parent / "pictures"
-BLUE, ORANGE, GREEN, RED, GREY = "#3f51b5", "#e07b00", "#2e8b57", "#c0392b", "#8a8f98"
+# Okabe and Ito (2008), for colour-blind readers; lines differ in their style too
+BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#707070"
 Numbers = dict[str, Any]
 
 
@@ -45,6 +46,12 @@ def decoded(
     return v, targets
 
 
+def name(axes: Any, text: str, x: float, y: float, color: str, **options: Any) -> None:
+    """Beside its line, in the line's colour but for one too light to be read."""
+    color = "#9A6A00" if color == ORANGE else color
+    axes.text(x, y, text, color=color, fontsize=11, **options)
+
+
 def convergence(figure: Figure) -> Numbers:
     """One neuron on its way to f(x), by three schedules."""
     steps, x = 24, 1.2
@@ -55,14 +62,18 @@ def convergence(figure: Figure) -> Numbers:
     }
     axes = figure.subplots()
     found: Numbers = {}
-    for (label, schedule), color in zip(schedules.items(), (BLUE, GREEN, ORANGE), strict=True):
+    styles = (BLUE, "-"), (RED, "-"), (ORANGE, "--")
+    for (label, schedule), (color, style) in zip(schedules.items(), styles, strict=True):
         v, target = decoded(torch.full((steps, 1), x), "gelu", schedule)
         values = torch.cat([torch.zeros(1), v[:, 0]])
-        axes.step(range(steps + 1), values, where="post", color=color, label=label)
+        axes.step(range(steps + 1), values, style, where="post", color=color, linewidth=1.8)
         found[label] = (values, float(target[-1, 0]), [schedule(t) for t in range(1, steps + 1)])
-    axes.axhline(float(target[-1, 0]), color=GREY, linestyle="--", label="f(x) = gelu(1.2)")
-    axes.set(xlabel="step t", ylabel="decoded value v(t)", xlim=(0, steps))
-    axes.legend(fontsize="small", loc="lower right")
+    axes.axhline(float(target[-1, 0]), color=GREY, linestyle=":")
+    name(axes, "f(x) = gelu(1.2)", 24.3, float(target[-1, 0]), GREY, va="center")
+    name(axes, r"$\eta(t) = 0.15 \cdot 0.95^{\,t-1}$, as published", 5.3, 0.45, BLUE)
+    name(axes, r"$0.5 \cdot 0.8^{\,t-1}$", 4.4, 1.2, RED)
+    name(axes, r"$0.5 \cdot 0.45^{\,t-1}$: reach too short", 10.5, 0.79, ORANGE)
+    axes.set(xlabel="step t", ylabel="decoded value v(t)", xlim=(0, steps), ylim=(0, 1.3))
     return found
 
 
@@ -76,12 +87,14 @@ def bound(figure: Figure) -> Numbers:
     error = (v - targets).abs()
     eta = torch.tensor([schedule(t) for t in range(1, steps + 1)])
     t = range(1, steps + 1)
-    for k in range(0, 601, 60):
-        axes.plot(t, error[:, k], color=BLUE, alpha=0.25, linewidth=0.8)
-    axes.plot(t, error.amax(1), color=BLUE, label="largest |v(t) − f(x)| of 601 inputs")
-    axes.plot(t, eta, color=RED, linestyle="--", label="η(t)")
-    axes.set(xlabel="step t", yscale="log", ylim=(1e-3, 1.3), xlim=(1, steps))
-    axes.legend(fontsize="small", loc="lower left")
+    axes.plot(t, error[:, 480], color=ORANGE, linewidth=1)
+    axes.plot(t, error.amax(1), color=BLUE, linewidth=2)
+    axes.plot(t, eta, color=RED, linestyle="--")
+    name(axes, "largest error of 601 neurons", 6, 0.3, BLUE)
+    name(axes, "step size η(t)", 26, 0.055, RED)
+    name(axes, f"one neuron, f(x) = tanh({float(x[480]):.1f})", 1.6, 0.004, ORANGE)
+    axes.set(xlabel="step t", ylabel="|v(t) − f(x)|", yscale="log", ylim=(1e-3, 1.3),
+             xlim=(1, steps))  # fmt: skip
     return {"error": error, "eta": eta, "reached": error <= eta[:, None]}
 
 
@@ -94,23 +107,27 @@ def signs(figure: Figure) -> Numbers:
         v, _ = decoded(torch.full((1, 1), target), "identity", sg.ConstantSchedule(eta), k)
         path = torch.cat([path, v[0]])
     size = eta * 2.0 ** -torch.arange(m)
-    left.axhline(target, color=GREY, linestyle="--", label=f"f(x) = {target}")
+    left.axhline(target, color=GREY, linestyle=":")
     for k in range(1, m + 1):
         reach = [float(path[k] - size[k - 1]), float(path[k] + size[k - 1])]
-        left.plot([k, k], reach, color=ORANGE, linewidth=5, alpha=0.35, solid_capstyle="butt",
-                  label="f(x) lies here" if k == 1 else None)  # fmt: skip
-    left.plot(range(m + 1), path, color=BLUE, marker="o", markersize=4, label="v after k signs")
-    left.set(xlabel="sign k of one step, size η 2^(1−k)", xticks=range(m + 1), ylim=(-0.05, 1.45))
-    left.legend(fontsize="x-small", loc="upper left")
+        left.plot([k, k], reach, color=ORANGE, linewidth=6, alpha=0.5, solid_capstyle="butt")
+    left.plot(range(m + 1), path, color=BLUE, marker="o", markersize=5)
+    name(left, f"f(x) = {target}", 4.3, target, GREY, va="center")
+    name(left, "v after k signs", 1.15, 0.3, BLUE)
+    name(left, "f(x) lies in here", 1.1, 1.03, ORANGE)
+    left.set(xlabel=r"sign k of one step, of size $\eta\,2^{1-k}$", ylabel="decoded value v",
+             xticks=range(m + 1), ylim=(-0.05, 1.15))  # fmt: skip
     f = torch.linspace(-1.2, 1.2, 961)
     errors = {}
-    for members, color in ((1, GREY), (2, ORANGE), (4, BLUE)):
+    for members, color, style in ((1, GREY, "-"), (2, RED, "--"), (4, BLUE, "-")):
         v, _ = decoded(f.expand(1, -1), "identity", sg.ConstantSchedule(eta), members)
         errors[members] = (v[0] - f).abs()
-        right.plot(f, errors[members], color=color, label=f"m = {members}", linewidth=1)
-        right.axhline(eta * 2.0 ** (1 - members), color=color, linestyle=":", linewidth=0.8)
-    right.set(xlabel="f(x), from v = 0 with η = 0.5", ylabel="|v − f(x)| after one step")
-    right.legend(fontsize="x-small", loc="upper center")
+        right.plot(f, errors[members], style, color=color, linewidth=1.3)
+        end = eta * 2.0 ** (1 - members)
+        right.axhline(end, color=color, linestyle=":", linewidth=0.9)
+        name(right, f"m = {members}", 1.36, end, color, va="center")
+    right.set(xlabel="f(x), from v = 0 with η = 0.5", ylabel="|v − f(x)| after one step",
+              ylim=(0, 0.72))  # fmt: skip
     return {"path": path, "size": size, "target": target, "f": f, "errors": errors, "eta": eta}
 
 
@@ -120,16 +137,16 @@ def staircase(figure: Figure) -> Numbers:
     x = torch.linspace(-0.4, 1.4, 1801)
     p = sg.GroupNeuronParameters(members=4)
     one, _ = group_step(x, group_initial_v(x, p), p)
-    single = sg.GroupNeuronParameters(members=1)
-    four, _ = scan(group_step, x.expand(4, -1), group_initial_v(x, single), single)
     activation = qcfs(x, torch.tensor(1.0), 4)
-    axes.plot(x, x.clamp(0, 1), color=GREY, linestyle="--", label="ReLU, clipped at v_th")
-    axes.plot(x, activation, color=ORANGE, linewidth=5, alpha=0.45, label="QCFS, L = 4")
-    axes.plot(x, one, color=BLUE, linewidth=1.2, label="group neuron, m = 4, T = 1")
-    axes.plot(x, four.mean(0), color=RED, linestyle=":", label="m = 1, T = 4, even input")
-    axes.set(xlabel="membrane current x", ylabel="output, mean over the steps")
-    axes.legend(fontsize="small", loc="upper left")
-    return {"x": x, "group": one, "qcfs": activation, "if": four.mean(0)}
+    axes.plot(x, x.clamp(0, 1), color=GREY, linestyle="--")
+    axes.plot(x, activation, color=ORANGE, linewidth=7, alpha=0.5)
+    axes.plot(x, one, color=BLUE, linewidth=1.6)
+    name(axes, "ReLU, clipped at $v_{th}$", 0.05, 0.42, GREY, ha="right")
+    axes.annotate("", (0.34, 0.36), (0.07, 0.435), arrowprops={"arrowstyle": "-", "color": GREY})
+    name(axes, "QCFS with L = 4 levels (broad)", 0.68, 0.6, ORANGE)
+    name(axes, "group neuron, m = 4, T = 1", 0.68, 0.5, BLUE)
+    axes.set(xlabel="membrane current x", ylabel="output of one step")
+    return {"x": x, "group": one, "qcfs": activation}
 
 
 def unevenness(figure: Figure) -> Numbers:
@@ -148,17 +165,19 @@ def unevenness(figure: Figure) -> Numbers:
     }
     ideal = torch.floor(x.cumsum(0)[:, 0] / theta + 0.5).clamp(min=0)
     t = range(7)
-    axes.step(t, torch.cat([torch.zeros(1), ideal]), where="post", color=GREY, linewidth=5,
-              alpha=0.5, label="floor(S(t) / θ + 1/2), at least 0")  # fmt: skip
-    axes.step(t, counts["plain"], where="post", color=RED, label="spikes sent, unsigned")
-    axes.step(t, counts["signed"], where="post", color=BLUE, linestyle="--",
-              label="spikes sent, signed")  # fmt: skip
+    axes.step(t, torch.cat([torch.zeros(1), ideal]), where="post", color=ORANGE, linewidth=7,
+              alpha=0.5)  # fmt: skip
+    axes.step(t, counts["plain"], "--", where="post", color=RED, linewidth=1.8)
+    axes.step(t, counts["signed"], where="post", color=BLUE, linewidth=1.8)
+    name(axes, "unsigned neuron: spikes stay sent", 3.1, 4.15, RED)
+    name(axes, "signed neuron: takes spikes back", 3.3, 2.25, BLUE)
+    name(axes, r"$\lfloor S(t)/\theta + 1/2 \rfloor$, at least 0 (broad)", 4.1, 1.25, ORANGE)
     for step, value in enumerate(x[:, 0]):
-        axes.annotate(f"{float(value):+.1f}", (step + 0.5, -0.42), ha="center", fontsize="small",
-                      color=GREY)  # fmt: skip
-    axes.set(xlabel="step t; below the lines the current that arrives", ylabel="spikes N(t)",
-             ylim=(-0.6, 6.4), xlim=(0, 6))  # fmt: skip
-    axes.legend(fontsize="small", loc="upper right")
+        axes.annotate(f"{float(value):+.1f}".replace("-", "−"), (step + 0.5, -1.0), ha="center",
+                      fontsize=10, color=GREY)  # fmt: skip
+    name(axes, "current that arrives in the step:", 0.05, -0.5, GREY)
+    axes.set(xlabel="step t", ylabel="spikes sent, N(t)", ylim=(-1.2, 5), xlim=(0, 6),
+             yticks=range(6))  # fmt: skip
     return {**counts, "ideal": ideal, "x": x[:, 0]}
 
 
@@ -172,7 +191,7 @@ PICTURES: dict[str, tuple[Callable[[Figure], Numbers], float]] = {
 
 
 def draw(name: str, folder: Path = FOLDER) -> Numbers:
-    """Write ``folder/name.svg``; returns what was drawn."""
+    """Write ``folder/name.svg`` and ``name.png``; returns what was drawn."""
     make, width = PICTURES[name]
     style = {
         "svg.hashsalt": name,  # the same file from the same numbers
@@ -181,11 +200,13 @@ def draw(name: str, folder: Path = FOLDER) -> Numbers:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "font.size": 11,
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, 3.5), layout="constrained")
         numbers = make(figure)
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+        figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
     return numbers
 
 

@@ -3,7 +3,7 @@
     python docs/tables.py [--check]
 
 Rewrites what lies between the markers of the page; with --check says whether it would change, exit
-code 1. Each row of "What each operation becomes" was handed to ``sg.check``.
+code 1. Each row of "Conversion of each operation" was passed to ``sg.check``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def samples() -> dict[str, list[Sample]]:
             called("`F.fold` of windows that overlap",
                    lambda x: F.fold(x.flatten(2)[..., :9], 4, 2)),
         ],
-        "Two values": [
+        "Operations on two values": [
             called("`F.relu(x) + x`", lambda x: F.relu(x) + x),
             called("`F.relu(x) - x`", lambda x: F.relu(x) - x),
             called("`F.relu(x) * torch.sigmoid(x)`", lambda x: F.relu(x) * torch.sigmoid(x)),

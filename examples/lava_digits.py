@@ -186,10 +186,12 @@ def main() -> None:
     import spikingjelly_signgd as sg
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", action="store_true", help="train the networks anew")
+    parser.add_argument("--train", action="store_true", help="train the networks again")
     parser.add_argument("--lava", metavar="PYTHON", default=os.environ.get("LAVA_PYTHON"))
     parser.add_argument("--samples", type=int, default=20, help="test images that run in Lava")
-    parser.add_argument("--folder", type=Path, help="where the files go; else they are not kept")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are kept; by default they are not"
+    )
     options = parser.parse_args()
     data = digits()
     if options.train:

@@ -197,10 +197,14 @@ def options_of(doc: str | None, plans: Sequence[str], results: str) -> argparse.
     """The options that every script has; it adds its own."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--plans", nargs="+", default=list(plans), metavar="MxT")
-    parser.add_argument("--tune", action="store_true", help="each plan tuned, too")
+    parser.add_argument("--tune", action="store_true", help="also tune each plan")
     parser.add_argument("--results", type=Path, default=RESULTS / results)
-    parser.add_argument("--print", action="store_true", help="what was measured, and nothing else")
-    parser.add_argument("--write", action="store_true", help="that into the page of documentation")
+    parser.add_argument(
+        "--print", action="store_true", help="print the results measured before and exit"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write them into the page of documentation"
+    )
     return parser
 
 

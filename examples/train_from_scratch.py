@@ -85,7 +85,7 @@ class SpikingJellyCNN(CNN):
 
 
 class NorseCNN(CNN):
-    """Layers hand their state back; without one they begin anew."""
+    """Layers return their state; without one they start from the initial state."""
 
     def run(self, x_seq: Tensor) -> Tensor:
         y_seq, _ = self.body(x_seq)

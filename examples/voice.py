@@ -126,7 +126,7 @@ def source(model: Detector, frames: Tensor) -> Tensor:
 
 
 def voices(streams: int, seconds: float, seed: int = 0) -> Tensor:
-    """Waves [B, N] at 16 kHz in which somebody says vowels, pauses, and speaks on, with noise."""
+    """Waves [B, N] at 16 kHz in which a speaker says vowels, with pauses, and with noise."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([_speaker(seconds, generator) for _ in range(streams)])
 

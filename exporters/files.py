@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import FormatError
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """``content`` at ``path``; what was there before stays until the last byte is on the disk.
+    """Writes ``content``; an existing file is replaced only when all of it is on the disk.
 
     A link stays a link, and the file it leads to keeps its mode. Raises FormatError where the
     folder is missing, cannot be written, or is full.
@@ -39,8 +39,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
             os.unlink(temporary)
         if isinstance(error, OSError):
             raise FormatError(
-                f"cannot write '{path}' ({len(content)} bytes): {error.strerror or error}. Choose "
-                "a folder that can be written and has room; a file that was there is as it was."
+                f"cannot write '{path}' ({len(content)} bytes): {error.strerror or error}. "
+                "Choose a folder that can be written and has free space; an existing file was "
+                "not changed."
             ) from error
         raise
     _sync_folder(path.parent)
@@ -93,8 +94,8 @@ class Seal:
         """FormatError for a sealed file whose bytes changed."""
         if self.broken(path):
             raise FormatError(
-                f"'{path}' is damaged: its bytes are not those that were written. Copy it anew, or "
-                "write it again."
+                f"'{path}' is damaged: its bytes are not those that were written. Copy it again, "
+                "or write it again."
             )
 
     def with_certificate(self, data: bytes, certificate: str) -> bytes:

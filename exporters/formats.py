@@ -1,4 +1,4 @@
-"""The formats a network can be written to and read from: ``export``, ``load``, and who does it.
+"""The file formats that a network can be written to and read from: ``export`` and ``load``.
 
 Each is a folder here, or comes from another package (``core/registry.py``). It has
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.network import SpikingNetwork
+from ..core.progress import working
 from ..core.registry import FORMATS
 from ..errors import FormatError
 
@@ -60,7 +61,9 @@ def export(
     installed package, by default what the suffix says; ``options`` are the writer's. Raises
     FormatError for what the format cannot express, before anything is written.
     """
-    return find_format("export", path, format)[1].write(network, path, **options)
+    writer = find_format("export", path, format)[1]
+    with working(f"writing {Path(path).name}"):
+        return writer.write(network, path, **options)
 
 
 def load(
@@ -76,8 +79,8 @@ def load(
     name, found = find_format("load", path, format or by_suffix(path) or "hdf5")
     if getattr(found, "read", None) is None:
         raise FormatError(
-            f"cannot load '{path}': files of the format {name} do not hold all of a network. Keep "
-            "it with save(network, path), too."
+            f"cannot load '{path}': files of the format {name} do not hold all of a network. "
+            "Save it with save(network, path), too."
         )
     network: SpikingNetwork = found.read(path, **options)
     return network

@@ -1,8 +1,8 @@
-"""``verify``: reads a file back, compares what it holds, replays it, and certifies what it found.
+"""``verify``: reads a file back, compares its contents, replays it, and certifies the result.
 
-With ``network``, from which the file was written, the content is compared number by number. What
-the file holds is then replayed by another program. Both are the format's own ``verify``, in a file
-beside its writer and reader; what they share is here.
+With ``network``, from which the file was written, the content is compared number by number. The
+file is then replayed by an independent program. Both are done by the format's own ``verify``, in a
+file beside its writer and reader; the shared parts are here.
 """
 
 from __future__ import annotations
@@ -19,30 +19,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.given import one_batch
 from ..core.inputs import Batch, Inputs, batch_of
 from ..core.module import given_to
 from ..core.network import Input, SpikingNetwork
+from ..core.progress import working
+from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
+from ..neurons.rounding import Rounded
 from .files import write_whole
 from .formats import find_format
 
 if TYPE_CHECKING:
     import numpy as np
 
-ALONE = "compared with itself alone; pass network=... to know that it is that network's"
-FRAMES_ALONE = "each frame is replayed alone: group neurons begin anew at every frame of a stream"
+ALONE = "compared only with itself; pass network=... to check that it is that network's file"
+FRAMES_ALONE = "each frame is replayed separately: group neurons restart at every frame of a stream"
+VERIFIED, CONTRADICTED, NOT_CHECKED = "verified", "contradicted", "not checked"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
 MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Rounded):
     """One comparison. ``cells`` are (sample, neuron, step), or the numbers in a file.
 
     ``layers`` counts those that differ by layer, ``spikes`` how many there are at all.
     ``readout_error`` is the largest difference of a read-out over its largest value. ``required``
-    says that the file is wrong where anything differs; otherwise the figures tell what the format
-    or the precision costs.
+    says that the file is wrong if anything differs; otherwise the figures show the error due to the
+    format or the precision.
     """
 
     what: str
@@ -69,9 +74,13 @@ class Check:
         )
 
 
+def shown_state(state: str) -> str:
+    return {CONTRADICTED: "CONTRADICTED", NOT_CHECKED: "not checked in full"}.get(state, state)
+
+
 @dataclass(frozen=True)
-class Certificate:
-    """What ``verify`` did. ``content`` is a hash of all that the file holds but certificates.
+class Certificate(Rounded):
+    """The result of ``verify``. ``content`` is a hash of the file without its certificates.
 
     ``samples`` are streams, of ``frames`` frames each, where the plan is one for streams.
     """
@@ -90,22 +99,31 @@ class Certificate:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that has to be equal is, and was compared."""
+        """Whether everything that must be equal was compared and is equal."""
+        return self.state == VERIFIED
+
+    @property
+    def state(self) -> str:
+        """One of "verified"; "contradicted", if anything that must be equal is not; or "not
+        checked", if no difference was seen, but a comparison that belongs to it could not be made,
+        which ``notes`` name."""
         required = [check for check in self.checks if check.required]
-        return self.complete and bool(required) and all(check.equal for check in required)
+        if not all(check.equal for check in required):
+            return CONTRADICTED
+        return VERIFIED if self.complete and required else NOT_CHECKED
 
     def to_dict(self) -> dict[str, Any]:
         said = asdict(self)
         if self.frames is None:
             del said["frames"]
-        return {**said, "ok": self.ok}
+        return {**said, "ok": self.ok, "state": self.state}
 
     def __str__(self) -> str:
         several = f"{self.samples} samples"
         if self.frames is not None:
             several = f"{self.frames} frames of {self.samples} streams"
         lines = [
-            f"{self.path} ({self.format}): {'verified' if self.ok else 'NOT verified'}, "
+            f"{self.path} ({self.format}): {shown_state(self.state)}, "
             f"{several} ({self.inputs}), T = {self.time_steps}",
             *(f"  {check}" for check in self.checks),
             *(f"  note: {note}" for note in self.notes),
@@ -129,18 +147,19 @@ def verify(
 ) -> Certificate:
     """Replay the file on x [B, ...] and compare spikes cell by cell, and read-outs.
 
-    Of several inputs x is a dict by their names. Of a plan for streams it is a clip [F, B, ...] of
+    Of several inputs x is a dict by their names; of a ``Dataset``, a DataLoader or batches
+    ``samples`` from all over are taken. Of a plan for streams it is a clip [F, B, ...] of
     two frames or more, whose state is kept from frame to frame.
 
     Without x, ``samples`` inputs are drawn with ``seed``: uniform in [0, 1), or in the range that a
-    netx file codes; for streams clips of six frames, the fourth a cut, the last like the one
-    before. With ``network``, from which the file was written, its whole content is
-    compared as well: without, a file of another network is as good as this one. ``format`` is by
-    default what the suffix says, ``time_steps`` are the file's. ``functions`` are the caller's own
-    nonlinearities in an .h5 file, torch functions by name. ``python`` is an interpreter that has
-    Lava, by default that of LAVA_PYTHON. The file is left as it is, unless ``embed`` asks that the
-    certificate be written into it; where that cannot be, its notes say so. Raises FormatError for a
-    file that cannot be read, or that is of a network with other layers or shapes; InputError.
+    netx file codes; for streams clips of six frames, the fourth a scene cut, the last equal to the
+    one before. With ``network``, from which the file was written, its whole content is compared as
+    well; without it, the file of another network would also pass. ``format`` is by default what the
+    suffix says, ``time_steps`` are the file's. ``functions`` are the caller's own nonlinearities in
+    an .h5 file, torch functions by name. ``python`` is an interpreter that has Lava, by default
+    that of LAVA_PYTHON. The file is not changed, unless ``embed`` asks for the certificate to be
+    written into it; if that is not possible, its notes say so. Raises FormatError for a file that
+    cannot be read, or that is of a network with other layers or shapes; InputError.
     """
     path = Path(path)
     format, found = find_format("verify", path, format)
@@ -152,10 +171,21 @@ def verify(
         raise InputError(
             f"network is the SpikingNetwork that convert returned, not {type(network).__name__}."
         )
+    x = None if x is None else _examined(x, samples)
     request = Request(path, x, network, time_steps, samples, seed, functions or {}, python)
     before = path.read_bytes() if path.is_file() else b""
-    certificate: Certificate = found.verify(request)
+    with working(f"verifying {path.name}"):
+        certificate: Certificate = found.verify(request)
     return _embedded(path, found, certificate, before) if embed else certificate
+
+
+def _examined(x: Any, samples: int) -> Any:
+    """x as it is where it is one batch, or a dict of such; of other data so many samples."""
+    x = one_batch(x)
+    if isinstance(x, Mapping) or is_whole(x):
+        return x
+    kept = some(x, samples).x
+    return kept.tensors if isinstance(kept, Inputs) else kept
 
 
 def _embedded(path: Path, format: Any, certificate: Certificate, before: bytes) -> Certificate:
@@ -164,7 +194,7 @@ def _embedded(path: Path, format: Any, certificate: Certificate, before: bytes) 
     if not os.access(path, os.W_OK):
         why = "the file is read-only"
     elif getattr(format, "embed", None) is None:
-        why = "the format has no place for it"
+        why = "the format cannot hold it"
     elif path.read_bytes() != before:
         why = "the file was changed in the meantime"
     else:
@@ -191,8 +221,8 @@ class Request:
     python: str | os.PathLike[str] | None
 
     def inputs_of(self, network: SpikingNetwork) -> tuple[Batch, str]:
-        """``inputs`` for each input of the network; ids within their vocabulary, other whole
-        numbers and truth values 0 or 1."""
+        """``inputs`` for each input of the network; ids within their vocabulary, other integers and
+        booleans 0 or 1."""
         if network.plain:
             return self.inputs(network.input.shape[1:])  # type: ignore[arg-type]
         if self.x is not None:
@@ -313,8 +343,8 @@ def _check_clip(node: Input, x: Tensor) -> None:
     if not isinstance(x, Tensor) or tuple(x.shape[2:]) != shape or 0 in x.shape[:2]:
         shown = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
-            "the file is of a plan for streams and takes clips "
-            f"[F, B, {', '.join(map(str, shape))}], but {node.name!r} is {shown}."
+            "the file holds a plan for streams and takes clips [F, B, "
+            f"{', '.join(map(str, shape))}], but {node.name!r} is {shown}."
         )
     if len(x) < 2:
         raise InputError(
@@ -353,7 +383,7 @@ def compare(
 
     if set(actual) != set(expected):
         odd = sorted(set(actual) ^ set(expected))
-        raise FormatError(f"{what}: the two have other layers: {', '.join(odd)}.")
+        raise FormatError(f"{what}: the two have different layers: {', '.join(odd)}.")
     cells, spikes, layers = 0, 0, {}
     for name, fired in expected.items():
         have, want = np.asarray(actual[name]), np.asarray(fired)

@@ -1,7 +1,8 @@
-"""What nodes of a network description share, and what every kind of neuron says of itself.
+"""What the nodes of a network description share, and the properties of every kind of neuron.
 
-A kind from elsewhere is a subclass of ``Neuron`` with ``start`` and ``sequence``, its definition in
-torch, and an entry ``NODES[kind]`` (``core/network.py``). It then runs in every simulator.
+A kind from another package is a subclass of ``Neuron`` with ``start`` and ``sequence``, its
+definition in torch, and an entry ``NODES[kind]`` (``core/network.py``). It then runs in every
+simulator.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .nonlinearities import Nonlinearity
+from .rounding import Rounded
 
 Size = int | str  # 49, or "3*batch"
 Value = TypeVar("Value")
@@ -77,8 +79,9 @@ class Code(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """What spikes are still to be multiplied by, equal where ``name`` is. With ``adds`` a step of a
-    known size is added or subtracted where no weight is met, and nothing is multiplied."""
+    """The factor that spikes still have to be multiplied by; factors of equal ``name`` are equal.
+    With ``adds`` a step of a known size is added or subtracted where no weight is applied, and
+    nothing is multiplied."""
 
     name: str
     adds: bool = False
@@ -102,7 +105,7 @@ Make = Callable[[Any, Learned], Any]  # of a tensor or a number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Node:
+class Node(Rounded):
     """``name`` is unique in its network; ``inputs`` are names of nodes before it.
 
     ``shape`` is that of the value the node makes at one step, ``("4*batch", 16)`` for instance.
@@ -122,7 +125,8 @@ class Node:
 
     @property
     def code(self) -> Code | None:
-        """What an event of the node is; None where it sends none, or passes on those of others."""
+        """The kind of event that the node sends; None if it sends none, or passes on those of
+        others."""
         return None
 
     @property
@@ -131,7 +135,7 @@ class Node:
         return 1
 
     def distinguishable(self, steps: int) -> int:
-        """How many values the spikes of so many steps tell apart: their number, and silence."""
+        """The number of values that the spikes of so many steps distinguish, silence included."""
         return self.most_spikes * steps + 1
 
     @property
@@ -141,7 +145,7 @@ class Node:
 
     @property
     def factor(self) -> Factor | None:
-        """What its spikes are still to be multiplied by."""
+        """The factor that its spikes still have to be multiplied by."""
         return None
 
     @property
@@ -150,11 +154,11 @@ class Node:
         return True
 
     def taking(self, other: Node) -> Node | None:
-        """The node with what ``other`` holds; None where that is of another role."""
+        """The node with the contents of ``other``; None if that has another role."""
         return None
 
     def learning(self, make: Make) -> Self:
-        """The node with ``make(value, learned)`` in the place of each value that training moves."""
+        """The node with each trained value replaced by ``make(value, learned)``."""
         return self
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:
@@ -176,14 +180,15 @@ class Timed(Node):
     def sequence(self, inputs: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
         """The definition: T steps of inputs [T, B, ...] to (what passes [T, B, ...], state).
 
-        What it sends it may ``tell`` (``neurons/spikes.py``).
+        It reports what it sends by ``tell`` (``neurons/spikes.py``).
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
 
     @property
     def frame(self) -> str:
-        """What a new frame of a stream does to the state: it is ``KEPT``, but for the count of
-        steps, which starts at 0, or starts ``ANEW``; else why the node runs on no streams."""
+        """The effect of a new frame of a stream on the state: ``KEPT``, except for the count of
+        steps, which restarts at 0, or reset (``ANEW``); otherwise the reason why the node cannot
+        run on streams."""
         return ANEW
 
     @property
@@ -205,7 +210,7 @@ class Timed(Node):
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The node with these ``tensors`` in the place of its own."""
+        """The node with its tensors replaced by these ``tensors``."""
         own: dict[str, Any] = {k: v for k, v in tensors.items() if not k.startswith("argument_")}
         given: Mapping[str, Any] = getattr(self, "arguments", {})
         if given:
@@ -215,7 +220,7 @@ class Timed(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Function(Node):
-    """A nonlinearity of the source network, computed as it is: not yet, or never, a neuron.
+    """A nonlinearity of the source network that is computed exactly: not yet, or never, a neuron.
 
     ``channel`` is the dimension of the channels, counted from the end; None where there is none.
     ``module`` is the path of the source network's module that computed it.
@@ -229,7 +234,7 @@ class Function(Node):
     module: str = ""
 
     def taking(self, other: Node) -> Node | None:
-        """Guards of its arguments stay where it computes the same function already."""
+        """It keeps the guards of its arguments if it already computes the same function."""
         if not isinstance(other, Function):
             return None
         arguments = dict(other.arguments)
@@ -251,7 +256,7 @@ class Function(Node):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Neuron(Function, Timed):
-    """A function that spikes. A kind of neuron is a subclass with all that is particular to it."""
+    """A function computed by spiking neurons. Each kind of neuron is a subclass."""
 
     # what passes: v, decoded so far, or what one step adds to a sum
     decoded: ClassVar[bool] = True
@@ -274,7 +279,7 @@ class Neuron(Function, Timed):
         return self.values + arguments
 
     def additions(self, arguments: int) -> int:
-        """Additions and comparisons of one update of all neurons, f and arrivals apart."""
+        """Additions and comparisons of one update of all neurons, without f and arriving spikes."""
         return self.values + arguments
 
     @property
@@ -287,7 +292,7 @@ class Neuron(Function, Timed):
         raise NotImplementedError(f"{type(self).__name__} does not say how large its spikes are")
 
     def reach(self, steps: int) -> tuple[float | Tensor, float | Tensor] | None:
-        """From where to where it decodes after so many steps; None where there is no limit."""
+        """The range that it can decode after so many steps; None if there is no limit."""
         return None
 
     def visit(self, semantics: Any, inputs: list[Value]) -> Value:

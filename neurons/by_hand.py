@@ -1,12 +1,12 @@
-"""Neurons built by hand: what they are where nothing is said, what learns, and what is refused.
+"""Neurons built by hand: defaults, learnable parameters, and checks of arguments.
 
 The step sizes were chosen with ``benchmarks/by_hand.py``: 4, which reaches values up to 8 in one
-step, then 1, with 8 members. That is near f from the first step on, follows inputs by which f moves
-by at most about 2 scale a step from the second step on (1 scale with 4 members), and sends the
-fewest spikes of what is as near. Inputs that jump from step to step take
-``ConstantSchedule(4.0), members=8`` or a larger scale. Fewer members take smaller steps, which are
-nearer where they reach. Single signs, which "ternary" and "binary" spikes and momentum are of, have
-steps that shrink. Given a schedule a neuron has one member, as ever.
+step, then 1, with 8 members. This is accurate from the first step on, follows inputs by which f
+changes by at most about 2 scale per step from the second step on (1 scale with 4 members), and
+sends the fewest spikes among schedules of the same accuracy. Inputs that jump from step to step
+need ``ConstantSchedule(4.0), members=8`` or a larger scale. Fewer members use smaller steps, which
+are more accurate within their reach. Single signs, which "ternary" and "binary" spikes and momentum
+require, have decreasing steps. A neuron that is given a schedule has one member, as before.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RANGES = {
 def chosen_steps(
     owner: str, schedule: Schedule | None, members: int | None, spikes: str, momentum: float
 ) -> tuple[Schedule, int]:
-    """Schedule and members of a signGD neuron by hand. Raises InputError for what is neither."""
+    """Schedule and members of a signGD neuron by hand. Raises InputError for invalid ones."""
     if members is None:
         alone = schedule is not None or spikes in ("binary", "ternary") or momentum
         members = 1 if alone else MEMBERS
@@ -69,14 +69,14 @@ def chosen_coding(owner: str, schedule: Schedule | None, spikes: str, momentum: 
 def check_members(owner: str, members: Any) -> int:
     if isinstance(members, bool) or not isinstance(members, Integral):
         raise InputError(
-            f"{owner}: members counts the members of a neuron, so it is an integer, but it is "
+            f"{owner}: members is the number of members of a neuron, an integer, but it is "
             f"{members!r}, of type {type(members).__name__}."
         )
     return int(members)
 
 
 def check_number(owner: str, name: str, value: Any) -> None:
-    """Raises InputError for what is neither a number nor a tensor, nor a tuple of them."""
+    """Raises InputError unless it is a number, a tensor, or a tuple of them."""
     for item in value if isinstance(value, tuple) else (value,):
         if not isinstance(item, (Real, Tensor)):
             listed = isinstance(item, list) or hasattr(item, "__array__")
@@ -91,7 +91,7 @@ def check_schedule(owner: str, schedule: Any) -> None:
         number = isinstance(schedule, (int, float)) and not isinstance(schedule, bool)
         fix = f"ConstantSchedule({schedule})" if number else "ExponentialSchedule(0.5, 0.9)"
         raise InputError(
-            f"{owner}: schedule says the step size of each step, such as {fix}, but it is "
+            f"{owner}: schedule gives the step size of each time step, such as {fix}, but it is "
             f"{schedule!r}. Leave it out for the default."
         )
 
@@ -99,12 +99,12 @@ def check_schedule(owner: str, schedule: Any) -> None:
 def chosen_function(
     owner: str, function: str | Nonlinearity | Callable[..., Tensor]
 ) -> Nonlinearity:
-    """The row of f. Raises InputError for what is none, also where it can be called."""
+    """The row of f. Raises InputError for anything else, such as a class that could be called."""
     if isinstance(function, type):
         raise InputError(
-            f"{owner}: function is a row's name, a Nonlinearity or a callable, but it is the class "
-            f"{function.__name__}, whose calls make an object. Pass {function.__name__}(), or the "
-            "name of a row, such as 'gelu'."
+            f"{owner}: function is the name of a nonlinearity, a Nonlinearity or a callable, but "
+            f"it is the class {function.__name__}. Pass an instance, {function.__name__}(), or a "
+            "name such as 'gelu'."
         )
     if isinstance(function, Schedule):
         raise InputError(
@@ -118,39 +118,40 @@ def chosen_function(
 
 
 def chosen_initial(owner: str, given: Any, spikes: str) -> Any:
-    """x(0) of a neuron by hand: what spikes are added to; decoded values need none."""
+    """x(0) of a neuron by hand, to which spikes are added; decoded values need none."""
     if spikes == "decoded":
         if not (given is None or (isinstance(given, (int, float)) and given == 0)):
             warnings.warn(
-                f"{owner}: initial_input is ignored, since with spikes='decoded' a neuron is handed"
-                " x(t) itself. Leave the bias in the layer before.",
+                f"{owner}: initial_input is ignored with spikes='decoded', where the neuron "
+                "receives x(t) itself. Keep the bias in the preceding layer.",
                 stacklevel=3,
             )
         return 0.0
     if given is None:
         raise InputError(
-            f"{owner}: with spikes={spikes!r} a neuron adds up what comes in, from x(0) on: the "
-            "bias of the layer before, which has none itself, plus W v(0) where its senders have a "
-            "resting value. Pass initial_input=bias, or 0.0 where there is neither, or build the "
-            "network with spikes='decoded' and turn it as a whole: sg.to_spikes(net, example)."
+            f"{owner}: with spikes={spikes!r} a neuron integrates its input, starting from x(0): "
+            "the bias of the preceding layer, which itself has none, plus W v(0) if the "
+            "presynaptic neurons have a resting value. Pass initial_input=bias, or 0.0 if there "
+            "is neither; or build the network with spikes='decoded' and convert it as a whole: "
+            "sg.to_spikes(net, example)."
         )
     return given
 
 
 def check_learnable(owner: str, learnable: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """The names of what is to be learned. Raises InputError for others."""
+    """The names of the parameters to learn. Raises InputError for unknown ones."""
     names = (learnable,) if isinstance(learnable, str) else tuple(learnable)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(
-            f"{owner}: learnable names parameters of the neuron, of {', '.join(known)}, but "
-            f"{unknown[0]!r} is none."
+            f"{owner}: learnable must name parameters of the neuron ({', '.join(known)}), but "
+            f"{unknown[0]!r} is not one."
         )
     return names
 
 
 def check_learned_zone(owner: str, names: Iterable[str], spikes: str, momentum: float) -> None:
-    """Raises InputError where a dead zone would be learned that could only be 0."""
+    """Raises InputError if a dead zone is to be learned that must be 0."""
     if "dead_zone" in names and (spikes == "binary" or momentum):
         why = f"with momentum={momentum}" if momentum else "with spikes='binary'"
         raise InputError(
@@ -164,7 +165,7 @@ def learned(value: Any) -> bool:
 
 
 def check_range(owner: str, name: str, value: Any) -> None:
-    """Raises InputError where what is to be learned begins out of its range."""
+    """Raises InputError if a parameter to learn starts outside its range."""
     if not learned(value) or value.is_meta or name not in RANGES:
         return
     low, high = RANGES[name]
@@ -172,14 +173,14 @@ def check_range(owner: str, name: str, value: Any) -> None:
     least, most = given.new_tensor(low), given.new_tensor(high)  # rounded as the value is
     if not bool(((given.float() >= least.float()) & (given.float() <= most.float())).all()):
         raise InputError(
-            f"{owner}: a learned {name} stays in [{low:.4g}, {high:.4g}], but it begins with "
-            f"{float(given.min())!r} to {float(given.max())!r}."
+            f"{owner}: a learned {name} must stay in [{low:.4g}, {high:.4g}], but its initial "
+            f"value is {float(given.min())!r} to {float(given.max())!r}."
         )
 
 
 @torch.no_grad()
 def put_within(name: str, value: Any) -> None:
-    """Moves what is learned into its range, in place; it counts as what it is there anyway."""
+    """Clips learned parameters to their range, in place; their effective value does not change."""
     if learned(value):
         value.clamp_(*RANGES[name])
 
@@ -207,7 +208,7 @@ class _Within(torch.autograd.Function):
 
 
 def refuse(owner: str, given: Mapping[str, Any], instead: Mapping[str, str]) -> None:
-    """Raises InputError for keywords of other neurons, saying what is here ``instead``."""
+    """Raises InputError for keywords of other neurons, naming what to use ``instead``."""
     for name, value in given.items():
         if name not in instead:
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}")

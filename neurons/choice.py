@@ -1,20 +1,20 @@
-"""Sequences of steps, by kernels where there are any for the device, else by the definitions.
+"""Sequences of steps, run by kernels if the device has any, otherwise by the definitions.
 
 ``backend`` is one of
 
 =========  ====================================================================================
-"auto"     the device's kernels; the definition where they are missing or do not apply.
-           ``choose`` tells which it is, and why
+"auto"     the device's kernels; the definition if they are missing or do not apply.
+           ``choose`` returns which, and why
 "cpu"      the compiled kernels, for tensors on the CPU
 "cupy"     the same sources compiled by CuPy, for tensors on a GPU
 "torch"    the definition, step by step
 =========  ====================================================================================
 
-An explicit choice that cannot be had raises BackendUnavailable. Kernels keep float32 states and
-return what the definition returns to the bit where f is made of exactly rounded operations. Where
-f needs exp, erf, tanh or sqrt (which torch rounds its own way on a CPU) the two are a few ulp
-apart, so a spike differs only where v is that close to f(x).
-Of functions without C code the kernels are handed f(x), computed by torch for all steps at once.
+An explicit choice that is not available raises BackendUnavailable. Kernels keep float32 states and
+agree with the definition to the bit if f consists of exactly rounded operations. If f needs exp,
+erf, tanh or sqrt (which torch rounds in its own way on a CPU) the two differ by a few ulp, so a
+spike differs only where v is that close to f(x). For functions without C code, torch computes f(x)
+for all steps at once and passes it to the kernels.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def choose(backend: str, device: str, against: str = "") -> Choice:
 
 
 class Backends(dict[str, str]):
-    """Each backend, and why it is not there: empty where it is. Shown as what "auto" takes."""
+    """Each backend, and the reason why it is not available, empty if it is."""
 
     def __repr__(self) -> str:
         lines = ['torch  the definitions; "auto" takes them where there is nothing better']
@@ -84,7 +84,7 @@ class Backends(dict[str, str]):
 
 
 def backends() -> Backends:
-    """Each backend, and why it is not there: empty where it is."""
+    """Each backend, and the reason why it is not available; empty if it is."""
     return Backends({"torch": "", **{name: _missing(name) for name in DEVICES}})
 
 
@@ -161,8 +161,8 @@ def against_gradient(
             return f"the kernels have no gradient of the {what}; use backend='torch'."
     if keeps:
         return (
-            "the kernels record no v_seq or spikes beside a gradient; use backend='torch', or do "
-            "without them."
+            "the kernels do not record v_seq or spikes when a gradient is required; use "
+            "backend='torch', or do not record them."
         )
     return ""
 

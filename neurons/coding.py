@@ -1,9 +1,9 @@
 r"""Input coding: how real-valued inputs enter a spiking network step by step.
 
 *Real-valued* coding is that of the published signGD code: the encoder's state v follows the input,
-:math:`v \leftarrow v - \eta(t) (v - x)`, and what it sends is real. *Poisson* coding sends signed
-spikes of amplitude ``scale`` with probability ``|x| / scale``; decoded, they are averaged.
-Spike coding by signs needs nothing here: it is a signGD neuron of the identity.
+:math:`v \leftarrow v - \eta(t) (v - x)`, and it sends real values. *Poisson* coding sends signed
+spikes of amplitude ``scale`` with probability ``|x| / scale``; decoding takes their mean.
+Spike coding by signs is a signGD neuron of the identity and needs nothing here.
 """
 
 from __future__ import annotations
@@ -116,11 +116,14 @@ class Encoder(Timed):
 
     @property
     def frame(self) -> str:
-        """v of real-valued coding follows the input from wherever it is."""
+        """With real-valued coding v follows the input from any value."""
         if self.coding == "poisson":
-            return "Poisson coding draws each frame's spikes by chance, which a mean has to settle"
+            return (
+                "Poisson coding draws random spikes for each frame, so that the estimate has to "
+                "converge again"
+            )
         if self.momentum:
-            return "its momentum would carry steps over from one frame to the next"
+            return "its momentum would carry over from one frame to the next"
         return KEPT
 
     @property
@@ -138,7 +141,7 @@ class Encoder(Timed):
         return CodingState(torch.zeros_like(inputs[0]))
 
     def step(self, inputs: tuple[Tensor, ...], state: CodingState) -> tuple[Tensor, CodingState]:
-        """One step, [B, ...]: what is decoded so far, or the Poisson spikes of this step."""
+        """One step, [B, ...]: the decoded value so far, or the Poisson spikes of this step."""
         if self.coding == "poisson":
             sent, state = poisson_step(
                 inputs[0], state, PoissonCodingParameters(self.scale, self.seed)

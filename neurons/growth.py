@@ -4,10 +4,10 @@ r"""Pooling of spikes that count: the growth of f over the cumulative inputs.
     X_i(t) &= X_i(t-1) + x_i(t), \qquad X_i(0) = 0 \\
     \text{out}(t) &= f(X_1(t), X_2(t), \dots) - f(X_1(t-1), X_2(t-1), \dots)
 
-for functions f that select one of their inputs, such as max pooling. What rate-coded neurons send
-means something by its sum alone: the maximum of single steps, summed, is more than the maximum of
-the sums, wherever the largest input is another one from step to step. The outputs here add up to
-f of the sums exactly, so f of the mean over T steps is their mean. With T = 1 it is f itself.
+for functions f that select one of their inputs, such as max pooling. For rate-coded neurons only
+the sum of the spikes carries the value: if the largest input changes from step to step, the sum of
+the maxima of single steps exceeds the maximum of the sums. The outputs here add up to f of the sums
+exactly, so f of the mean over T steps is their mean. With T = 1 it is f itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GrowthState(NamedTuple):
 
 
 def growth_initial_state(inputs: tuple[Tensor, ...], function: Function) -> GrowthState:
-    """Nothing has arrived: f of zeros, which is zero."""
+    """The state before any input: f of zeros, which is zero."""
     totals = tuple(torch.zeros_like(x) for x in inputs)
     return GrowthState(totals, function(*totals))
 
@@ -53,7 +53,7 @@ def growth_step(
 
 
 class GrowthSequence(NamedTuple):
-    """``y`` [T, *], the state after it, and f of the sums after each step if it was asked for."""
+    """``y`` [T, *], the state after it, and f of the sums after each step if requested."""
 
     y: Tensor
     state: GrowthState
@@ -107,20 +107,20 @@ def _against_sums(x_seq: Sequence[Tensor], state: GrowthState) -> str:
 
 
 def selecting(owner: str, function: str | Nonlinearity) -> Nonlinearity:
-    """The row, or a ValueError: of a function that makes new values no growth is a spike's."""
+    """The row; ValueError for a function that does not select one of its inputs."""
     row = nonlinearity(function)
     if not row.selects:
         names = ", ".join(name for name, each in NONLINEARITIES.items() if each.selects)
         raise ValueError(
-            f"{owner}: growth is that of a function that selects one of its inputs, {names}, but "
-            f"{row.name!r} does not. Take group neurons for ReLU and QCFS."
+            f"{owner}: growth neurons need a function that selects one of its inputs ({names}), "
+            f"but {row.name!r} does not. Use group neurons for ReLU and QCFS."
         )
     return row
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Growth(Neuron):
-    """The growth of a function that selects, such as max pooling, of what group neurons sent.
+    """The growth of a selecting function, such as max pooling, of the spikes of group neurons.
 
     Its output is per step.
     """

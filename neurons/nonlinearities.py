@@ -1,4 +1,4 @@
-"""The functions that a signGD neuron can spike: one row each.
+"""The functions that a signGD neuron can compute: one row each.
 
 A row is the function f, the number of its arguments and whether the neuron fires at a tie
 (v = f(x)). Where the published implementation has a mechanism for f, the tie is its own
@@ -6,7 +6,7 @@ A row is the function f, the number of its arguments and whether the neuron fire
 do not). A function of many arguments takes the tie of the mechanism that ends its published
 decomposition: softmax and x over its norm that of div, a norm that of sqrt, LayerNorm and RMSNorm
 that of x / sqrt(y), a matrix product and attention that of mul. A user adds a function by writing a
-row, or by handing a callable to the neuron.
+row, or by passing a callable to the neuron.
 
 With its C expression a row also runs inside the kernels. The expression is over the arguments x, y,
 z and the parameters of ``parameters`` by their names, in float32, and may use what the files
@@ -43,7 +43,7 @@ class Nonlinearity:
 
     ``arity`` None stands for any number of arguments. ``elementwise`` says that an output depends
     on the inputs at its own (broadcast) position only; max pooling is not. ``code`` is f in C,
-    empty where the kernels are to be given f(x). ``parameters`` are the names that occur in it with
+    empty if the kernels receive f(x) instead. ``parameters`` are the names that occur in it with
     their defaults: a number, which also stands for None; None for a parameter that is a tensor; the
     words that a parameter may be, the default first, which replace its name in braces.
 
@@ -128,7 +128,7 @@ def sigmoid_gelu(x: Tensor) -> Tensor:
 
 
 def _above(x: Tensor, floor: float | None) -> Tensor:
-    """x, or ``floor`` where a decoded x is below it: early on a variance may be negative."""
+    """x, or ``floor`` where a decoded x is below it, as a variance may be at first."""
     return x if floor is None else x.clamp(min=floor)
 
 
@@ -201,7 +201,7 @@ def amax(x: Tensor, dim: tuple[int, ...], keepdim: bool = False) -> Tensor:
 
 
 def exp(x: Tensor, ceiling: float | None = None) -> Tensor:
-    """exp of x, or of ``ceiling`` where a decoded x is above it, as x - max(x) may be early on."""
+    """exp of x, or of ``ceiling`` if a decoded x is above it, as x - max(x) may be at first."""
     return torch.exp(x if ceiling is None else x.clamp(max=ceiling))
 
 
@@ -213,7 +213,7 @@ def softmax(x: Tensor, dim: int, keep: Tensor | None = None) -> Tensor:
     """Over ``dim``, counted from the end: one neuron for a weight, which sees all its logits.
 
     ``keep`` broadcasts against x: 1 where a logit takes part, 0 where it is masked and its weight
-    is 0. A row that is masked whole gives zeros, as torch's scaled_dot_product_attention does.
+    is 0. A fully masked row gives zeros, as torch's scaled_dot_product_attention does.
     """
     if keep is None:
         return torch.softmax(x, dim)
@@ -457,9 +457,9 @@ NONLINEARITIES: dict[str, Nonlinearity] = {row.name: row for row in _ROWS}
 
 
 def nonlinearity(function: str | Nonlinearity | Callable[..., Tensor]) -> Nonlinearity:
-    """The row named or given; a callable becomes a row of its own, which fires at a tie.
+    """The row of this name; a callable becomes a new row, which fires at a tie.
 
-    Nothing is known of what a callable does with its dimensions, so it is not elementwise.
+    How a callable treats its dimensions is not known, so it does not count as elementwise.
     """
     if isinstance(function, Nonlinearity):
         return function

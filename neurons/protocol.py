@@ -1,7 +1,7 @@
-"""What passes between the neurons of a network, and how a neuron takes it in and sends it on.
+"""The protocols between neurons: what a neuron sends, and how a receiver integrates it.
 
-I = W y is what the linear layer before a neuron makes of what reaches it; decoded values agree to
-rounding in all four:
+I = W y is the output of the linear layer before a neuron; decoded values agree to rounding in all
+four protocols:
 
 ==========  ==============================  ===================================================
 "signed"    -eta(t) scale sigma(t)          x += I; layers without bias, x(0) = initial_input
@@ -15,7 +15,7 @@ rounding in all four:
 Neurons of m members send -eta(t) scale 2^(1-m) d(t) as "signed" spikes. As "binary" ones they send
 scale s(t) with a number s of m bits, the members' spikes, x -= eta(t) 2^(1-m) (2 I - (2^m - 1)
 offset), with one common m as with one common schedule. "ternary" ones are those of one member.
-With a dead zone a neuron may be silent, which "binary" spikes cannot say.
+With a dead zone a neuron may be silent, which "binary" spikes cannot represent.
 
 Everything here is pure, [T, ...] to [T, ...]; simulators hold the state.
 """
@@ -53,7 +53,7 @@ _FIRED = {"binary": "fires", "ternary": "sigma"}
 
 
 def chosen_dead_zone(given: float | Tensor | None, spikes: str, momentum: float) -> float | Tensor:
-    """theta of a neuron by hand: ``DEAD_ZONE`` unless given, 0 where it could be none."""
+    """theta of a neuron by hand: ``DEAD_ZONE`` unless given, 0 where no dead zone is possible."""
     if given is not None:
         return given
     return 0.0 if spikes == "binary" or momentum else DEAD_ZONE
@@ -73,30 +73,30 @@ def check_protocol(
     members: int = 1,
     dead_zone: Any = 0.0,
 ) -> None:
-    """Raises ValueError where the options of a neuron contradict each other."""
+    """Raises ValueError if the options of a neuron contradict each other."""
     check_spikes(owner, spikes)
     if spikes == "decoded" and not _is_zero(initial):
         raise ValueError(
             f"{owner}: with spikes='decoded' the input is x(t) itself, so an initial value would "
-            "be ignored. Leave the bias in the layer before, or choose spikes='signed'."
+            "be ignored. Keep the bias in the preceding layer, or choose spikes='signed'."
         )
     if spikes == "binary" and offset is None:
         raise ValueError(
-            f"{owner}: with spikes='binary' the offset W (scale 1) is needed: what the layer "
-            "before makes of a spike from every neuron. Pass offset=weight.sum(1) for a "
-            "fully connected layer and scale 1."
+            f"{owner}: with spikes='binary' the offset W (scale 1) is required: the output of "
+            "the preceding layer for one spike from every neuron. Pass offset=weight.sum(1) for "
+            "a fully connected layer and scale 1."
         )
     if spikes in _FIRED and momentum != 0.0:
         raise ValueError(
-            f"{owner}: a {spikes} spike cannot carry momentum. Choose spikes='signed', or "
+            f"{owner}: {spikes} spikes cannot represent momentum. Choose spikes='signed', or "
             "momentum=0."
         )
     if spikes == "ternary":
         _check_single(owner, members)
     if spikes == "binary" and not _is_zero(dead_zone):
         raise ValueError(
-            f"{owner}: a binary spike is 0 or 1, which cannot say that a neuron with a dead zone "
-            "is silent. Choose spikes='ternary' or 'signed', or dead_zone=0."
+            f"{owner}: binary spikes (0 or 1) cannot represent the silence of a neuron with a "
+            "dead zone. Choose spikes='ternary' or 'signed', or dead_zone=0."
         )
     if spikes != "binary" and offset is not None:
         raise ValueError(
@@ -112,8 +112,8 @@ def check_spikes(owner: str, spikes: Any) -> None:
 def _check_single(owner: str, members: int) -> None:
     if members > 1:
         raise ValueError(
-            f"{owner}: a ternary spike is one sign or silence, but members={members} make more of "
-            "a step. Choose spikes='signed', or members=1."
+            f"{owner}: a ternary spike is one sign or silence, but with members={members} a step "
+            "has several signs. Choose spikes='signed', or members=1."
         )
 
 
@@ -179,7 +179,7 @@ def signgd_sequence(
     ``x`` are the integrated inputs, None with "decoded"; ``offsets`` one for each input, "binary".
     Without a ``surrogate`` the gradient is the dithered one (``dithered_multi_step``, which also
     says what ``rest`` and ``fan_out`` are), the values are the same to the bit, and nothing is
-    recorded where nothing asks for a gradient. With momentum there is none: backward raises.
+    recorded if no gradient is required. With momentum there is none: backward raises.
     """
     fan_out, priced = price() if fan_out is None else (fan_out, [])
     check_dead_zone_fits(p, state.v)
@@ -219,9 +219,9 @@ def _without_graph(
 
 
 def recorded(spike_seq: Tensor | None, p: SignGDParameters) -> Tensor | None:
-    """What a raster shows of the codes of neurons with a dead zone: sigma int8, or d int16.
+    """What a raster plot shows for the codes of neurons with a dead zone: sigma int8, or d int16.
 
-    Those of others are as they are: where sigma is 1, bool, or the m bits, uint8.
+    Codes of other neurons are unchanged: where sigma is 1, bool, or the m bits, uint8.
     """
     if spike_seq is None or not p.sparse:
         return spike_seq
@@ -266,11 +266,11 @@ def _with_sizes(x_seq: Tensor, t: int, schedule: Schedule) -> Iterator[tuple[Ten
 
 
 def check_readout(owner: str, spikes: str, schedule: Schedule | None) -> None:
-    """Raises ValueError where a read-out could not decode what is sent."""
+    """Raises ValueError if a read-out could not decode the spikes."""
     if spikes in _FIRED and schedule is None:
         raise ValueError(
-            f"{owner}: {spikes} spikes are decoded with the step sizes of their senders. Pass "
-            "schedule=... ."
+            f"{owner}: {spikes} spikes are decoded with the step sizes of the presynaptic "
+            "neurons. Pass schedule=... ."
         )
 
 
@@ -284,7 +284,8 @@ def encode_step(
     """Real-valued coding: sends the increments of v, v itself, v - x ("ternary"), or
     (1 + v - x) / 2 ("binary").
 
-    "binary" to neurons of m members (2^m - 1 + 2^(m-1) (v - x)) / 2, of which they make the same.
+    "binary" to neurons of m members (2^m - 1 + 2^(m-1) (v - x)) / 2, which they decode to the same
+    value.
     """
     v, after = real_step(x, state, p)
     if spikes == "signed":
@@ -305,7 +306,7 @@ def readout_sequence(
     offset: float | Tensor = 0.0,
     members: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """What the last layer makes of steps t + 1, ... [T, ...], decoded, and the last of it.
+    """The decoded outputs of the last layer after steps t + 1, ... [T, ...], and the last of them.
 
     "binary" needs the senders' ``schedule`` and ``members``, "ternary" the schedule.
     """

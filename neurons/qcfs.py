@@ -1,4 +1,4 @@
-r"""QCFS: the quantised clip-floor-shift activation, a ReLU with L levels and a learned ceiling.
+r"""QCFS: the quantised clip-floor-shift activation, a ReLU with L levels and a learned upper bound.
 
 .. math::
     h = x + \theta / 2, \qquad
@@ -11,7 +11,7 @@ its first step.
 
 Backward, the floor has slope 1. For x: 1 where 0 <= x <= v_th, else 0. For v_th: n/L - x/v_th
 there, 1 above, 0 below, summed and scaled by 1 / sqrt(N L) with N the units of one sample
-(Esser et al., ICLR 2020), so that the ceiling moves no faster than a weight.
+(Esser et al., ICLR 2020), so that the bound changes no faster than a weight.
 
 Source: Bu et al., ICLR 2022 (arXiv:2303.04347).
 """
@@ -71,7 +71,8 @@ qcfs.register_autograd(_backward, setup_context=_setup_context)
 class QCFS(nn.Module):
     """x of any shape to ``levels`` + 1 values from 0 to ``v_threshold``, one learned scalar.
 
-    The parameter is ``raw_threshold``; spare it weight decay, which pulls v_threshold to 0.69.
+    The parameter is ``raw_threshold``; exclude it from weight decay, which pulls v_threshold to
+    0.69.
     """
 
     def __init__(self, levels: int, v_threshold: float = 1.0) -> None:

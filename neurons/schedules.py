@@ -11,10 +11,12 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from .rounding import Rounded
+
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Any callable from the step t >= 1 to the step size that can describe itself."""
+    """A callable from the step t >= 1 to the step size, with a plain-data description of itself."""
 
     def __call__(self, t: int) -> float: ...
 
@@ -31,7 +33,7 @@ def _check_positive(owner: object, **values: float) -> None:
 
 
 @dataclass(frozen=True)
-class _Formula:
+class _Formula(Rounded):
     kind: ClassVar[str]
     constant: ClassVar[bool] = False
 
@@ -94,7 +96,7 @@ class ConstantSchedule(_Formula):
 class ListSchedule(_Formula):
     """The step sizes one by one.
 
-    A step beyond the last is an error, or with a ``tail`` that many times the one before.
+    A step beyond the last is an error; with ``tail``, it is the previous step times ``tail``.
     """
 
     kind = "list"
@@ -135,7 +137,7 @@ SCHEDULES: dict[str, type[Any]] = {
 
 
 def is_constant(schedule: Schedule) -> bool:
-    """Whether eta(t) is the same at every step; False of a user's class that does not say so."""
+    """Whether eta(t) is the same at every step; False for a user's class without this property."""
     return bool(getattr(schedule, "constant", False))
 
 

@@ -1,4 +1,4 @@
-"""What neurons sent, told by whoever ran them: nobody reconstructs it from the values that pass.
+"""The spikes that neurons send, reported by the code that runs the neurons.
 
 A spike carries a sign, and those of one neuron and step are one event: of m signs, or of n members
 that fire. The event is a whole number, ``number``, made of so many ``spikes``:
@@ -10,7 +10,7 @@ signGD, one sign       sigma in {-1, +1}                           1
 signGD, m signs        d = sum of 2 ** (m - k) sigma_k, odd        m
 signGD, a dead zone    d, any whole number, 0 in silence           the digits that are not 0
 group                  n, the members that fired; negative where   the size of n
-                       they were taken back
+                       for negative spikes
 rate-coded baseline    0 or 1                                      0 or 1
 Poisson coding         -1, 0 or 1                                  0 or 1
 =====================  ==========================================  ==============================
@@ -66,12 +66,12 @@ def hear() -> Iterator[Told]:
 
 
 def wanted() -> bool:
-    """Whether anybody hears."""
+    """Whether a listener is active."""
     return not torch.compiler.is_compiling() and bool(_hearers.stack)
 
 
 def tell(events: Callable[[], Events]) -> None:
-    """Events [T, *] to whoever hears, if anybody does; they are made when somebody looks."""
+    """Sends events [T, *] to the active listener, if any; they are computed when they are read."""
     if wanted():
         _hearers.stack[-1].append(events)
 

@@ -5,7 +5,7 @@ r"""The rate-coded baseline of the signGD paper: integrate-and-fire as a subgrad
     v(t) &= v(t-1) - \eta(t) (v(t-1) - c\, s(t)), \qquad \eta(t) = 1 / (t + 1)
 
 v is the rate of the neuron's spikes, c S(t) / (t + 1); it approaches ReLU clipped at the scale c.
-Only ReLU can be tracked so: the fixed point is part of the dynamics.
+Only ReLU can be computed this way: its fixed point is built into the dynamics.
 
 Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), the "subgradient" mode of the published code.
 """
@@ -87,7 +87,9 @@ class SubgradientNeuron(Neuron):
 
     @property
     def frame(self) -> str:
-        return "its v is a rate over all steps since the first, which no frame ends"
+        return (
+            "its v is a mean over all steps since the first, which does not restart at a new frame"
+        )
 
     def additions(self, arguments: int) -> int:
         return 2 * self.values

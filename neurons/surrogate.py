@@ -1,8 +1,8 @@
 """Surrogate gradients: a step function forward, a smooth derivative backward.
 
 The first three derivatives are those of the functions of the same names in SpikingJelly's
-``surrogate``, the last five those of Norse's ``threshold`` methods. What the kernels know has a
-name, any other callable that is 1 where x >= 0 works with the definition.
+``surrogate``, the last five those of Norse's ``threshold`` methods. Those with a name here run in
+the kernels; any other callable that is 1 where x >= 0 works with the definition.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .rounding import Rounded
 
 KINDS = (
     "sigmoid",
@@ -28,7 +30,7 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Surrogate(Rounded):
     """``surrogate(x)`` is 1 where x >= 0, else 0, with the derivative of a smooth step.
 
     ========================  ==========================================

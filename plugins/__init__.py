@@ -6,6 +6,7 @@ A simulator or counter is imported on first use.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from ..errors import BackendUnavailable
 if TYPE_CHECKING:
     from . import forms, lava, lava_remote, neurobench, norse, op_counter, spikingjelly
 
+# to be imported; "lava" is the name of many a folder
+NEEDS = {name: name for name in ("neurobench", "norse", "spikingjelly")} | {"lava": "lava.magma"}
 __all__ = ["forms", "lava", "lava_remote", "neurobench", "norse", "op_counter", "spikingjelly"]
 
 
@@ -24,12 +27,20 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    """Those that can be imported here: ``help`` looks at all that is listed."""
+    return [name for name in __all__ if _is_there(NEEDS.get(name, "torch"))]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
 
 
 @contextmanager
 def simulator(name: str) -> Iterator[None]:
-    """Around a plugin's imports of its simulator: where it is missing, says what to install."""
+    """Around a plugin's imports: if the simulator is missing, the error says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,11 +1,11 @@
-"""NeuroBench: a converted network as one of its models, its synaptic operations counted whole.
+"""NeuroBench: a converted network as one of its models, with all its synaptic operations counted.
 
 NeuroBench counts by hooks: what enters a Linear or Conv layer are spikes where every value is -1, 0
-or 1, and what leaves an activation module is active where it is not 0. In a converted network pass
-decoded values, or multiples of a threshold, and no operation is such a layer. So the network runs
-as ``run`` runs it, and what its neurons sent is then passed, spike by spike, through layers that
-are there to be counted: n members that fire at once are n events, and an average is the sum of the
-events that enter it. NeuroBench counts them by its own rules.
+or 1, and what leaves an activation module is active where it is not 0. In a converted network
+decoded values, or multiples of a threshold, pass between the layers, and no operation is such a
+layer. So the network runs as in ``run``, and the spikes of its neurons are then passed through
+layers that exist only to be counted: n members that fire at once are n events, and an average is
+the sum of the events that enter it. NeuroBench counts them by its own rules.
 
 Written against neurobench 2.3.0, of which only benchmarks, models and metrics are imported.
 """
@@ -99,7 +99,7 @@ class NeuroBenchNetwork(NeuroBenchModel):  # type: ignore[misc]
         self.snn = snn
         if not snn.network.plain:
             raise InputError(
-                "NeuroBench hands on one floating-point tensor a batch, and the network takes "
+                "NeuroBench passes one floating-point tensor per batch, but the network takes "
                 f"{', '.join(node.name for node in snn.network.inputs)}; use count_operations."
             )
         steps = snn.network.time_steps if time_steps is None else time_steps

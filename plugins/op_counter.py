@@ -110,10 +110,10 @@ class Sent(NamedTuple):
 class Spikes(BaseCounter):  # type: ignore[misc]
     """Follows the spikes of the neurons of ``net``, while it is entered.
 
-    Our neurons tell what they send (in ``spikes="binary"`` the ones count), other neurons of
-    SpikingJelly send what is 0 or 1. With ``events`` all that a neuron sends in one step is one.
-    Raises InputError where signGD neurons are built with spikes="decoded", whose linear layers see
-    no spikes at all.
+    The neurons of this package report what they send (with ``spikes="binary"`` the ones count),
+    other neurons of SpikingJelly send 0 or 1. With ``events`` all that a neuron sends in one step
+    is one. Raises InputError where signGD neurons are built with spikes="decoded", whose linear
+    layers see no spikes at all.
 
     What cannot be followed (an operation in place, a nonlinearity, a real value added) is counted
     as SpikingJelly counts it.

@@ -1,5 +1,6 @@
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch._export.utils as export_utils
 ROOT = Path(__file__).parent.parent
 # import networks, gpu_checks, cuda_on_host
 sys.path[:0] = [str(ROOT / folder) for folder in ("examples", "benchmarks", "tests")]
+
+os.environ.setdefault("SIGNGD_PROGRESS", "off")  # how far it is, which tests compare output with
 
 torch.use_deterministic_algorithms(True)  # also fills fresh buffers with NaN
 

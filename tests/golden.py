@@ -384,10 +384,13 @@ def without(table: Any, names: Sequence[str]) -> Any:
 def counts_shown(text: str) -> str:
     """Counts and energies as text, without additions for each MAC, points of break-even and the
     quantised source, whose bits were those of equal spikes."""
-    text = text.replace("at every step, together", "in all steps together")
+    text = text.replace("at every step, together", "in all steps together").replace(
+        "the spikes of a step handed on whole, a small integer times the weight",
+        "all spikes of a step sent as one integer, which multiplies the weight",
+    )
     text = re.sub(r"T=\d+: additions per MAC (.+\n)+\n", "", text)
     text = re.sub(r"additions per MAC .*\n|.*nothing here is sparse.*\n", "", text)
-    text = re.sub(r"the source with activations of .*\n(.+\n)+", "", text)
+    text = re.sub(r"the source with activations (of|quantised) .*\n(.+\n)+", "", text)
     kept, in_t = [], False
     for line in text.split("\n"):
         in_t = bool(line) and (in_t or line.endswith("break-even T"))

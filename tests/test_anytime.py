@@ -187,7 +187,7 @@ def test_a_target_out_of_reach_is_said():
     snn = make("signgd")
     rule = sg.calibrate_exit(snn, [X], agreement=1.0, max_steps=2)
     assert rule.full_agreement < 1 and rule.margin == math.inf and rule.mean_steps == 2
-    assert "no sample leaves early" in rule.note and json.dumps(rule.to_dict(), allow_nan=False)
+    assert "no sample exits early" in rule.note and json.dumps(rule.to_dict(), allow_nan=False)
 
 
 def test_a_rule_that_is_chosen_at_random_is_not_confident():

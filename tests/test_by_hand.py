@@ -202,7 +202,7 @@ def test_learnable_makes_parameters() -> None:
         (run(module, torch.randn(4, 3, 5)) - 1).square().sum().backward()
         for name, parameter in parameters.items():
             assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
-    with pytest.raises(InputError, match="'tau' is none"):
+    with pytest.raises(InputError, match="'tau' is not one"):
         SignGDNode("gelu", learnable=("tau",))
     with pytest.raises(InputError, match="no initial input to learn"):
         SignGDNode("gelu", learnable="initial_input")
@@ -230,7 +230,7 @@ def test_a_changed_parameter_counts_at_once_and_stays_in_its_range(step_mode: st
         )
         assert torch.equal(run(node, x, step_mode), run(plain, x, step_mode))
         assert_near(group.dynamics.v_threshold, torch.tensor(used_scale), 1e-7)
-    with pytest.raises(InputError, match=r"a learned dead_zone stays in \[0, 0.6667\]"):
+    with pytest.raises(InputError, match=r"a learned dead_zone must stay in \[0, 0.6667\]"):
         SignGDNode("relu", dead_zone=0.9, learnable="dead_zone")
     with pytest.raises(InputError, match="a learned scale stays in"):
         SignGDNode("relu", scale=nn.Parameter(torch.tensor(-1.0)))
@@ -368,18 +368,18 @@ def test_keywords_of_the_if_node() -> None:
         (lambda: group(v_reset=0.0), "soft reset"),
         (lambda: group(tau=2.0), "LIFNode"),
         (lambda: group(scale=2.0), "v_threshold="),
-        (lambda: group(1.0), r"members counts .*1.0, of type float"),
-        (lambda: signgd(members=2.0), r"members counts .*2.0, of type float"),
+        (lambda: group(1.0), r"members is the number .*1.0, of type float"),
+        (lambda: signgd(members=2.0), r"members is the number .*2.0, of type float"),
         (lambda: signgd(members="4"), "'4', of type str"),
         (lambda: signgd(members=True), "True, of type bool"),
         (lambda: group("4"), "'4', of type str"),
         (lambda: group(True), "True, of type bool"),
         (lambda: signgd("relu", 0.5), r"ConstantSchedule\(0.5\)"),
-        (lambda: signgd("relu", ExponentialSchedule), "schedule says the step size"),
+        (lambda: signgd("relu", ExponentialSchedule), "schedule gives the step size"),
         (lambda: encode(0.5), r"ConstantSchedule\(0.5\)"),
         (lambda: signgd("rely"), "no nonlinearity is called 'rely'"),
         (lambda: signgd(3), "a row's name, a Nonlinearity or a callable"),
-        (lambda: signgd(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
+        (lambda: signgd(nn.GELU), r"is the class GELU.* Pass an instance, GELU\(\)"),
         (lambda: signgd(FAST), "the first argument is the function.* Pass schedule="),
         (lambda: signgd(scale=[1.0, 2.0]), r"scale is .*list. Pass torch.tensor\(scale\)"),
         (lambda: signgd(scale="2"), "scale is a number or a tensor, but it is '2', of type str"),
@@ -442,7 +442,7 @@ def test_monitors() -> None:
 def test_repr_is_in_their_style() -> None:
     assert repr(SignGDNode("gelu")) == (
         "SignGDNode(gelu, ListSchedule(values=(4.0, 1.0), tail=1.0), scale=1.0, resting=0.0, "
-        "members=8, dead_zone=0.6666666666666666, spikes='decoded', step_mode=s, "
+        "members=8, dead_zone=0.666667, spikes='decoded', step_mode=s, "
         f"backend={runs('auto')})"
     )
     text = repr(GroupNode(4, 0.7, backend="torch", step_mode="m"))

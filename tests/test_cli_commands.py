@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import core
 from spikingjelly_signgd.analysis import count_operations
 from spikingjelly_signgd.cli import commands, main
 from spikingjelly_signgd.cli.data import Data
@@ -115,7 +116,7 @@ BAD = {
     "search": (
         ["cli_zoo:tiny", *DATA, *QUICK, "--additions", "1e-3", "-o", "c.h5"],
         2,
-        "is beyond",
+        "cannot be reached",
     ),
     "fine-tune": (["net.h5", *DATA, "--additions", "1e-4", "-o", "c.h5"], 2, "cannot be reached"),
     "evaluate": (["net.h5", *DATA, "--time-steps", "1", "--min-agreement", "1"], 5, "is below"),
@@ -345,7 +346,7 @@ def test_search_takes_group_neurons_and_modules_kept(capsys):
         (["--spikes", "0"], "a positive number"),
         (["--agreement", "1.5"], "a fraction from 0 to 1"),
         (["--agreement", "1"], "between 0 and 1"),
-        (["--spikes", "1.5", "--dead-zone", "0"], "whole number"),
+        (["--spikes", "1.5", "--dead-zone", "0"], "an integer"),
         (["--additions", "1", "--dead-zone", "0"], "neurons with dead zones"),
         (["--spikes", "2", "--methods", "group"], "methods is"),
         (["--spikes", "2", "--samples", "20"], "calibration samples or more"),
@@ -553,11 +554,15 @@ def test_report_holds_certificates(folder, capsys):
 # -- export and verify ----------------------------------------------------------------------------
 
 
-def test_export_and_verify(capsys):
+def test_export_and_verify(capsys, monkeypatch):
     pytest.importorskip("nir")
     lava = ["--profile", "group", "--weight-bits", "6", *DATA]
     assert main(["export", "group.h5", "-o", "c.net", *lava, "--json"]) == 0
     report = document(capsys)
+    monkeypatch.delenv("LAVA_PYTHON", raising=False)
+    assert main(["verify", "c.net", "--json"]) == 6  # nothing differs, but Lava is not there
+    found = document(capsys)
+    assert found["state"] == "not checked" and found["ok"] is False
     assert report["format"] == "lava" and report["report"]["agreement"] > 0.5
     single = sg.convert(
         cli_zoo.tiny(), cli_zoo.images(), time_steps=4, method="group", members=1, signed=False
@@ -629,10 +634,12 @@ def test_progress_bars_on_a_terminal(monkeypatch, capsys):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("SIGNGD_PROGRESS", "auto")
+    monkeypatch.setitem(core.progress.AFTER, "bar", 0.0)
     evaluate = ["evaluate", "net.h5", *SOME, "--json"]
     assert main(evaluate) == 0 and document(capsys)["samples"] == 8
     shown = terminal.getvalue()
-    assert "evaluating" in shown
+    assert "\revaluating" in shown
     assert main([*evaluate, "--quiet"]) == 0 and document(capsys)["samples"] == 8
     assert terminal.getvalue() == shown
 

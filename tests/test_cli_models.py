@@ -224,8 +224,8 @@ def truncated(records):
     ("make", "text"),
     [
         (lambda: None, "No such file"),
-        (lambda: Path("bad.pt2").write_bytes(b"no zip"), "no file of torch.export.save"),
-        (lambda: Path("bad.pt2").write_bytes(pickled()), "no archive of an exported program"),
+        (lambda: Path("bad.pt2").write_bytes(b"no zip"), "not a file of torch.export.save"),
+        (lambda: Path("bad.pt2").write_bytes(pickled()), "not an archive of an exported program"),
         (lambda: exported("bad.pt2", dynamic=None), "exported for batches of 6 alone"),
         (lambda: (exported(), rewritten(truncated)), "cannot read 'bad.pt2'"),
         (lambda: (exported(), rewritten(first_payload(path_name="weight_99"))), "cannot read"),
@@ -297,7 +297,7 @@ def test_a_zoo(zoo, zoos, capsys):
     assert json.loads(capsys.readouterr().out)["warnings"] == []
     assert main(["check", f"{zoo}:tinyer", *arguments]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error == f"{zoo} has no model 'tinyer'. Near it: tinier, tiny."
+    assert error == f"{zoo} has no model 'tinyer'. Similar names: tinier, tiny."
     assert main(["check", f"{zoo}:", *arguments]) == 2
 
 
@@ -308,7 +308,7 @@ def test_a_zoo(zoo, zoos, capsys):
         ("torchvision:tiny:V1", "no weights of tiny 'V1'"),
         ("timm:tiny:DEFAULT", "no route to the hub.*--weights FILE.safetensors"),
         ("timm:tiny:a1_in1k", "no route to the hub"),
-        ("timm:tiny:a1_in2k", "no weights of tiny 'a1_in2k'. Near it: a1_in1k"),
+        ("timm:tiny:a1_in2k", "no weights of tiny 'a1_in2k'. Similar names: a1_in1k"),
     ],
 )
 def test_weights_of_a_zoo_that_cannot_be_had(spec, text, zoos):
@@ -428,7 +428,7 @@ def damaged():
         (of_another, "0.weight is missing.*1.bias is not the model's"),
         (of_another_size, r"4.bias is \[5\], but the model's is \[3\]"),
         (a_pickle, "which can run code. Write one with safetensors"),
-        (damaged, "no whole safetensors file"),
+        (damaged, "not a complete safetensors file"),
         (lambda: "absent.safetensors", "there is no file"),
     ],
 )

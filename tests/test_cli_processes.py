@@ -167,7 +167,9 @@ def test_what_is_not_gone_on_with(folder, capsys):
         ("--threads 1", "--threads 2", "the number of torch's threads"),
     ]:
         assert main(" ".join(RESUME).replace(was, now).split()) == 2
-        assert f"done.jsonl holds results of something else: {text}" in capsys.readouterr().err
+        assert (
+            f"done.jsonl contains results of another evaluation: {text}" in capsys.readouterr().err
+        )
     assert main([*RESUME, "--time-steps", "2"]) == 2
     assert "time_steps was [1, 2, 4] there and is [2] now" in capsys.readouterr().err
     assert main([*EVALUATE, "--resume", "net.h5"]) == 2

@@ -107,9 +107,9 @@ def test_what_is_replaced(folder, capsys):
     (folder / "folder.json").mkdir()
     before = sorted(folder.iterdir())
     for name, text in {
-        "other.json": "no results file",
-        "other.csv": "no results file",
-        "numbers.json": "no results file",
+        "other.json": "not a results file",
+        "other.csv": "not a results file",
+        "numbers.json": "not a results file",
         "folder.json": "is a folder",
         "a.txt": "it ends in .json or .csv",
         "absent/a.csv": "the folder 'absent' does not exist",

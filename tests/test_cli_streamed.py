@@ -1,10 +1,12 @@
 """Data on the command line are read batch by batch, to the same values as when all are read."""
 
 import json
+import os
 import pickle
 import sys
 import types
 from pathlib import Path
+from threading import Event, Thread
 
 import cli_zoo
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import core
 from spikingjelly_signgd.cli import main
 from spikingjelly_signgd.cli.data import Reading, load_data
+from spikingjelly_signgd.cli.datasets import Together, Unread
 from spikingjelly_signgd.cli.preparation import Preparation, pixels
 from spikingjelly_signgd.core.progress import progress, samples_in
 
@@ -179,6 +183,44 @@ def test_too_many_damaged_images(allowed):
     assert ("--skip-bad" in str(told.value)) == bool(allowed)
 
 
+def test_workers_count_one_after_the_other(monkeypatch):
+    """The second begins to count while the first writes its name."""
+    data = load_data(folder(), prepare=SCALED, reading=Reading(workers=2, skip_bad=1))
+    together, second, refused = data.together, Event(), []
+
+    def count(name):
+        try:
+            together([Unread(name, "cut off")])
+        except sg.FormatError:
+            refused.append(name)
+
+    def left_out(self):
+        found = NAMES(self)
+        if not second.is_set():  # of the first: time for the other
+            second.set()
+            other.start()
+            other.join(0.3)
+        return found
+
+    NAMES = Together.left_out.fget
+    other = Thread(target=count, args=("b.png",))
+    monkeypatch.setattr(Together, "left_out", property(left_out))
+    count("a.png")
+    other.join()
+    assert together.left_out == ["a.png"] and refused == ["b.png"]
+
+
+def test_names_that_are_no_text_or_long():
+    for name in (os.fsdecode(b"\xff.png"), "x" + "ä" * 300 + ".png"):
+        together = Together("images")
+        together.allowing(1, 0)
+        assert together([Unread(name, "")]).skipped == (name,)
+        (kept,) = together.left_out
+        assert name.endswith(kept[1:])
+        with pytest.raises(sg.FormatError, match=r"1 of --skip-bad"):
+            together([Unread("another", "")])
+
+
 def test_none_can_be_read():
     name = folder(bad=range(N))
     with pytest.raises(sg.FormatError, match="none of 'images' can be read"):
@@ -335,7 +377,7 @@ def test_torchvision(monkeypatch):
     assert_streams(train, scaled[:6], LABELS[:6], 4)
     with pytest.raises(sg.InputError, match="--split NAME, such as train"):
         load_data("torchvision:Split", prepare=SCALED)
-    with pytest.raises(sg.InputError, match="no data set 'Flake'. Near it: Fake"):
+    with pytest.raises(sg.InputError, match="no data set 'Flake'. Similar names: Fake"):
         load_data("torchvision:Flake")
 
 
@@ -415,7 +457,9 @@ def test_splits_of_a_folder():
 
 
 def test_a_bar_of_images(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("SIGNGD_PROGRESS", "bar")
+    for seconds in (core.progress.AFTER, core.progress.EVERY):
+        monkeypatch.setitem(seconds, "bar", 0.0)
     assert list(progress(X.split(40), "evaluating", 96, images=len))[2].shape[0] == 16
     shown = capsys.readouterr().err
     assert "evaluating" in shown and "/96" in shown and " images/s" in shown
@@ -463,7 +507,9 @@ def test_samples_of_one_number_are_checked():
 )
 def test_clips_are_read_as_they_are(given):
     np.save("clip.npy", np.zeros((3, 2, 4), dtype=np.float32))
-    with pytest.raises(sg.InputError, match=f"--{[*given][0].replace('_', '-')}: not of clips"):
+    with pytest.raises(
+        sg.InputError, match=f"--{[*given][0].replace('_', '-')}: does not apply to clips"
+    ):
         load_data("clip.npy", clip=True, reading=Reading(**given))
 
 

@@ -57,11 +57,36 @@ def test_what_several_must_agree_on():
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
-    [("RANK", "one", "RANK is a whole number"), ("WORLD_SIZE", "2", "MASTER_ADDR and MASTER_PORT")],
+    [
+        ("RANK", "one", "RANK is a whole number"),
+        ("RANK", "3", "RANK 3, but WORLD_SIZE 1"),
+        ("WORLD_SIZE", "0", "RANK 0, but WORLD_SIZE 0"),
+        ("WORLD_SIZE", "2", "RANK and MASTER_ADDR and MASTER_PORT is not set"),
+    ],
 )
 def test_an_environment_that_is_not_torchruns(name, value, text, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(sg.InputError, match=text), sg.Distributed():
+        pass
+
+
+def test_a_group_that_is_there(monkeypatch):
+    """Made with rank= and world_size=, of which the environment says nothing."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    world = sg.Distributed(device="cpu")
+    assert (world.rank, world.size, world.first) == (1, 2, False)
+
+
+def test_used_within_itself():
+    with (
+        sg.Distributed(threads=1) as world,
+        pytest.raises(sg.InputError, match="used within itself"),
+        world,
+    ):
+        pass
+    with world:
         pass
 
 
@@ -155,6 +180,12 @@ def test_what_cannot_be_dealt():
         several(2, sharded)
     with pytest.raises(sg.InputError, match="number of batches differs"):
         several(2, lambda world: list(deal([X] * (world.rank + 2), world)))
+    for data in ([X, X + 1], [(X, X)], [{"a": X}]):
+        # such as one that shuffles by the seed of its process
+        with pytest.raises(sg.InputError, match="first batch of the data, .* in the same order"):
+            several(2, lambda world, data=data: list(deal(data if world.first else [X + 1], world)))
+    with pytest.raises(sg.InputError, match="first batch of the data.*rank 0: none"):
+        several(2, lambda world: list(deal([X] * world.rank, world)))
 
 
 def test_who_leaves_while_others_wait_is_named(monkeypatch):
@@ -182,3 +213,24 @@ def test_who_leaves_while_others_wait_is_named(monkeypatch):
     leaving.join(10)
     for watch in first, second:
         watch._stop()
+
+
+def test_an_error_that_is_no_text_is_told():
+    """As of a file whose name is no UTF-8."""
+    store = torch.distributed.HashStore()
+    watch = faults.Watch(store, 0, 1)
+    watch.tell(OSError("cannot read caf\udce9.jpg"))
+    assert store.get("error").decode() == r"rank 0: OSError: cannot read caf\udce9.jpg"
+
+
+def test_the_end_where_nobody_reads(monkeypatch):
+    """Standard error may be a pipe whose reader is gone, or closed."""
+
+    def gone(stream, text):
+        raise BrokenPipeError
+
+    ended = []
+    monkeypatch.setattr(faults.os, "write", gone)
+    monkeypatch.setattr(faults.os, "_exit", ended.append)
+    faults.end("rank 1: killed")
+    assert ended == [1]

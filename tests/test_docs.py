@@ -1,18 +1,21 @@
 """What the documentation shows is so: its code runs, its commands, links and names exist."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import re
 import sys
 import tomllib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import readme
 import torch
 from torch import nn
 
@@ -24,7 +27,9 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 }
-FENCE = re.compile(r"(?:<!-- *(not run: [^\n]*?) *-->\n\n?)?^```(\w*)\n(.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:<!-- *(not run: [^\n]*?) *-->\n\n?)?^```(\{[\w-]+\}|\w*)\n(.*?)^```$", re.M | re.S
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Block:
     note: str  # why it is not run
     language: str
     code: str
+
+
+# they show the output of several blocks at once, in part; their tests compare it
+IN_PART = {"docs/tutorials/events.md"}
 
 
 def blocks(page: str) -> list[Block]:
@@ -47,6 +56,8 @@ def python(page: str) -> list[Block]:
 
 NOT_RUN = {
     ("docs/migration.md", "not run: sinabs, for comparison"),
+    ("docs/migration.md", "not run: lava-dl, for comparison"),
+    ("docs/migration.md", "not run: snnTorch, for comparison"),
     ("docs/migration.md", "not run: snntoolbox, for comparison"),
     ("docs/tutorials/lava.md", "not run: needs Lava"),
     ("docs/tutorials/resnet.md", "not run: downloads weights"),
@@ -78,12 +89,22 @@ def test_code_that_is_run_elsewhere(page, test):
     assert Path(page).name in text and re.search(r"exec\(code|subprocess", text)
 
 
-def run(page: str, scope: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The Python blocks of a page one after the other, in one namespace."""
-    scope = {} if scope is None else scope
-    for number, block in enumerate(python(page), 1):
-        if not block.note:
+def run(page: str) -> dict[str, Any]:
+    """The Python blocks of a page one after the other, in one namespace that holds nothing before.
+
+    What the page shows under a block is compared with what the block prints.
+    """
+    scope: dict[str, Any] = {}
+    shown = readme.expected(PAGES[page], comments=False)
+    for number, (block, expected) in enumerate(zip(python(page), shown, strict=True), 1):
+        if block.note:
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.code, f"{page}, block {number}", "exec"), scope)
+        print(out.getvalue(), end="")
+        if expected and page not in IN_PART:
+            told = f"{page}, block {number}, printed:\n{out.getvalue()}\nshown:\n{expected}"
+            assert readme.same(out.getvalue(), expected), told
     return scope
 
 
@@ -110,9 +131,11 @@ def test_the_newcomers_path(folder, capsys):
 def test_quickstart(folder, capsys):
     scope = run("docs/quickstart.md")
     assert scope["certificate"].ok and scope["again"].names() == scope["network"].names()
-    assert list(scope["outputs"]) == [4, 8, 16] and scope["outputs"][16].shape == (50, 10)
+    assert list(scope["outputs"]) == [1] and scope["outputs"][1].shape == (50, 10)
     assert scope["cost"].spikes < 4 * scope["cost"].neurons, "silence is free"
-    assert "can be converted" in capsys.readouterr().out
+    assert scope["margin"].shape == (10,) and scope["left"].max() <= 8
+    assert scope["cheap"].provenance and "error if undone" in capsys.readouterr().out
+    assert "data" not in scope, "the page needs nothing of the examples"
 
 
 def test_mathematics(folder):
@@ -123,11 +146,6 @@ def test_mathematics(folder):
 def test_resnet(folder, capsys):
     scope = run("docs/tutorials/resnet.md")
     printed = capsys.readouterr().out
-    shown = PAGES["docs/tutorials/resnet.md"].split("prints\n\n```\n")[1].split("```")[0]
-    for line in shown.splitlines()[1:-1]:  # another processor rounds otherwise
-        t, accuracy, *_ = line.split()
-        (found,) = [row for row in printed.splitlines() if row.startswith(line[:6] + " ")][:1]
-        assert abs(float(found.split()[1]) - float(accuracy)) <= 3, (t, found)
     assert "100.00 %" in printed and "verified" in printed
     assert scope["exact"].time_steps == 1
 
@@ -167,13 +185,10 @@ def test_lava_tutorial(folder, capsys, monkeypatch):
 def test_doctor(folder, capsys):
     scope = run("docs/tutorials/doctor.md")
     printed = capsys.readouterr().out.splitlines()
-    shown = PAGES["docs/tutorials/doctor.md"].split("prints\n\n```\n")[1].split("```")[0]
-    heads = [line.split()[0] for line in shown.splitlines()]
-    assert heads == [line.split()[0] for line in printed[: len(heads)]]
     (first, *_) = scope["diagnosis"].findings
     assert (first.layer, first.cause, first.applicable) == ("layer2.relu", "scale", True)
     assert first.blame > 0.5
-    assert any("T = 2 is too small" in line for line in printed[len(heads) :])
+    assert any("T = 2 is too small" in line for line in printed)
     errors = [sg.evaluate(sg.build(scope[n]), scope["test"], 16, reference=scope["model"]).error
               for n in ("fixed", "network")]  # fmt: skip
     assert errors[0] < errors[1]
@@ -264,7 +279,8 @@ def test_migration(folder, capsys):
         assert isinstance(scope[name], nn.Module)
     labels = scope["data"].test.labels[:100]
     assert (scope["prediction"] == labels).float().mean() >= 0.9
-    assert (folder / "cnn.h5").exists()
+    assert all((folder / name).exists() for name in ("cnn.h5", "mlp.net"))
+    assert all(p.grad is not None and p.grad.any() for p in scope["net"].parameters())
 
 
 class Detector(nn.Module):
@@ -284,10 +300,20 @@ class Detector(nn.Module):
         return self.boxes(x), self.faces(x).softmax(1)
 
 
-def test_tutorial_of_a_video(folder, capsys):
-    clip = torch.rand(4, 1, 3, 8, 9)
-    scope = {"model": Detector().eval(), "behind": torch.rand(4, 1, 3, 8, 9), "clip": clip}
-    run("docs/tutorials/video.md", scope)
+def test_tutorial_of_a_video(folder, capsys, monkeypatch):
+    """With a small network and a clip of noise where the packages bring theirs."""
+    import clips
+    import faces
+    import video
+
+    def noise(name, n):
+        return torch.randint(256, (20, 3, 12, 12)).float()
+
+    monkeypatch.setattr(clips, "frames", noise)
+    monkeypatch.setattr(faces, "detector", lambda: SimpleNamespace(pnet=Detector().eval()))
+    monkeypatch.setattr(video, "HEIGHT", 8)
+    monkeypatch.setattr(video, "WIDTH", 9)
+    scope = run("docs/tutorials/video.md")
     assert len(scope["costs"]) == 4 and scope["probabilities"].shape == (1, 2, 4, 5)
     assert "frame 3: " in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"video.png", "video.html"}
@@ -295,11 +321,7 @@ def test_tutorial_of_a_video(folder, capsys):
 
 
 def test_format(folder):
-    first = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 4, 3), act1=nn.ReLU()))
-    model = nn.Sequential(OrderedDict(layer1=first, flat=nn.Flatten(), head=nn.Linear(144, 10)))
-    images = torch.rand(8, 1, 8, 8)
-    sg.save(sg.convert(model, images, method="group", time_steps=8), "network.h5")
-    scope = run("docs/format.md", {"x": images.numpy()})
+    scope = run("docs/format.md")
     assert scope["result"].outputs[8].shape == (8, 10)
     assert scope["stream"].outputs[8].shape == (1, 8, 10)
 
@@ -345,123 +367,6 @@ def test_every_page_with_code_has_a_test():
     run_here = set(re.findall(r'run\("([\w./-]+)"', source)) | {"README.md"}
     with_code = {page for page in PAGES if python(page)}
     assert with_code == (run_here & with_code) | ELSEWHERE.keys()
-
-
-# README: test_examples.py runs the quick start and the nodes by hand; the other blocks are given
-# what their text says they work on.
-
-
-def in_readme(starts: str) -> str:
-    (code,) = [b.code for b in python("README.md") if starts in b.code]
-    return code
-
-
-README_BLOCKS = {
-    "quick start": "load_network(",
-    "by hand": "SignGDNode(",
-    "norse": "norse.SequentialState",
-    "files": "sg.verify(",
-    "own": "aten.sin",
-    "in C": "softsign",
-    "streams": "sg.watch(",
-    "fewer": "sg.search(",
-    "what happened": "write_report(",
-}
-
-
-def test_readme_has_no_other_code():
-    assert sorted(in_readme(key) for key in README_BLOCKS.values()) == sorted(
-        block.code for block in python("README.md")
-    )
-
-
-def test_readme_streams(capsys):
-    from data import digits
-    from networks import load_network
-
-    scope = {"sg": sg, "data": digits(), "model": load_network("vgg", "digits")}
-    exec(in_readme(README_BLOCKS["streams"]), scope)
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("frame 0: 3,") and last.startswith("frame 9: 0 spikes"), (first, last)
-    assert "0 additions, 0.000" in last
-
-
-def test_readme_norse():
-    scope: dict[str, Any] = {}
-    exec(in_readme(README_BLOCKS["norse"]), scope)
-    assert scope["y"].shape == (16, 4, 10)
-
-
-def test_readme_files(folder, capsys):
-    from data import digits
-    from lava_digits import load
-
-    images = digits().train.images[:64]
-    network = sg.convert(load("mlp"), images, method="group", time_steps=1)
-    exec(in_readme(README_BLOCKS["files"]), {"sg": sg, "network": network, "images": images})
-    assert "verified" in capsys.readouterr().out
-    assert {path.name for path in folder.iterdir()} == {"net.h5", "net.nir", "net.net"}
-
-
-def test_readme_functions():
-    class Sine(nn.Module):
-        def forward(self, x):
-            return torch.sin(x)
-
-    scope = {
-        "sg": sg,
-        "torch": torch,
-        "model": nn.Sequential(nn.Linear(8, 4), Sine()),
-        "data": torch.rand(32, 8),
-    }
-    exec(in_readme(README_BLOCKS["own"]), scope)
-    exec(in_readme(README_BLOCKS["in C"]), scope)
-    assert scope["softsign"](torch.tensor([3.0])) == 0.75
-
-
-def test_readme_what_happened(folder, capsys):
-    from data import digits
-    from networks import load_network
-
-    data, model = digits(), load_network("vgg", "digits")
-    network = sg.convert(model, data.train.images[:64], time_steps=1, members=1, tune=False)
-    scope = {
-        "snn": sg.build(network),
-        "model": model,
-        "images": data.test.images[:16],
-        "labels": data.test.labels[:16],
-    }
-    exec(in_readme(README_BLOCKS["what happened"]), scope)
-    out = capsys.readouterr().out
-    assert "output error" in out and "break-even at" in out
-    (found,) = scope["diagnosis"].findings
-    assert found.cause == "steps" and scope["network"].time_steps > 1, "one sign is too few"
-    assert scope["diagnosis"].fixed[0] < 0.5 * scope["diagnosis"].error[1]
-    assert {path.name for path in folder.iterdir()} == {"report.html"}
-
-
-@pytest.mark.slow
-def test_readme_fewer_steps(capsys):
-    from data import digits
-    from networks import load_network
-
-    data, model = digits(), load_network("vgg", "digits")
-    images, x = data.train.images[:128], data.test.images[:20]
-    scope = {
-        "sg": sg,
-        "model": model,
-        "relu_model": model,
-        "images": images,
-        "x": x,
-        "loader": [(data.validation.images, data.validation.labels)],
-    }
-    code = in_readme(README_BLOCKS["fewer"])
-    conversions, stopping = code.split("for step in sg.stream", 1)
-    exec(conversions, scope)
-    assert scope["network"].time_steps == 2
-    scope["snn"] = sg.build(sg.convert(model, images, time_steps=8, tune=False))
-    exec("for step in sg.stream" + stopping, scope)
-    assert "error if undone" in capsys.readouterr().out
 
 
 # -- commands -----------------------------------------------------------------------------------
@@ -533,10 +438,35 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(found.read_text()), f"{target}#{anchor}"
 
 
+def in_toctrees(page: str) -> Iterator[str]:
+    """A page and what its toctrees lead to, as docs/ names pages."""
+    yield page
+    found = blocks(f"docs/{page}.md") if f"docs/{page}.md" in PAGES else []
+    for block in [block for block in found if block.language == "{toctree}"]:
+        for name in re.findall(r"^(?:[^:\n].* <)?([\w/-]+)>?$", block.code, re.M):
+            yield from in_toctrees((Path(page).parent / name).as_posix())
+
+
 def test_every_page_is_in_the_navigation():
-    nav = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
-    for page in PAGES:
-        assert page == "README.md" or page.removeprefix("docs/") in nav, page
+    pages = script("extensions/pages")
+    files = [*DOCS.rglob("*.md"), *(ROOT / name for name in pages.ELSEWHERE)]
+    assert sorted(in_toctrees("index")) == sorted(
+        pages.place(path).removesuffix(".md") for path in files
+    ), "each page is in one toctree"
+
+
+def test_links_of_the_sites_pages_lead_to_the_same_files(tmp_path):
+    """To pages outside docs/ and to what is no page; code stays as it is."""
+    page, copy = DOCS / "tutorials" / "resnet.md", tmp_path / "tutorials" / "resnet.md"
+    text = (
+        "[a](../index.md#install) [b](../../CHANGELOG.md) [c](../../README.md) [d](gone.md)\n"
+        "![e](../method.png) [f](../../examples/data.py)\n```\n[g](../../CHANGELOG.md)\n```\n"
+    )
+    found = script("extensions/pages").moved(text, page, copy)
+    assert "[a](../index.md#install) [b](../CHANGELOG.md) [c](../index.md) [d](gone.md)" in found
+    assert "![e](../method.png)" in found and "[g](../../CHANGELOG.md)" in found
+    (data,) = re.findall(r"\[f\]\((.*?)\)", found)
+    assert (copy.parent / data).resolve() == ROOT / "examples" / "data.py"
 
 
 # -- reference ----------------------------------------------------------------------------------
@@ -546,13 +476,13 @@ def entries() -> list[str]:
     return [
         name
         for page in (DOCS / "reference").glob("*.md")
-        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+        for name in re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.M)
     ]
 
 
 def test_every_public_name_is_in_the_reference():
-    listed = {name.removeprefix("spikingjelly_signgd.") for name in entries()}
-    members = re.findall(r"members: \[(.*)\]", "".join(PAGES.values()))
+    listed = {name.rpartition(".")[2] for name in entries()}
+    members = re.findall(r"^   :members: (.+)$", "".join(PAGES.values()), re.M)
     listed |= {name for group in members for name in group.split(", ")}
     missing = {n for n in sg.__all__ if n not in listed and not inspect.ismodule(getattr(sg, n))}
     assert not missing
@@ -583,11 +513,19 @@ def test_every_entry_of_the_reference_exists():
         assert getattr(found, "__doc__", None), name
 
 
+def test_the_gallery_shows_every_picture():
+    pictures = [p for p in DOCS.rglob("*") if p.suffix in (".png", ".svg")]
+    shown = re.findall(r"!\[[^]]+\]\((\S+?)\.\w+\)", PAGES["docs/gallery.md"])  # SVG or PNG
+    assert {p.relative_to(DOCS).with_suffix("").as_posix() for p in pictures} == set(shown)
+
+
 # -- pages that scripts make ----------------------------------------------------------------------
 
 
 def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"docs_{name.replace('/', '_')}", DOCS / f"{name}.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up
@@ -616,7 +554,8 @@ def test_a_table_of_operations_is_current():
 
 def test_pictures_show_what_the_page_says(tmp_path):
     pictures = script("pictures")
-    assert {p.name for p in pictures.FOLDER.iterdir()} == {f"{n}.svg" for n in pictures.PICTURES}
+    files = {f"{name}.{suffix}" for name in pictures.PICTURES for suffix in ("svg", "png")}
+    assert {p.name for p in pictures.FOLDER.iterdir()} == files
     drawn = {name: pictures.draw(name, tmp_path) for name in pictures.PICTURES}
     assert all((tmp_path / f"{name}.svg").stat().st_size < 100_000 for name in drawn)
 
@@ -640,7 +579,6 @@ def test_pictures_show_what_the_page_says(tmp_path):
 
     stairs = drawn["staircase"]
     assert torch.equal(stairs["group"], stairs["qcfs"])
-    assert torch.allclose(stairs["if"], stairs["qcfs"], atol=0.26)
 
     uneven = drawn["unevenness"]
     assert torch.equal(uneven["signed"][1:], uneven["ideal"])

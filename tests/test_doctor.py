@@ -191,10 +191,10 @@ DESCRIPTION = [
         "vgg",
         "7",
         "norm",
-        "the shift of the channels is not",
+        "the offsets of the channels are not",
         lambda n: with_tensors(n, "7", bias=None),
     ),
-    ("resnet", "layer1.conv1", "weights", "sign turned", weights("layer1.conv1", torch.neg)),
+    ("resnet", "layer1.conv1", "weights", "the opposite sign", weights("layer1.conv1", torch.neg)),
     (
         "resnet",
         "fc",
@@ -479,7 +479,7 @@ def test_another_reference():
     )
     notes = examined(renamed, healthy).notes
     assert "not compared" in notes[0] and notes[0].endswith(": nine")
-    assert notes[1].endswith("has not: 9")
+    assert notes[1].endswith("lacks: 9")
 
 
 # -- dead zones --------------------------------------------------------------------------------
@@ -584,7 +584,7 @@ def test_a_dead_zone_that_is_too_wide():
     diagnosis = examined(seeded(healthy, "relu", dead_zone=0.98, members=2))
     (found,) = diagnosis.findings
     assert (found.layer, found.cause, found.applicable) == ("relu", "dead zone", True)
-    assert "within 0.98 of its last step is not told; lower it to 0.5, or members >= 3" in str(
+    assert "within 0.98 of its last step are not sent; lower it to 0.5, or members >= 3" in str(
         found
     )
     assert diagnosis.fixed[0] < 0.7 * diagnosis.error[1]

@@ -1,6 +1,9 @@
 """evaluate over several processes, and going on with what a results file holds."""
 
+import contextlib
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -174,16 +177,24 @@ REFUSED = {
     "T": ({"time_steps": (1, 3)}, r"time_steps was \[1, 4\] there and is \[1, 3\] now"),
     "network": ({"snn": "other"}, "the network was '.*' there"),
     "reference": ({"reference": nn.Sequential(nn.Linear(6, CLASSES))}, "the reference was"),
+    "activation": (
+        {"reference": lambda model: nn.Sequential(model[0], nn.Tanh(), model[2])},
+        "the reference was",
+    ),
+    "its number": (
+        {"reference": lambda model: nn.Sequential(model[0], nn.GELU("tanh"), model[2])},
+        "the reference was",
+    ),
     "no reference": ({"reference": None}, "the reference was '.*' there and is None now"),
     "view": ({"snn": "signed"}, "the simulator was"),
     "metric": ({"metric": "r2"}, "the metrics was None there and is 'r2' now"),
     "chunk": ({"chunk": 2}, "chunk was None there and is 2 now"),
     "what the caller says": ({"data": "test.npz"}, "the data was None there and is 'test.npz'"),
     "fewer": ({"loader": DataLoader(TensorDataset(X[:20], LABELS[:20]), 4)}, "number of batches"),
-    "other images": ({"loader": DataLoader(TensorDataset(X + 1, LABELS), 4)}, "of other data"),
-    "other labels": ({"loader": DataLoader(TensorDataset(X, 6 - LABELS), 4)}, "of other data"),
+    "other images": ({"loader": DataLoader(TensorDataset(X + 1, LABELS), 4)}, "of different data"),
+    "other labels": ({"loader": DataLoader(TensorDataset(X, 6 - LABELS), 4)}, "of different data"),
     "a shorter iterable": ({"loader": None}, "the number of batches was"),
-    "a stream": ({"keep_state": True}, "leave distributed= and resume= away"),
+    "a stream": ({"keep_state": True}, "do not pass distributed= or resume="),
 }
 
 
@@ -196,6 +207,8 @@ def test_a_file_of_something_else_is_refused(name, snn, model, file):
     options |= {"snn": snn, "loader": DATA["a loader"](), "resume": file} | changes
     if options["loader"] is None:
         options["loader"] = ((X[i : i + 4], LABELS[i : i + 4]) for i in range(0, 8, 4))
+    if name in ("activation", "its number"):  # of the same weights
+        options["reference"] = changes["reference"](model)
     if options["snn"] == "other":
         options["snn"] = sg.build(sg.convert(model, X, time_steps=5, tune=False))
     if options["snn"] == "signed":
@@ -217,8 +230,14 @@ def test_an_iterable_that_is_shorter_now(evaluated, file):
         return lambda: ((X[i : i + 4], LABELS[i : i + 4]) for i in range(0, 4 * count, 4))
 
     evaluated(length(5), resume=file)
-    with pytest.raises(sg.InputError, match="batch 4 was finished before, but .* 3 batches"):
+    with pytest.raises(sg.InputError, match="batch 4 was already evaluated, but .* 3 batches"):
         evaluated(length(3), resume=file)
+    # also where all that was finished is loaded again, to be compared
+    head, *records = file.read_bytes().splitlines(keepends=True)
+    for kept in (1, 4):
+        file.write_bytes(head + records[kept])
+        with pytest.raises(sg.InputError, match=f"batch {kept} was finished before.*1 batches"):
+            evaluated(length(1), resume=file)
 
 
 DAMAGED = {
@@ -229,13 +248,13 @@ DAMAGED = {
             lines[2].replace(b'"samples": 4', b'"samples": "4"'),
             *lines[3:],
         ],
-        "line 3: .*stands where int is",
+        "line 3: .*stands where int is expected",
     ),  # fmt: skip
     "a field": (lambda lines: [*lines[:2], lines[2].replace(b'"norm"', b'"nrm"')], "line 3"),
-    "twice": (lambda lines: [*lines, lines[-1]], "line 10: batch . is there twice"),
-    "another file": (lambda lines: [b"time,error\n", b"1,2"], "no results file"),
-    "one line of another": (lambda lines: [b"weights"], "no results file"),
-    "another document": (lambda lines: [b'{"rows": []}\n'], "no results file"),
+    "twice": (lambda lines: [*lines, lines[-1]], "line 10: batch . occurs twice"),
+    "another file": (lambda lines: [b"time,error\n", b"1,2"], "not a results file"),
+    "one line of another": (lambda lines: [b"weights"], "not a results file"),
+    "another document": (lambda lines: [b'{"rows": []}\n'], "not a results file"),
     "a later version": (
         lambda lines: [lines[0].replace(b'"version": 1', b'"version": 2'), *lines[1:]],
         "of version 2",
@@ -263,6 +282,26 @@ def test_a_file_that_another_run_writes(evaluated, file):
 
     assert evaluated(batches, resume=file) == evaluated(lambda: [X[:4], X[4:]])
     assert len(file.read_bytes().splitlines()) == 1 + 2
+
+
+def test_a_file_that_a_process_forked_off_holds_open(evaluated, file):
+    """As the workers of a loader with persistent_workers, which outlive the run."""
+    handles = []
+
+    def batches():
+        for number in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(f"/dev/fd/{number}", file):
+                    handles.append(os.dup(int(number)))
+        yield X[:4]
+
+    try:
+        evaluated(batches, resume=file)
+        assert handles
+        evaluated(lambda: iter([X[:4]]), resume=file)
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def test_a_file_that_cannot_be_written(evaluated, file):
@@ -307,6 +346,16 @@ def test_each_line_is_there_when_its_batch_is_finished(evaluated, file):
     assert [record["batch"] for record in records] == list(range(8))
 
 
+def test_a_traced_reference_is_its_code(model):
+    traced = torch.fx.symbolic_trace(model)
+    before = results.model_digest(traced)
+    assert results.model_digest(torch.fx.symbolic_trace(model)) == before
+    (gelu,) = (node for node in traced.graph.nodes if node.target == "1")
+    gelu.replace_all_uses_with(gelu.args[0])
+    traced.recompile()
+    assert results.model_digest(traced) != before
+
+
 # -- faults in one of several ---------------------------------------------------------------------
 
 
@@ -332,7 +381,7 @@ def test_an_error_on_rank_0_reaches_all(snn, model):
     errors = []
 
     def of(world):
-        with pytest.raises(sg.InputError, match="is a number, but it is Tensor") as error:
+        with pytest.raises(sg.InputError, match="must be a number, but it is Tensor") as error:
             sg.evaluate(
                 sg.build(snn.network),
                 DATA["a loader"](),
@@ -345,6 +394,27 @@ def test_an_error_on_rank_0_reaches_all(snn, model):
 
     several(3, of)
     assert len(errors) == 3 and len(set(errors)) == 1
+
+
+def test_an_evaluation_after_one_that_failed_on_all(evaluated, snn, model):
+    """What the others posted of the first one is no part of the second."""
+    over = threading.Event()
+
+    def unequal(world):
+        if not world.first:
+            assert over.wait(10), "rank 0 has looked for posts for the last time"
+        for i in range(0, 12 + 4 * world.rank, 4):
+            yield X[i : i + 4] + 1, LABELS[i : i + 4]
+        over.set()
+
+    def twice(world):
+        own = sg.build(snn.network)
+        with pytest.raises(sg.InputError, match="number of batches differs"):
+            sg.evaluate(own, unequal(world), STEPS, reference=model, distributed=world)
+        data = DATA["a generator"]()
+        return sg.evaluate(own, data, STEPS, reference=model, distributed=world)
+
+    assert several(2, twice) == [evaluated("a generator")] * 2
 
 
 def test_a_bad_batch_on_one_process_ends_all(evaluated):
@@ -362,6 +432,25 @@ def test_what_is_no_network(model, file):
     ):
         sg.evaluate(model, [X], 4, resume=file)
     assert not file.exists()
+
+
+def test_a_resume_on_one_process_alone(evaluated, snn, file):
+    def of(world):
+        resume = file if world.first else None
+        sg.evaluate(sg.build(snn.network), [X], 4, distributed=world, resume=resume)
+
+    with pytest.raises(sg.InputError, match="whether there is resume= differs"):
+        several(2, of)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("metric", [None, EVERY], ids=["usual", "every metric"])
+def test_an_empty_batch_adds_nothing(evaluated, metric):
+    whole = [(X[:4], LABELS[:4]), (X[4:8], LABELS[4:8])]
+    empty = (X[:0], LABELS[:0])
+    assert evaluated(lambda: [empty, *whole, empty], 2, metric) == evaluated(
+        lambda: whole, None, metric
+    )
 
 
 def test_an_empty_loader(evaluated):

@@ -101,10 +101,10 @@ def test_columns_of_one_length_are_sorted_and_none_is_cut(more, sort):
         ("p", [0, 2], "p is 0 or 1"),
         ("p", [0.0, float("nan")], "p is 0 or 1"),
         ("t", [0], "are .N. each"),
-        ("x", ["a", "b"], "x of events is numbers"),
-        ("p", np.array([None, 1]), "p of events is numbers"),
-        ("t", np.array([1j, 2]), "t of events is real numbers"),
-        ("t", [0, 2**70], "t of events is numbers"),
+        ("x", ["a", "b"], "x of events must be numbers"),
+        ("p", np.array([None, 1]), "p of events must be numbers"),
+        ("t", np.array([1j, 2]), "t of events must be real numbers"),
+        ("t", [0, 2**70], "t of events must be numbers"),
         ("t", np.array([0, 2**63], "<u8"), "t of some events is 2.63 or more"),
         ("t", torch.tensor([0, 2**63], dtype=torch.uint64), "t of some events is 2.63 or more"),
         ("t", [0.0, 1e30], "t of some events is 2.63 or more"),
@@ -179,7 +179,7 @@ def test_nothing_is_unpickled(tmp_path):
     with pytest.raises(sg.FormatError, match="could run code"):
         sg.Events.read(tmp_path / "a.npy", SIZE)
     np.savez(tmp_path / "b.npz", np.array([{"x": 1}], object))
-    with pytest.raises(sg.FormatError, match="no array of events"):
+    with pytest.raises(sg.FormatError, match="not an array of events"):
         sg.Events.read(tmp_path / "b.npz", SIZE)
 
 
@@ -213,10 +213,10 @@ def test_damaged_numpy_files_are_refused(tmp_path):
     whole = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     for name in ("empty.npy", "cut.npz"):
-        with pytest.raises(sg.FormatError, match="is no NumPy file that can be read"):
+        with pytest.raises(sg.FormatError, match="is not a readable NumPy file"):
             sg.Events.read(tmp_path / name, SIZE)
     np.save(tmp_path / "plain.npy", np.array(ROWS, FIELDS))
-    with pytest.raises(sg.FormatError, match="holds one array, without names, and no 'CD/events'"):
+    with pytest.raises(sg.FormatError, match="holds one unnamed array, but no 'CD/events'"):
         sg.Events.read(tmp_path / "plain.npy", SIZE, key="CD/events")
 
 
@@ -232,8 +232,8 @@ def test_a_file_that_says_no_size_takes_another(tmp_path, height):
 
 
 def test_other_files_are_refused(tmp_path):
-    (tmp_path / "a.h5").write_text("no HDF5")
-    with pytest.raises(sg.FormatError, match="is no HDF5 file"):
+    (tmp_path / "a.h5").write_text("not an HDF5")
+    with pytest.raises(sg.FormatError, match="is not an HDF5 file"):
         sg.Events.read(tmp_path / "a.h5", SIZE)
     with pytest.raises(sg.FormatError, match=r"read from .npy.* not .txt"):
         sg.Events.read(tmp_path / "a.txt", SIZE)
@@ -302,7 +302,7 @@ def test_aedat_files_by_the_package_itself(tmp_path):
 def test_what_is_no_aedat_is_refused(tmp_path):
     pytest.importorskip("aedat")
     (tmp_path / "a.aedat4").write_bytes(b"#!AER-DAT3.1\r\n")
-    with pytest.raises(sg.FormatError, match="no AEDAT4 file"):
+    with pytest.raises(sg.FormatError, match="not an AEDAT4 file"):
         sg.Events.read(tmp_path / "a.aedat4")
 
 
@@ -408,7 +408,7 @@ def test_an_event_costs_its_connections():
         event_additions(network, one[0])
     with pytest.raises(sg.InputError, match="a tensor .F, B, .* but they are NoneType"):
         event_additions(network, None)
-    with pytest.raises(sg.InputError, match=r"snn\.network, but it is given"):
+    with pytest.raises(sg.InputError, match=r"snn\.network of a built network\), but it is given"):
         event_additions(nn.Identity(), one)
     with pytest.raises(sg.InputError, match="some are NaN"):
         event_additions(network, one / 0)

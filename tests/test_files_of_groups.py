@@ -580,7 +580,7 @@ def test_a_signed_graph_that_counts_otherwise_is_named():
             group_parameters("n", graph)
     graph = group_subgraph(nir, (3,), p, np.float32, {})
     graph.nodes["negative_002"] = nir.Threshold(np.full((3,), 0.4, np.float32))
-    with pytest.raises(sg.FormatError, match="not a step of theta apart"):
+    with pytest.raises(sg.FormatError, match="not spaced by theta"):
         group_parameters("n", graph)
     graph = group_subgraph(nir, (3,), p, np.float32, {})
     graph.edges.remove(("negative_sum", "number"))
@@ -650,7 +650,7 @@ LAVA_REFUSED = {
     "signs": (NETWORKS["2 signs"], "'n1' is a signGD neuron of gelu.*SignGDNetwork"),
     "charge": (
         group_network("average", initial_charge=torch.tensor([0.5, 1.5, 0, 0]).view(4, 1, 1)),
-        "'n1' begins with 1.5 of a threshold.*initial_charge",
+        "'n1' starts with a membrane potential of 1.5 thresholds.*initial_charge",
     ),
 }
 

@@ -294,7 +294,10 @@ WRONG = [
     ({"dead_zone": torch.tensor([1])}, "node 'y': dead_zone = an array .* of int64 does not fit"),
     ({"members": 13}, "node 'y': members = 13 does not fit"),
     ({"members": 9, "dead_zone": 0.0}, "node 'y': members = 9 .*at most 8 signs .*with one 12"),
-    ({"members": 1, "momentum": 0.5}, "node 'y': momentum = 0.5 adds up signs, and a dead zone"),
+    (
+        {"members": 1, "momentum": 0.5},
+        "node 'y': momentum = 0.5 accumulates the signs of all steps, .* a dead zone",
+    ),
 ]
 
 

@@ -335,7 +335,7 @@ def test_additions_refuse_neurons_that_tell_nothing():
     network = sg.convert(relu, samples(64)[0], method="subgradient", time_steps=2)
     snn = sg.build(network, trainable=True)
     outputs(snn, samples()[0], 2)
-    with pytest.raises(sg.InputError, match="has no gradient"):
+    with pytest.raises(sg.InputError, match="have no gradient"):
         sg.additions(snn)
 
 
@@ -350,7 +350,7 @@ def test_parameters_are_not_written_for_their_values(network, tmp_path):
     with pytest.raises(sg.FormatError, match=r"Pass collect\(module\)"):
         sg.export(group, tmp_path / "net.net", time_steps=2)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(sg.FormatError, match=r"one that trains gives collect\(module\)"):
+    with pytest.raises(sg.FormatError, match=r"from a trainable one by collect\(module\)"):
         sg.save(snn, tmp_path / "net.h5")
 
 
@@ -504,7 +504,7 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["course.pt"]
     with pytest.raises(sg.InputError, match="is of another network"):
         sg.fine_tune(network, samples(64), epochs=1, resume=path)
-    with pytest.raises(sg.InputError, match=r"is of a course with epochs=1"):
+    with pytest.raises(sg.InputError, match=r"is of a training with epochs=1"):
         sg.fine_tune(coarse, samples(64), epochs=2, resume=path)
     course, x = {"epochs": 1, "resume": path}, samples(64)[0]
     for data, other, text in (
@@ -517,11 +517,11 @@ def test_a_resume_file_of_something_else_is_refused(coarse, network, tmp_path):
         (samples(64), {"simulator": "norse"}, "simulator='spikingjelly'"),
         ([samples(64)], {}, "samples='58 of"),
     ):
-        with pytest.raises(sg.InputError, match=f"is of a course with .*{text}"):
+        with pytest.raises(sg.InputError, match=f"is of a training with .*{text}"):
             sg.fine_tune(coarse, data, **course, **other)
     assert len(sg.fine_tune(coarse, samples(64), **course).history) == 2
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+    with pytest.raises(sg.FormatError, match="was not written by fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
 
 
@@ -560,14 +560,14 @@ def course_file(coarse, tmp_path_factory):
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_resume_file_is_refused(coarse, course_file, tmp_path, name):
     torch.save(DAMAGES[name](course_file), tmp_path / "course.pt")
-    with pytest.raises(sg.FormatError, match="is no file that fine_tune"):
+    with pytest.raises(sg.FormatError, match="was not written by fine_tune"):
         sg.fine_tune(coarse, samples(64), epochs=1, resume=tmp_path / "course.pt")
 
 
 def test_where_no_resume_file_can_be_is_said_before_training(coarse, tmp_path, monkeypatch):
     monkeypatch.setattr(sg.converters.fine_tuning._Tuner, "_train", None)  # is not reached
     for path in (tmp_path, tmp_path / "nowhere/course.pt"):
-        with pytest.raises(sg.InputError, match="resume is a file"):
+        with pytest.raises(sg.InputError, match="resume must be a file"):
             sg.fine_tune(coarse, samples(64), epochs=1, resume=path)
 
 
@@ -636,7 +636,7 @@ def test_outputs_of_another_task_follow_the_source(model):
     network = converted(regression, members=1)
     found = sg.fine_tune(network, samples(256)[0], epochs=12, lr=1e-2)
     assert found.history[-1].loss < 0.7 * found.history[1].loss
-    with pytest.raises(sg.InputError, match="one classifier's"):
+    with pytest.raises(sg.InputError, match="a single output"):
         sg.fine_tune(network, samples(64), epochs=1)
 
 
@@ -675,7 +675,6 @@ WRONG = {
     "seed": (((X, Y),), {"seed": "a"}, "seed is an integer"),
     "a list": (((X, Y.tolist()),), {}, "labels are a tensor of class indices .*not list"),
     "lists": (([(X, Y.tolist())],), {}, "labels are a tensor of class indices .*not list"),
-    "arrays": (([X.numpy()],), {}, "x is ndarray"),
     "no classes": (((X, Y),), {"temperature": None}, "with a temperature"),
     "epochs": (((X, Y),), {"epochs": 0}, "epochs is an integer"),
     "half": (((X, Y),), {"epochs": 0.5}, "epochs is an integer"),
@@ -699,7 +698,7 @@ def test_refused(coarse, name):
 
 def test_only_a_description_is_fine_tuned(network):
     for given, name in ((sg.build(network, trainable=True), "Network"), ("net.h5", "str")):
-        with pytest.raises(sg.InputError, match=f"not .*{name}; a file gives it by load"):
+        with pytest.raises(sg.InputError, match=f"not .*{name}; get it from a file by load"):
             sg.fine_tune(given, (X, Y), epochs=1)
 
 

@@ -552,7 +552,7 @@ FAULTS: dict[str, tuple[list[Any], str, str]] = {
     "Readout left out": (
         [encode("signed"), "6 8", fires("signed"), "8 3"],
         "3",
-        "is an output of signed spikes, which nothing reads out",
+        "is an output of signed spikes, which no Readout decodes",
     ),
     "a decoded neuron before a spiking one": (
         ["6 8 bias", fires("decoded"), "8 8", fires("signed"), "8 3", readout("signed")],
@@ -591,13 +591,13 @@ FAULTS: dict[str, tuple[list[Any], str, str]] = {
         [encode("binary"), "6 8", fires("binary", offset=0.0), "8 3",
          readout("binary", schedule=SCHEDULE, offset=0.0)],
         "2 4",
-        "has an offset that is not what the layers before it make",
+        "has an offset other than W scale 1",
     ),
     "resting values forgotten": (
         [encode("signed"), "6 8", fires("signed", resting=0.5), "8 8",
          fires("signed", initial_input=0.0), "8 3", readout("signed")],
         "4",
-        "has initial_input 0, but the layers before it make",
+        "has initial_input 0, but the resting values",
     ),
     "an initial input of another shape": (
         [encode("signed"), "6 8", fires("signed", initial_input=torch.ones(7)), "8 3",
@@ -618,13 +618,13 @@ FAULTS: dict[str, tuple[list[Any], str, str]] = {
     "an activation between spiking neurons": (
         [encode("signed"), "6 8", lambda s: nn.ReLU(), fires("signed"), "8 3", readout("signed")],
         "2",
-        "is not linear, and it is handed signed spikes",
+        "is not linear, and it receives signed spikes",
     ),
     "a pooling of maxima between spiking neurons": (
         [encode("signed"), "6 8", fires("signed"), lambda s: nn.MaxPool1d(2), "4 3",
          readout("signed")],
         "3",
-        "is not linear, and it is handed signed spikes",
+        "is not linear, and it receives signed spikes",
     ),
 }  # fmt: skip
 
@@ -856,7 +856,9 @@ def test_a_node_at_two_places_is_found(make: Any) -> None:
 @pytest.mark.parametrize("simulator", ["spikingjelly", "norse"])
 def test_mixed_step_modes_are_found(simulator: str) -> None:
     (row,) = sg.check(mixed_modes(simulator), IMAGE.expand(3, 4, 6)).blockers
-    assert row.path == "1" and re.match("has another step_mode|takes steps where", row.detail)
+    assert row.path == "1" and re.match(
+        "has another step_mode|takes single steps where", row.detail
+    )
 
 
 class Gated(nn.Module):
@@ -921,27 +923,27 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "a neuron in a module of torch": (
         lambda: SequentialState(nn.Sequential(nn.Linear(6, 8), norse_node(False)), nn.Linear(8, 2)),
         "signed",
-        r"'0' \(Sequential\) holds a SignGDCell and does not hand on its state",
+        r"'0' \(Sequential\) holds a SignGDCell and does not return its state",
     ),
     "a layer of neurons in Lift": (
         lambda: SequentialState(nn.Linear(6, 8), Lift(norse_node(False))),
         "signed",
-        r"'1' \(Lift\) holds a SignGDCell and does not hand on its state",
+        r"'1' \(Lift\) holds a SignGDCell and does not return its state",
     ),
     "a group neuron": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4), node()),
         "signed",
         r"'1' \(GroupNode\) has a state of its own",
     ),
-    "group neurons alone": (
+    "group neurons only": (
         lambda: sequence(nn.Linear(6, 8), GroupNode(4)),
         "signed",
-        "Sequential has no signGD neurons, and others have one form alone",
+        "Sequential has no signGD neurons, and other neurons have only one form",
     ),
-    "no node of ours": (
+    "no neurons of this package": (
         lambda: sequence(nn.Linear(6, 8), neuron.IFNode()),
         "signed",
-        r"Sequential has no node of ours.*convert\(model, calibration\)",
+        r"Sequential has no neurons of this package.*convert\(model, calibration\)",
     ),
     "a branch": (Branches, "signed", "Branches cannot be traced by torch.fx: TraceError.*branches"),
     "a loop over time": (
@@ -958,7 +960,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "cells and layers": (
         lambda: mixed_modes("norse"),
         "signed",
-        r"'1' \(SignGDCell\) takes steps where others take all of time.*of layers, or of cells",
+        r"'1' \(SignGDCell\) takes single steps where others .*of layers only, or of cells",
     ),
     "training": (
         lambda: sequence(nn.Linear(6, 8), nn.BatchNorm1d(8), node()),
@@ -1022,10 +1024,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "signed",
         "without return_hidden",
     ),
-    "a constant that is no bias": (
+    "a constant that is not the bias": (
         lambda: SequentialState(nn.Sequential(nn.Linear(6, 8), AddOne()), norse_node(False)),
         "signed",
-        r"'0' \(Sequential\) adds a constant that is no bias of a layer",
+        r"'0' \(Sequential\) adds a constant that is not the bias of a torch layer",
     ),
 }  # fmt: skip
 
@@ -1050,7 +1052,7 @@ def test_a_built_network_is_refused_with_the_way() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
     snn = sg.build(sg.convert(model, IMAGE, tune=False), "spikingjelly")
     for change in (sg.to_spikes, sg.to_decoded, sg.check):
-        with pytest.raises(sg.InputError, match='is a network that build made.*spikes="signed"'):
+        with pytest.raises(sg.InputError, match='is a network made by build.*spikes="signed"'):
             change(snn, IMAGE)
 
 

@@ -184,7 +184,7 @@ def test_wrong_states_and_thresholds_are_refused():
         group_multi_step(x, v, signed)
     with pytest.raises(ValueError, match="leave it out"):
         group_multi_step(x, v, GroupNeuronParameters(2), sent=v)
-    with pytest.raises(sg.InputError, match="sent is as v.*Reset the neuron"):
+    with pytest.raises(sg.InputError, match="sent must match v.*Reset the neuron"):
         group_multi_step(x, v, signed, sent=torch.zeros(5))
     for backend in ("cpu", "torch"):
         with pytest.raises(sg.InputError, match=r"v_threshold is \[4, 3, 5\] and does not broad"):

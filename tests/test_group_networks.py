@@ -236,7 +236,7 @@ def test_what_is_neither_qcfs_nor_relu_is_refused(name):
     model(X)
     with pytest.raises(sg.UnsupportedOperation, match="at '2'") as caught:
         sg.convert(model, X, method="group", time_steps=8)
-    assert "QCFS, ReLU, ReLU6 and clamp(x, 0, b) alone" in str(caught.value)
+    assert "only QCFS, ReLU, ReLU6, clamp(x, 0, b)" in str(caught.value)
     for fix in ("method={'2': 'signgd', '': 'group'}", "keep=['2']"):
         assert fix in str(caught.value)
     fixed = sg.convert(model, X, method={"2": "signgd", "": "group"}, time_steps=8)

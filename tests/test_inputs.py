@@ -426,7 +426,7 @@ RUN = {
     "no mask": ({"input_ids": IDS}, "takes {'input_ids': ..., 'attention_mask': ...}"),
     "one tensor": (IDS, "has 2 inputs, but x is Tensor; pass a dict"),
     "vectors": (dict(X, input_ids=IDS.float()), "'input_ids' holds integer values.*tokenizer"),
-    "an array": (dict(X, input_ids=IDS.numpy()), "'input_ids' is a tensor, not ndarray"),
+    "a list": (dict(X, input_ids=IDS.tolist()), "'input_ids' is a tensor, not list"),
 }
 
 
@@ -457,7 +457,9 @@ def test_the_runner_refuses_the_same(one_step, tmp_path):
 def test_coding():
     with pytest.raises(sg.InputError, match="input_ids, attention_mask hold whole numbers"):
         converted(input_coding="spike", time_steps=8)
-    with pytest.raises(sg.InputError, match="Poisson coding is of one input, but the model has 2"):
+    with pytest.raises(
+        sg.InputError, match="Poisson coding supports one input, but the model has 2"
+    ):
         sg.convert(Two(), two(), input_coding="poisson", time_steps=8)
 
 
@@ -466,9 +468,11 @@ def test_calibration():
         sg.convert(encoder(), dict(CALIBRATION, input_ids=CALIBRATION["input_ids"] + 15))
     with pytest.raises(sg.CaptureError, match="Encoder does not take input_ids .*attention_mask"):
         sg.convert(encoder(), {"input_ids": CALIBRATION["input_ids"]})
-    with pytest.raises(sg.CaptureError, match="does not take one tensor.*dicts by the names of"):
+    with pytest.raises(
+        sg.CaptureError, match="does not take one tensor.*dicts keyed by the names of"
+    ):
         sg.check(encoder(), CALIBRATION["input_ids"])
-    with pytest.raises(sg.CalibrationError, match="have one number of samples"):
+    with pytest.raises(sg.CalibrationError, match="have the same number of samples"):
         sg.convert(encoder(), dict(CALIBRATION, input_ids=CALIBRATION["input_ids"][:3]))
 
 

@@ -219,12 +219,18 @@ def test_a_classifier_is_measured_as_ever_and_by_more():
 
 BAD = {
     "absent": ("absent", "no metric is called 'absent'; known: error, max_abs"),
-    "shape": ("mean_iou", r"of maps of classes .*'scores' is \[B, 3\]; of that shape are: error"),
-    "tokens": ({"more.1": "cosine"}, r"of vectors .*'more.1' is \[B, 2, 4, 4\]"),
+    "shape": (
+        "mean_iou",
+        r"for maps of classes .*'scores' is \[B, 3\]; metrics for that shape: error",
+    ),
+    "tokens": ({"more.1": "cosine"}, r"for vectors .*'more.1' is \[B, 2, 4, 4\]"),
     "one class": ({"more.0": "agreement"}, r"'more.0' is \[B, 1\]"),
     "output": ({"boxes": "error"}, "there is no output 'boxes'; .*: scores, more.0, more.1"),
     "no function": ([3], "a name or a function"),
-    "no number": (lambda have, want: have - want, "'<lambda>' .* is a number, but it is Tensor"),
+    "no number": (
+        lambda have, want: have - want,
+        "'<lambda>' .* must be a number, but it is Tensor",
+    ),
 }
 
 

@@ -191,7 +191,7 @@ def test_wrong_options_are_refused():
         sg.GrowthNode("gelu")
     with pytest.raises(ValueError, match="from 1 to 8"):
         sg.SignGDNode("relu", SCHEDULE, members=9, dead_zone=0, spikes="signed", initial_input=0.0)
-    with pytest.raises(ValueError, match="momentum is that of single signs"):
+    with pytest.raises(ValueError, match="momentum is defined for one sign per step"):
         sg.SignGDNode("relu", SCHEDULE, members=2, momentum=0.5, spikes="signed", initial_input=0.0)
     with pytest.raises(sg.InputError, match="one input for each argument"):
         sg.GrowthNode("maximum")(X[0])

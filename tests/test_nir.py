@@ -768,14 +768,14 @@ def _threshold(value):
 
 
 NOT_GROUPS = {
-    "another inhibition": (_scale_by("scale_inhibit", 0.5), "takes off"),
-    "excitation": (_scale_by("scale_inhibit", -1.0), "takes off"),
-    "an edge less": (lambda nodes, edges: edges.pop(), "edges are others"),
-    "an edge more": (lambda nodes, edges: edges.append(("input", "output")), "edges are others"),
-    "an edge twice": (lambda nodes, edges: edges.append(edges[0]), "edges are others"),
-    "no feedback": (lambda nodes, edges: edges.pop(0), "edges are others"),
-    "uneven thresholds": (_threshold(slice(None)), "step of theta"),
-    "a threshold of its own": (_threshold((0, 0)), "step of theta"),
+    "another inhibition": (_scale_by("scale_inhibit", 0.5), "subtracts from"),
+    "excitation": (_scale_by("scale_inhibit", -1.0), "subtracts from"),
+    "an edge less": (lambda nodes, edges: edges.pop(), "edges differ"),
+    "an edge more": (lambda nodes, edges: edges.append(("input", "output")), "edges differ"),
+    "an edge twice": (lambda nodes, edges: edges.append(edges[0]), "edges differ"),
+    "no feedback": (lambda nodes, edges: edges.pop(0), "edges differ"),
+    "uneven thresholds": (_threshold(slice(None)), "spaced by theta"),
+    "a threshold of its own": (_threshold((0, 0)), "spaced by theta"),
     "a node more": (
         lambda nodes, edges: nodes.update(more=nir.Scale(np.ones((2, 3), np.float32))), "Scale",
     ),
@@ -829,7 +829,7 @@ FOREIGN = {
     "an edge to nowhere": (
         single(nir.Scale(ONE), edges=[("input", "node"), ("node", "absent")]), "'absent'",
     ),
-    "an orphan": (single(nir.Scale(ONE), other=nir.Scale(ONE)), "'other' reads nothing"),
+    "an orphan": (single(nir.Scale(ONE), other=nir.Scale(ONE)), "'other' has no input"),
     "another shape": (single(nir.Scale(np.ones(4, np.float32))), "'node' .nir.Scale."),
     "NaN": (single(nir.Scale(ONE * np.nan)), "'node' .nir.Scale.*NaN"),
     "a matrix that does not fit": (

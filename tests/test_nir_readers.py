@@ -3,10 +3,15 @@
 Norse and snnTorch are tested where they are installed.
 """
 
+import functools
 import importlib
 import logging
+import os
+import re
+import subprocess
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +23,10 @@ import spikingjelly_signgd as sg
 nir = pytest.importorskip("nir")
 nirtorch = pytest.importorskip("nirtorch")
 
-from spikingjelly_signgd.exporters.nir import write_nir  # noqa: E402
+from reading import outputs  # noqa: E402
+
+from spikingjelly_signgd.exporters.nir import to_graph, write_nir  # noqa: E402
+from spikingjelly_signgd.exporters.nir.readers import READERS, UNABLE  # noqa: E402
 from spikingjelly_signgd.exporters.nir.runner import NirRunner  # noqa: E402
 
 TIME_STEPS = 24
@@ -248,3 +256,177 @@ def test_nirtorch_runs_exact_files(tmp_path, name, members):
     want = sg.run(sg.build(network), x, TIME_STEPS)[TIME_STEPS].numpy()
     np.testing.assert_allclose(have, want, rtol=0, atol=1e-12)
     assert len(np.unique(want)) > 2
+
+
+# -- files for one reader: networks of one step, whose neurons fire at most once -------------------
+
+
+class Pooled(nn.Module):
+    """GELU, max pooling with padding, ReLU6, and a sum of two branches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.conv1, self.conv2 = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1)
+        self.fc = nn.Linear(5, 7)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(nn.functional.gelu(3 * self.conv1(x)), 3, 2, 1)
+        return self.fc((nn.functional.relu6(self.conv2(x)) + x).mean((2, 3)))
+
+
+ONE_STEP = {**NETWORKS, "pooled": lambda: (Pooled().eval(), torch.rand(3, 2, 8, 8))}
+PLANS = {
+    "group 8": {"method": "group", "members": 8},
+    "signs 1": {"members": 1},
+    "signs 3": {"members": 3},
+    "signs 8": {"members": 8},
+    "always a sign": {"members": 2, "dead_zone": 0},
+}
+EXTERNAL = {"sinabs": "SINABS_PYTHON"}  # readers that need an environment of their own
+
+
+CASES = [
+    (name, plan)
+    for name in ONE_STEP
+    for plan in PLANS
+    if (plan == "signs 3" or name in ("mlp", "residual") or (name, plan) == ("conv", "group 8"))
+]
+
+
+@functools.cache
+def one_step(name, plan):
+    """(network, its input [64, ...], its outputs)"""
+    model, x = ONE_STEP[name]()
+    x = 2 * torch.rand(64, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = sg.convert(model, x, time_steps=1, tune=False, **PLANS[plan])
+    return network, x.numpy(), sg.run(sg.build(network), x, 1)[1].numpy()
+
+
+def computed(reader, path, x):
+    """What a reader makes of x [B, ...], from a file."""
+    if reader == "nir":
+        return NirRunner(path).run(x, 1)["output"][0]
+    if reader in EXTERNAL:
+        return computed_outside(reader, {path: x})[path]
+    pytest.importorskip({"spikingjelly": "nirtorch"}.get(reader, reader))
+    return outputs(reader, str(path), x)
+
+
+def computed_outside(reader, given):
+    python = os.environ.get(EXTERNAL[reader]) or pytest.skip(f"no {EXTERNAL[reader]}")
+    for path, x in given.items():
+        np.save(path.with_suffix(".npy"), x)
+    (folder,) = {path.parent for path in given}
+    command = [python, str(Path(__file__).parent / "reading.py"), reader, str(folder)]
+    subprocess.run(command, check=True, timeout=120, env={"PATH": os.environ["PATH"]})
+    return {path: np.load(path.with_suffix(".out.npy")) for path in given}
+
+
+def without_branches(reader, name):
+    return not READERS[reader].branches and name in ("residual", "pooled")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reader", READERS)
+def test_files_for_a_reader(tmp_path, reader):
+    """Values of neurons are equal to the bit, and sums to their rounding."""
+    files = {}
+    for name, plan in CASES:
+        network, x, _ = one_step(name, plan)
+        path = tmp_path / f"{name} {plan}.nir"
+        if without_branches(reader, name):
+            with pytest.raises(sg.FormatError, match="branches in the wrong order"):
+                write_nir(network, path, reader=reader)
+            continue
+        report = write_nir(network, path, reader=reader)
+        assert plan == "always a sign" or not report.losses
+        files[path] = (x, name, plan)
+    if reader in EXTERNAL:
+        have = computed_outside(reader, {path: x for path, (x, *_) in files.items()})
+    else:
+        have = {path: computed(reader, path, x) for path, (x, *_) in files.items()}
+    for path, (_, name, plan) in files.items():
+        want = one_step(name, plan)[2]
+        assert len(np.unique(want)) > 5
+        np.testing.assert_allclose(
+            have[path], want, rtol=0, atol=1e-6 * np.abs(want).max(), err_msg=path.stem
+        )
+
+
+@pytest.mark.parametrize("plan", ["group 8", "signs 3"])
+@pytest.mark.parametrize("reader", READERS)
+def test_verifies(tmp_path, reader, plan):
+    network, x, _ = one_step("residual" if READERS[reader].branches else "mlp", plan)
+    write_nir(network, tmp_path / "net.nir", reader=reader)
+    certificate = sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network)
+    assert certificate.ok
+    assert all(check.mismatches == 0 and check.cells > 0 for check in certificate.checks)
+
+
+def test_contradicted_where_the_file_is_of_another_reader(tmp_path):
+    """A neuron at its threshold fires in one reader, and is silent in the other."""
+    network, x, _ = one_step("mlp", "signs 3")
+    graph, _ = to_graph(network, reader="nir")
+    nodes = [node for node in graph.nodes.values() if isinstance(node, nir.IF)]
+    nodes[0].v_threshold[:] = 0.1
+    nir.write(tmp_path / "net.nir", graph)
+    assert not sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network).ok
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_ties_are_the_readers(tmp_path, reader):
+    """Inputs that lie on the threshold to the last bit, and one place beside it."""
+    theta = 0.7
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), sg.QCFS(1, theta)).eval()
+    model[0].weight.data.fill_(1)
+    x = torch.tensor([[theta / 2]])
+    x = torch.cat([torch.nextafter(x, x - 1), x, torch.nextafter(x, x + 1), 3 * x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = sg.convert(model, 4 * x, time_steps=1, method="group", members=1)
+    want = sg.run(sg.build(network), x, 1)[1].numpy()
+    assert (want > 0).ravel().tolist() == [False, True, True, True]
+    write_nir(network, tmp_path / "net.nir", reader=reader)
+    np.testing.assert_array_equal(computed(reader, tmp_path / "net.nir", x.numpy()), want)
+
+
+def test_neurons_that_never_change(tmp_path):
+    """All of a layer, and one channel of it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(64, 3, generator=torch.Generator().manual_seed(1))
+    for bias in (torch.full((4,), -9.0), torch.tensor([-9.0, 1, 1, 1])):
+        model[0].bias.data = bias
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = sg.convert(model, x, time_steps=1, members=2, tune=False)
+        write_nir(network, tmp_path / "net.nir", reader="nir")
+        want = sg.run(sg.build(network), x, 1)[1].numpy()
+        have = computed("nir", tmp_path / "net.nir", x.numpy())
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-6)
+
+
+def test_what_no_file_for_a_reader_holds(tmp_path):
+    network, x, _ = one_step("conv", "signs 3")
+
+    def refused(match, network=network, **options):
+        with pytest.raises(sg.FormatError, match=match):
+            write_nir(network, tmp_path / "no.nir", **options)
+        assert not list(tmp_path.iterdir())
+
+    refused("reader is one of nir, norse", reader="nest")
+    for name, why in UNABLE.items():
+        refused(re.escape(why), reader=name)
+    refused("leave these out", reader="norse", mode="platform")
+    model, _ = conv_net()
+    options = {"method": "group", "members": 4, "time_steps": 2}
+    refused("time_steps=1", sg.convert(model, torch.from_numpy(x), **options), reader="norse")
+    norm = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 5), nn.Softmax(-1)).eval()
+    normed = sg.convert(norm, torch.rand(64, 6), time_steps=1, members=2, tune=False)
+    with pytest.raises(sg.FormatError) as error:
+        write_nir(normed, tmp_path / "no.nir", reader="nir")
+    assert "layer_norm" in str(error.value)
+    # and again with another network and time_steps, which is stated for readers of exact files
+    refused("time_steps=1", time_steps=4, reader="nir")

@@ -403,7 +403,7 @@ def test_lift_of_a_cell():
     expected, last = GroupNeuron()(X)
     assert_same((y, state.v), (expected, last.v), "lifted")
     model = norse.SequentialState(norse.Lift(GroupNeuronCell()), norse.Lift(SignGDCell()))
-    with pytest.raises(sg.InputError, match="SequentialState as they are"):
+    with pytest.raises(sg.InputError, match="directly into SequentialState"):
         model(X)  # Norse hands the first cell's state to the second
 
 
@@ -738,7 +738,7 @@ def test_wrong_parameters():
         (lambda: GroupNeuron(GroupNeuronParameters(v_th=torch.tensor([1.0, -1.0]))), "v_threshold"),
         (
             lambda: Growth(GrowthParameters("relu")),
-            "selects one of its inputs, .*max_pool.* 'relu'",
+            "selects one of its inputs .*max_pool.* 'relu'",
         ),
         (lambda: SignGD(signed("relu", SCHEDULE, members=9, dead_zone=0)), "from 1 to 8"),
         (lambda: SignGD(signed("relu", SCHEDULE, momentum=0.5, members=2)), "momentum"),
@@ -754,7 +754,7 @@ def test_wrong_parameters():
         ),
         (
             lambda: SignGD(signed("relu", SCHEDULE, spikes="binary", offset=0.0, dead_zone=THETA)),
-            "SignGD: a binary spike .* spikes='ternary' or 'signed', or dead_zone=0",
+            "SignGD: binary spikes .* spikes='ternary' or 'signed', or dead_zone=0",
         ),
         (
             lambda: SignGD(signed("relu", SCHEDULE, spikes="ternary", members=3)),
@@ -762,15 +762,15 @@ def test_wrong_parameters():
         ),
         (
             lambda: SignGD(signed("relu", SCHEDULE, spikes="ternary", momentum=0.5)),
-            "ternary spike cannot carry momentum",
+            "ternary spikes cannot represent momentum",
         ),
         (lambda: Readout(ReadoutParameters(spikes="ternary")), "ternary spikes .* schedule"),
         (lambda: Encode(EncodeParameters(spikes="ternary", members=2)), "members=1"),
         (lambda: SignGD(signed("relu", SCHEDULE, momentum=1.0)), "momentum"),
         (lambda: Readout(ReadoutParameters(spikes="binary", offset=1.0)), "schedule"),
         (lambda: Encode(EncodeParameters(spikes="none")), "spikes is one"),
-        (lambda: Encode(EncodeParameters(schedule=0.5)), "schedule says the step size"),
-        (lambda: SignGD(signed("relu", 0.5)), "schedule says the step size"),
+        (lambda: Encode(EncodeParameters(schedule=0.5)), "schedule gives the step size"),
+        (lambda: SignGD(signed("relu", 0.5)), "schedule gives the step size"),
         (lambda: SignGD(4), r"p is plugins\.norse\.SignGDParameters\(...\), but it is 4"),
         (lambda: GroupNeuron(SignGDParameters()), r"p is plugins\.norse\.GroupNeuronParameters"),
         (lambda: GroupNeuron(GroupNeuronParameters(2.5)), "members .*integer"),

@@ -286,7 +286,7 @@ def test_a_schedule_is_one(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SignGD(nn.GELU), r"is the class GELU.* Pass GELU\(\)"),
+        (lambda: SignGD(nn.GELU), r"is the class GELU.* Pass an instance, GELU\(\)"),
         (lambda: SignGD(SignGDParameters(nn.GELU)), "is the class GELU"),  # type: ignore[arg-type]
         (lambda: SignGD(SCHEDULE), "the first argument is the function.* Pass schedule="),
         (lambda: SignGD(spikes="foo"), "spikes is one of .*'foo'"),

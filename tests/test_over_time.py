@@ -197,7 +197,7 @@ def test_refused(snn):
     with pytest.raises(sg.InputError, match="at least one step"):
         sg.costs_over_time(snn, clip[:0])
     momentum = streaming(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4), momentum=0.9)
-    with pytest.raises(sg.InputError, match="costs_over_time: this network runs on no streams"):
+    with pytest.raises(sg.InputError, match="costs_over_time: this network cannot run on streams"):
         sg.costs_over_time(momentum, torch.randn(3, 1, 4))
     costs = sg.costs_over_time(snn, clip)
     for start in (4, 1.5, True):
@@ -208,7 +208,7 @@ def test_refused(snn):
             sg.costs_over_time(snn, clip, tables=tables)
     with pytest.raises(sg.InputError, match=r"a clip is \[F, B, 1, 8, 8\]"):
         sg.costs_over_time(snn, clip[0])
-    with pytest.raises(sg.InputError, match=r"no dimension of time: .* a clip \[F, B"):
+    with pytest.raises(sg.InputError, match=r"time dimension is missing: .* a clip \[F, B"):
         sg.run(snn, clip[0], sequence=True)
     with pytest.raises(sg.InputError, match="nothing"):
         costs.of("nothing")

@@ -289,7 +289,9 @@ def test_a_plan_of_too_few_samples_is_warned_of():
     model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU())
     alike = torch.randn(16, 16)
     of_two_sizes = torch.where(torch.arange(16).remainder(2).bool().unsqueeze(1), 30.0, 1.0) * alike
-    with pytest.warns(sg.PlanWarning, match=r"the 16 samples .* half of them is \d+ % off"):
+    with pytest.warns(
+        sg.PlanWarning, match=r"the 16 samples .* half of them has an error of \d+ %"
+    ):
         network = sg.convert(model, of_two_sizes, members=4, tune=False)
     assert network.provenance["planned"]["error"] < 0.2
     with warnings.catch_warnings():

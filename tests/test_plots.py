@@ -97,7 +97,8 @@ def texts(figure):
 
     def listen(text, renderer, *more):
         if text.get_visible() and text.get_text().strip():
-            box = text.get_window_extent(renderer)
+            # of the text alone, without the line that leads to it
+            box = matplotlib.text.Text.get_window_extent(text, renderer)
             found.append((text.get_text(), box.x0, box.y0, box.x1, box.y1))
         draw(text, renderer, *more)
 
@@ -260,9 +261,8 @@ def test_raster():
     assert drawn.numbers["spikes"] == spikes[:, 0].T.tolist()
     assert drawn.numbers["active"] == 0.5
     image = drawn.axes.images[0]
-    shades = {v: to_hex(image.cmap(image.norm(v))) for v in (-2.0, 0.0, 1.0)}
-    assert shades == {-2.0: plots.UP.lower(), 0.0: plots.SILENT.lower(), 1.0: shades[1.0]}
-    assert len(set(shades.values())) == 3
+    below, above = (to_hex(image.cmap(image.norm(v))) for v in (-2.0, 1.0))
+    assert below == plots.UP.lower() and len({below, above, plots.SILENT.lower()}) == 3
     few = plot_raster(recording(spikes, spikes, spikes[0]), "a", neurons=2)
     assert few.numbers["neurons"] == [0, 3] and few.axes.get_ylabel() == "neuron, 2 of 4"
 
@@ -270,14 +270,45 @@ def test_raster():
 @pytest.mark.parametrize("levels", [(-1, 0, 1), range(-7, 8)])
 def test_a_raster_shows_both_signs_and_silence(levels):
     """Three colours, also where there is a shade for each of many levels."""
-    spikes = torch.tensor(levels).float().reshape(1, 1, -1)
+    sent = [*levels, *(0 for _ in levels)]  # most are silent
+    spikes = torch.tensor(sent).float().reshape(1, 1, -1)
     drawn = plot_raster(recording(spikes, spikes, spikes[0]), "a")
-    image = drawn.axes.images[0]
+    image, (ground,) = drawn.axes.images[0], drawn.axes.patches
     (column,) = image.get_array().T
-    shown = {v: to_hex(c) for v, c in zip(levels, image.cmap(image.norm(column)), strict=True)}
-    assert shown[0] == plots.SILENT.lower() and shown[levels[0]] == plots.UP.lower()
-    assert shown[levels[-1]] == plots.DOWN.lower() and list(shown.values()).count(shown[0]) == 1
-    assert drawn.numbers["active"] == pytest.approx(1 - 1 / len(levels))
+    assert column.mask.tolist() == [v == 0 for v in sent]
+    assert to_hex(ground.get_facecolor()) == plots.SILENT.lower()  # is seen where nothing is sent
+    shown = {v: to_hex(c) for v, c in zip(sent, image.cmap(image.norm(column)), strict=True) if v}
+    assert shown[levels[0]] == plots.UP.lower() and shown[levels[-1]] == plots.DOWN.lower()
+    assert plots.SILENT.lower() not in shown.values()
+    assert drawn.numbers["active"] == pytest.approx((len(levels) - 1) / len(sent))
+
+
+def test_rows_of_a_raster_are_at_the_numbers_of_their_neurons():
+    spikes = torch.zeros(2, 1, 512)
+    spikes[1, 0, 511] = 1
+    drawn = plot_raster(recording(spikes, spikes, spikes[0]), "a", neurons=3)
+    right, bottom, top = drawn.axes.images[0].get_extent()[1:]
+    middles = [top + (bottom - top) * (k + 0.5) / 3 for k in range(3)]
+    assert middles == pytest.approx([0, 255.5, 511]) and right == 2.5
+    assert drawn.numbers["neurons"] == [0, 256, 511]
+
+
+def test_a_raster_of_neurons_that_send_in_every_step_is_no_carpet():
+    """A few of them, for a while, each sign a bar up or down."""
+    spikes = torch.randn(200, 1, 300).sign()
+    drawn = plot_raster(recording(spikes, spikes, spikes[0]), "a")
+    chosen = drawn.numbers["neurons"]
+    assert len(chosen) == plots.DENSE_RASTER and not drawn.axes.images
+    wanted = spikes[: plots.DENSE_STEPS, 0, chosen].T
+    assert drawn.numbers["spikes"] == wanted.tolist()
+    bars = [patch.get_data() for patch in drawn.axes.patches]
+    heights = torch.tensor([[b.baseline - v for v in b.values] for b in bars])
+    both = heights[0::2] + heights[1::2]  # what goes up and what goes down
+    assert torch.allclose(both / both.abs().max(), wanted.double())
+    assert drawn.axes.get_xlabel() == "time step t, the first 48 of 200"
+    assert (
+        len(plot_raster(recording(spikes, spikes, spikes[0]), "a", neurons=20).axes.patches) == 40
+    )
 
 
 def test_histogram_of_spikes():
@@ -354,6 +385,57 @@ def test_frontier(measured):
         plot_frontier(measured.evaluation, measured.energy, "mine")
 
 
+def test_axes_name_a_quantity_and_its_unit(measured):
+    for name, drawn in drawings(measured):
+        for label in (drawn.axes.get_xlabel(), drawn.axes.get_ylabel()):
+            assert len(label) <= 50, f"{name}: {label!r} is a caption, not the name of an axis"
+    assert plot_energy(measured.energy).axes.get_xlabel() in ("energy (nJ)", "energy (µJ)")
+
+
+def test_texts_are_large_enough_to_be_read(measured):
+    """9 pixels where the picture is shown a quarter smaller than it is, 96 pixels an inch."""
+    for name, drawn in drawings(measured):
+        for text in drawn.figure.findobj(matplotlib.text.Text):
+            pixels = text.get_fontsize() / 72 * 96 * 0.82
+            assert pixels >= 9 or not text.get_text(), f"{name}: {text.get_text()!r}"
+
+
+def test_layers_that_cost_little_are_one_bar():
+    layers = {f"l{i}": dict.fromkeys(plots.COMPONENTS, 0.0) for i in range(30)}
+    for i, parts in enumerate(layers.values()):
+        parts["memory"] = 100.0 if i < 3 else 0.5
+    bars = plots._bars(layers, {name: sum(parts.values()) for name, parts in layers.items()})
+    assert list(bars) == ["l0", "l1", "l2", "27 other layers"]
+    assert bars["27 other layers"]["memory"] == 13.5
+
+
+def test_names_of_lines_are_moved_apart():
+    from spikingjelly_signgd.analysis.drawing import apart
+
+    assert apart([0.2, 0.8], [0.1, 0.1]) == [0.2, 0.8]
+    found = apart([0.99, 0.2, 0.98, 0.99], [0.1, 0.1, 0.2, 0.1])
+    assert found == pytest.approx([0.85, 0.2, 0.7, 0.95])
+
+
+@pytest.mark.parametrize(
+    ("value", "fine", "text"),
+    [(0.0, True, "0"), (3e-8, True, "<0.001"), (0.0123, True, "0.012"), (0.1571664, True, "0.16"),
+     (-0.004, False, "0"), (-0.31, False, "−0.31"), (math.nan, True, "–")],
+)  # fmt: skip
+def test_numbers_of_a_heat_map(value, fine, text):
+    from spikingjelly_signgd.analysis.drawing import short_number
+
+    assert short_number(value, fine) == text
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_a_picture_is_saved_in_the_format_of_its_suffix(tmp_path, suffix, start):
+    plot_accuracy(evaluation()).save(tmp_path / f"a.{suffix}")
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)
+
+
 def test_unknown_layer(measured):
     for draw in (plot_decoded, plot_trace, plot_raster, plot_rates, plot_spikes):
         with pytest.raises(sg.InputError, match="'nobody'"):
@@ -399,3 +481,18 @@ def test_colours_of_the_first_lines_differ_for_the_colour_blind(kind):
     red, green = torch.tensor([0.8, 0.2, 0.2]), torch.tensor([0.35, 0.5, 0.1])
     pair = (torch.stack([red, green]) ** 2.2 @ torch.tensor(BLINDNESS[kind]).T).clamp(0, 1)
     assert torch.pdist(pair ** (1 / 2.2)).min() < 0.35
+
+
+def lightness(color):
+    """L* of CIELAB, what is left of a colour on a printer without colours."""
+    rgb = torch.tensor(matplotlib.colors.to_rgb(color))
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 116 * float(linear @ torch.tensor([0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16
+
+
+@pytest.mark.parametrize("colors", [plots.COMPONENTS, plots.PART_COLORS])
+def test_stacked_colours_differ_in_grey(colors):
+    found = sorted(map(lightness, colors.values()))
+    assert min(b - a for a, b in itertools.pairwise(found)) > 8
+    with_old = sorted(map(lightness, ("#0072B2", "#D55E00", "#56B4E9", "#999999")))
+    assert min(b - a for a, b in itertools.pairwise(with_old)) < 8

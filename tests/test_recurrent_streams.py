@@ -37,7 +37,7 @@ def test_the_tail_is_padded_dropped_or_refused():
     padded = sg.windows(x, 4, 2, tail="pad")
     assert padded[-1, 0].tolist() == [9, 10, 11, 0]
     assert sg.windows(x, 4, 4, lead=2, tail="pad")[0, 0].tolist() == [0, 0, 1, 2]
-    with pytest.raises(sg.InputError, match="1 more would be"):
+    with pytest.raises(sg.InputError, match="1 are missing"):
         sg.windows(x, 4, 2)
     assert sg.windows(x[:, :3], 4, tail="pad")[0, 0].tolist() == [1, 2, 3, 0]
     with pytest.raises(sg.InputError, match="longer signal"):
@@ -172,7 +172,9 @@ def test_strides_take_hops_that_they_divide():
     step = sg.step_by_step(model, x, hop=4, dim=2)
     have = torch.cat(step_through(step, x.split(4, 2)), 2)
     torch.testing.assert_close(have, model(x), rtol=1e-5, atol=1e-6)
-    with pytest.raises(sg.UnsupportedOperation, match="'1' .*a hop that the strides divide"):
+    with pytest.raises(
+        sg.UnsupportedOperation, match="'1' .*a hop that is a multiple of the strides"
+    ):
         sg.step_by_step(model, x, hop=3, dim=2)
 
 
@@ -217,14 +219,14 @@ def test_the_model_is_left_as_it_was_and_its_weights_are_shared():
 
 
 REFUSED = {
-    "both ways": (
+    "both directions": (
         lambda: Tagger(nn.GRU(6, 7, bidirectional=True, batch_first=True)),
-        "'layer' .*reads the sequence both ways",
+        "'layer' .*reads the sequence in both directions",
     ),
     "symmetric": (lambda: tcn("symmetric"), "'0' .*looks 2 input.* ahead"),
     "no padding": (lambda: tcn("none"), "'0' .*Pad 4 zeros to the left"),
     "replicate": (lambda: tcn("replicate"), "padding_mode='replicate'"),
-    "padded on the right": (lambda: tcn("later"), "not causal: its output of frame 0"),
+    "padded on the right": (lambda: tcn("later"), "not causal: its output at frame 0"),
     "norm over time": (lambda: tcn("norm"), "not causal"),
     "nothing kept": (lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU()), "treats all steps alike"),
 }
@@ -261,7 +263,7 @@ class Started(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [(Means(), "something else keeps"), (Started(), "'layer' .*a state that is not zero")],
+    [(Means(), "depends on earlier frames"), (Started(), "'layer' .*a non-zero state")],
 )
 def test_other_memories_are_refused(model, said):
     with pytest.raises(sg.UnsupportedOperation, match=said):
@@ -312,9 +314,13 @@ def test_a_layer_over_streams_is_told_from_one_over_time():
 @pytest.mark.parametrize(
     ("stride", "dim", "said"),
     [
-        (2, 2, "has 3 inputs in a frame and a stride of 2, .* hop that the strides divide"),
-        (1, 2, "makes 2 outputs fewer than its frames are due, .* Pad 2 zeros to the left"),
-        (1, 1, "however many frames there are: its time is the last dimension"),
+        (
+            2,
+            2,
+            "has 3 inputs in a frame and a stride of 2, .* hop that is a multiple of the strides",
+        ),
+        (1, 2, "makes 2 outputs fewer than its frames require, .* Pad 2 zeros to the left"),
+        (1, 1, "for any number of frames: its time dimension is the last"),
     ],
 )
 def test_what_a_convolution_lacks_is_said(stride, dim, said):
@@ -379,7 +385,7 @@ def test_several_clips_are_run_one_by_one():
     found = clips_with(model, iter(pairs), CARRIES)
     assert [len(clip["h"]) for clip in found] == [4, 6]
     assert torch.equal(found[1]["h"], unrolled(model, pairs[1][0], CARRIES)["h"])
-    with pytest.raises(sg.CalibrationError, match="there is no clip"):
+    with pytest.raises(sg.CalibrationError, match="contain no clip"):
         clips_with(model, [], CARRIES)
 
 
@@ -423,17 +429,17 @@ class Plain(Cell):
             {"x": clip_of(), "h": torch.ones(8, 4)},
             CARRIES,
             sg.InputError,
-            "begins with zeros in 'h'",
+            "starts with zeros in 'h'",
         ),
-        (Ones(), clip_of(), CARRIES, sg.InputError, "starts from something else than zeros"),
+        (Ones(), clip_of(), CARRIES, sg.InputError, "starts from non-zero values"),
         (Plain(), clip_of(), "h", sg.InputError, "a dict from the argument .* but it is 'h'"),
         (Plain(), clip_of(), ["h"], sg.InputError, "a dict from the argument"),
-        (Plain(), clip_of(), {"x": 0, "h": 1}, sg.InputError, "no clip is left"),
-        (Plain(), clip_of(), {"h": None}, sg.InputError, "'h': None, which is no place"),
-        (Plain(), clip_of(), {"h": ()}, sg.InputError, "which is no place"),
+        (Plain(), clip_of(), {"x": 0, "h": 1}, sg.InputError, "none is left for the clip"),
+        (Plain(), clip_of(), {"h": None}, sg.InputError, "'h': None, which is not a position"),
+        (Plain(), clip_of(), {"h": ()}, sg.InputError, "which is not a position"),
         (Plain(), clip_of(), {"h": (1, 0)}, sg.InputError, r"fails on a frame .*'h': \[4\]"),
         (Plain(), clip_of(), {"h": 0}, sg.InputError, r"'h': \[8, 2\].*that is its next value"),
-        (Plain(), clip_of(), {"h": 2}, sg.InputError, "'h': 2, but that output is no tensor"),
+        (Plain(), clip_of(), {"h": 2}, sg.InputError, "'h': 2, but that output is not a tensor"),
         (
             Plain(),
             {"x": clip_of(), "h": torch.zeros(8, 4)},
@@ -536,7 +542,7 @@ def test_a_plan_for_streams_carries_too():
         (h,) = returned["memory"]
     want = torch.stack(want)
     assert (have - want).norm() / want.norm() < 0.03
-    with pytest.raises(sg.InputError, match="not on stills that move"):
+    with pytest.raises(sg.InputError, match="not on moving stills"):
         sg.convert(model, given, carries=CARRIES, stream=sg.Motion())
 
 
@@ -590,7 +596,7 @@ def test_an_input_that_is_missing_is_told_without_those_that_are_fed(tmp_path):
             call(snn, frame)
     sg.save(network, tmp_path / "n.h5")
     runner = Runner(tmp_path / "n.h5")
-    with pytest.raises(sg.InputError, match="keep_state=True it feeds itself the rest"):
+    with pytest.raises(sg.InputError, match="keep_state=True it feeds the rest itself"):
         runner.run({name: value.numpy() for name, value in frame.items()})
     with pytest.raises(sg.InputError, match="takes x, u, but x holds x; pass a dict of these.$"):
         runner.run({"x": x.numpy()}, **stream)

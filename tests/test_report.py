@@ -115,6 +115,29 @@ def test_a_report_says_what_was_measured(small, plain):
     assert "script" not in tree.names() and "link" not in tree.names()
 
 
+def test_names_of_layers_are_not_read_as_counts(tmp_path):
+    model, x = Small("4").eval(), torch.randn(6, 4)
+    network = sg.convert(model, x, time_steps=2, tune=False)
+    page = write_report(tmp_path / "r.html", sg.build(network), x).read_text()
+    captions = " ".join(re.findall(r"<figcaption>(.*?)</figcaption>", page))
+    assert "One neuron of layer “4” on its way" in captions
+    assert "Spikes of layer “4” for" in captions and not re.search(r"\bof 4\b", captions)
+
+
+def test_numbers_are_rounded(plain):
+    """But for versions and papers, no more than four digits behind the point."""
+    text = read(plain).text
+    assert re.search(r"error: 0\.\d+", text), "the plan's errors are there"
+    said = re.sub(r"(doi|arXiv):\S+", "", text)
+    assert not re.findall(r"\d\.\d{5,}", said)
+
+
+def test_values_of_the_provenance_in_words():
+    value = {"a": 0.1571664021751708, "b": {"c": 2, "d": [0.5, 1e-9]}, "e": ()}
+    assert module._in_words(value) == "a: 0.1572; b: (c: 2, d: 0.5, 1e-09); e: none"
+    assert module._in_words(3) == "3" and module._in_words({}) == "none"
+
+
 def test_nothing_in_the_page_leads_out_of_it(plain):
     text = plain.read_text()
     elements = Tree(text).elements
@@ -138,12 +161,11 @@ def test_references_within_the_page_lead_somewhere_and_names_are_unique(plain):
     assert links and links <= set(ids)
 
 
-def test_the_page_about_it(small, tmp_path, monkeypatch, capsys):
+def test_the_page_about_it(tmp_path, monkeypatch, capsys):
     """Its code runs, and writes what it says."""
     monkeypatch.chdir(tmp_path)
-    model, snn, x, y = small
     text = (Path(__file__).parent.parent / "docs/report.md").read_text()
-    scope = {"model": model, "snn": snn, "x": x, "y": y}
+    scope = {}
     for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(code, scope)
     assert "'accuracy':" in capsys.readouterr().out
@@ -217,7 +239,10 @@ def test_group_neurons(tmp_path):
     model, x = Small().eval(), torch.randn(6, 4)
     network = sg.convert(model, x, time_steps=4, method="group", members=4, tune=False)
     tree = read(write_report(tmp_path / "r.html", sg.build(network), x))
-    assert "handed on whole" in tree.text
+    assert "sent as one integer" in tree.text
+    assert "A spike adds one threshold to the output of its neuron." in tree.text
+    assert "m is the number of members of a group neuron." in tree.text
+    assert "signGD" not in tree.text and "signs that" not in tree.text
     assert "SignGD neurons without a dead zone send a spike in every step" not in tree.text
 
 
@@ -433,6 +458,56 @@ def test_a_narrow_window_and_the_dark(browser, convnext, dark):
     light = [sum(map(int, re.findall(r"\d+", color)[:3])) / 765 for color in (ground, ink, drawn)]
     assert abs(light[0] - light[1]) > 0.7 and abs(light[0] - light[2]) > 0.7
     assert (light[0] < 0.5) is dark
+
+
+@in_a_browser
+def test_what_scrolls_shows_that_it_does(browser, convnext):
+    """It fades at the side where there is more, and only what is wider than its box does."""
+    browser.shape(390, 800)
+    browser.open(convnext.as_uri())
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('.wide, .drawn')].map(e => [e.scrollWidth > e.clientWidth, "
+        "getComputedStyle(e).maskImage != 'none'])"
+    )
+    assert [True, True] in boxes and [False, False] in boxes
+    assert all(wider == fades for wider, fades in boxes)
+    assert browser.evaluate("document.querySelector('.narrow').checkVisibility()")
+    browser.shape(1280, 800)
+    assert not browser.evaluate("document.querySelector('.narrow').checkVisibility()")
+
+
+WORDS = """(() => {
+  const broken = [], range = document.createRange();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walk.nextNode()); )
+    for (const word of node.data.matchAll(/\\b[A-Za-z]{2,24}\\b/g)) {
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map(r => r.top)).size > 1) broken.push(word[0]);
+    }
+  return broken;
+})()"""
+
+
+@in_a_browser
+def test_words_are_whole_in_a_narrow_window(browser, convnext):
+    browser.shape(390, 800)
+    browser.open(convnext.as_uri())
+    assert browser.evaluate(WORDS) == []
+    browser.evaluate("document.body.style.wordBreak = 'break-all'")
+    assert browser.evaluate(WORDS) != []  # they would be seen
+
+
+@in_a_browser
+def test_texts_of_pictures_have_nine_pixels(browser, convnext):
+    """As wide as a picture may be squeezed: by its width, and the least of its letters."""
+    browser.shape(390, 800)
+    browser.open(convnext.as_uri())
+    scales = browser.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().width / "
+        "(s.viewBox.baseVal.width / 72 * 96))"
+    )
+    assert all(scale * 8.33 / 72 * 96 >= 9 for scale in scales)
 
 
 @in_a_browser

@@ -159,7 +159,7 @@ def test_poisson_spikes_are_given(folder, name):
     network = sg.convert(make(), x, **{"time_steps": 8, **options, "resting": "zero"})
     sg.save(network, folder / "n.h5")
     runner = Runner(folder / "n.h5")
-    with pytest.raises(sg.FormatError, match="torch's random numbers.*input_spikes"):
+    with pytest.raises(sg.FormatError, match="torch's generator.*input_spikes"):
         runner.run(x.numpy(), 8)
     (encoder,) = [node for node in network.nodes if node.kind == "encoder"]
     p = PoissonCodingParameters(encoder.scale, encoder.seed)
@@ -337,8 +337,8 @@ WRONG_INPUTS = [
     (np.full((2, 1, 8, 8), np.nan), {}, "NaN or infinity"),
     (np.zeros((3, 2, 1, 8, 8)), {"sequence": True}, "3 steps, but time_steps asks for 4"),
     (np.zeros((2, 1, 8, 8)), {"view": "rate"}, "view is one of spike, decoded"),
-    (np.zeros((2, 1, 8, 8)), {"view": "spike"}, 'of signGD neurons alone.*view="decoded"'),
-    (np.zeros((2, 1, 8, 8)), {"input_spikes": 0.0}, "Poisson encoder; there is none"),
+    (np.zeros((2, 1, 8, 8)), {"view": "spike"}, 'requires signGD neurons only.*view="decoded"'),
+    (np.zeros((2, 1, 8, 8)), {"input_spikes": 0.0}, "Poisson encoder, but"),
 ]
 
 

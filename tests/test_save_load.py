@@ -428,7 +428,7 @@ def test_one_changed_byte_is_reported(files, tmp_path):
     data = bytearray((files / "group.h5").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.h5").write_bytes(data)
-    with pytest.raises(sg.FormatError, match="bad.h5': .* damaged or was changed.*Copy it anew"):
+    with pytest.raises(sg.FormatError, match="bad.h5': .* damaged or was changed.*Copy it again"):
         sg.load(tmp_path / "bad.h5")
 
 

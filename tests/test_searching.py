@@ -157,8 +157,8 @@ def test_what_contradicts_is_refused(model, images):
         sg.search(model, images, spikes=4, methods=BOTH, dead_zone=0, method="group")
     with pytest.raises(sg.InputError, match="search chooses objective itself"):
         sg.search(model, images, additions=1.0, objective="additions", dead_zone=2 / 3)
-    with pytest.raises(sg.CalibrationError, match="106"):
-        sg.search(model, images[:100], spikes=2, methods=BOTH, dead_zone=0)
+    with pytest.raises(sg.CalibrationError, match="takes 64"):
+        sg.search(model, images[:63], spikes=2, methods=BOTH, dead_zone=0)
 
 
 # -- the parts -----------------------------------------------------------------------------------

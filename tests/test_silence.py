@@ -448,7 +448,7 @@ def test_what_is_no_frame_and_a_frame_that_was_forgotten_are_said(silent):
                 w(bad)
             w(frame)
     w.snn.reset()
-    with pytest.raises(sg.InputError, match="none was seen"):
+    with pytest.raises(sg.InputError, match="none was processed"):
         _ = w.operations
 
 
@@ -481,7 +481,7 @@ def test_whoever_listens_hears_what_is_sent():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"spikes": "signed"}, "decoded view"), ({"trainable": True}, "gradient")],
+    [({"spikes": "signed"}, "decoded form"), ({"trainable": True}, "gradient")],
 )
 def test_networks_without_a_silent_path_say_why(options, message):
     snn = sg.build(random_plan(0), "spikingjelly", **options)

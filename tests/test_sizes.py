@@ -319,8 +319,8 @@ class Square(nn.Module):
         (flattened(), (1, 8, 8), [(1, 10, 10)], r"'2' \(reshape\) fixes the size"),
         (Sentence(), (7, 8), [(12, 8)], r"fixes the size \(its table .* convert at the largest"),
         (Sentence(7), (7, 8), [(12, 8)], "fixes the size"),
-        (Averaged(), (3, 8, 6), [(3, 9, 9)], "has another .* there, computed from the size"),
-        (Branch(lambda s: s[2] > 8), (3, 8, 6), [(3, 9, 9)], "computes something else"),
+        (Averaged(), (3, 8, 6), [(3, 9, 9)], "has another .* at this size, computed from it"),
+        (Branch(lambda s: s[2] > 8), (3, 8, 6), [(3, 9, 9)], "computes another function"),
         (Pyramid(), (3, 16, 12), [(3, 5, 5)], r"'conv2' \(conv\) fixes the size"),
         (Pyramid(), (3, 16, 12), [(3, 0, 5)], "a size is the shape of one sample"),
         (Pyramid(), (3, 16, 12), ["large"], "a size is the shape of one sample"),
@@ -378,7 +378,7 @@ def test_without_a_check_nothing_runs_elsewhere():
 def test_a_scale_for_each_place_fixes_the_size(network):
     (first, *_) = network.neurons
     one = replace(first, scale=torch.ones(1, 14, 10))
-    with pytest.raises(sg.InputError, match=f"'{first.name}' .*its scale .* for each place"):
+    with pytest.raises(sg.InputError, match=f"'{first.name}' .*its scale .* for each position"):
         network.with_nodes({first.name: one}).at_size(3, 19, 23)
 
 

@@ -535,7 +535,7 @@ def test_bad_inputs(name: str) -> None:
     with pytest.raises(InputError, match="one input for each argument"):
         module()
     if name != "module":
-        with pytest.raises(InputError, match="so 1, but 2 came in"):
+        with pytest.raises(InputError, match="so 1, but 2 were passed"):
             module(torch.ones(2, 5), torch.ones(2, 5))
     with pytest.raises(InputError, match=r"\[T, N, \*\] with one T >= 1"):
         sequence(module, torch.ones(0, 2, 5))
@@ -544,11 +544,13 @@ def test_bad_inputs(name: str) -> None:
 
 def test_bad_inputs_of_several_arguments() -> None:
     node = SignGDNode("mul", PUBLISHED, spikes="signed", initial_input=0.0)
-    with pytest.raises(InputError, match="so 2, but 1 came in"):
+    with pytest.raises(InputError, match="so 2, but 1 were passed"):
         node(torch.ones(2, 5))
     with pytest.raises(InputError, match="one T >= 1"):
         sequence(node, torch.ones(2, 5), torch.ones(3, 5))
-    with pytest.raises(InputError, match="2 inputs came in, but there are 1 values of initial_inp"):
+    with pytest.raises(
+        InputError, match="2 inputs were passed, but there are 1 values of initial_inp"
+    ):
         SignGDNode("mul", PUBLISHED, initial_input=torch.ones(5), spikes="signed")(
             torch.ones(2, 5), torch.ones(5)
         )
@@ -622,7 +624,7 @@ def test_bad_inputs_of_several_arguments() -> None:
             lambda: SignGDNode(
                 "relu", FAST, dead_zone=0.5, spikes="binary", offset=0.0, initial_input=0.0
             ),
-            "is silent.*spikes='ternary' or 'signed', or dead_zone=0",
+            "the silence of .*spikes='ternary' or 'signed', or dead_zone=0",
         ),
         (
             lambda: SignGDNode(
@@ -632,7 +634,7 @@ def test_bad_inputs_of_several_arguments() -> None:
         ),
         (
             lambda: SignGDNode("relu", FAST, spikes="ternary", momentum=0.5, initial_input=0.0),
-            "ternary spike cannot carry momentum",
+            "ternary spikes cannot represent momentum",
         ),
         (lambda: Readout(spikes="binary", schedule=PUBLISHED), "offset"),
         (lambda: Readout(spikes="binary", offset=0.0), "schedule"),

@@ -254,7 +254,7 @@ def test_what_a_network_feeds_itself(tmp_path, view, dtype):
         runner.run({"x": part}, view=view, **KEPT) for part in (given["x"][:4], given["x"][4:])
     ]
     assert np.array_equal(np.concatenate([p.outputs[1] for p in parts]), found.outputs[1])
-    with pytest.raises(sg.InputError, match="with a delay are not there yet"):
+    with pytest.raises(sg.InputError, match="are not available yet with a delay"):
         runner.run(given, delay=True, **KEPT)
     begun = {"x": frames[:1], "h": torch.rand(1, 2, 4, dtype=dtype)}
     snn.reset()
@@ -392,7 +392,7 @@ def test_refusals(path, network, tmp_path):
     with pytest.raises(sg.InputError, match="pass sequence=True"):
         runner.run(frames, keep_state=True)
     for empty in (frames[:0], frames[:, :0]):
-        with pytest.raises(sg.InputError, match="at least, but it is"):
+        with pytest.raises(sg.InputError, match="at least one frame"):
             runner.run(empty, **KEPT)
     runner.run(frames, **KEPT)
     for other in (frames[:, :2], frames[..., :5]):
@@ -405,10 +405,10 @@ def test_refusals(path, network, tmp_path):
     for view in ("Spike", "signed"):
         with pytest.raises(sg.InputError, match=f"view is one of spike, decoded, .* {view!r}"):
             runner.run(frames[:, :2], view=view, **KEPT)
-    with pytest.raises(sg.InputError, match="those of a Poisson encoder; there is none"):
+    with pytest.raises(sg.InputError, match="those of a Poisson encoder, but"):
         runner.run(frames[:, :2], input_spikes=frames, **KEPT)
     sg.save(network.replace(stream=False), tmp_path / "n.h5")
-    with pytest.raises(sg.InputError, match="round apart from frame to frame"):
+    with pytest.raises(sg.InputError, match="drift apart from frame to frame"):
         Runner(tmp_path / "n.h5").run(frames, view="spike", **KEPT)
     Runner(tmp_path / "n.h5").run(frames, **KEPT)
 
@@ -417,7 +417,7 @@ def test_the_spike_view_is_of_signgd_neurons_alone(tmp_path):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     grouped = sg.convert(model, torch.rand(16, 4), time_steps=2, tune=False, method="group")
     sg.save(grouped.replace(stream=True), tmp_path / "n.h5")
-    with pytest.raises(sg.InputError, match="the spike view is of signGD neurons alone"):
+    with pytest.raises(sg.InputError, match="the spike view requires signGD neurons only"):
         Runner(tmp_path / "n.h5").run(torch.rand(2, 1, 4).numpy(), view="spike", **KEPT)
 
 
@@ -426,14 +426,14 @@ def test_the_spike_view_is_of_signgd_neurons_alone(tmp_path):
     [
         ({"momentum": 0.5, "dead_zone": 0.0}, "momentum"),
         ({"input_coding": "poisson"}, "Poisson"),
-        ({"method": "subgradient"}, "a rate over all steps"),
+        ({"method": "subgradient"}, "a mean over all steps"),
     ],
 )
 def test_what_runs_on_no_streams(tmp_path, options, error):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     network = sg.convert(model, torch.rand(16, 4), time_steps=2, tune=False, **options)
     sg.save(network, tmp_path / "n.h5")
-    with pytest.raises(sg.InputError, match=f"runs on no streams.*{error}"):
+    with pytest.raises(sg.InputError, match=f"cannot run on streams.*{error}"):
         Runner(tmp_path / "n.h5").run(torch.rand(2, 1, 4).numpy(), **KEPT)
 
 
@@ -457,7 +457,7 @@ def test_nir_files_of_streams(tmp_path):
     assert sg.load(tmp_path / "n.nir").stream
     certificate = sg.verify(tmp_path / "n.nir", frames, network=network)
     assert certificate.ok and certificate.samples == 12, certificate
-    assert any("each frame is replayed alone" in note for note in certificate.notes)
+    assert any("each frame is replayed separately" in note for note in certificate.notes)
     assert not sg.verify(tmp_path / "n.nir", frames, network=network.replace(stream=False)).ok
     with pytest.raises(sg.FormatError, match="one floating-point tensor"):
         sg.export(remembering(), tmp_path / "m.nir", mode="exact")

@@ -434,7 +434,7 @@ def test_what_is_over_before_it_began_is_left_as_it_was(model, images, monkeypat
     monkeypatch.setattr(tunable, "batch_of", lambda network: 1)
     tuned = sg.tune(plain, images, seconds=5)
     assert clock.seconds <= 5 and tuned.nodes == plain.nodes
-    assert "5 seconds are over" in tuned.provenance["tuning"]["none"]
+    assert "5 seconds were over" in tuned.provenance["tuning"]["none"]
 
 
 def test_a_report_without_time_says_so(model, images, monkeypatch):
@@ -689,7 +689,7 @@ def test_search_for_an_agreement(model, images, dead_zone):
 
 
 def test_search_refuses_what_contradicts(model, images):
-    with pytest.raises(sg.InputError, match="one of them"):
+    with pytest.raises(sg.InputError, match="either a budget"):
         sg.search(model, images)
     with pytest.raises(sg.InputError, match="time_steps"):
         sg.search(model, images, spikes=4, time_steps=3)
@@ -756,11 +756,11 @@ def test_a_target_takes_the_fewest_additions_that_reach_it(model, images):
     [
         ({"additions": 0.5, "dead_zone": 0}, "dead_zone=2 / 3"),
         ({"additions": 0.5, "dead_zone": 0.6, "methods": ("signgd", "group")}, "methods"),
-        ({"additions": 0.5, "spikes": 2}, "one of them"),
+        ({"additions": 0.5, "spikes": 2}, "either a budget"),
         ({"additions": -1.0, "dead_zone": 0.6}, "positive"),
         ({"spikes": True}, "positive"),
-        ({"spikes": 2.5, "dead_zone": 0}, "whole number"),
-        ({"additions": 1e-9, "dead_zone": 0.6, "iterations": 1}, "beyond"),
+        ({"spikes": 2.5, "dead_zone": 0}, "an integer"),
+        ({"additions": 1e-9, "dead_zone": 0.6, "iterations": 1}, "cannot be reached"),
     ],
 )
 def test_search_refuses_what_dead_zones_cannot(model, images, options, why):

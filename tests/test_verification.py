@@ -123,6 +123,8 @@ def test_netx_files_without_lava_are_not_called_verified(group, tmp_path, monkey
     certificate = sg.verify(tmp_path / "net.net", X, network=group)
     lowered, rounded = certificate.checks
     assert not certificate.ok and lowered.required and lowered.equal and lowered.cells > 10_000
+    assert certificate.state == certificate.to_dict()["state"] == "not checked"
+    assert "not checked in full" in str(certificate) and "CONTRADICTED" not in str(certificate)
     assert 0 < rounded.mismatches < 0.1 * rounded.cells and not rounded.required
     assert "not run in Lava" in str(certificate)
     assert not sg.verify(tmp_path / "net.net", samples=2).checks
@@ -181,7 +183,11 @@ def test_another_network_is_found_out(group, tmp_path, suffix):
         write(other, path)
         certificate = sg.verify(path, X, network=group)
         assert not certificate.ok and certificate.checks[0].mismatches > 0
-        assert "NOT verified" in str(certificate) and "NOT EQUAL" in str(certificate)
+        assert (
+            certificate.state == "contradicted"
+            and "CONTRADICTED" in str(certificate)
+            and "NOT EQUAL" in str(certificate)
+        )
         assert sg.verify(path, X, network=other).checks[0].equal
     write(group.replace(time_steps=2), path)
     certificate = sg.verify(path, X, network=group)

@@ -74,7 +74,7 @@ def test_a_model_converts(name):
     ],
 )
 def test_a_name_that_is_not_known(name, near):
-    with pytest.raises(sg.InputError, match=rf"has no .*Near it: .*{near}"):
+    with pytest.raises(sg.InputError, match=rf"has no .*Similar names: .*{near}"):
         load_source(name)
 
 
@@ -131,14 +131,14 @@ def test_half_precision_is_read_as_float32(vit):
 
 
 def test_a_folder_that_is_not_there(vit):
-    with pytest.raises(sg.InputError, match=rf"no folder.*Near it: {vit.folder}"):
+    with pytest.raises(sg.InputError, match=rf"no folder.*Similar names: {vit.folder}"):
         load_source(f"hf:{vit.folder}s")
 
 
 def test_pickled_weights_are_not_read(vit):
     torch.save(vit.model.state_dict(), vit.folder / "pytorch_model.bin")
     (vit.folder / "model.safetensors").unlink()
-    with pytest.raises(sg.InputError, match="save them anew with model.save_pretrained"):
+    with pytest.raises(sg.InputError, match="save them again with model.save_pretrained"):
         load_source(f"hf:{vit.folder}")
 
 

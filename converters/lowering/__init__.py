@@ -1,10 +1,10 @@
 """Lowering: the captured ATen graph to the nodes of a network, nonlinearities still functions.
 
-Every operation ends as linear, neuron, constant or unsupported; nothing is taken for linear
-because nobody looked. ``HANDLERS`` holds one function for each linear or compound operation,
+Every operation is classified as linear, neuron, constant or unsupported; nothing is assumed to be
+linear without a check. ``HANDLERS`` holds one function for each linear or compound operation,
 ``rules.NEURONS`` the nonlinearities. A compound operation becomes linear parts and neuron
-functions, as ``Options.forms`` says: LayerNorm one neuron for an output and an affine
-operation, or mean, difference, square, mean, x / sqrt(y).
+functions, as ``Options.forms`` says: LayerNorm one neuron for an output and an affine operation, or
+mean, difference, square, mean, x / sqrt(y).
 
 Minus infinity, with which masks are written, never becomes a value: ``Masked`` carries the mask to
 the softmax that it is meant for.

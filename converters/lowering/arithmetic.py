@@ -33,7 +33,7 @@ def add(low: Lowering, x: Value, y: Value, alpha: float = 1) -> Value:
     if alpha != 1 and (is_number(y) or isinstance(y, (Tensor, BatchConstant))):
         y, alpha = _times(y, alpha), 1
     if isinstance(y, Masked) and alpha <= 0:
-        raise NotConvertible(f"{low.here.target} takes -inf away; add masks to the logits")
+        raise NotConvertible(f"{low.here.target} subtracts -inf; add masks to the logits")
     (x, mask), (y, other) = without_infinity(low, x), without_infinity(low, y)
     return low.masked(sum_of(low, x, y, alpha), mask, other)
 
@@ -72,7 +72,7 @@ def without_infinity(low: Lowering, value: Value) -> tuple[Value, Value]:
     finite = value.masked_fill(mask, 0.0)
     if not bool(finite.isfinite().all()):
         raise NotConvertible(
-            f"a constant of {low.here.target} holds NaN or +inf; only -inf is understood, in masks"
+            f"a constant of {low.here.target} holds NaN or +inf; only -inf is supported, in masks"
         )
     return (finite, mask) if bool(mask.any()) else (value, None)
 

@@ -62,8 +62,8 @@ def _taken(low: Lowering, value: Value, taken: Value, filled: bool) -> Value:
         return value
     if not isinstance(taken, Tensor):
         raise NotConvertible(
-            f"a mask of {low.here.target} differs along a dimension that holds samples too; give "
-            "the heads a dimension of their own"
+            f"a mask of {low.here.target} differs along a dimension that also holds samples; "
+            "give the heads a separate dimension"
         )
     return low.affine(value, taken.to(low.dtype))
 
@@ -106,7 +106,7 @@ def _softmax_over(low: Lowering, x: Value, dim: int, empty_rows: bool = False) -
     shape = low.shape_of(x)
     dim = dim % len(shape) - len(shape)
     if follows_batch(shape[dim]):
-        raise NotConvertible("a softmax over the batch mixes samples; take it of each sample")
+        raise NotConvertible("a softmax over the batch mixes samples; apply it to each sample")
     if isinstance(mask, BatchConstant) and mask.tensor is None:  # of samples and heads together
         split = mask.split_sizes(shape)
         if dim + len(shape) <= mask.dim:
@@ -171,7 +171,7 @@ def _log_softmax(low: Lowering, x: Value, dim: int, *dtype: Any) -> Value:
     shape = low.shape_of(x)
     dim = dim % len(shape) - len(shape)
     if follows_batch(shape[dim]):
-        raise NotConvertible("a softmax over the batch mixes samples; take it of each sample")
+        raise NotConvertible("a softmax over the batch mixes samples; apply it to each sample")
     if low.options.whole("softmax"):
         return low.function("log_softmax", [x], shape, low.channel_of(x), dim=dim)
     shifted, weights = _exponentials(low, x, dim, None, None)

@@ -268,8 +268,8 @@ class Lowering:
         result = self.here.meta["val"]
         if not result.dtype.is_floating_point:
             raise NotConvertible(
-                f"{self.here.target} makes {result.dtype} values out of the network's signals; "
-                "keep them floating-point"
+                f"{self.here.target} converts the network's signals to {result.dtype}; keep them "
+                "floating-point"
             )
         return value
 
@@ -352,7 +352,7 @@ class Lowering:
         check_even(value)
         if isinstance(value, fx.Node):
             raise NotConvertible(
-                "a size that follows the batch is used as a number; compute it outside the model"
+                "a size that depends on the batch is used as a number; compute it outside the model"
             )
         if isinstance(value, (int, float)):
             value = torch.tensor(float(value), dtype=self.dtype)
@@ -363,7 +363,7 @@ class Lowering:
         if not bool(value.isfinite().all()):
             raise NotConvertible(
                 f"a constant of {self.here.target} holds NaN or infinity; fill with a finite "
-                "number, -inf is understood in the mask of a softmax alone"
+                "number, -inf is supported only in the mask of a softmax"
             )
         name = self._unique("constant")
         return self._emit(Constant(name=name, shape=tuple(value.shape), value=value))
@@ -576,7 +576,7 @@ class Lowering:
             arguments = rule.arguments(*rest, **kwargs)
         except TypeError as error:
             raise NotConvertible(
-                f"{self.here.target} has arguments that its rule does not take ({error}); give "
+                f"{self.here.target} has arguments that its rule does not accept ({error}); pass "
                 "a converters.Rule whose `arguments` reads them"
             ) from error
         if row.name in LOCAL and not self.options.whole(row.name):

@@ -1,4 +1,4 @@
-"""Operations that only move values, whichever they are: found by trying them, made of an index.
+"""Operations that only move values: detected by running them, and replaced by an index.
 
 ``Tensor.unfold``, ``F.unfold``, slices that are written into, ``as_strided``, gathers by constant
 indices, pixel shuffles and their kind need no handler each. An operation is one of them where every

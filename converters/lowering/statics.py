@@ -67,8 +67,8 @@ def _exact(low: Lowering, packet: Any, args: Any, kwargs: Any) -> Value:
             return handler(low, *args, **kwargs)
         except TypeError as error:
             raise NotConvertible(
-                f"{low.here.target} of token ids or masks has arguments that are not known here "
-                f"({error}); write it with comparisons, arithmetic and torch.where"
+                f"{low.here.target} of token ids or masks has unsupported arguments ({error}); "
+                "write it with comparisons, arithmetic and torch.where"
             ) from error
     value = low.here.meta["val"]
     if packet not in _MOVED and isinstance(value, Tensor) and not value.is_floating_point():
@@ -113,7 +113,7 @@ def _result(low: Lowering, op: str, inputs: Sequence[Value], **attributes: Any) 
     dtype = low.here.meta["val"].dtype
     if op in ARITHMETIC and dtype in (torch.uint8, torch.int8, torch.int16):
         raise NotConvertible(
-            f"{low.here.target} of {dtype} goes round at its largest value; compute with x.long()"
+            f"{low.here.target} of {dtype} wraps around at its largest value; compute with x.long()"
         )
     return low.static(op, [_operand(low, x) for x in inputs], low.shape(), _kind(low), **attributes)
 

@@ -14,7 +14,7 @@ from ..rules import NotConvertible
 
 
 class Name(str):
-    """A node's name, told apart from the strings among an operation's arguments."""
+    """A node's name, of another type than the strings among an operation's arguments."""
 
 
 # Name: a node's;  Masked: a node's with -inf in places;  Tensor, BatchConstant: a constant;

@@ -1,4 +1,4 @@
-"""What is computed of whole numbers and truth values alone, exactly and once a run: rows and torch.
+"""Operations on integers and booleans only, computed exactly and once per run: rows and torch.
 
 Token ids, positions and padding masks never spike. ``STATIC`` says what each operation is; those of
 ``LINEAR`` that move values serve too. Comparisons, logic and arithmetic are of two values that

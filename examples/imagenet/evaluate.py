@@ -237,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=4, help="that load images, for each process")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", type=Path, help="a folder to go on from, or to begin")
+    parser.add_argument("--resume", type=Path, help="a folder to resume from, or a new one")
     parser.add_argument("--results", type=Path, help="a file, .csv or .json")
     return parser
 

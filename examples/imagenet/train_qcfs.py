@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 4 examples/imagenet/train_qcfs.py vgg16 --data /data/cifar10 --amp
     python examples/imagenet/train_qcfs.py resnet20 --synthetic 512 --epochs 2
 
-After each epoch all that training needs is in --checkpoint. The same command goes on from there, as
+After each epoch all that training needs is in --checkpoint. The same command resumes from there, as
 if it had not been interrupted. No epoch is chosen: test images are read once, at the end.
 """
 
@@ -264,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument("--workers", type=int, default=2, help="that load images, for each process")
-    parser.add_argument("--checkpoint", type=Path, help="a file to go on from, or to begin")
+    parser.add_argument("--checkpoint", type=Path, help="a file to resume from, or a new one")
     parser.add_argument("--stop-after", type=int, help="epochs; the schedule is for --epochs")
     return parser
 

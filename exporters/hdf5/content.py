@@ -1,4 +1,4 @@
-"""What a description holds, as plain data, and what each part of it may be.
+"""The contents of a description as plain data, and the constraints on each part.
 
 NumPy arrays, numbers, strings, lists and dicts: torch is not needed to read one, to check it or to
 run it. The rows of ``kinds.py`` and ``core/operations`` are the tables of ``docs/format.md``.
@@ -69,7 +69,7 @@ def check(content: Content) -> None:
         raise FormatError("a network has an input node; this one has none.")
     missing = [name for name in leaves(content.outputs) if name not in seen]
     if missing:
-        raise FormatError(f"the outputs name {missing[0]!r}, but no node is called so.")
+        raise FormatError(f"the outputs name {missing[0]!r}, but there is no such node.")
     if not (natural(content.time_steps) and content.time_steps >= 1):
         raise FormatError(f"time_steps is an integer >= 1, but it is {content.time_steps!r}.")
     if not isinstance(content.provenance, Mapping):
@@ -116,7 +116,7 @@ def _check_node(node: Record, before: set[str]) -> None:
     for name in node["inputs"]:
         if name not in before:
             raise FormatError(
-                f"{where} takes {name!r}, which no node before it is called; nodes are in "
+                f"{where} takes {name!r}, but no earlier node has that name; nodes are in "
                 "topological order, without cycles."
             )
     arity = kind.arity(node)
@@ -142,7 +142,7 @@ def version_of(content: Content) -> tuple[int, int]:
 
 
 def _check_finite(where: str, name: str, value: Any) -> None:
-    """NaN and infinity make every output after them NaN, and no chip holds them."""
+    """NaN and infinity make every output after them NaN, and chips cannot represent them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             infinite = isinstance(item, float) and math.isinf(item)
@@ -152,7 +152,7 @@ def _check_finite(where: str, name: str, value: Any) -> None:
         is_array(value) and not finite(value)
     ):
         raise FormatError(
-            f"{where}: {name} holds NaN or infinity, which a description does not; look for the "
+            f"{where}: {name} holds NaN or infinity, which a description must not; look for the "
             "layer of the model whose weights diverged."
         )
 

@@ -35,7 +35,7 @@ class DefinitionNetwork(NetworkModule):
 
     bool where sigma or s is 1; of several signs in a step the uint8 that ``signgd_step`` returns,
     whose bits they are, with a dead zone its int32 codes (``neurons/signgd/sparse.py``); int64
-    counts of members for group neurons, negative where spikes are taken back; the output itself for
+    counts of members for group neurons, negative for negative spikes; the output itself for
     growth, which is a difference of sums and no count.
     """
 
@@ -70,6 +70,15 @@ class DefinitionNetwork(NetworkModule):
         return y  # type: ignore[no-any-return]
 
 
+class _Values(DefinitionNetwork):
+    """``fired`` is the value that each neuron passes on."""
+
+    def fire(self, node: Node, inputs: list[Tensor], walk: Walk) -> Tensor:
+        y = super().fire(node, inputs, walk)
+        self.fired[node.name] = y
+        return y
+
+
 def _fired(events: Events | None, y: Tensor) -> Tensor:
     if events is None:
         return y
@@ -96,9 +105,13 @@ def run_definition(
     *,
     spikes: str = "decoded",
     dtype: torch.dtype = torch.float64,
+    values: bool = False,
 ) -> DefinitionRun:
-    """``time_steps`` steps of x [B, ...], or a dict of such, in ``dtype``, by the definitions."""
-    module = DefinitionNetwork(network, spikes).to(dtype)
+    """``time_steps`` steps of x [B, ...], or a dict of such, in ``dtype``, by the definitions.
+
+    With ``values`` the run's ``spikes`` are what each neuron passes on, in place of what it fired.
+    """
+    module = (_Values if values else DefinitionNetwork)(network, spikes).to(dtype)
     run = _Steps(module, time_steps)
     outputs = run.frame(module.check_input(batch_of(x).to(dtype)))
     return DefinitionRun(run.fired(), outputs)

@@ -42,8 +42,8 @@ def save(
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"save takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
-            "a built module keeps it as module.network, "
-            "one that trains gives collect(module)."
+            "get it from a built module as module.network, from a trainable one by "
+            "collect(module)."
         )
     write(content_of(network, class_names), path)
 
@@ -67,7 +67,7 @@ def content_of(network: SpikingNetwork, class_names: Sequence[str] | None = None
     if names is not None and (
         not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names)
     ):
-        raise FormatError(f"class_names is a list of strings, one a class, but it is {names!r}.")
+        raise FormatError(f"class_names is a list of strings, one per class, but it is {names!r}.")
     return Content(
         nodes=tuple(
             Record(node.kind, {f.name: _plain(node, f.name) for f in fields(node)})

@@ -1,6 +1,6 @@
-"""What a file holds of each kind of node: a row of ``KINDS`` for each, without torch.
+"""The fields that a file holds for each kind of node: a row of ``KINDS`` for each, without torch.
 
-The rows are the tables of ``docs/format.md``. A kind from elsewhere is one more row::
+The rows are the tables of ``docs/format.md``. A kind from another package is one more row::
 
     KINDS["leaky"] = Kind({**FUNCTION, "leak": positive}, neuron=True, numpy=leaky_by_numpy)
 """
@@ -208,8 +208,8 @@ def _check_signs(where: str, node: Record) -> None:
         )
     if sparse(node) and node["momentum"]:
         raise FormatError(
-            f"{where}: momentum = {node['momentum']} adds up signs, and a dead zone leaves some "
-            "out; set one of them to 0."
+            f"{where}: momentum = {node['momentum']} accumulates the signs of all steps, some of "
+            "which a dead zone suppresses; set one of them to 0."
         )
     if node["members"] > MOST_SIGNS and not sparse(node):
         raise FormatError(
@@ -232,8 +232,9 @@ def _check_group(where: str, node: Record) -> None:
 def _check_growth(where: str, node: Record) -> None:
     if not node["function"].get("selects", False):
         raise FormatError(
-            f"{where}: function = {node['function']['name']!r} does not select one of its inputs, "
-            "as max pooling does, so its growth is no sum of spikes; make it a group neuron."
+            f"{where}: function = {node['function']['name']!r} does not select one of its "
+            "inputs, as max pooling does, so its growth is not a sum of spikes; make it a group "
+            "neuron."
         )
 
 
@@ -252,17 +253,22 @@ def _real(record: Record) -> bool:
 
 def _follows(record: Record) -> str:
     """v follows f(x), or the input, from wherever it is."""
-    return "its momentum would go on from one frame to the next" if record["momentum"] else KEPT
+    return (
+        "its momentum would carry over from one frame to the next" if record["momentum"] else KEPT
+    )
 
 
 def _coded(record: Record) -> str:
     if record["coding"] == "poisson":
-        return "Poisson spikes are drawn anew for each frame, and a mean of them has to settle"
+        return (
+            "Poisson spikes are drawn again for each frame, so that the estimate has to converge "
+            "again"
+        )
     return _follows(record)
 
 
 def _rate(record: Record) -> str:
-    return "its v is a rate over all steps since the first, which no frame ends"
+    return "its v is a mean over all steps since the first, which does not restart at a new frame"
 
 
 NODE: dict[str, Check] = {"name": text, "inputs": names, "shape": sizes}

@@ -193,7 +193,8 @@ class _Item:
 
 
 def _everything(file: h5py.File) -> _Item:
-    """All that is in the file. FormatError for what is elsewhere, loops, and what is no number."""
+    """The contents of the file. FormatError for external links, loops, and data that are not
+    numbers."""
     h5 = require_h5py()
     seen: set[int] = set()
 
@@ -269,12 +270,12 @@ def _check_seal(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(SEAL_BYTES)
     if not head.startswith((SIGNATURE, SEAL.mark)):
-        raise FormatError("not an HDF5 file, so no spiking-network description.")
+        raise FormatError("not an HDF5 file, so not a spiking-network description.")
     if len(head) < SEAL_BYTES or SEAL.broken(path):
         raise FormatError(
             "the file is damaged or was changed: its bytes are not those that were written. Copy "
-            "it anew, or write it again with save(network, path); after a change made on purpose "
-            "call exporters.hdf5.seal(path)."
+            "it again, or write it again with save(network, path); after a change made on "
+            "purpose call exporters.hdf5.seal(path)."
         )
 
 

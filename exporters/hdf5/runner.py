@@ -1,7 +1,6 @@
-"""Runs a description with NumPy and h5py alone: what every export is checked against.
+"""Runs a description with only NumPy and h5py: the independent check of every export.
 
-One step after the other, one node after the other, as the equations stand in ``docs/format.md``.
-Two views:
+Step by step and node by node, by the equations of ``docs/format.md``. Two views:
 
 "spike"     signGD networks: what passes is the weighted spikes -eta(t) scale sigma(t) of one step,
             through the linear part of every operation; a neuron integrates them to its input x,
@@ -13,10 +12,10 @@ Two views:
 node by how many steps it runs behind the input: the neurons on the longest path to it. A value on
 a shorter path is held back by the difference, so that what meets at a node is of the same step.
 
-``keep_state`` is a stream's: each frame of a clip is shown for T steps, which are counted anew,
-while v and x go on from frame to frame and from call to call (``runner_streams.py``). In the spike
-view of a plan for streams v(t) - v(t - 1) passes, and its sums are float64 whatever the type of v,
-so that x stays W v + b.
+``keep_state`` is a stream's: each frame of a clip is shown for T steps, which are counted from 1
+again, while v and x are kept from frame to frame and from call to call (``runner_streams.py``). In
+the spike view of a plan for streams v(t) - v(t - 1) passes, and its sums are float64 whatever the
+type of v, so that x stays W v + b.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ VIEWS = ("spike", "decoded")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of ``steps`` time steps gave.
+    """The result of a run of ``steps`` time steps.
 
     ``outputs``: {T: decoded output after T steps of the network}, in the source network's
     structure. ``spikes``: for each neuron [steps, B, ...], bool where sigma is +1 (signGD) or s is
     1 (subgradient); of m > 1 signs in a step a uint8, whose bits they are, the first sign's the
     highest; with a dead zone an int32, the bits of the members that fired +1 in its low half, of
     those that fired -1 in its high one, 0 in silence (``runner_signs.py``); counts of the members
-    that fire (group, negative where signed ones take spikes back); the output itself (growth).
+    that fire (group, negative for negative spikes); the output itself (growth).
     ``values``, if they were asked for: v(t) of signGD and subgradient
     neurons, the membrane potential of group neurons, f of the sums so far (growth), likewise.
 
@@ -156,8 +155,8 @@ class Runner:
         in {-scale, 0, scale}: its random numbers are torch's.
 
         With ``keep_state`` a sequence is a clip [F, B, ...]: each frame is shown for the largest of
-        ``time_steps``, by default the T in the file, and the state goes on from frame to frame and
-        to the next such call, until ``reset()``. Inputs that the network feeds itself are not
+        ``time_steps``, by default the T in the file, and the state is kept from frame to frame and
+        for the next such call, until ``reset()``. Inputs that the network feeds itself are not
         given, but for a value to begin with, in a call with the first frame alone. Raises
         InputError, FormatError.
         """
@@ -196,7 +195,7 @@ class Runner:
             return run.result(run.all_steps(steps, record, values))
 
     def reset(self) -> None:
-        """Forgets the stream: the next clip begins from nothing."""
+        """Resets the stream: the next clip starts from the initial state."""
         self._stream = None
 
     def _run_clip(
@@ -264,21 +263,20 @@ class Runner:
             raise InputError(f"view is one of {', '.join(VIEWS)}, but it is {view!r}.")
         if view == "spike" and self.view != "spike":
             raise InputError(
-                "the spike view is of signGD neurons alone, but there are "
-                f"{', '.join(self._decoded_alone()[:5])}."
-                ' Take view="decoded".'
+                "the spike view requires signGD neurons only, but there are "
+                f'{", ".join(self._decoded_alone()[:5])}. Take view="decoded".'
             )
         return view
 
     def _given(self, x: Any, fed: Iterable[str] = ()) -> dict[str, Array]:
-        """What is handed in, by the names of the inputs but those that are ``fed``."""
+        """The values passed in, by the names of the inputs except those that are ``fed``."""
         names = [node.name for node in self.content.of("input") if node.name not in fed]
         if not isinstance(x, Mapping):
             x = {names[0]: x}
         if set(x) - set(fed) != set(names):
             lacking = set(names) - set(x)
             feeds = lacking and lacking <= set(self.content.carries)
-            hint = " With sequence=True, keep_state=True it feeds itself the rest." if feeds else ""
+            hint = " With sequence=True, keep_state=True it feeds the rest itself." if feeds else ""
             raise InputError(
                 f"the network takes {', '.join(names)}, but x holds {', '.join(x)}; pass a dict of "
                 f"these.{hint}"
@@ -312,16 +310,21 @@ class Runner:
         poisson = [n for n in self.content.of("encoder") if n["coding"] == "poisson"]
         if not poisson:
             if spikes is not None:
-                raise InputError("input_spikes are those of a Poisson encoder; there is none here.")
+                raise InputError(
+                    "input_spikes are those of a Poisson encoder, but the network has none."
+                )
             return None
         if spikes is None:
             raise FormatError(
-                f"'{poisson[0].name}' codes the input as Poisson spikes, drawn from torch's random "
-                "numbers, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
-                "made by neurons.poisson_spikes or by you."
+                f"'{poisson[0].name}' codes the input as Poisson spikes drawn with torch's "
+                "generator, which NumPy does not have; pass run(..., input_spikes=[T, B, ...]), "
+                "from neurons.poisson_spikes or your own."
             )
         if len(poisson) > 1:
-            raise FormatError("several Poisson-coded inputs are not replayed; code one of them.")
+            raise FormatError(
+                "several Poisson-coded inputs cannot be replayed; use Poisson coding for one of "
+                "them."
+            )
         x = inputs[poisson[0]["inputs"][0]]
         x = x[0] if sequence else x
         spikes = np.asarray(spikes, self.dtype)
@@ -354,8 +357,9 @@ def _lags(nodes: Sequence[Record], outputs: Sequence[str]) -> tuple[dict[str, in
 class _Run:
     """One run: the state of every node, and the values that are on their way.
 
-    ``shown``: for how many steps each frame of a sequence is there; 0 says that x is none.
-    ``keeps``: at each frame steps are counted anew; ``before`` is what the frames so far left.
+    ``shown``: for how many steps each frame of a sequence is there; 0 says that x is not a
+    sequence. ``keeps``: at each frame steps are counted from 1 again; ``before`` is the state after
+    the frames so far.
     """
 
     def __init__(
@@ -415,7 +419,7 @@ class _Run:
         )
 
     def kept(self) -> Kept:
-        """What the frames after these go on from."""
+        """The state that the next frames continue from."""
         inputs = {name: x[-1] for name, x in self.x.items()}
         fed = {name: self._decoded(of) for name, of in self.carries.items()}
         view = "spike" if self.spike_view else "decoded"
@@ -746,6 +750,6 @@ def _named(node: Record) -> Iterator[None]:
         raise
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise FormatError(
-            f"node {node.name!r} cannot be computed ({error}): its fields contradict each other or "
-            "what comes in, or it calls a function of yours that fails."
+            f"node {node.name!r} cannot be computed ({error}): its fields contradict each other "
+            "or its input, or it calls a function of yours that fails."
         ) from error

@@ -1,4 +1,4 @@
-"""Streams in the NumPy runner: what goes on from frame to frame, and what a clip has to be."""
+"""Streams in the NumPy runner: the state kept from frame to frame, and the checks of a clip."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ class Kept:
 
 
 def check_kinds(content: Content, sequence: bool, delay: bool) -> None:
-    """Raises InputError, by the name of the node, for a network that runs on no streams."""
+    """Raises InputError, by the name of the node, for a network that cannot run on streams."""
     if not sequence:
         raise InputError(
-            "keep_state=True is of clips [F, B, ...]; pass sequence=True, and a frame as x[None]."
+            "keep_state=True is for clips [F, B, ...]; pass sequence=True, and a frame as x[None]."
         )
     for node in content.nodes:
         found = KINDS[node.kind].frame(node)
         if found not in (KEPT, ANEW):
             raise InputError(
-                f"keep_state=True: this network runs on no streams. {node.name!r}: {found}. Run "
-                "each frame from the start, or convert the model with stream=True."
+                f"keep_state=True: this network cannot run on streams. {node.name!r}: {found}. "
+                "Run each frame from the start, or convert the model with stream=True."
             )
     rates = [node.name for node in content.nodes if node.kind in ("group", "growth")]
     inner = [name for name in content.carries.values() if name not in leaves(content.outputs)]
     if rates and inner:
         raise InputError(
-            f"{inner[0]!r} is carried into the next frame, but what passes there are spikes of "
-            f"rate-coded neurons ({rates[0]!r}), decoded in the outputs alone; make it an output."
+            f"{inner[0]!r} is carried into the next frame, but the values there are spikes of "
+            f"rate-coded neurons ({rates[0]!r}), which are decoded at the outputs only; make it "
+            "an output."
         )
     if delay and content.carries:
         raise InputError(
-            f"the network feeds {', '.join(content.carries)} with values of the frame before, "
-            "which with a delay are not there yet; run it without one."
+            f"the network feeds {', '.join(content.carries)} with values of the previous frame, "
+            "which are not available yet with a delay; run it without one."
         )
 
 
@@ -62,8 +63,9 @@ def check_view(content: Content, view: str | None, usual: str) -> str:
     """The view of a stream, by default ``usual`` where the plan is one for streams."""
     if view == "spike" and not content.stream:
         raise InputError(
-            "in the spike view neurons and their receivers round apart from frame to frame, but in "
-            'that of a plan for streams; take view="decoded", or convert with stream=True.'
+            "in the spike view, the rounding errors of neurons and of their receivers drift "
+            'apart from frame to frame, except in a plan for streams; use view="decoded", or '
+            "convert with stream=True."
         )
     return view or (usual if content.stream else "decoded")
 
@@ -73,8 +75,8 @@ def check_begin(content: Content, frames: Mapping[str, Array], first: bool) -> N
     fed = [name for name in content.carries if name in frames]
     if fed and not (first and all(len(frames[name]) == 1 for name in frames)):
         raise InputError(
-            f"the network feeds itself {fed[0]!r}: leave it out. A value to begin with goes with "
-            "the first frame alone, after reset()."
+            f"the network feeds {fed[0]!r} itself: leave it out. An initial value can be passed "
+            "with the first frame only, after reset()."
         )
 
 
@@ -94,7 +96,7 @@ def check_next(frames: Mapping[str, Array], kept: Kept, view: str) -> None:
             )
         if before.dtype.kind != "f" and (x != before).any():
             raise InputError(
-                f"{name!r} holds whole numbers, which are the same in all frames of a stream, but "
+                f"{name!r} holds integers, which must be the same in all frames of a stream, but "
                 "they changed; reset() first."
             )
 
@@ -107,7 +109,7 @@ def check_clip(frames: Mapping[str, Array]) -> tuple[int, int]:
     count, batch = next(iter(frames.values())).shape[:2]
     if not count or not batch:
         raise InputError(
-            f"a clip [F, B, ...] has one frame of one stream at least, but it is {[count, batch]}."
+            f"a clip [F, B, ...] has at least one frame of one stream, but it is {[count, batch]}."
         )
     return count, batch
 

@@ -140,8 +140,8 @@ def affine_maps(
         )
     if neurons is GroupNeuron and not chain.averaged and network.time_steps > 1:
         raise FormatError(
-            f"the output of the network is that of its last step of {network.time_steps}, but what "
-            "Lava's read-out adds up is the sum of all; end the network in an average over the "
+            f"the output of the network is that of its last step of {network.time_steps}, but "
+            "Lava's read-out sums over all steps; end the network with an average over the "
             "steps, as convert(..., method='group') does, or make it for one step."
         )
     chain.end(str(network.outputs), None)
@@ -162,8 +162,8 @@ class _Chain(Semantics[None], Generic[AnyNeuron]):
     def input(self, node: Input) -> None:
         if not node.coded:
             raise FormatError(
-                f"'{node.name}' is of token ids or a mask, which no Lava file holds; save the "
-                "network as HDF5."
+                f"'{node.name}' computes with token ids or a mask, which Lava files cannot hold; "
+                "save the network as HDF5."
             )
 
     def constant(self, node: Constant) -> None:
@@ -202,8 +202,8 @@ def check_output(network: SpikingNetwork) -> None:
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
             f"Lava takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
-            "a built module keeps it as module.network, "
-            "one that trains gives collect(module)."
+            "get it from a built module as module.network, from a trainable one by "
+            "collect(module)."
         )
     check_collected(network)
     last = network.nodes[-1].name
@@ -250,7 +250,7 @@ def _refusal(node: Function) -> str:
         fix = POOL
     elif node.function.arity != 1:
         fix = SAVE
-    return f"is {called} {name}, but Lava's own neurons compute integrate-and-fire alone; {fix}."
+    return f"is {called} {name}, but Lava's own neurons compute only integrate-and-fire; {fix}."
 
 
 def _compose(
@@ -295,8 +295,8 @@ def _compose(
     for what, values in (("weights", weight), ("bias", bias)):
         if not np.isfinite(values).all():
             raise FormatError(
-                f"'{name}': its {what} hold NaN or infinity, which netx would turn into the "
-                "largest negative weight without a word; fix the model first."
+                f"'{name}': its {what} hold NaN or infinity, which netx would silently turn into "
+                "the largest negative weight; fix the model first."
             )
     x = torch.rand(3, entering, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert np.allclose(through(apply, x).numpy(), x.numpy() @ weight.T + bias), name
@@ -429,8 +429,8 @@ def _readout(
     layer = IntegerLayer(name, rounded, added, 1, 0, none, scale, weight * scale, bias * scale)
     if not fits(layer):
         raise FormatError(
-            f"'{name}': Lava would not compute with the read-out's weights as they are (range "
-            f"{rounded.min()}..{rounded.max()}); it takes both signs best. Add an output unit "
+            f"'{name}': Lava would compute with other weights than the read-out's (range "
+            f"{rounded.min()}..{rounded.max()}), unless both signs occur. Add an output unit "
             "with a weight of the other sign."
         )
     return layer

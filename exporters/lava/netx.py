@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import BackendUnavailable, FormatError, InputError
+from ...neurons.rounding import Rounded
 from ..files import Seal
 
 FORMAT = "spikingjelly_signgd netx"
@@ -77,7 +78,7 @@ def exact(*matrices: Integers) -> bool:
 
 
 @dataclass(frozen=True)
-class InputCoding:
+class InputCoding(Rounded):
     """Real inputs to spikes on the host, the same at each of the T steps: bit planes.
 
     A value x is the integer p = (x - low) / step, rounded to the nearest and kept in 0..levels,

@@ -1,4 +1,4 @@
-"""Runs netx files and signGD networks in an environment that has Lava, from one that has not.
+"""Runs netx files and signGD networks in a Python environment with Lava, from one without it.
 
 Lava's processes may hang or stay behind after an error and keep files locked. So a run is a process
 group of its own in a folder of its own, on a copy of the file: an error in any worker ends it, a

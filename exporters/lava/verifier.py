@@ -94,7 +94,7 @@ def verify(request: Request) -> Certificate:
 
 
 def _same_integers(netx: Any, network: SpikingNetwork) -> Check:
-    """The file's integers and coding, and those of the network lowered anew."""
+    """The file's integers and coding, and those of the network lowered again."""
     coding = netx.coding
     bits = int(netx.attributes["weight_bits"])
     again = parse_netx(
@@ -104,7 +104,7 @@ def _same_integers(netx: Any, network: SpikingNetwork) -> Check:
         netx.path,
     )
     return compare_contents(
-        "integers of the file and of the network lowered anew", _integers(netx), _integers(again)
+        "integers of the file and of the network lowered again", _integers(netx), _integers(again)
     )
 
 

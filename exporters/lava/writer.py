@@ -15,7 +15,7 @@ Profiles, each a stock file unless said otherwise:
     Lava process: the file runs by ``plugins.lava`` alone, and says so.
 
 The layout of the file and its arithmetic are in ``netx``, the lowering in
-``chains``; what is exact, lossy and refused in docs/lava.md.
+``chains``; docs/lava.md lists what is exact, lossy and refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ...core.network import GroupNeuron, SpikingNetwork
 from ...errors import BackendUnavailable, FormatError, InputError
+from ...neurons.rounding import Rounded
 from ..files import write_whole
 from .chains import (
     LARGEST_WEIGHT,
@@ -67,8 +68,8 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer.
+class LayerReport(Rounded):
+    """The result for one layer.
 
     ``theta`` is the integer threshold of one member (0: the read-out). The errors are relative, the
     norm of the rounding over the norm of the weights; ``rounded_to_zero`` is the fraction of
@@ -93,8 +94,8 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class LavaReport:
-    """What ``write_netx`` wrote, and what rounding to integers cost on ``samples`` samples.
+class LavaReport(Rounded):
+    """The report of ``write_netx``, with the effect of integer rounding on ``samples`` samples.
 
     ``agreement``: equal predictions of the network before and after; ``output_error``: the norm of
     the difference of the outputs over the norm of the outputs before. Accuracies are None without
@@ -297,8 +298,8 @@ def _check_profile(maps: Sequence[AffineMap[GroupNeuron]], profile: str) -> None
         members, charge = m.neuron.members, by_neuron(m.neuron, m.neuron.initial_charge)
         if m.neuron.signed:
             raise FormatError(
-                f"'{m.name}' is signed, but Lava's integrate-and-fire neurons take no spike back; "
-                "set signed=False, or save the network as a description (.h5)."
+                f"'{m.name}' is signed, but Lava's integrate-and-fire neurons fire no negative "
+                "spikes; set signed=False, or save the network as a description (.h5)."
             )
         if profile.startswith("if-") and members != 1:
             raise FormatError(
@@ -314,9 +315,9 @@ def _check_profile(maps: Sequence[AffineMap[GroupNeuron]], profile: str) -> None
         if not ((charge >= 0) & (charge < 1)).all():
             outside = charge[(charge < 0) | (charge >= 1)]
             raise FormatError(
-                f"'{m.name}' begins with {outside[0]} of a threshold on its membrane; the files "
-                "hold 0 <= initial_charge < 1. "
-                "Give the neuron one below 1 (0.5 rounds to the nearest level)."
+                f"'{m.name}' starts with a membrane potential of {outside[0]} thresholds; the "
+                "files hold 0 <= initial_charge < 1. Choose one below 1 (0.5 rounds to the "
+                "nearest level)."
             )
 
 
@@ -471,7 +472,7 @@ def _check_expanded(layers: Sequence[NetxLayer], max_weights: int) -> None:
         if not exact(*matrices):
             low, high = min(m.min() for m in matrices), max(m.max() for m in matrices)
             raise FormatError(
-                f"'{layer.name}': Lava would not compute with these weights as they are (range "
+                f"'{layer.name}': Lava would compute with other weights than these (range "
                 f"{low}..{high}); change weight_bits, or the layer's scale."
             )
         if int(np.abs(layer.bias).max(initial=0)) > LARGEST_BIAS:

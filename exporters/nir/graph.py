@@ -15,8 +15,9 @@ number of the file's type below :math:`k\theta - v(0)`. ``scale_inhibit`` is
 A feedback edge carries the value of the step before: subtracting at the end of a step and at the
 beginning of the next are the same.
 
-A signed group neuron may take back what it has sent, N. With r = #{members above} - #{members
-below} of one step, :math:`N \leftarrow \max(N + r, 0)` and n is the growth of N, which a second
+A signed group neuron may fire negative spikes, at most as many as it has sent, N. With r =
+#{members above} - #{members below} of one step, :math:`N \leftarrow \max(N + r, 0)` and n is the
+growth of N, which a second
 integrator counts::
 
     integrator -> mirror (-1) -> negative_001 .. negative_m -> negative_sum (-1) --+
@@ -25,8 +26,8 @@ integrator counts::
                                                  +-----------> number, in the next step
     members, negative_sum, number_under -> scale_inhibit, scale_output
 
-The integrator ``number`` holds N + r; what was too much below zero arrives one step later, before
-it is needed. All of these are whole numbers, so nothing rounds.
+The integrator ``number`` holds N + r; the excess below zero arrives one step later, before it is
+needed. All of these are integers, so nothing is rounded.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from ...core.operations import follows_batch
 from ...core.structures import leaves, tagged
 from ...errors import FormatError
 from ...neurons.group import GroupNeuronParameters
+from ...neurons.rounding import Rounded
 
 Array = NDArray[Any]
 
@@ -70,7 +72,7 @@ LARGEST_WEIGHT = 2**27  # values; grouped convolutions grow when they are writte
 
 
 @dataclass(frozen=True)
-class NirReport:
+class NirReport(Rounded):
     """What ``write_nir`` wrote. ``losses`` are what the file does not compute as the network does;
     ``notes`` are what its reader has to know."""
 
@@ -226,7 +228,7 @@ class GraphWriter:
         self.meant: dict[str, dict[str, Any]] = {}  # what the plain neurons of a platform stand for
         # at most four for each node of the network: two materialised sums, the node, a Flatten
         self.digits = len(str(4 * len(network.nodes)))
-        if mode == "platform" and double:
+        if mode != "exact" and double:
             self.lose("weights and thresholds are rounded from float64 to float32")
         if str(network.dtype) in ("torch.float16", "torch.bfloat16"):
             self.lose(f"arithmetic is float32, where the network's is {network.dtype}")
@@ -283,8 +285,8 @@ class GraphWriter:
 
     def function(self, node: Node, inputs: list[_Value]) -> _Value:
         raise _Refused(
-            "it is computed as it is, by no neuron, and NIR has no primitive for it. Replace it by "
-            "average pooling, QCFS or ReLU in the source network."
+            "it is a real-valued operation, not a neuron, and NIR has no primitive for it. "
+            "Replace it by average pooling, QCFS or ReLU in the source network."
         )
 
     def neuron(self, node: Neuron, inputs: list[_Value]) -> _Value:
@@ -361,7 +363,7 @@ class GraphWriter:
             return replace(spikes, amplitude=p.v_threshold)
         return self.each_channel(f"{node.name}.amplitude", spikes, p.v_threshold)
 
-    def described(self, node: GroupNeuron) -> dict[str, Any]:
+    def described(self, node: Neuron) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""
         numbers = {k: v for k, v in node.arguments.items() if isinstance(v, (int, float))}
         return {
@@ -418,8 +420,8 @@ class GraphWriter:
         flat = broadcast("v_threshold", amplitude, x.shape).reshape(x.shape[0], -1)
         if (flat != flat[:, :1]).any():
             raise _Refused(
-                "its thresholds differ within a channel, and no NIR node that platforms read "
-                'scales so. Use one for each channel, or write mode="exact".'
+                "its thresholds differ within a channel, which no NIR node that platforms read "
+                'can express. Use one for each channel, or write mode="exact".'
             )
         weight = flat[:, 0].astype(np.float64)
         return self.per_channel(name, x, weight, 0 * weight)
@@ -536,8 +538,8 @@ class GraphWriter:
             )
         if self.network.stream:
             notes.append(
-                "the plan is one for streams, in which these neurons begin anew at every frame: "
-                "reset all states before each, which NIR has no word for"
+                "the plan is one for streams, in which these neurons restart at every frame: "
+                "reset all states before each, which NIR cannot express"
             )
         return tuple(notes)
 
@@ -640,7 +642,7 @@ def _avg_pool(writer: GraphWriter, node: Linear, x: Sequence[_Value]) -> _Value:
         raise _Refused("NIR's AvgPool2d counts the padding. Set count_include_pad=True.")
     pooled = pool(writer, node, x[0], kernel, stride, padding, a.get("divisor_override") == 1)
     if pooled.shape != plain_shape(node):
-        raise _Refused("ceil_mode keeps a window that is not whole. Set ceil_mode=False.")
+        raise _Refused("ceil_mode keeps partial windows. Set ceil_mode=False.")
     return pooled
 
 
@@ -721,7 +723,7 @@ NIR_LINEAR: dict[str, Writer] = {
 
 def pool(
     writer: GraphWriter,
-    node: Linear,
+    node: Node,
     x: _Value,
     kernel: list[int],
     stride: list[int],
@@ -770,11 +772,13 @@ def plain_shape(node: Node) -> tuple[int, ...]:
     batch, *rest = node.shape
     if batch != "1*batch" or any(follows_batch(size) for size in rest):
         raise _Refused(
-            f"its shape is {list(node.shape)}; in NIR the batch comes first, and once. Keep the "
-            "batch in front in the source network."
+            f"its shape is {list(node.shape)}; in NIR the batch is the first dimension and no "
+            "other. Keep the batch in front in the source network."
         )
     if not rest:
-        raise _Refused("it is one number for each input; NIR's values have a dimension. Keep it.")
+        raise _Refused(
+            "it is a scalar for each input, but NIR's values have a dimension. Keep the dimension."
+        )
     return tuple(int(size) for size in rest)
 
 

@@ -1,4 +1,4 @@
-"""NIR graphs, read with care, and turned back into networks of group neurons.
+"""Reads NIR graphs, with checks, and turns them back into networks of group neurons.
 
 A group neuron is recognised by its structure, never by metadata alone: one integrator, thresholds
 that read it, one negative scale that feeds their sum back and one positive that sends it on.
@@ -119,7 +119,7 @@ def _survey(file: Any, path: Path, known: set[str]) -> None:
 
 
 def to_network(graph: Any, time_steps: int | None = None) -> SpikingNetwork:
-    """The network that a graph computes; FormatError names what has no equal."""
+    """The network that a graph computes; FormatError names nodes without a counterpart."""
     data = graph.metadata or {}
     try:
         steps = int(data["time_steps"] if time_steps is None else time_steps)
@@ -135,7 +135,7 @@ def to_network(graph: Any, time_steps: int | None = None) -> SpikingNetwork:
     except FormatError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise FormatError(f"this NIR graph does not hold together ({e}); write it again.") from e
+        raise FormatError(f"this NIR graph is inconsistent ({e}); write it again.") from e
 
 
 class _Reader:
@@ -224,7 +224,7 @@ class _Reader:
         """Several edges into one node are added, in their order."""
         sources = [self.names[source] for source in self.inputs[key]]
         if not sources:
-            raise FormatError(f"node '{key}' reads nothing; give it an edge or remove it.")
+            raise FormatError(f"node '{key}' has no input; add an edge to it or remove it.")
         total = sources[0]
         for source in sources[1:]:
             if self.shapes[source] != self.shapes[total]:
@@ -247,9 +247,9 @@ class _Reader:
         made = NODES.get(type(node).__name__)
         if made is None:
             raise FormatError(
-                f"node '{key}' is a nir.{type(node).__name__}, which has no equal in a "
-                "SpikingNetwork (its neurons subtract their threshold, NIR's are set to v_reset). "
-                'Run the file with NirRunner(path), or write it with mode="exact".'
+                f"node '{key}' is a nir.{type(node).__name__}, which has no counterpart in a "
+                "SpikingNetwork (its neurons subtract their threshold, NIR's are set to "
+                'v_reset). Run the file with NirRunner(path), or write it with mode="exact".'
             )
         try:
             op, attributes, tensors = made(node, self.shapes[x])
@@ -361,7 +361,10 @@ def group_parameters(where: str, graph: Any) -> tuple[GroupNeuronParameters, tup
     if any((arrays[name] != 1).any() for name in parts.integrators) or not (theta > 0).all():
         raise _not_a_group(where, "r is not 1, or its output scale is not positive")
     if (arrays[parts.inhibit] != -theta).any():
-        raise _not_a_group(where, "what it sends and what it takes off the potential differ")
+        raise _not_a_group(
+            where,
+            "the value that it sends and the value that it subtracts from the potential differ",
+        )
     found = np.sort(np.stack([arrays[name] for name in parts.members]), 0)
     below = None
     if parts.negatives:
@@ -385,7 +388,7 @@ def group_parameters(where: str, graph: Any) -> tuple[GroupNeuronParameters, tup
     if below is not None:
         off = np.maximum(off, np.abs(_spread(negative_thresholds(nearest, kind), below) - below))
     if (off > 8 * members * theta * np.finfo(kind).eps).any():
-        raise _not_a_group(where, "its thresholds are not a step of theta apart")
+        raise _not_a_group(where, "its thresholds are not spaced by theta")
     return nearest, shape
 
 
@@ -418,7 +421,7 @@ def _parts(where: str, graph: Any) -> _Roles:
     for name in names:
         edges |= {(integrator, name), (name, inhibit), (name, send)}
     if set(graph.edges) != edges or len(graph.edges) != len(edges):
-        raise _not_a_group(where, "its edges are others")
+        raise _not_a_group(where, "its edges differ")
     return _Roles(integrator, (integrator,), names, inhibit, send)
 
 
@@ -536,7 +539,7 @@ def _conv(node: Any, shape: tuple[int, ...]) -> Made:
     if len(shape) != spatial + 1 or spatial not in (1, 2):
         raise FormatError(f"its input is {list(shape)}.")
     if isinstance(node.padding, (str, bytes)):
-        raise FormatError("its padding is a word; write it in numbers.")
+        raise FormatError("its padding is a word; write it as numbers.")
     attributes: dict[str, Any] = {
         key: _sizes(getattr(node, key), spatial) for key in ("stride", "padding", "dilation")
     }

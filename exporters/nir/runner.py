@@ -1,7 +1,7 @@
 """NirRunner: any NIR graph, one step at a time, in NumPy.
 
-It knows NIR's primitives and nothing of who wrote the file. NIR is continuous in time and leaves
-the discrete step to its reader; here a step of ``dt`` is
+It knows only NIR's primitives and uses no information about the writer. NIR is continuous in time
+and leaves the discrete step to its reader; here a step of ``dt`` is
 
 - ``I``:  v += dt r x, added edge by edge in the order of edges; sends v.
 - ``IF``: v += dt r x; fires where v > v_threshold; v = v_reset there.
@@ -75,7 +75,7 @@ class NirRunner:
             self.inputs[target].append((source_name, (source_name, target) in feedback))
         for name, node in self.nodes.items():
             if name != self.input_name and not self.inputs[name]:
-                raise FormatError(f"node '{name}' reads nothing; give it an edge or remove it.")
+                raise FormatError(f"node '{name}' has no input; add an edge to it or remove it.")
             _check_arrays(name, node)
         self.delayed = {source_name for source_name, _ in feedback}
         self.dtype = np.result_type(*(_floats(self.nodes) or [np.dtype(np.float32)]))

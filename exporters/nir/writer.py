@@ -17,6 +17,8 @@ from ...errors import FormatError
 from ..files import write_whole
 from .graph import DIALECTS, MODES, POOLING, GraphWriter, NirReport
 from .reader import SEAL, import_nir, read_graph, to_network
+from .readers import find_reader
+from .single_step import SingleStepWriter
 
 __all__ = ["NirReport", "read_graph", "read_nir", "to_graph", "write_nir"]
 
@@ -29,14 +31,15 @@ def to_graph(
     pooling: str = "pool",
     time_steps: int | None = None,
     strict: bool = False,
+    reader: str | None = None,
 ) -> tuple[Any, NirReport]:
     """The network as a ``nir.NIRGraph``, and what is lost; raises as ``write_nir`` does."""
     nir = import_nir()
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
-            f"NIR files are written from the SpikingNetwork that convert returned, not from "
-            f"{type(network).__name__}; a built module keeps it as module.network, "
-            "one that trains gives collect(module)."
+            "NIR files are written from the SpikingNetwork that convert returned, not from "
+            f"{type(network).__name__}; get it from a built module as module.network, from a "
+            "trainable one by collect(module)."
         )
     check_collected(network)
     choices = (("mode", mode, MODES), ("dialect", dialect, DIALECTS), ("pooling", pooling, POOLING))
@@ -50,7 +53,11 @@ def to_graph(
         )
     if time_steps is not None and (not isinstance(time_steps, int) or time_steps < 1):
         raise FormatError(f"time_steps is an integer of at least 1, but it is {time_steps!r}.")
-    graph, report = GraphWriter(nir, network, mode, dialect, pooling, time_steps).write()
+    if reader is None:
+        writer = GraphWriter(nir, network, mode, dialect, pooling, time_steps)
+    else:
+        writer = _for_reader(nir, network, reader, (mode, dialect, pooling), time_steps)
+    graph, report = writer.write()
     if strict and report.losses:
         losses = "\n".join(f"  {loss}" for loss in report.losses)
         raise FormatError(
@@ -58,6 +65,30 @@ def to_graph(
             'Write mode="exact", or strict=False.'
         )
     return graph, report
+
+
+def _for_reader(
+    nir: Any,
+    network: SpikingNetwork,
+    name: str,
+    chosen: tuple[str, str, str],
+    time_steps: int | None,
+) -> GraphWriter:
+    reader = find_reader(name)
+    if chosen != ("exact", "nir", "pool"):
+        raise FormatError("reader=... chooses mode, dialect and pooling; leave these out.")
+    if (time_steps or network.time_steps) != 1 or network.time_steps != 1:
+        raise FormatError(
+            f"files for {reader.name} hold networks of one step, and this one runs "
+            f"{network.time_steps}: readers of NIR reset a neuron that fires, each in its own way, "
+            "where these neurons subtract. Convert with time_steps=1 and more members."
+        )
+    if network.stream:
+        raise FormatError(
+            f"files for {reader.name} begin anew with each input, and the plan of this network is "
+            "for streams. Convert without stream=True."
+        )
+    return SingleStepWriter(nir, network, reader)
 
 
 def write_nir(
@@ -69,6 +100,7 @@ def write_nir(
     pooling: str = "pool",
     time_steps: int | None = None,
     strict: bool = False,
+    reader: str | None = None,
 ) -> NirReport:
     """Write the network as a NIR file; an old file is replaced only by a whole new one.
 
@@ -78,6 +110,12 @@ def write_nir(
     whose leak is below rounding.
     ``pooling="conv"`` writes pools as convolutions, for readers that know no pools (Norse 1.1.0).
     ``time_steps`` stands in the metadata, by default the network's. ``strict`` refuses any loss.
+
+    ``reader`` names the tool that shall read the file (``readers.READERS``): "nir", "norse",
+    "spikingjelly", "snntorch" or "sinabs". The network is one of one step, ``convert(...,
+    time_steps=1)``, of group or signGD neurons of any number of members; each is written as nir.IF
+    (or nir.LIF) nodes that fire at most once, in the form that this reader imports with the same
+    meaning.
 
     Raises FormatError for what NIR cannot express (each node by name, with the fix) and for
     what cannot be written; BackendUnavailable without the package nir.
@@ -89,10 +127,11 @@ def write_nir(
         pooling=pooling,
         time_steps=time_steps,
         strict=strict,
+        reader=reader,
     )
     image = io.BytesIO()  # a full disk meets plain bytes, no library in the middle of a tree
     import_nir().write(image, graph)
-    if dialect == "legacy":
+    if report.dialect == "legacy":
         _for_older_readers(image)
     write_whole(path, SEAL.on(image.getvalue()))
     return report

@@ -28,8 +28,8 @@ from .step import (
 
 
 class GroupSequence(NamedTuple):
-    """``y`` [T, *], the potential after it, v_seq [T, *] if it was asked for, and of signed neurons
-    the spikes sent so far."""
+    """``y`` [T, *], the potential after it, v_seq [T, *] if requested, and for signed neurons the
+    spikes sent so far."""
 
     y: Tensor
     v: Tensor
@@ -52,7 +52,7 @@ def group_choice(
 def _against(dtype: torch.dtype, p: GroupNeuronParameters) -> str:
     # of a tensor it was seen to when the parameters were made
     if p.members > 2**15 or not (isinstance(p.theta, Tensor) or p.theta >= SMALLEST_THETA):
-        return "the kernel counts up to 32768 members, of thresholds from 2**-100 on."
+        return "the kernel supports up to 32768 members and thresholds of at least 2**-100."
     return against_input(dtype)
 
 
@@ -62,7 +62,7 @@ def _against_own_gradient(
     if surrogate is not None and p.signed:
         return "the kernels have no gradient of signed neurons; use backend='torch'."
     if surrogate is not None and isinstance(p.v_threshold, Tensor):
-        return "the kernels have no gradient beside thresholds by channel; use backend='torch'."
+        return "the kernels have no gradient with thresholds per channel; use backend='torch'."
     return against_gradient(surrogate, keeps)
 
 
@@ -81,8 +81,8 @@ def group_multi_step(
 ) -> GroupSequence:
     """T steps of group neurons; same contract as ``scan(group_step, ...)``.
 
-    x_seq [T, ...] are membrane currents, v [...] the potential, and ``sent`` [...] of signed
-    neurons the spikes sent so far (``scan(signed_group_step, ...)``). The output is n theta, or n
+    x_seq [T, ...] are membrane currents, v [...] the potential, and ``sent`` [...], for signed
+    neurons, the spikes sent so far (``scan(signed_group_step, ...)``). The output is n theta, or n
     itself with ``counts``, in ``dtype``, by default that of the input; states are float32, float64
     for float64 inputs. ``surrogate`` gives it a gradient. Raises BackendUnavailable, InputError,
     ValueError.
@@ -108,8 +108,8 @@ def group_multi_step(
         )
     if any(s.shape != v.shape or s.dtype != v.dtype or s.device != v.device for s in states):
         raise InputError(
-            f"group_multi_step: sent is as v, which is {v.dtype} {list(v.shape)} on {v.device}. "
-            "Reset the neuron."
+            f"group_multi_step: sent must match v, which is {v.dtype} {list(v.shape)} on "
+            f"{v.device}. Reset the neuron."
         )
     if isinstance(p.theta, Tensor) and not broadcasts(p.theta.shape, v.shape):
         raise InputError(
@@ -179,7 +179,7 @@ def _sequence(made: list[Tensor], p: GroupNeuronParameters, keep_v: bool) -> Gro
 def _told(
     done: GroupSequence, p: GroupNeuronParameters, counts: bool, dtype: torch.dtype
 ) -> GroupSequence:
-    """What group neurons counted is told, and passed on as it would be otherwise."""
+    """Reports the counts of group neurons, and passes the output on unchanged."""
     n = done.y
     spikes.tell(lambda: spikes.Events(n, n.abs()))
     theta = p.theta.to(n) if isinstance(p.theta, Tensor) else p.theta

@@ -9,18 +9,18 @@ The members' potentials are always equal, so one membrane is exact; m = 1 is the
 integrate-and-fire neuron with soft reset. With a constant input the mean output of T steps is
 the QCFS activation of L = m T levels; with T = 1 this holds for every input.
 
-A *signed* group neuron may take spikes back: where h is negative it fires up to m negative ones,
-but never more than it has sent, N:
+A *signed* group neuron also fires negative spikes: if h is negative it fires up to m of them, but
+never more than the spikes N that it has sent:
 
 .. math::
     n[t] = \operatorname{clamp}(\lfloor h[t] / \theta \rfloor, -\min(m, N[t-1]), m), \qquad
     N[t] = N[t-1] + n[t], \qquad N[0] = 0
 
-which undoes what an input that came too early or unevenly made it send. Without negative input the
-two are the same. v_th and v[0] may be tensors, one for each channel.
+which corrects spikes that it sent because inputs arrived early or unevenly. Without negative input
+the two kinds are the same. v_th and v[0] may be tensors, one for each channel.
 
-Sources: Lv et al., ICASSP 2024 (arXiv:2402.19061); the signed form is ours, with the memory of Wang
-et al., IJCAI 2022 (signed neurons with memory). At a tie, h = k theta, member k fires.
+Sources: Lv et al., ICASSP 2024 (arXiv:2402.19061); the signed form is new here, with the memory of
+the signed neurons of Wang et al., IJCAI 2022. At a tie, h = k theta, member k fires.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from torch import Tensor
 from .. import spikes
 from ..base import FOLDS, Code, Factor, Function, Learned, Make, Neuron, spread
 from ..by_hand import RANGES
+from ..rounding import Rounded
 from ..scan import scan
 
 SMALLEST_THETA = 2.0**-100  # below, the kernels' reciprocal overflows
 
 
 @dataclass(frozen=True, eq=False)
-class GroupNeuronParameters:
+class GroupNeuronParameters(Rounded):
     """m members; member k fires at ``k * v_threshold / members``.
 
     ``v_threshold``, the largest output of one step, and ``initial_charge``, v[0] as a fraction of
@@ -170,7 +171,7 @@ def group_surrogate_step(
 ) -> tuple[Tensor, Tensor]:
     """``group_step``, the same to the bit, with the surrogate's gradient summed over the members.
 
-    ``detach_reset`` keeps the gradient from passing through what a spike takes off v.
+    ``detach_reset`` keeps the gradient from passing through the reset.
     """
     h = v + x
     # h - k theta >= 0 where h >= k theta, also in floating point: the count is group_step's
@@ -205,10 +206,10 @@ def _for_each_member(h: Tensor, p: GroupNeuronParameters) -> Tensor:
 
 
 def group_ceiling(node: Function) -> float | None:
-    """The largest value of a function that a group neuron stands for: infinity for a ReLU, b for
-    ReLU6, clamp(x, 0, b) and a QCFS activation, beyond which its m members saturate by themselves.
+    """The largest value of a function that a group neuron can compute: infinity for a ReLU, b for
+    ReLU6, clamp(x, 0, b) and a QCFS activation, at which its m members saturate.
 
-    None for other functions, which it cannot be.
+    None for other functions, which it cannot compute.
     """
     name, given = node.function.name, node.arguments
     if name == "clamp" and given.get("min") == 0:
@@ -220,7 +221,7 @@ def group_ceiling(node: Function) -> float | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GroupNeuron(Neuron):
-    """Stands for a QCFS activation, for a ReLU or for one with a ceiling, such as ReLU6; its output
+    """Computes a QCFS activation, a ReLU, or a ReLU with an upper bound such as ReLU6; its output
     is per step, not decoded."""
 
     kind = "group"
@@ -233,7 +234,7 @@ class GroupNeuron(Neuron):
 
     @property
     def trained(self) -> bool:
-        """Whether the threshold was learned with the network, as that of a QCFS activation is."""
+        """Whether the threshold was learned with the network, as for a QCFS activation."""
         return self.function.name == "qcfs"
 
     def fitted(self, v_threshold: float | Tensor, initial_charge: float | Tensor) -> Self:

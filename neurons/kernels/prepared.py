@@ -3,7 +3,7 @@
 To lay out a kernel's arguments and to pass a torch operator takes longer than the kernel does for
 a few thousand neurons. Both depend on the tensors' layouts alone, not on where they lie, so what
 was laid out once is kept and given new addresses. A caller looks it up by ``layout``, and goes
-through the operator where ``unwatched`` says that somebody looks at operators.
+through the operator unless ``unwatched`` says that operators are not observed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST = 512  # launches kept of one owner
 
 
 def unwatched() -> bool:
-    """Whether nobody is to see an operator: no compiler, tracer, profiler, mode or transform."""
+    """Whether no compiler, tracer, profiler, mode or transform observes operators."""
     if torch.compiler.is_compiling():
         return False
     return not (

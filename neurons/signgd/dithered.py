@@ -1,8 +1,9 @@
 r"""The gradient of signGD neurons with a dead zone, and of the spikes that they send.
 
 A step (``neurons/signgd/sparse.py``) is a rounding of r_0 = v(t-1) - f to a multiple of the finest
-step :math:`c_m`: :math:`v = f + e`, and over values of f spread over many steps e is as if drawn
-anew each time (*dithered*). Within the reach :math:`|r_0| \le (2 - 2^{1-m}) c_1 + \rho c_m`,
+step :math:`c_m`: :math:`v = f + e`, and over values of f spread over many steps e behaves like a
+new random number each time (*dithered*). Within the reach :math:`|r_0| \le (2 - 2^{1-m}) c_1 + \rho
+c_m`,
 :math:`\rho = \max(\theta, 1 - \theta)`, the derivative is that of the mean over such draws: v
 follows its target, whatever it was before, and the error grows with the step and the zone,
 
@@ -22,8 +23,8 @@ beyond a bound). Out of reach v moves by the whole reach whatever f is:
     \frac{\partial v}{\partial v(t-1)} = 1, \qquad
     \frac{\partial v}{\partial \log c} = -c_m d .
 
-One distribution is not spread: silent neurons. One that has not spoken since the start is at its
-resting value, :math:`\partial v(t) / \partial v(0) = 1`, beside following f as above.
+One case is not covered by this distribution: a neuron that has been silent since the start is at
+its resting value, :math:`\partial v(t) / \partial v(0) = 1`, beside following f as above.
 
 **Spikes.** With :math:`x = |r_0| / (\theta c_m)` a neuron is silent for x < 1, from there on fires
 once, and once more for a part q of the digits behind the first one, of which there are
@@ -33,8 +34,8 @@ once, and once more for a part q of the digits behind the first one, of which th
     \mathrm{E}[n] \approx S(x) = \frac{x^2}{1 + x^2} \bigl(1 + \tfrac{q}{2} \log_2 (1 + x^2)\bigr),
     \qquad q = \max(\tfrac13, 1 - \theta) .
 
-Numbers are counted as they are; their derivative is that of S, in r_0, the step and theta, within
-reach. q is the mean of :math:`\sigma^2` over members late in the chain, exact for
+Spikes are counted exactly; their derivative is that of S, by r_0, the step and theta, within reach.
+q is the mean of :math:`\sigma^2` over members late in the chain, exact for
 :math:`\theta \le 4/5`.
 """
 

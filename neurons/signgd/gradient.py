@@ -1,7 +1,8 @@
 r"""T steps of signGD neurons with the dithered gradient: forward ``signgd_multi_step`` to the bit.
 
-With a dead zone the derivatives are those of ``dithered.py``. Without one a member that is within
-its step of the target follows it, whatever it was before; the others move as they do:
+With a dead zone the derivatives are those of ``dithered.py``. Without one, a member that is within
+its step of the target follows it, whatever its value was before; the others move by their full
+step:
 
 .. math::
     |v_{k-1} - f| < c_k: \quad \frac{\partial v_k}{\partial f} = 1, \; \frac{\partial v_k}{\partial
@@ -109,7 +110,7 @@ def _without(
     keep_v: bool,
     keep_spikes: bool,
 ) -> SignGDSequence:
-    """With momentum, whose gradient nobody has: the values, and an error for who asks for one."""
+    """With momentum, which has no gradient: the values, and an error if a gradient is requested."""
     options: dict[str, Any] = {"output": output, "dtype": dtype, "backend": backend}
     with torch.no_grad():
         done = signgd_multi_step(
@@ -128,8 +129,8 @@ class _Refused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise InputError(
-            f"signGD neurons: a gradient is asked for, but there is none with momentum="
-            f"{ctx.momentum}. Set it to 0, or run them under torch.no_grad()."
+            f"signGD neurons: there is no gradient with momentum={ctx.momentum}. Set it to 0, or "
+            "run them under torch.no_grad()."
         )
 
 
@@ -270,7 +271,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class _Dithered(torch.autograd.Function):
     """v [T, ...] and the last of it as computed, and what was sent, with its gradient.
 
-    The last by itself is for what comes after: of it v(0) has no more than v(t - 1) of any step.
+    The last one is returned separately for the steps that follow.
     """
 
     @staticmethod

@@ -76,7 +76,7 @@ class SignGDNeuron(Neuron):
         return self.resting - total * self.scale, self.resting + total * self.scale
 
     def _travel(self, steps: int) -> float:
-        """How far v gets from its resting value, in units of the scale."""
+        """The largest distance of v from its resting value, in units of the scale."""
         total, buffer = 0.0, 0.0
         for t in range(1, steps + 1):  # all signs alike, which momentum adds up
             buffer = self.momentum * buffer + 2 - 2.0 ** (1 - self.members)
@@ -84,18 +84,19 @@ class SignGDNeuron(Neuron):
         return total
 
     def distinguishable(self, steps: int) -> int:
-        r"""How many values the spikes of T steps tell apart, at the resolution of the finest one.
+        r"""The number of values that the spikes of T steps distinguish.
 
         .. math::
             N = \min\left(D^T, \; 1 + \lfloor g R / c \rfloor\right), \qquad
             R = \textstyle\sum_t \eta(t) (2 - 2^{1-m}), \qquad c = 2^{1-m} \min_t \eta(t)
 
         Without a dead zone a step has D = 2^m codes, and neighbours differ by 2 c (g = 1); with
-        one, D = 2^(m+1) - 1, and they differ by c (g = 2). So one step tells D values apart, equal
-        steps T (D - 1) + 1 (for single signs the T + 1 of rates), steps that halve 2^T or 2^(T+1) -
+        one, D = 2^(m+1) - 1, and they differ by c (g = 2). So one step distinguishes D values,
+        equal steps T (D - 1) + 1 (for single signs the T + 1 of rates), steps that halve 2^T or
+        2^(T+1) -
         1. Where steps decay more slowly, codes overlap: there are D^T of them, but only as many
-        values within reach as lie c, or 2 c, apart. Where they decay faster, codes are what is
-        scarce.
+        values within reach as lie c, or 2 c, apart. Where they decay faster, the number of codes is
+        the limit.
         """
         sparse = self.parameters.sparse
         codes = (2 ** (self.members + 1) - 1 if sparse else 2**self.members) ** steps
@@ -121,9 +122,9 @@ class SignGDNeuron(Neuron):
 
     @property
     def frame(self) -> str:
-        """v follows f(x) from wherever it is."""
+        """v follows f(x) from any value."""
         if self.momentum:
-            return "its momentum would carry steps over from one frame to the next"
+            return "its momentum would carry over from one frame to the next"
         return KEPT
 
     @property

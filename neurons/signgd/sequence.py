@@ -305,8 +305,8 @@ def _check_holds(dtype: torch.dtype, members: int) -> None:
         wider = next((t for t, most in HOLDS.items() if members <= most), torch.float32)
         wider = torch.float16 if wider == torch.bfloat16 else wider
         raise ValueError(
-            f"signgd_multi_step: {str(dtype).removeprefix('torch.')} does not hold what {members} "
-            f"signs make of a step; use dtype={wider}."
+            f"signgd_multi_step: {str(dtype).removeprefix('torch.')} cannot represent the sum of "
+            f"{members} signs in a step; use dtype={wider}."
         )
 
 

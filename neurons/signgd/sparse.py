@@ -1,4 +1,4 @@
-r"""A sign or silence: one step of signGD neurons with a dead zone, and what it fired as a number.
+r"""One step of signGD neurons with a dead zone, and its spikes as an integer code.
 
 .. math::
     r_0 &= v(t-1) - f(x(t)), \qquad c_k = \eta(t)\, s\, 2^{1-k} \\
@@ -26,8 +26,8 @@ having fired, :math:`|r| \le c_k / 3 = (2/3) c_{k+1}`).
 What fired is an int32 *code*: the members with +1 in its low 16 bits, those with -1 in the high
 ones, the first member's bit the highest of m.
 
-Source: ours. The neuron without a dead zone is that of Oh & Lee, ICML 2024 (arXiv:2407.01645);
-relatives are the canonic signed-digit form (Reitwiesner 1960), ternary gradients (Wen et al.,
+The dead zone is new here. The neuron without one is that of Oh & Lee, ICML 2024 (arXiv:2407.01645);
+related to it are the canonic signed-digit form (Reitwiesner 1960), ternary gradients (Wen et al.,
 NeurIPS 2017) and sigma-delta neurons.
 """
 

@@ -8,8 +8,8 @@ r"""signGD neuron: a spike is the sign of a gradient step toward f(x), for any f
 x is the estimate of the input (one for each argument of f), v that of the output, s a scale that
 is 1 in the paper, :math:`\eta` the step-size schedule. A row of the table of nonlinearities says
 whether v = f(x) fires. With x(0) = W v_in(0) + b the identity x(t) = W v_in(t) + b holds, which
-gives two views of the same neuron: in the decoded view a step is handed x(t) itself, in the spike
-view it is handed the weighted spikes and integrates x.
+gives two views of the same neuron: in the decoded form a step receives x(t) itself, in the spike
+form it receives the weighted spikes and integrates x.
 
 A *group* of m members fires m signs in one step, against the same f(x), with binary-weighted sizes:
 
@@ -34,8 +34,8 @@ With a *dead zone* :math:`\theta` in (0, 1) a member may be silent (``sparse.py`
 with :math:`r_0 = v(t-1) - f(x(t))` and :math:`v(t) = v(t-1) - c_m d`, where d may be even, and 0.
 
 Source: Oh & Lee, ICML 2024 (arXiv:2407.01645), Definition of signGD-based neuronal dynamics; the
-optional momentum is that of SGD, as in the published code. Groups are ours: they unite it with the
-group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
+optional momentum is that of SGD, as in the published code. Groups of signs are new here: they
+combine it with the group neuron of Lv et al., ICASSP 2024 (arXiv:2402.19061).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from .. import spikes
 from ..base import broadcasts, spread
 from ..kernels.prepared import keep, unwatched
 from ..nonlinearities import FunctionInC, Nonlinearity
+from ..rounding import Rounded
 from ..schedules import Schedule, name_schedule
 from . import sparse
 
@@ -62,7 +63,7 @@ MOST_MEMBERS = 8  # of neurons without a dead zone: the signs of one step fit a 
 
 
 @dataclass(frozen=True, eq=False)
-class SignGDParameters:
+class SignGDParameters(Rounded):
     """One neuron population.
 
     ``scale`` is the unit of the steps, a number or a tensor that broadcasts against v; the
@@ -71,7 +72,8 @@ class SignGDParameters:
     ``members``, m, counts the signs of one step, at most 8, with a dead zone 12. ``dead_zone``,
     theta in [0, 1), is a number or a tensor that broadcasts against v, both read in float32: a
     member is silent where v is within theta of its step of f(x); 0 is the paper's neuron, which
-    fires at every step. ``check`` reads scale and dead zone, which makes a GPU wait.
+    fires at every step. ``check`` reads the values of scale and dead zone, which synchronises a
+    GPU.
     """
 
     function: Nonlinearity
@@ -111,18 +113,19 @@ class SignGDParameters:
         most = sparse.MOST_MEMBERS if self.sparse else MOST_MEMBERS
         if self.members not in range(1, most + 1) or isinstance(self.members, bool):
             raise ValueError(
-                f"SignGDParameters: members counts the signs of one step, so it is an integer from "
-                f"1 to {MOST_MEMBERS}, with a dead zone to {sparse.MOST_MEMBERS}, but it is "
+                "SignGDParameters: members is the number of signs in one step, an integer from 1 "
+                f"to {MOST_MEMBERS}, with a dead zone to {sparse.MOST_MEMBERS}, but it is "
                 f"{self.members!r}."
             )
         if self.momentum and self.members > 1:
             raise ValueError(
-                "SignGDParameters: momentum is that of single signs; set it to 0, or members to 1."
+                "SignGDParameters: momentum is defined for one sign per step only; set momentum "
+                "to 0, or members to 1."
             )
         if self.momentum and self.sparse:
             raise ValueError(
-                "SignGDParameters: momentum adds up signs, and a dead zone leaves out those that "
-                "it would need; set momentum or dead_zone to 0."
+                "SignGDParameters: momentum accumulates the signs of all steps, some of which a "
+                "dead zone suppresses; set momentum or dead_zone to 0."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,8 +164,9 @@ def check_dead_zone(owner: str, theta: float | Tensor) -> None:
     if not bool(((value >= 0) & (value < 1)).all()):
         shown = theta if value.dim() == 0 else [float(value.min()), float(value.max())]
         raise InputError(
-            f"{owner}: dead_zone is a part of a step, in [0, 1), but it is {shown!r}. Choose 2 / 3 "
-            "for the fewest spikes, 1 / 2 for the smallest error, 0 for a sign at every step."
+            f"{owner}: dead_zone is a fraction of the step size, in [0, 1), but it is {shown!r}. "
+            "Choose 2 / 3 for the fewest spikes, 1 / 2 for the smallest error, 0 for a sign at "
+            "every step."
         )
 
 
@@ -228,8 +232,8 @@ def signgd_start_state(x: Sequence[Tensor], like: Tensor, p: SignGDParameters) -
 
 
 def _anew(v: Tensor, p: SignGDParameters) -> bool:
-    """Whether each start has a v of its own: else it is one number, expanded, which nobody can
-    change in place, but for a v of one element."""
+    """Whether each start has a v of its own: else it is one number, expanded, which cannot be
+    changed in place, except for a v of one element."""
     return isinstance(p.resting, Tensor) or v.numel() == 1
 
 
@@ -237,7 +241,7 @@ def _same_shape(after: Tensor, before: Tensor) -> Tensor:
     if after.shape != before.shape:
         raise InputError(
             f"signGD neurons: with this scale a state v of {list(before.shape)} would become "
-            f"{list(after.shape)}. The scale broadcasts against v; give it v's shape or a part."
+            f"{list(after.shape)}. The scale must broadcast to the shape of v."
         )
     return after
 
@@ -334,7 +338,7 @@ def digits(fires: Tensor, members: int) -> Tensor:
 
 
 def signs(fires: Tensor, members: int) -> spikes.Events:
-    """What neurons sent in steps [T, *] that fired so: every sign is a spike, silence is none."""
+    """What neurons sent in steps [T, *] that fired so: every sign is a spike, silence is not."""
     if fires.dtype == sparse.CODE:
         return spikes.Events(sparse.levels(fires, torch.int16), sparse.count(fires), fires)
     number = levels(fires, members, torch.int16)

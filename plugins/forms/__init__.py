@@ -1,7 +1,7 @@
 """Networks by hand: checked, and brought from one form into another (``neurons/protocol.py``).
 
-What passes between the nodes of one network is decoded values, or spikes. ``to_spikes`` and
-``to_decoded`` turn one into the other; ``check`` finds, by name, where modules do not fit.
+The nodes of a network pass either decoded values or spikes. ``to_spikes`` and ``to_decoded``
+convert one into the other; ``check`` names modules that do not fit.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def check(
     forms: Forms | None = None,
     functions: Forms | None = None,
 ) -> CheckReport:
-    """What each operation of a model becomes; of a network by hand, what is wrong with it.
+    """What each operation of a model becomes; the faults of a network built by hand.
 
-    Of a source model ``converters.check(model, sample, ...)``. Of a network that has nodes of
-    ours a ``HandReport``, whose blockers are: a bias that every step of a spiking form would add,
-    an initial input that does not fit, ``Encode`` or ``Readout`` left out, forms or schedules that
-    do not fit each other, norms in training mode. ``sample`` is then what the network is called
-    with, [N, *], or [T, N, *] over time. The model is left as it was.
+    For a source model this is ``converters.check(model, sample, ...)``. For a network with neurons
+    of this package it is a ``HandReport``, whose blockers are: a bias that every step of a spiking
+    form would add, an initial input that does not fit, a missing ``Encode`` or ``Readout``, forms
+    or schedules that do not fit each other, norms in training mode. ``sample`` is then an input of
+    the network, [N, *], or [T, N, *] over time. The model is not changed.
 
     Raises InputError for a network by hand that cannot be followed, and for options of a conversion
     with one.

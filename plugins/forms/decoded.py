@@ -27,7 +27,8 @@ def to_decoded(net: nn.Module, example: Any) -> nn.Module:
     a module of its own, ``Shift``. ``Readout`` is removed, and ``Encode`` where it is exact
     (``ConstantSchedule(1)``); another one stays, in the decoded form, so that values agree to
     rounding at every step. A norm comes back with its mean in its bias; to train further, train the
-    network that was handed to ``to_spikes``. A network in the decoded form is copied.
+    network that was handed to ``to_spikes``. A network that is already in the decoded form is
+    copied.
 
     Raises InputError for a network in which ``check`` finds a fault.
     """
@@ -71,7 +72,7 @@ def _biases(hand: Hand, rest: Run, call: fx.Node, part: Part) -> dict[fx.Node, T
         if not close(found.setdefault(value, bias), bias):
             raise InputError(
                 f"{hand.where(call)} takes one value as two inputs, with two values of "
-                "initial_input, so it is no bias of a layer before. Make them the same."
+                "initial_input, so it is not the bias of a preceding layer. Make them equal."
             )
     return found
 

@@ -1,8 +1,8 @@
-"""What is wrong with a network by hand, by name: forms that do not fit each other.
+"""Faults of a network built by hand, by name: forms that do not fit each other.
 
-A wrong network by hand runs and gives wrong numbers: a neuron cannot see the bias of the layer
-before it, nor what its sender sends. So the graph is followed with what each value is, decoded or
-increments of which form, and each call is tried.
+A wrong network built by hand runs and gives wrong numbers: a neuron cannot see the bias of the
+layer before it, nor the form of the spikes that it receives. So the form of each value is
+propagated through the graph, decoded or increments of a form, and each call is tested.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ _TO_SPIKES = "sg.to_spikes(net, example) does it for a network in the decoded fo
 
 
 class HandReport(CheckReport):
-    """A network by hand as it is: a row for each module of ours, and for each call with a fault.
+    """The report on a network built by hand: a row for each neuron layer of this package, and for
+    each call with a fault.
 
-    Of a row ``operation`` says what it is, ``becomes`` "unsupported" that it is at fault,
-    ``detail`` why, ``fix`` what to do. ``blockers`` are those rows; ``print(report)`` shows all.
+    In a row ``operation`` says what the module is, ``becomes`` is "unsupported" for a fault,
+    ``detail`` gives the reason and ``fix`` the solution. ``blockers`` are those rows;
+    ``print(report)`` shows all.
     """
 
     def faults_text(self) -> str:
@@ -108,7 +110,7 @@ class _Examined:
 
     def _training(self) -> None:
         for path, module in unlike_eval(self.hand.root):
-            fault = "is in training mode, in which its outputs depend on the batch or on chance"
+            fault = "is in training mode, in which its outputs depend on the batch or are random"
             row = (path, "at fault", type(module).__name__, "unsupported", fault, "call net.eval()")
             self.faults[path] = [Coverage(*row)]
         self.hand.root.eval()
@@ -131,7 +133,7 @@ class _Examined:
             self._at_call(call, inputs)
 
     def _sends(self, call: fx.Node, part: Part) -> str:
-        """The form that a module of ours sends; of an Encode the one that is wanted of it."""
+        """The form that a module of this package sends; for an Encode the form required of it."""
         if part.role != "encode":
             return DECODED if part.role == "readout" else part.spikes
         behind = [other for n in self._behind(call) if (other := self.hand.part(n)) is not None]
@@ -154,8 +156,8 @@ class _Examined:
             if signal.form != DECODED:
                 self._fault(
                     value,
-                    f"is an output of {signal.form} spikes, which nothing reads out",
-                    f'put Readout(initial, spikes="{signal.form}") behind it; {_TO_SPIKES}',
+                    f"is an output of {signal.form} spikes, which no Readout decodes",
+                    f'put Readout(initial, spikes="{signal.form}") after it; {_TO_SPIKES}',
                 )
 
     def _at_part(self, call: fx.Node, part: Part, signal: _Signal) -> None:
@@ -169,7 +171,7 @@ class _Examined:
             self._fault(
                 call,
                 f"takes {_sent(takes)}, and {self.hand.where(source)} sends {_sent(signal.form)}",
-                f"give all modules of a network one form; {_TO_SPIKES}",
+                f"use one form for all modules of a network; {_TO_SPIKES}",
             )
 
     def _uncoded(self, call: fx.Node, takes: str) -> None:
@@ -201,7 +203,7 @@ class _Examined:
         if len({signal.form for signal in forms}) > 1:
             texts = [f"{_sent(s.form)} of {self._named(s.source)}" for s in forms]
             self._fault(
-                call, f"joins {' and '.join(texts)}", "give all modules of a network one form"
+                call, f"joins {' and '.join(texts)}", "use one form for all modules of a network"
             )
         elif kind in (NONLINEAR, STATEFUL, STEPS):
             self._fault(call, *_unfit(kind, spiking[0].form))
@@ -220,11 +222,11 @@ class _Examined:
             call,
             f"adds {what} at every step to {form} spikes, before "
             f"{', '.join(map(self.hand.where, behind))}",
-            f"{leave} and pass what the layers make of it as {takes}; {_TO_SPIKES}",
+            f"{leave} and pass its effect on the layers' output as {takes}; {_TO_SPIKES}",
         )
 
     def _behind(self, call: fx.Node) -> list[fx.Node]:
-        """The modules of ours, or the output, that a call feeds."""
+        """The modules of this package, or the output, that a call feeds."""
         ahead, seen = list(call.users), dict.fromkeys(call.users)
         for user in ahead:
             if self.hand.part(user) is None:
@@ -247,7 +249,7 @@ class _Examined:
         """One place for each neuron, and one step mode."""
         for call, n in self.hand.repeated():
             fault = f"is called {n} times in one forward, but has one state"
-            self._fault(call, fault, "give each place a node of its own")
+            self._fault(call, fault, "use a separate node for each call")
         for call in self.hand.mixed():
             self._fault(call, *self.hand.simulator.unlike_others)
 
@@ -260,8 +262,8 @@ class _Examined:
                 if value != (most := Counter(values).most_common(1)[0][0]):
                     self._fault(
                         call,
-                        f"has {name}={value}, and the others {most}, but those who receive "
-                        f"{part.spikes} spikes know one for all",
+                        f"has {name}={value}, and the others {most}, but the receivers of "
+                        f"{part.spikes} spikes assume one for all",
                         "make them the same, or choose spikes='signed'",
                     )
 
@@ -289,8 +291,8 @@ class _Examined:
             elif bool((torch.as_tensor(given) == 0).all()) and not close(x, torch.zeros_like(x)):
                 self._fault(
                     call,
-                    f"has {name} 0, but the layers before it make up to "
-                    f"{float(x.abs().max()):.4g} of the resting values of their senders",
+                    f"has {name} 0, but the resting values of the presynaptic neurons contribute "
+                    f"up to {float(x.abs().max()):.4g} to its input",
                     f"pass {name} = W v(0) + bias; {_TO_SPIKES}",
                 )
 
@@ -300,8 +302,8 @@ class _Examined:
             if not _fits(given, x) or not close(value.expand_as(x), x):
                 self._fault(
                     call,
-                    "has an offset that is not what the layers before it make of one spike of "
-                    "every sender, W scale 1",
+                    "has an offset other than W scale 1, the output of the layers before it for "
+                    "one spike from every neuron",
                     f"pass offset=weight.sum(1) times the scale; {_TO_SPIKES}",
                 )
 
@@ -323,8 +325,8 @@ def _unfit(kind: str, form: str) -> tuple[str, str]:
         STATEFUL: "has a state of its own",
         STEPS: "mixes time steps",
     }
-    where = "behind the Readout" if kind == STEPS else "by a signGD node of that function"
-    return f"{what[kind]}, and it is handed {form} spikes", f"do that {where}"
+    where = "after the Readout" if kind == STEPS else "by a signGD node of that function"
+    return f"{what[kind]}, and it receives {form} spikes", f"do that {where}"
 
 
 def _for_each(values: tuple[float | Tensor, ...], call: fx.Node) -> tuple[float | Tensor, ...]:

@@ -1,4 +1,4 @@
-"""A network by hand as a graph of calls: traced, changed, put together again.
+"""A network built by hand as a graph of calls: traced, changed, reassembled.
 
 A *call* is a node of a torch.fx graph.
 """
@@ -28,9 +28,9 @@ class Hand:
         simulator = simulator_of(net)
         if simulator is None:
             raise InputError(
-                f"{type(net).__name__} has no node of ours. A network by hand has SignGDNode or "
-                "Norse's SignGD; convert(model, calibration) makes a spiking network of a trained "
-                "model."
+                f"{type(net).__name__} has no neurons of this package. A network by hand "
+                "consists of layers and SignGDNode, or Norse's SignGD; convert(model, "
+                "calibration) makes a spiking network of a trained model."
             )
         if simulator.part(net) is not None:
             net = nn.Sequential(net)
@@ -53,7 +53,7 @@ class Hand:
         return None if module is None else self.simulator.part(module)
 
     def parts(self) -> list[tuple[fx.Node, Part]]:
-        """The calls of modules of ours that have a form, in order."""
+        """The calls of this package's modules that have a form, in order."""
         found = [(call, self.part(call)) for call in self.graph.nodes]
         return [(call, part) for call, part in found if part is not None]
 
@@ -74,14 +74,14 @@ class Hand:
         return f"'{path}' ({call.name})" if path else f"'{call.name}'"
 
     def check_calls(self) -> None:
-        """Raises InputError where a module of ours is called more than once in a step."""
+        """Raises InputError if a module of this package is called more than once in a step."""
         calls = Counter(call.target for call, _ in self.parts())
         for call, _ in self.parts():
             if calls[call.target] > 1:
                 raise InputError(
-                    f"{self.where(call)} is called {calls[call.target]} times in one forward, but "
-                    "it has one state. Give each place a node of its own, and leave the loop over "
-                    "time to step_mode 'm' or to the caller."
+                    f"{self.where(call)} is called {calls[call.target]} times in one forward, "
+                    "but it has one state. Use a separate node for each call, and leave the loop "
+                    "over time to step_mode 'm' or to the caller."
                 )
 
     def repeated(self) -> list[tuple[fx.Node, int]]:
@@ -98,8 +98,8 @@ class Hand:
         return [(each[0], len(each)) for each in several]
 
     def mixed(self) -> list[fx.Node]:
-        """The calls of modules of ours that run over time where most do not, or the reverse; those
-        in a loop over time left out."""
+        """The calls of this package's modules that run over time where most do not, or vice versa;
+        those in a loop over time left out."""
         calls = Counter(call.target for call, _ in self.parts())
         modes = {call: p.over_time for call, p in self.parts() if calls[call.target] == 1}
         most = Counter(modes.values()).most_common(1)
@@ -138,8 +138,8 @@ class Hand:
             return chain
         if self.simulator.graph(self.root) is not None:
             raise InputError(
-                f"{self.name}: a module has to be put inside a sequence that stands in another. "
-                "Build the network as one SequentialState, without another in it."
+                f"{self.name}: a module would have to be inserted into a nested sequence. Build "
+                "the network as one SequentialState, without another in it."
             )
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, self.name)

@@ -1,7 +1,7 @@
-"""Which calls are linear, found by trying them, and their linear part.
+"""Which calls are linear, determined by running them, and their linear part.
 
-Spikes are changes of what they decode to, so what passes between neurons in a spiking form goes
-through the linear part of each call alone: a bias that every step added would be counted T times.
+Spikes are increments of the decoded value, so in a spiking form they pass only through the linear
+part of each call: a bias added at every step would be counted T times.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def take_off(hand: Hand, trials: Trials, call: fx.Node, varies: list[fx.Node]) -
     same = map(close, trials.change(call, varies), wanted, added)
     if _nonzero(trials.constant(call, varies)) or not all(same):
         raise InputError(
-            f"{hand.where(call)} adds a constant that is no bias of a layer of torch, so it cannot "
-            "be taken off what spikes pass. Add it by a layer's bias, or by x + constant in "
-            "forward."
+            f"{hand.where(call)} adds a constant that is not the bias of a torch layer, so it "
+            "cannot be separated from the spikes. Add it as a layer's bias, or by x + constant "
+            "in forward."
         )
 
 

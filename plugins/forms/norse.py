@@ -30,8 +30,8 @@ with simulator("norse"):
 
 class _Norse(Simulator):
     unlike_others = (
-        "takes steps where others take all of time, or the reverse",
-        "build the network of layers, or of cells, alone",
+        "takes single steps where others take whole sequences, or vice versa",
+        "build the network of layers only, or of cells only",
     )
 
     def part(self, module: nn.Module) -> Part | None:
@@ -60,7 +60,7 @@ class _Norse(Simulator):
     def graph(self, net: nn.Module) -> fx.Graph | None:
         if not isinstance(net, SequentialState) or net.return_hidden:
             raise InputError(
-                f"{type(net).__name__}: Norse's neurons hand on their states, which torch.fx does "
+                f"{type(net).__name__}: Norse's neurons return their states, which torch.fx does "
                 "not follow. Build the network as a SequentialState of layers and neurons, "
                 "without return_hidden."
             )
@@ -76,12 +76,13 @@ class _Norse(Simulator):
         return graph
 
     def _check_leaf(self, path: str, module: nn.Module) -> None:
-        """Raises InputError for a module that calls a neuron of ours and keeps its state back."""
+        """Raises InputError for a module that calls a neuron of this package and does not return
+        its state."""
         inside = [part for part in module.modules() if isinstance(part, (Cell, Layer))]
         if inside and not isinstance(module, (Cell, Layer)):
             raise InputError(
                 f"'{path}' ({type(module).__name__}) holds a {type(inside[0]).__name__} and does "
-                "not hand on its state. Put that into the SequentialState itself, or into another "
+                "not return its state. Put that into the SequentialState itself, or into another "
                 "SequentialState in it."
             )
 

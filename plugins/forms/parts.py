@@ -1,4 +1,4 @@
-"""What the modules of ours are in a network by hand, whatever simulator they belong to."""
+"""The roles of this package's modules in a network built by hand, for any simulator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Part:
 
 
 class Simulator(ABC):
-    """How a simulator's modules are told apart and made."""
+    """How a simulator's modules are recognised and made."""
 
     unlike_others: tuple[
         str, str
@@ -47,7 +47,7 @@ class Simulator(ABC):
 
     @abstractmethod
     def part(self, module: nn.Module) -> Part | None:
-        """What a module of ours is, None for every other."""
+        """The role of a module of this package, None for every other."""
 
     @abstractmethod
     def stateful(self, module: nn.Module) -> bool:
@@ -66,7 +66,7 @@ class Simulator(ABC):
 
     @abstractmethod
     def chained(self, net: nn.Module, children: dict[str, nn.Module]) -> nn.Module | None:
-        """A sequence of ``children`` as ``net`` is one of its own, None where it is none."""
+        """A sequence of ``children`` of the type of ``net``, None if that is not a sequence."""
 
     @abstractmethod
     def neuron(
@@ -89,13 +89,13 @@ class Simulator(ABC):
 
 
 def simulator_of(net: nn.Module) -> Simulator | None:
-    """The simulator whose nodes of ours are in the network, None where there are none.
+    """The simulator of this package's nodes in the network, None if there are no such nodes.
 
     Raises InputError for a network of ``build``, and for nodes of two simulators.
     """
     if any(isinstance(module, NetworkModule) for module in net.modules()):
         raise InputError(
-            f"{type(net).__name__} is a network that build made, not one by hand: build(network, "
+            f"{type(net).__name__} is a network made by build, not by hand: build(network, "
             'simulator, spikes="signed") gives it in another form, and check(model, sample) '
             "examines the model that was converted."
         )
@@ -103,7 +103,7 @@ def simulator_of(net: nn.Module) -> Simulator | None:
     found = [name for name in _SIMULATORS if any(_of(cls, name) for cls in classes)]
     if len(found) > 1:
         raise InputError(
-            f"{type(net).__name__} has nodes of {' and '.join(found)}. Build it of those of one."
+            f"{type(net).__name__} has nodes of {' and '.join(found)}. Use those of one only."
         )
     if not found:
         return None

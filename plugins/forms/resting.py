@@ -1,6 +1,6 @@
-"""A network by hand with its neurons at rest: what reaches each of them is what x(0) has to be.
+"""A network built by hand with its neurons at rest: the input of each neuron is the required x(0).
 
-Modules of ours are never run here: whatever they are fed, they send what they send at rest.
+Modules of this package are not run here: whatever their input, they send their resting output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Emit = Callable[[Part, tuple[Tensor, ...]], Tensor]
 
 
 def at_rest(part: Part, inputs: tuple[Tensor, ...]) -> Tensor:
-    """What a module of ours has decoded before the first step, [T, N, *] or [N, *]."""
+    """The decoded value of a module of this package before the first step, [T, N, *] or [N, *]."""
     if part.role != "neuron":
         return torch.zeros_like(inputs[0]) if part.role == "encode" else inputs[0]
     assert part.dynamics is not None
@@ -46,7 +46,8 @@ def _everywhere(part: Part, inputs: tuple[Tensor, ...], value: float | Tensor) -
 
 
 class Run(fx.Interpreter):
-    """Values of all calls for ``example``, where modules of ours send what ``emit`` says.
+    """Values of all calls for ``example``, where modules of this package send what ``emit``
+    returns.
 
     ``example`` is what the network is called with, several inputs as a tuple.
     """
@@ -72,7 +73,7 @@ class Run(fx.Interpreter):
         return super().call_module(target, args, kwargs) if part is None else self.emit(part, args)
 
     def inputs(self, call: fx.Node) -> tuple[Tensor, ...]:
-        """The values that a module of ours is called with."""
+        """The values that a module of this package is called with."""
         given: Any = call.args
         args: tuple[Tensor, ...] = fx.node.map_arg(given, lambda n: self.env[n].detach())
         return args
@@ -92,12 +93,13 @@ def check_example(hand: Hand, example: Any, over_time: bool) -> None:
     if over_time and (not first.dim() or len(first) < 2):
         raise InputError(
             f"{hand.name} runs over time, and the example is {list(first.shape)}. Pass at least "
-            "two rows in its first dimension, so that what mixes time steps is seen."
+            "two rows in its first dimension, so that operations that mix time steps are "
+            "detected."
         )
 
 
 def samples(hand: Hand, run: Run, call: fx.Node) -> tuple[float | Tensor, ...]:
-    """What a module of ours is called with, as one step of one sample: it is the same for all.
+    """The inputs of a module of this package, as one step of one sample: they are the same for all.
 
     Where it is the same along a dimension, that has size 1, and where it is everywhere, a number.
     """
@@ -117,7 +119,7 @@ def _sample(hand: Hand, call: fx.Node, x: Tensor, over_time: bool) -> float | Te
     rows = x.flatten(0, 1) if over_time and x.dim() > 1 else x
     if not len(rows) or not close(rows, rows[:1].expand_as(rows)):
         raise InputError(
-            f"what reaches {hand.where(call)} at rest is not the same for all samples of the "
+            f"the input of {hand.where(call)} at rest differs between the samples of the "
             f"example, [{', '.join(map(str, x.shape))}]. Pass an example of the shape that the "
             "network is called with: [N, *], or [T, N, *] in step_mode 'm'."
         )

@@ -28,24 +28,24 @@ from .parts import Part
 from .resting import Run, check_example, one_unit, samples
 
 _WHY = {
-    NONLINEAR: "is not linear, and increments of a value say nothing of a function of it. Use a "
-    "signGD node of that function in its place",
+    NONLINEAR: "is not linear, so it cannot be applied to increments. Use a signGD node of that "
+    "function in its place",
     STATEFUL: "has a state of its own and takes values, not increments. Use a signGD node in its "
     "place",
-    STEPS: "mixes time steps, or makes or takes away their axis. Do that before the first layer "
-    "or after the last one",
+    STEPS: "mixes time steps, or adds or removes the time axis. Do that before the first layer or "
+    "after the last one",
 }
 
 
 def to_spikes(net: nn.Module, example: Any, spikes: str = "signed") -> nn.Module:
-    """A copy of a network by hand in the form that hardware sees: signs or silence.
+    """A copy of a network built by hand in the spiking form, as hardware runs it: signs or silence.
 
     ``net`` is in the decoded form (one in a spiking form is brought there first); ``example`` is
     what it is called with, [N, *], or [T, N, *] over time, of which the shapes count; several
-    inputs are a tuple. Biases and shifts of norms leave the layers and go, with what the layers
-    make of the resting values, into ``initial_input`` of the neurons behind them; an ``Encode``
-    stands at the input and a ``Readout`` at each output. ``spikes`` is "signed", "ternary" or
-    "binary" (``neurons/protocol.py``).
+    inputs are a tuple. Biases and shifts of norms are moved from the layers into ``initial_input``
+    of the neurons after them, together with the layers' output for the resting values; an
+    ``Encode`` is placed at the input and a ``Readout`` at each output. ``spikes`` is "signed",
+    "ternary" or "binary" (``neurons/protocol.py``).
 
     Values of both forms agree to rounding at every step. "signed" codes the input exactly;
     "ternary" and "binary" code it with the common schedule, as ``Encode(schedule,
@@ -76,12 +76,13 @@ def _check(hand: Hand, example: Any, spikes: str) -> None:
     """Raises InputError, by name, where the network cannot have such spikes."""
     for path, module in unlike_eval(hand.root):
         raise InputError(
-            f"'{path}' ({type(module).__name__}) is in training mode, in which it is not the layer "
-            "that will run. Call net.eval() first."
+            f"'{path}' ({type(module).__name__}) is in training mode. Call net.eval() first."
         )
     neurons = hand.neurons()
     if not neurons:
-        raise InputError(f"{hand.name} has no signGD neurons, and others have one form alone.")
+        raise InputError(
+            f"{hand.name} has no signGD neurons, and other neurons have only one form."
+        )
     for call in hand.mixed():
         fault, fix = hand.simulator.unlike_others
         raise InputError(f"{hand.where(call)} {fault}; {fix}.")
@@ -98,11 +99,11 @@ def _check(hand: Hand, example: Any, spikes: str) -> None:
 def _differs(part: Part, first: Part, spikes: str, where: str) -> str | None:
     """Why a module cannot send such spikes in one network with the first neurons."""
     if part.momentum:
-        return f"has momentum={part.momentum}, which a sign or silence cannot carry"
+        return f"has momentum={part.momentum}, which a sign or silence cannot represent"
     if part.schedule != first.schedule:
         return (
             f"has the schedule {part.schedule!r}, and {where} has {first.schedule!r}, but the "
-            f"receivers of {spikes} spikes know one common schedule"
+            f"receivers of {spikes} spikes assume one common schedule"
         )
     if part.role == "encode":
         return None
@@ -112,9 +113,7 @@ def _differs(part: Part, first: Part, spikes: str, where: str) -> str | None:
     if spikes == "binary" and part.members != first.members:
         return f"has members={part.members}, and {where} has {first.members}, but one is common"
     if spikes == "binary" and part.dynamics.sparse:
-        return (
-            "has a dead zone, and a binary spike cannot say that a neuron is silent (dead_zone=0)"
-        )
+        return "has a dead zone, and a binary spike cannot represent silence (dead_zone=0)"
     return None
 
 
@@ -176,8 +175,8 @@ class _Coder:
             return READ
         if read or (part.role == "encode" and self.state[inputs[0]] != RAW):
             raise InputError(
-                f"{self.hand.where(call)} comes after a read-out or another coding: one network by "
-                "hand has its codings at the inputs and its read-outs at the outputs."
+                f"{self.hand.where(call)} comes after a read-out or another coding: a network by "
+                "hand has its encoders at the inputs and its read-outs at the outputs."
             )
         if part.role == "neuron":
             self._wanted(call, inputs, INCREMENTS)
@@ -279,6 +278,6 @@ class _Coder:
         for call in self.hand.graph.nodes:
             if self.hand.module(call) in passed and call not in self.passed:
                 raise InputError(
-                    f"{self.hand.where(call)} is called with increments and with values, so it "
-                    "cannot lose its bias. Give each place a layer of its own."
+                    f"{self.hand.where(call)} is called with increments and with values, so its "
+                    "bias cannot be removed. Use a separate layer for each call."
                 )

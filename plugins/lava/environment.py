@@ -6,7 +6,7 @@ before the first import of ``lava``, fixes what stands in the way, in memory alo
 - dataclasses of Lava's compiler have a default object that Python 3.11 takes for mutable;
 - lava-dl imports an object detection package whose dependencies (OpenCV, torchvision) nothing here
   needs;
-- Lava sets multiprocessing's start method, which fails where anybody set it before;
+- Lava sets multiprocessing's start method, which fails if it was set before;
 - its reshaping ports and lava-dl's input layer use calls that NumPy 2.4 no longer has.
 
 ``end_with_workers()`` is for a process that runs Lava and nothing else: an error in one of Lava's

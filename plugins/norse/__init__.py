@@ -121,13 +121,13 @@ MAKERS: dict[str, Callable[[Any, str, str], Layer]] = {
 class NorseNetwork(NetworkModule):
     """A converted network of Norse layers: ``forward(x, state=None) -> (output, state)``.
 
-    x is a sequence [T, B, ...] or one step [B, ...], told apart by the number of dimensions, which
-    the network knows, or a dict of such; outputs are decoded, in the structure that the source
-    network returns. The state is a ``NetworkState``, whose ``neurons`` are the states of the layers
-    by name; None starts anew. At home in ``SequentialState`` and ``Lift``; the layers are
-    ``module.neuron(name)``.
-    ``spikingjelly_signgd.run`` runs it for many time steps at once. With ``mode = "ann"`` the
-    output is the source network's, x is [B, ...], and the state is handed back.
+    x is a sequence [T, B, ...] or one step [B, ...], distinguished by the number of dimensions,
+    which the network knows, or a dict of such; outputs are decoded, in the structure that the
+    source network returns. The state is a ``NetworkState``, whose ``neurons`` are the states of the
+    layers by name; None starts from the initial state. It works in ``SequentialState`` and
+    ``Lift``; the layers are ``module.neuron(name)``. ``spikingjelly_signgd.run`` runs it for many
+    time steps at once. With ``mode = "ann"`` the output is the source network's, x is [B, ...], and
+    the state is handed back.
     """
 
     def forward(self, x: Any, state: NetworkState | None = None) -> tuple[Any, Any]:

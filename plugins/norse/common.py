@@ -2,16 +2,16 @@ r"""Norse neurons: signGD, group and subgradient neurons, and what codes and dec
 
 As Norse has it, a neuron is a step ``x_feed_forward_step(input, state, p, dt) -> (output, state)``,
 a cell that runs one step [B, ...], and a layer that runs a sequence [T, B, ...]. Both return
-``(output, state)`` and start anew where no state is passed; states are returned new, never changed.
-A layer hands the whole sequence to the kernels of ``neurons/``, a cell one step of it, so that both
-give the same numbers, which are those of the SpikingJelly nodes. ``dt`` is taken as Norse's
-neurons take it and is not used: the neurons are defined step by step.
+``(output, state)`` and start from the initial state if none is passed; states are returned new,
+never changed in place. A layer hands the whole sequence to the kernels of ``neurons/``, a cell one
+step of it, so that both give the same numbers, which are those of the SpikingJelly nodes. ``dt`` is
+taken as Norse's neurons take it and is not used: the neurons are defined step by step.
 
-*Ties.* Norse's neurons fire strictly above the threshold. Ours keep the rule of their definitions:
-a member k of a group neuron fires at h >= k theta, and a signGD neuron sends sigma = +1 at v = f(x)
-where its row of ``NONLINEARITIES`` says so. ``p.method`` and ``p.alpha`` choose the gradient of
-``norse.torch.functional.threshold``, none for "heaviside"; the step stays at our ties. signGD
-neurons have another one by default (``neurons/signgd/gradient.py``).
+**Ties.* Norse's neurons fire strictly above the threshold. The neurons here keep the rule of their
+definitions: a member k of a group neuron fires at h >= k theta, and a signGD neuron sends sigma =
++1 at v = f(x) where its row of ``NONLINEARITIES`` says so. ``p.method`` and ``p.alpha`` choose the
+gradient of ``norse.torch.functional.threshold``, none for "heaviside"; the step stays at our ties.
+signGD neurons have another one by default (``neurons/signgd/gradient.py``).
 
 The tensors of ``p`` are buffers of a cell or layer, or its parameters where they are
 ``nn.Parameter``: they move, are saved and are loaded. The rest of ``p`` is in ``state_dict()`` as
@@ -79,15 +79,15 @@ def check_backend(owner: str, backend: str) -> None:
 
 def single(cls: type, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
     if len(inputs) != 1:
-        raise InputError(f"{cls.__name__}: it has one input, but {len(inputs)} came in.")
+        raise InputError(f"{cls.__name__}: it takes one input, but {len(inputs)} were passed.")
     return inputs  # type: ignore[return-value]
 
 
 def of_arity(cls: type, inputs: tuple[Tensor, ...], function: Nonlinearity) -> Nonlinearity:
     if function.arity not in (None, len(inputs)):
         raise InputError(
-            f"{cls.__name__}: {function.name!r} has {function.arity} arguments, but {len(inputs)} "
-            "inputs came in. Pass a tuple with one tensor for each."
+            f"{cls.__name__}: {function.name!r} has {function.arity} arguments, but "
+            f"{len(inputs)} inputs were passed. Pass a tuple with one tensor for each."
         )
     return function
 

@@ -30,7 +30,7 @@ class GroupNeuronParameters(NamedTuple):
         method (str): Norse's method for the gradient of a member's spike in h - k v_th / m
         alpha (float): Norse's hyper parameter of that gradient
         backend (str): what runs the neurons, "auto", "cpu", "cupy" or "torch"
-        signed (bool): the neurons may take back, by negative spikes, what they have sent
+        signed (bool): the neurons may fire negative spikes, at most as many as they have sent
     """
 
     members: int = 4
@@ -60,7 +60,7 @@ class SignedGroupNeuronState(NamedTuple):
 
     Parameters:
         v (Tensor): membrane potential [B, ...], which all members share
-        sent (Tensor): spikes sent so far [B, ...], the negative ones taken off
+        sent (Tensor): spikes sent so far [B, ...], minus the negative ones
     """
 
     v: Tensor

@@ -72,7 +72,7 @@ class _Growth(Neuron):
         row = of_arity(cls, inputs, nonlinearity(p.function))
         if trains(*inputs, *state):
             raise InputError(
-                f"{cls.__name__}: the growth of sums has no gradient, and what stands before it "
+                f"{cls.__name__}: the growth of sums has no gradient, and the layers before it "
                 "would not be trained. Run it under torch.no_grad()."
             )
         before = growth.GrowthState(state.totals, state.last)

@@ -1,4 +1,4 @@
-"""What all Norse cells and layers of ours share: parameters, states, one step, a sequence."""
+"""The base of the Norse cells and layers: parameters, states, one step, a sequence."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ class Neuron(nn.Module):
         if not isinstance(state, cls.State):
             raise InputError(
                 f"{cls.__name__}: the state is what an earlier call returned, or None, but it is "
-                f"{type(state).__name__}. A layer in Lift hands on the state of the module before; "
-                "put layers into SequentialState as they are."
+                f"{type(state).__name__}. A layer in Lift passes on the state of the module "
+                "before; put layers directly into SequentialState."
             )
         for value in tensors_in(state):
             if value.device != inputs[0].device:
@@ -177,9 +177,9 @@ class Neuron(nn.Module):
         if len(behind) > 1 or cls.is_first(p):
             name = "dt" if len(cls.Parameters._fields) < 2 else cls.Parameters._fields[1]
             raise TypeError(
-                f"{cls.__name__}: behind {p!r} came {', '.join(map(repr, behind))}, but only p, or "
-                "p and dt, go without a name. Name the others: "
-                f"{cls.__name__}({p!r}, {name}=...)."
+                f"{cls.__name__}: {', '.join(map(repr, behind))} follow {p!r}, but only p, or p "
+                f"and dt, may be positional. Pass the others by name: {cls.__name__}({p!r}, "
+                f"{name}=...)."
             )
         return behind[0]  # type: ignore[no-any-return]
 
@@ -243,7 +243,7 @@ class Neuron(nn.Module):
             self.function_module = inside
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What of p is no tensor, as plain numbers and text; not where it runs."""
+        """The fields of p that are not tensors, as plain numbers and text, without the backend."""
         fields = self._layout._asdict().items()
         return {"dt": self.dt, **{k: plain_of(value) for k, value in fields if k != "backend"}}
 

@@ -14,6 +14,7 @@ from ...neurons.base import Node
 from ...neurons.by_hand import check_members, learned, within
 from ...neurons.nonlinearities import Nonlinearity, nonlinearity
 from ...neurons.protocol import at_least_float32
+from ...neurons.rounding import rounded
 from ...neurons.schedules import Schedule
 
 
@@ -169,4 +170,4 @@ def shown(value: Any) -> str:
         return f"({', '.join(map(shown, value))})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {shown(item)}' for key, item in value.items())}}}"
-    return value.name if isinstance(value, (Node, Nonlinearity)) else repr(value)
+    return value.name if isinstance(value, (Node, Nonlinearity)) else rounded(value)

@@ -39,10 +39,10 @@ from .parameters import item_of, no_field, used
 class SignGDParameters(NamedTuple):
     """Parametrization of signGD neurons; ``SignGDParameters()`` follows relu.
 
-    What is None is chosen by ``neurons/by_hand.py``, as for SpikingJelly's nodes, when a cell,
-    layer or step takes the parameters; ``layer.p`` has what was chosen. An ``nn.Parameter`` among
-    them is trained; ``learnable`` of a cell or layer makes parameters of scale, resting,
-    initial_input, dead_zone and of f's arguments.
+    Values that are None get the defaults of ``neurons/by_hand.py``, as for SpikingJelly's nodes,
+    when a cell, layer or step takes the parameters; ``layer.p`` has the resulting values. An
+    ``nn.Parameter`` among them is trained; ``learnable`` of a cell or layer makes parameters of
+    scale, resting, initial_input, dead_zone and of f's arguments.
 
     Parameters:
         function (str | Nonlinearity | Callable): f, a row of ``NONLINEARITIES``, its name, or a
@@ -51,12 +51,12 @@ class SignGDParameters(NamedTuple):
         scale (float | Tensor): unit of the steps, positive, broadcasts against v [B, ...]
         resting (float | Tensor): v(0), broadcasts against v
         initial_input (float | Tensor | tuple): x(0): the bias of the layer before, which has none
-            itself, plus W v(0) where its senders have a resting value; broadcasts against an
-            input; a tuple for several inputs. With "decoded" values there is none, and the layer
+            itself, plus W v(0) if the presynaptic neurons have a resting value; broadcasts against
+            an input; a tuple for several inputs. With "decoded" values there is none, and the layer
             before keeps its bias; spikes must be given one
-        spikes (str): "decoded", v(t) of decoded values, or what hardware sees: "signed" -eta(t)
-            scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of single signs
-            (``neurons/protocol.py``)
+        spikes (str): "decoded", v(t) of decoded values, or the spikes as hardware sends them:
+            "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of
+            single signs (``neurons/protocol.py``)
         offset (float | Tensor | tuple): W (scale 1) of the layer before, for "binary" alone
         arguments (Mapping): parameters of f, such as ``{"negative_slope": 0.1}``
         momentum (float): of the step, 0 in the paper; there is no gradient with it
@@ -70,10 +70,10 @@ class SignGDParameters(NamedTuple):
         members (int): m, the signs of one step, of sizes eta, eta / 2, ...; at most 8, with a dead
             zone 12, without momentum, and the same for all neurons of a network with "binary"
             spikes
-        dead_zone (float | Tensor): theta, a part of a step in [0, 1), broadcasts against v: a
-            member is silent where v is within theta of its step of f(x); 0 is the paper's neuron,
-            a sign at every step. None is ``sg.DEAD_ZONE``, but 0 with momentum and
-            with "binary" spikes, which have none
+        dead_zone (float | Tensor): theta, a fraction of the step size in [0, 1), broadcasts against
+            v: a member is silent where v is within theta of its step of f(x); 0 is the paper's
+            neuron, a sign at every step. None is ``sg.DEAD_ZONE``, but 0 with momentum and with
+            "binary" spikes, which have none
     """
 
     function: str | Nonlinearity | Callable[..., Tensor] = "relu"
@@ -289,7 +289,7 @@ def _for_each(value: Any, inputs: tuple[Tensor, ...], owner: str) -> tuple[float
         values *= len(inputs)
     if len(values) != len(inputs):
         raise InputError(
-            f"{owner}: {len(inputs)} inputs came in, but initial_input or offset has "
+            f"{owner}: {len(inputs)} inputs were passed, but initial_input or offset has "
             f"{len(values)} values. Pass a tuple with one for each input."
         )
     return values

@@ -49,8 +49,8 @@ class _Subgradient(Neuron):
     ) -> tuple[Tensor, SubgradientState]:
         if trains(*inputs, *state, p.scale):
             raise InputError(
-                f"{cls.__name__}: the rate-coded baseline has no gradient, and what stands before "
-                "it would not be trained. Run it under torch.no_grad(), or take SignGD."
+                f"{cls.__name__}: the rate-coded baseline has no gradient, and the layers before "
+                "it would not be trained. Run it under torch.no_grad(), or use SignGD."
             )
         dynamics = subgradient.SubgradientParameters(
             at_least_float32(p.scale), p.schedule, check=False

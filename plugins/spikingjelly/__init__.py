@@ -78,7 +78,7 @@ class SpikingJellyNetwork(NetworkModule, base.MemoryModule):
     """A converted network of SpikingJelly nodes.
 
     ``forward(x)``: step_mode "s": x [B, ...], one step; "m": x [T, B, ...], T steps; with
-    ``mode = "ann"`` x is [B, ...] in both. At home in ``functional.set_step_mode``,
+    ``mode = "ann"`` x is [B, ...] in both. It works with ``functional.set_step_mode``,
     ``functional.reset_net`` and ``monitor``; the nodes are ``module.neuron(name)``.
     ``spikingjelly_signgd.run`` runs it for many time steps at once.
     """

@@ -1,6 +1,6 @@
 """SpikingJelly node types: signGD, group and subgradient neurons, and what codes and decodes them.
 
-Every module holds its state as memories (``functional.reset_net`` starts anew), takes [N, *] in
+Every module holds its state as memories (``functional.reset_net`` resets them), takes [N, *] in
 ``step_mode="s"`` and [T, N, *] in ``"m"``, and gives the same numbers in both. States are float32,
 float64 for float64 inputs, whatever the input's type; the output has the input's type.
 
@@ -31,6 +31,7 @@ from ...neurons.by_hand import learned, within
 from ...neurons.choice import BACKENDS, Choice, runs
 from ...neurons.kernels.prepared import keep, unwatched
 from ...neurons.protocol import at_least_float32, state_dtype
+from ...neurons.rounding import rounded
 from ...neurons.scan import scan
 from ...neurons.surrogate import Surrogate
 from .. import simulator
@@ -88,8 +89,8 @@ class Stateful(base.MemoryModule):
         if not inputs or (self._arity is not None and len(inputs) != self._arity):
             raise InputError(
                 f"{self._get_name()}: one input for each argument is needed, so "
-                f"{self._arity or 'at least 1'}, but {len(inputs)} came in. Call it as node(x1, x2)"
-                " for a function of two arguments."
+                f"{self._arity or 'at least 1'}, but {len(inputs)} were passed. Call it as "
+                "node(x1, x2) for a function of two arguments."
             )
         for x in inputs:
             if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -196,7 +197,8 @@ class Defined(Stateful):
     """
 
     def _definition(self) -> dict[str, Any]:
-        """What is no tensor, as plain values by name: that of a state dict is the same."""
+        """The parameters that are not tensors, as plain values by name: those of a state dict must
+        be equal."""
         raise NotImplementedError
 
     def _numbers(self) -> tuple[str, ...]:
@@ -348,7 +350,8 @@ class Made(Defined, Kernel):
         return made[1]
 
     def _start_of(self, inputs: tuple[Tensor, ...], shapes: Shapes, step_mode: str) -> Any:
-        """Kept where it depends on shapes, types and numbers alone; nobody changes it in place."""
+        """Kept where it depends on shapes, types and numbers alone; it is never changed in
+        place."""
         of = held(self, self._of_start)
         if self._learns or not (all([isinstance(value, _NUMBERS) for value in of]) and unwatched()):
             return super()._start_of(inputs, shapes, step_mode)
@@ -455,4 +458,4 @@ def held(module: nn.Module, names: Iterable[str]) -> list[Any]:
 
 
 def show(value: Any) -> str:
-    return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    return f"Tensor{list(value.shape)}" if isinstance(value, Tensor) else rounded(value)

@@ -29,8 +29,8 @@ with simulator("spikingjelly"):
 _INSTEAD = {
     "v_reset": "a spike takes the threshold off v (soft reset), which no value replaces. Leave it "
     "out, or pass None.",
-    "tau": "v does not leak. Leave it out, or take SpikingJelly's LIFNode.",
-    "decay_input": "v does not leak. Leave it out, or take SpikingJelly's LIFNode.",
+    "tau": "v does not leak. Leave it out, or use SpikingJelly's LIFNode.",
+    "decay_input": "v does not leak. Leave it out, or use SpikingJelly's LIFNode.",
     "scale": "the unit of what is sent is the threshold. Pass v_threshold=...",
     "spikes": "group neurons send n v_threshold / members, in one form. Leave it out.",
 }
@@ -51,8 +51,8 @@ class GroupNode(Made):
 
     ``v_threshold`` and ``initial_charge`` broadcast against v [N, *]; an ``nn.Parameter`` stays
     one, another tensor becomes a buffer, and ``learnable`` names which of the two is to become a
-    parameter. A threshold stays positive. A ``signed`` neuron may take back what it has sent;
-    ``sent`` counts it.
+    parameter. A threshold stays positive. A ``signed`` neuron may fire negative spikes, at most as
+    many as it has sent; ``sent`` counts them.
 
     Where an input or a parameter requires a gradient it passes through ``surrogate_function``
     (Sigmoid unless given), the sum over the members; the forward values are the same to the bit.

@@ -59,26 +59,26 @@ class SignGDNode(Made):
 
     ``function`` is a row's name, a row or a callable; ``arguments`` are its parameters, such as
     ``{"negative_slope": 0.1}``. ``schedule`` and ``members`` are the step sizes and m, the number
-    of signs of one step, of sizes eta, eta / 2, ...; ``neurons/by_hand.py`` says what they are
-    where they are left out. ``scale``, ``resting`` and ``dead_zone`` broadcast against v [N, *],
+    of signs of one step, of sizes eta, eta / 2, ...; their defaults are described in
+    ``neurons/by_hand.py``. ``scale``, ``resting`` and ``dead_zone`` broadcast against v [N, *],
     ``initial_input`` and ``offset`` against an input, with a tuple of them for several inputs.
     ``v`` is the decoded output, ``x`` the tuple of the integrated inputs.
 
-    ``spikes``: "decoded" v(t), of the values that a layer with its bias makes; or what hardware
-    sees: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1}, of
-    single signs (``neurons/protocol.py``), between layers without bias. ``initial_input`` is then
-    x(0): the bias of the layer before, plus W v(0) where its senders have a resting value. All
-    neurons of a network with "binary" spikes have the same members.
+    ``spikes``: "decoded" v(t), of the outputs of a layer with its bias; or the spikes as hardware
+    sends them: "signed" -eta(t) scale sigma(t), "binary" scale {0, 1}, "ternary" scale {-1, 0, 1},
+    of single signs (``neurons/protocol.py``), between layers without bias. ``initial_input`` is
+    then x(0): the bias of the layer before, plus W v(0) if the presynaptic neurons have a resting
+    value. All neurons of a network with "binary" spikes have the same members.
 
-    ``dead_zone``, theta in [0, 1), is a part of a step: a neuron nearer than that to its target is
-    silent. 0 is the paper's neuron, with a sign at every step; None is
-    ``sg.DEAD_ZONE``, but 0 with momentum and with "binary" spikes, which have none.
+    ``dead_zone``, theta in [0, 1), is a fraction of the step size: a neuron closer than that to its
+    target is silent. 0 is the paper's neuron, with a sign at every step; None is ``sg.DEAD_ZONE``,
+    but 0 with momentum and with "binary" spikes, which have none.
 
-    An ``nn.Parameter`` stays one, another tensor becomes a buffer; ``learnable`` names what is to
-    become one, of scale, resting, initial_input, dead_zone and the arguments. Scales stay
-    positive, dead zones in [0, 2 / 3].
+    An ``nn.Parameter`` stays one, another tensor becomes a buffer; ``learnable`` names those that
+    are to become parameters, of scale, resting, initial_input, dead_zone and the arguments. Scales
+    stay positive, dead zones in [0, 2 / 3].
 
-    Where an input or a parameter asks for a gradient, outputs have the dithered one: v follows its
+    If an input or a parameter requires a gradient, outputs have the dithered one: v follows its
     target within reach (``neurons/signgd/gradient.py``). A ``surrogate_function`` is used in its
     place, with "signed" spikes or "decoded" values. With momentum there is none: backward raises.
     """
@@ -216,7 +216,7 @@ class SignGDNode(Made):
             values *= inputs
         if len(values) != inputs:
             raise InputError(
-                f"{self._get_name()}: {inputs} inputs came in, but there are {len(values)} "
+                f"{self._get_name()}: {inputs} inputs were passed, but there are {len(values)} "
                 f"values of {names[0].removesuffix('_0')}. Pass a tuple with one for each input."
             )
         return values
@@ -248,10 +248,10 @@ class SignGDNode(Made):
             self.dead_zone = 0.0
         elif saved is None and self.dead_zone:
             warnings.warn(
-                f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has dead_zone="
-                f"{self.dead_zone:.4g}. Neurons without one, as all of earlier versions, are saved "
-                "so, and send a sign at every step: make them with dead_zone=0. Weights of a "
-                "source network need nothing.",
+                f"{self._get_name()}: the state_dict has no {key!r}, and this neuron has "
+                f"dead_zone={self.dead_zone:.4g}. Neurons without a dead zone, such as all of "
+                "earlier versions, are saved this way and send a sign at every step: create them "
+                "with dead_zone=0. For the weights of a source network, nothing needs to be done.",
                 stacklevel=2,
             )
 

@@ -71,8 +71,8 @@ class SignGDNeurons(AbstractProcess):
     Neurons of m signs in a step send them as the bits of one graded spike, the first sign's the
     highest; there received = 2 ** (1 - m) eta_in and offset = (2 ** m - 1) W 1. Those with a dead
     zone send d, in [1 - 2 ** m, 2 ** m - 1], and where d is 0 no message; there received =
-    2 ** -m eta_in and offset = 0. ``fired`` tells whoever records it what fired, as the NumPy
-    runner does.
+    2 ** -m eta_in and offset = 0. ``fired`` holds what fired, for recording, as the NumPy runner
+    does.
 
     Layer l (the first is 1) runs step k = 0..T-1 of its schedule in Lava's step k + l of a sample,
     which takes ``period`` steps; before and after it is silent.
