@@ -65,7 +65,6 @@ def test_the_session(tmp_path):
     module, program = blocks("python")
     (tmp_path / "zoo.py").write_text(module)
     commands = session()
-    program = f"from zoo import vgg\n{program}"
     script = "\n".join(f"echo '{MARK}'\n{command}" for command, _ in commands)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     legacy = os.environ.get("PYTHONPATH", "")

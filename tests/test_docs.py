@@ -362,6 +362,14 @@ def test_method(capsys):
     assert scope["rule"].agreement >= 0.99 and scope["left"].mean_steps < 16
 
 
+def test_pages_say_where_modules_of_the_examples_are_found():
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    for page in PAGES:
+        code = "".join(block.code for block in python(page))
+        if examples & set(re.findall(r"^(?:from|import) (\w+)", code, re.M)):
+            assert re.search(r"PYTHONPATH=examples|sys\.path", PAGES[page]), page
+
+
 def test_every_page_with_code_has_a_test():
     source = Path(__file__).read_text()
     run_here = set(re.findall(r'run\("([\w./-]+)"', source)) | {"README.md"}
