@@ -17,7 +17,7 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs docs-links lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -82,7 +82,8 @@ docs: $(DOCS)/.stamp
 	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-# The addresses outside the site, which needs the network
+# Whether addresses of other sites still lead somewhere, which needs the network
+.PHONY: docs-links
 docs-links: $(DOCS)/.stamp
 	@$(SPHINX) -b linkcheck .cache/docs/pages .cache/docs/links
 

@@ -88,3 +88,4 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 linkcheck_anchors = False
 linkcheck_timeout = 20
+linkcheck_retries = 2
