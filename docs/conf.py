@@ -71,7 +71,7 @@ nitpick_ignore_regex = [
 # -- the site ----------------------------------------------------------------------------------
 
 html_theme = "furo"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_dark_style = "github-dark"
 html_title = "spikingjelly_signgd"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["style.css"]
@@ -80,6 +80,7 @@ html_js_files = [
     (None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol != 'file:'"})
 ]
 html_copy_source = False
+html_domain_indices = False  # of modules; the index of names stays
 html_show_sphinx = False
 html_math_renderer = "mathml"
 html_theme_options = {
