@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4  # with GitHub's slugs
 math_numfig = False
+highlight_language = "text"  # of blocks that name none: shells, what is printed
 smartquotes_action = "D"  # dashes alone: "signed" and [T, ...] are code
 
 # -- the reference, from docstrings ------------------------------------------------------------
