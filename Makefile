@@ -138,7 +138,8 @@ docs: $(DOCS)/.stamp
 	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-# The addresses outside the site, which needs the network
+# Whether addresses of other sites still lead somewhere, which needs the network
+.PHONY: docs-links
 docs-links: $(DOCS)/.stamp
 	@$(SPHINX) -b linkcheck .cache/docs/pages .cache/docs/links
 

@@ -33,6 +33,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4  # with GitHub's slugs
 math_numfig = False
+highlight_language = "text"  # of blocks that name none: shells, what is printed
 smartquotes_action = "D"  # dashes alone: "signed" and [T, ...] are code
 
 # -- the reference, from docstrings ------------------------------------------------------------
@@ -71,7 +72,7 @@ nitpick_ignore_regex = [
 # -- the site ----------------------------------------------------------------------------------
 
 html_theme = "furo"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_dark_style = "github-dark"
 html_title = "spikingjelly_signgd"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["style.css"]
@@ -80,6 +81,7 @@ html_js_files = [
     (None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol != 'file:'"})
 ]
 html_copy_source = False
+html_domain_indices = False  # of modules; the index of names stays
 html_show_sphinx = False
 html_math_renderer = "mathml"
 html_theme_options = {
@@ -88,3 +90,4 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 linkcheck_anchors = False
 linkcheck_timeout = 20
+linkcheck_retries = 2
