@@ -18,6 +18,7 @@ from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..core.progress import progress
 from ..errors import CalibrationError, InputError
+from ..neurons.names import named_arguments
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget
@@ -38,6 +39,7 @@ TRIES = 4  # at a mixed plan that sends no more than it may
 METHODS = (("signgd",), ("signgd", "group"), ("group", "signgd"))
 
 
+@named_arguments
 def search(
     model: nn.Module,
     calibration: Calibration,
