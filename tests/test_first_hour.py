@@ -182,6 +182,7 @@ SET = TensorDataset(X, Y)
 FORMS = {
     "a pair": (X, Y),
     "a list of both": [X, Y],
+    "labels in a list": (X, Y.tolist()),
     "arrays": (X.numpy(), Y.numpy()),
     "a named pair": SPLIT,
     "a Dataset": SET,
@@ -476,6 +477,22 @@ def test_suffixes_that_are_none_of_ours(made, tmp_path):
     with pytest.raises(sg.FormatError, match=r"save writes HDF5.*nir.*export\(network, path\)"):
         sg.save(made[0], tmp_path / "net.nir")
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_are_not_as_many_as_the_samples(made):
+    with pytest.raises(sg.InputError, match="x has 100 samples, but y has 99 labels"):
+        sg.evaluate(made[1], (X, Y[:99]), 1)
+
+
+def test_one_sample_without_a_batch():
+    with pytest.raises(sg.CaptureError, match=r"pass x.unsqueeze\(0\)"):
+        sg.convert(classifier(), X[0])
+
+
+def test_what_was_trained_with_levels_is_planned_for_them():
+    trained = nn.Sequential(nn.Linear(8, 16), sg.QCFS(4), nn.Linear(16, 4))
+    network = sg.convert(trained, X, method="group")
+    assert network.time_steps == 1 and [node.members for node in network.neurons] == [4]
 
 
 def test_what_is_no_network_says_what_to_do(made):
