@@ -233,7 +233,10 @@ def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f".{name}", __name__)
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from .neurons.names import near
+
+        known = near(name, __all__) if not name.startswith("_") else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{known}")
     folder, _, module = _HOME[name].partition(".")
     if folder == "plugins":  # by attribute, which says what to install where it is missing
         return getattr(getattr(import_module(".plugins", __name__), module), name)

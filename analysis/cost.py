@@ -24,6 +24,7 @@ from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
 from ..neurons.base import Code
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .connections import Connections, Series, arguments, per_step, scalings
 
@@ -330,6 +331,7 @@ def count_operations(
 ) -> dict[int, Operations]: ...
 
 
+@named_arguments
 @torch.no_grad()
 def count_operations(
     snn: NetworkModule, x: Data, time_steps: int | Sequence[int] | None = None

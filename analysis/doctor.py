@@ -39,6 +39,7 @@ from ..core.progress import working
 from ..core.running import check_run, check_steps, run
 from ..core.samples import Data, examined
 from ..errors import InputError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .examination import (
     Comparison,
@@ -227,6 +228,7 @@ def _outcome(error: float, agreement: float | None) -> str:
 
 
 @torch.no_grad()
+@named_arguments
 def diagnose(
     snn: NetworkModule,
     x: Data,

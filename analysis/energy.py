@@ -22,6 +22,7 @@ from ..core.network import SpikingNetwork
 from ..core.running import check_steps
 from ..core.samples import Data
 from ..errors import InputError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 
@@ -363,6 +364,7 @@ def _nano(picojoules: float) -> str:
     return f"{picojoules / 1e3:,.3g}" if picojoules < 1e6 else f"{picojoules / 1e3:,.0f}"
 
 
+@named_arguments
 def estimate_energy(
     snn: NetworkModule,
     x: Data,

@@ -20,6 +20,7 @@ from ..core.network import Function, SpikingNetwork
 from ..core.progress import progress, working
 from ..core.samples import is_whole
 from ..errors import CalibrationError, InputError, UnsupportedOperation
+from ..neurons.names import named_arguments
 from ..neurons.schedules import Schedule
 from .calibration import Batches, Calibration
 from .capture import capture
@@ -77,6 +78,7 @@ def describe(row: Coverage) -> str:
     return f"'{row.path or '(model)'}'{kind}: {row.detail}{fix}"
 
 
+@named_arguments
 def check(
     model: nn.Module,
     sample: Any,
@@ -108,6 +110,7 @@ def _first(sample: Any) -> list[Any]:
     return [each for each, _ in zip(batches(sample), range(1), strict=False)]
 
 
+@named_arguments
 def convert(
     model: nn.Module,
     calibration: Calibration,
@@ -301,7 +304,7 @@ def _forms(forms: Forms | None, functions: Forms | None) -> Forms | None:
         "functions= of convert and check is called forms= now, and will be removed in the next "
         "release.",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return functions
 

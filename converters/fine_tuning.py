@@ -43,6 +43,7 @@ from ..core.progress import progress, samples_in
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .additions import Prices
 from .additions import additions as additions_of
@@ -110,6 +111,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
+@named_arguments
 def fine_tune(
     network: SpikingNetwork,
     loader: Any,

@@ -19,6 +19,7 @@ from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..core.progress import progress
 from ..errors import CalibrationError, InputError
+from ..neurons.names import named_arguments
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget
@@ -39,6 +40,7 @@ TRIES = 4  # at a mixed plan that sends no more than it may
 METHODS = (("signgd",), ("signgd", "group"), ("group", "signgd"))
 
 
+@named_arguments
 def search(
     model: nn.Module,
     calibration: Calibration,

@@ -13,6 +13,7 @@ from torch import nn
 from ..core.distributed import Distributed
 from ..core.network import Function, Node
 from ..errors import InputError
+from ..neurons.names import near, spelled
 from ..neurons.schedules import ConstantSchedule, ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
 from .calibration import Batches
@@ -199,6 +200,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, Mapping) and list(value) == [""]:
                 object.__setattr__(self, name, value[""])
+        self._spell()
         self._check_choices()
         self._check_dead_zone()
         self._check_stream()
@@ -217,6 +219,16 @@ class Settings:
         _check("max_batches", most, most is None or most >= 1, "at least 1")
         _check("seed", self.seed, isinstance(self.seed, int), "an integer")
         self._check_read()
+
+    def _spell(self) -> None:
+        """Names of another case are the same names: "signGD"."""
+        known: dict[str, Iterable[str]] = {"method": METHODS, "scale": SCALES, "preset": PRESETS}
+        known |= {"input_coding": CODINGS, "resting": RESTING}
+        for argument, names in known.items():
+            value = getattr(self, argument)
+            if isinstance(value, Mapping):
+                value = {path: spelled(each, names) for path, each in value.items()}
+            object.__setattr__(self, argument, spelled(value, names))
 
     def _plan(self) -> None:
         """T and m where they are not given: one step of several members where silence is free."""
@@ -308,7 +320,7 @@ class Settings:
             ("resting", self.resting or "zero", RESTING),
         ]
         for name, value, known in choices:
-            _check(name, value, value in tuple(known), f"one of {', '.join(known)}")
+            _check(name, value, value in tuple(known), f"one of {', '.join(known)}", known)
 
     def scale_of(self, node: Function) -> str | float:
         scale = self.chosen["scale"]
@@ -502,9 +514,9 @@ def _is_share(text: str) -> bool:
         return False
 
 
-def _check(name: str, value: Any, fits: bool, range_: str) -> None:
+def _check(name: str, value: Any, fits: bool, range_: str, known: Iterable[str] = ()) -> None:
     if not fits:
-        raise InputError(f"{name} is {range_}, but it is {value!r}.")
+        raise InputError(f"{name} is {range_}, but it is {value!r}.{near(value, known)}")
 
 
 def _any(theta: float | Mapping[str, float]) -> bool:

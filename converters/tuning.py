@@ -46,6 +46,7 @@ from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
 from ..core.progress import announce, progress
 from ..errors import InputError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices
@@ -209,6 +210,7 @@ class Tuning(Rounded):
         return "\n".join(lines)
 
 
+@named_arguments
 @torch.inference_mode(False)
 def tune(
     network: SpikingNetwork,
@@ -259,6 +261,10 @@ def tune(
     Returns a new network whose ``provenance["tuning"]`` says what was done: ``Tuning.of(network)``
     prints it. Raises InputError where the network cannot be tuned, CalibrationError.
     """
+    if not isinstance(network, SpikingNetwork):
+        raise InputError(
+            f"tune takes the SpikingNetwork that convert returned, not {type(network).__name__}."
+        )
     x = samples(calibration, max_batches, distributed)
     reason = against(network) or too_few(len(x))
     if reason:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SignGDError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .dealing import batches, deal
 from .distributed import ALONE, Distributed
@@ -161,6 +162,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+@named_arguments
 @torch.no_grad()
 def evaluate(
     snn: NetworkModule,

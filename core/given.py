@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +33,8 @@ def given(data: Any) -> Any:
         return {name: tensor_of(x) for name, x in data.items()}
     if isinstance(data, (tuple, list)) and (pair := as_pair(data)) is not None:
         return pair
+    if isinstance(data, (tuple, list)):
+        _check_lengths(data)
     if isinstance(data, (tuple, list)) and _is_sample(data[0] if data else None):
         return _Samples(data)
     return data
@@ -46,6 +49,8 @@ def as_pair(data: Sequence[Any]) -> tuple[Any, Tensor] | None:
     if len(data) != 2:
         return None
     x, y = tensor_of(data[0]), tensor_of(data[1])
+    if isinstance(y, list) and y and all(isinstance(each, int) for each in y):
+        y = torch.tensor(y)  # labels
     if isinstance(x, Mapping):
         x = {name: tensor_of(value) for name, value in x.items()}
     first = next(iter(x.values()), None) if isinstance(x, dict) else x
@@ -54,6 +59,17 @@ def as_pair(data: Sequence[Any]) -> tuple[Any, Tensor] | None:
     unlike = isinstance(x, dict) or first.dim() != y.dim()
     unlike |= first.is_floating_point() != y.is_floating_point()
     return (x, y) if unlike and len(first) == len(y) else None
+
+
+def _check_lengths(data: Sequence[Any]) -> None:
+    """Raises InputError for samples and class indices that are not as many."""
+    x, y = map(tensor_of, data) if len(data) == 2 else (None, None)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dim() < 2 or y.dim() != 1:
+        return
+    if x.is_floating_point() and not y.is_floating_point() and len(x) != len(y):
+        raise InputError(
+            f"x has {len(x)} samples, but y has {len(y)} labels; they belong together."
+        )
 
 
 def one_batch(data: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..neurons.names import near
 from .registry import look_up
 from .structures import leaves
 
@@ -373,7 +374,9 @@ def _metrics(choice: Choice | None, output: str, shape: Shape) -> dict[str, Metr
 def _row(name: str, output: str, shape: Shape) -> Metric:
     metric = look_up(METRICS, name)
     if metric is None:
-        raise InputError(f"no metric is called {name!r}; known: {', '.join(METRICS)}.")
+        raise InputError(
+            f"no metric is called {name!r}; known: {', '.join(METRICS)}.{near(name, METRICS)}"
+        )
     if not metric.fits(shape):
         fit = ", ".join(known for known, row in METRICS.items() if row.fits(shape))
         raise InputError(

@@ -48,14 +48,17 @@ class Registry(dict[str, Any]):
 
     def find(self, name: str) -> Any:
         """Raises BackendUnavailable, listing the known names, for an unknown one."""
+        from ..neurons.names import near, spelled  # beside which torch is loaded
+
+        name = spelled(name, self.names())
         if name in self:
             found = self[name]
             return import_module(found) if isinstance(found, str) else found
         if name not in _entry_points(self.group):
             raise BackendUnavailable(
-                f"no {self.what} is called {name!r}; known: {', '.join(self.names())}. Install "
-                "the package that provides it through an entry point of the group "
-                f"'{self.group}'."
+                f"no {self.what} is called {name!r}; known: {', '.join(self.names())}."
+                f"{near(name, self.names())} Install the package that provides it through an "
+                f"entry point of the group '{self.group}'."
             )
         return _loaded(_entry_points(self.group)[name], self.what)
 

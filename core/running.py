@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..neurons.names import check_options, named_arguments
 from .given import one_batch
 from .inputs import Batch, Inputs, batch_of, samples_of
 from .module import NetworkModule, NetworkState
@@ -44,7 +45,14 @@ def build(
             stacklevel=2,
         )
         simulator = options.pop("backend")
-    module: NetworkModule = SIMULATORS.find(simulator).build(network, **options)
+    found = SIMULATORS.find(simulator).build
+    if not isinstance(network, SpikingNetwork):
+        raise InputError(
+            f"build takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
+            "convert the model first: build(convert(model, data))."
+        )
+    check_options(f"build(network, {simulator!r})", found, options)
+    module: NetworkModule = found(network, **options)
     return module
 
 
@@ -63,6 +71,7 @@ def planned_steps(snn: Any) -> int:
     return snn.network.time_steps if isinstance(snn, NetworkModule) else 1
 
 
+@named_arguments
 @torch.no_grad()
 def run(
     snn: NetworkModule,

@@ -20,6 +20,15 @@ from ..core.network import SpikingNetwork
 from ..core.progress import working
 from ..core.registry import FORMATS
 from ..errors import FormatError
+from ..neurons.names import check_options, near, spelled
+
+ALIASES = {"h5": "hdf5", "netx": "lava", "net": "lava"}
+# suffixes of files of another kind, and what makes or reads those
+OTHERS = {
+    ".onnx": " ONNX has no spiking neurons; torch.onnx.export writes the source model.",
+    ".pt": " The weights of the source model are saved by torch.save(model.state_dict(), path).",
+}
+OTHERS[".pth"] = OTHERS[".pt"]
 
 
 def suffixes() -> dict[str, str]:
@@ -39,14 +48,24 @@ def by_suffix(path: str | os.PathLike[str]) -> str | None:
 
 def find_format(doing: str, path: str | os.PathLike[str], name: str | None) -> tuple[str, Any]:
     """The format called ``name``, by default that of the suffix; FormatError says what is known."""
-    found = by_suffix(path) if name is None else name
+    found = by_suffix(path) if name is None else spelled(ALIASES.get(name, name), FORMATS.names())
+    if found is None:
+        suffix = Path(path).suffix
+        raise FormatError(
+            f"cannot {doing} '{path}': {repr(suffix) if suffix else 'no suffix'} does not say its "
+            f"format. End the file in {_listed()}, or pass format=...{OTHERS.get(suffix, '')}"
+        )
     if found not in FORMATS.names():
         raise FormatError(
             f"cannot {doing} '{path}': format is one of {', '.join(FORMATS.names())}, not "
-            f"{found or ''!r}. Name one, or end the file in {', '.join(suffixes())}."
+            f"{found!r}.{near(found, FORMATS.names())} Name one, or end the file in "
+            f"{', '.join(suffixes())}."
         )
-    assert found is not None
     return found, FORMATS.find(found)
+
+
+def _listed() -> str:
+    return ", ".join(f"{suffix} ({name})" for suffix, name in suffixes().items())
 
 
 def export(
@@ -61,7 +80,8 @@ def export(
     installed package, by default what the suffix says; ``options`` are the writer's. Raises
     FormatError for what the format cannot express, before anything is written.
     """
-    writer = find_format("export", path, format)[1]
+    name, writer = find_format("export", path, format)
+    check_options(f"the writer of {name} files", writer.write, options)
     with working(f"writing {Path(path).name}"):
         return writer.write(network, path, **options)
 
@@ -82,5 +102,6 @@ def load(
             f"cannot load '{path}': files of the format {name} do not hold all of a network. "
             "Save it with save(network, path), too."
         )
+    check_options(f"the reader of {name} files", found.read, options)
     network: SpikingNetwork = found.read(path, **options)
     return network

@@ -26,6 +26,7 @@ from ..core.network import Input, SpikingNetwork
 from ..core.progress import working
 from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
+from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .files import write_whole
 from .formats import find_format
@@ -132,6 +133,7 @@ class Certificate(Rounded):
         return "\n".join(lines)
 
 
+@named_arguments
 def verify(
     path: str | os.PathLike[str],
     x: Any = None,

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable, InputError, KernelsWarning
 from .kernels import launch, operators
+from .names import near
 from .surrogate import Surrogate
 
 BACKENDS = ("auto", "cpu", "cupy", "torch")
@@ -55,7 +56,8 @@ def choose(backend: str, device: str, against: str = "") -> Choice:
     ``against`` is why kernels do not apply, empty if they do.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, but it is {backend!r}.")
+        known = f"backend is one of {', '.join(BACKENDS)}, but it is {backend!r}."
+        raise ValueError(known + near(backend, BACKENDS))
     if backend == "torch":
         return Choice("torch", "it was asked for")
     name = next((name for name, home in DEVICES.items() if home == device), "")

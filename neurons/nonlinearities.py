@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels.build import kernel_function
+from .names import near, spelled
 from .qcfs import qcfs as qcfs_operator
 
 
@@ -464,9 +465,11 @@ def nonlinearity(function: str | Nonlinearity | Callable[..., Tensor]) -> Nonlin
     if isinstance(function, Nonlinearity):
         return function
     if isinstance(function, str):
+        function = spelled(function, NONLINEARITIES)
         if function not in NONLINEARITIES:
             raise ValueError(
-                f"no nonlinearity is called {function!r}; known: {', '.join(NONLINEARITIES)}. "
+                f"no nonlinearity is called {function!r}; known: {', '.join(NONLINEARITIES)}."
+                f"{near(function, NONLINEARITIES)} "
                 "A function of your own is passed as a callable or as a Nonlinearity row."
             )
         return NONLINEARITIES[function]

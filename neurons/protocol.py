@@ -31,6 +31,7 @@ from torch import Tensor
 from .base import spread
 from .choice import running_sum
 from .coding import CodingState, RealCodingParameters, real_step
+from .names import near
 from .schedules import Schedule
 from .signgd import (
     DEAD_ZONE,
@@ -106,7 +107,10 @@ def check_protocol(
 
 def check_spikes(owner: str, spikes: Any) -> None:
     if spikes not in SPIKES:
-        raise ValueError(f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}.")
+        raise ValueError(
+            f"{owner}: spikes is one of {', '.join(SPIKES)}, but it is {spikes!r}."
+            f"{near(spikes, SPIKES)}"
+        )
 
 
 def _check_single(owner: str, members: int) -> None:

@@ -49,7 +49,7 @@ CALIBRATION = {
     "bytes in pairs": ([((X.abs() * 9).byte(), 0)], "torch.uint8; convert it as in training"),
     "a number": (3, "a tensor .* or an iterable of batches x or .x, y., not int"),
     "None": (None, "a tensor .* or an iterable of batches x or .x, y., not NoneType"),
-    "NumPy batches": ([X.numpy()], "a tensor x or a pair .x, y., not ndarray"),
+    "batches of lists": ([X.tolist()], "a tensor x or a pair .x, y., not list"),
     "text": ("data.npy", "a tensor x or a pair .x, y., not str"),
     "samples of another shape": (torch.rand(8, 5), "Sequential itself fails on a batch .8, 5."),
     "samples of two shapes": ([X, torch.rand(8, 5)], "samples differ in shape"),
@@ -85,7 +85,7 @@ RUN = {
     "no batch": (torch.rand(4), r"input is \[B, 4\], but x is \[4\]"),
     "a scalar": (torch.tensor(1.0), r"input is \[B, 4\], but x is \[\]"),
     "a sequence": (torch.rand(8, 2, 4), "A sequence is passed as run.*sequence=True"),
-    "no tensor": (X.numpy(), "a tensor, not ndarray"),
+    "no tensor": (None, "a tensor, not NoneType"),
 }
 
 

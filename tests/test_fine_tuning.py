@@ -675,6 +675,7 @@ WRONG = {
     "seed": (((X, Y),), {"seed": "a"}, "seed is an integer"),
     "a list": (((X, Y.tolist()),), {}, "labels are a tensor of class indices .*not list"),
     "lists": (([(X, Y.tolist())],), {}, "labels are a tensor of class indices .*not list"),
+    "lists of numbers": (([X.tolist()],), {}, "the loader gives .* values"),
     "no classes": (((X, Y),), {"temperature": None}, "with a temperature"),
     "epochs": (((X, Y),), {"epochs": 0}, "epochs is an integer"),
     "half": (((X, Y),), {"epochs": 0.5}, "epochs is an integer"),

@@ -182,6 +182,7 @@ SET = TensorDataset(X, Y)
 FORMS = {
     "a pair": (X, Y),
     "a list of both": [X, Y],
+    "labels in a list": (X, Y.tolist()),
     "arrays": (X.numpy(), Y.numpy()),
     "a named pair": SPLIT,
     "a Dataset": SET,
@@ -422,3 +423,117 @@ def test_a_rounded_repr_is_that_of_a_dataclass():
     assert repr(schedule) == "ExponentialSchedule(initial=0.15, decay=0.95)"
     assert eval(repr(schedule), vars(sg) | {"ExponentialSchedule": sg.ExponentialSchedule})
     assert repr(sg.ListSchedule((1 / 3,))) == "ListSchedule(values=(0.333333,), tail=None)"
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def test_names_in_another_case_are_the_same_names(made):
+    network = made[0]
+    assert sg.convert(classifier(), X, method="signGD").names() == network.names()
+    relu = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    assert sg.convert(relu, X, method={"1": "Group"}, time_steps=2)["1"].kind == "group"
+    sg.convert(classifier(), X, scale="Channel", input_coding="Exact", resting="Zero")
+    assert type(sg.build(network, "SpikingJelly")).__name__ == "SpikingJellyNetwork"
+    assert sg.SignGDNode("GELU").function.name == "gelu"
+
+
+MISTAKES = {
+    "a method": (lambda _: sg.convert(classifier(), X, method="grouop"), "'group'"),
+    "a simulator": (lambda made: sg.build(made[0], "spikingjely"), "'spikingjelly'"),
+    "a function": (lambda _: sg.SignGDNode("gellu"), "'gelu'"),
+    "a form": (lambda _: sg.SignGDNode("gelu", spikes="bin"), "'binary'"),
+    "a metric": (
+        lambda made: sg.evaluate(made[1], X, 1, reference=classifier(), metric="cosin"),
+        "'cosine'",
+    ),
+    "an argument of convert": (
+        lambda _: sg.convert(classifier(), X, **{"timesteps": 4}),
+        "'time_steps'",
+    ),
+    "an argument of evaluate": (
+        lambda made: sg.evaluate(made[1], X, **{"ref": made[1]}),
+        "'reference'",
+    ),
+    "an argument of a simulator": (lambda made: sg.build(made[0], kernel="cpu"), "'kernels'"),
+    "an argument of a writer": (lambda made: sg.export(made[0], made[2], clas_names=()), "'class_"),
+    "a public name": (lambda _: sg.evalute, "'evaluate'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_was_meant_is_named(made, mistake):
+    make, meant = MISTAKES[mistake]
+    errors = (sg.SignGDError, TypeError, ValueError, AttributeError)
+    with pytest.raises(errors, match=f"Did you mean {meant}"):
+        make(made)
+
+
+def test_suffixes_that_are_none_of_ours(made, tmp_path):
+    with pytest.raises(sg.FormatError, match=r"'.onnx' .*End the file in \.h5 .*torch.onnx.export"):
+        sg.export(made[0], tmp_path / "net.onnx")
+    with pytest.raises(sg.FormatError, match="no suffix does not say"):
+        sg.export(made[0], tmp_path / "net")
+    with pytest.raises(sg.FormatError, match=r"save writes HDF5.*nir.*export\(network, path\)"):
+        sg.save(made[0], tmp_path / "net.nir")
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_are_not_as_many_as_the_samples(made):
+    with pytest.raises(sg.InputError, match="x has 100 samples, but y has 99 labels"):
+        sg.evaluate(made[1], (X, Y[:99]), 1)
+
+
+def test_one_sample_without_a_batch():
+    with pytest.raises(sg.CaptureError, match=r"pass x.unsqueeze\(0\)"):
+        sg.convert(classifier(), X[0])
+
+
+def test_what_was_trained_with_levels_is_planned_for_them():
+    trained = nn.Sequential(nn.Linear(8, 16), sg.QCFS(4), nn.Linear(16, 4))
+    network = sg.convert(trained, X, method="group")
+    assert network.time_steps == 1 and [node.members for node in network.neurons] == [4]
+
+
+def test_what_is_no_network_says_what_to_do(made):
+    with pytest.raises(sg.InputError, match=r"build\(convert\(model, data\)\)"):
+        sg.build(classifier())
+    with pytest.raises(sg.InputError, match="the SpikingNetwork that convert returned"):
+        sg.tune(classifier(), X)
+
+
+def test_a_nir_file_of_others_says_how_it_is_read(tmp_path):
+    nir = pytest.importorskip("nir")
+    import numpy as np
+
+    nodes = {
+        "input": nir.Input({"input": np.array([8])}),
+        "w": nir.Linear(np.ones((4, 8), "f4")),
+        "output": nir.Output({"output": np.array([4])}),
+    }
+    nir.write(tmp_path / "own.nir", nir.NIRGraph(nodes, [("input", "w"), ("w", "output")]))
+    with pytest.raises(sg.FormatError, match=r"pass load\(path, time_steps=...\)"):
+        sg.load(tmp_path / "own.nir")
+
+
+def blocked():
+    """What stops each format in several places."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Softmax(-1)
+    )
+
+
+@pytest.mark.parametrize("suffix", ["nir", "net"])
+@pytest.mark.parametrize("keep", [(), ("1", "2")])
+def test_all_blockers_of_a_format_at_once(tmp_path, suffix, keep):
+    """With a fix, and also those behind the first, whatever they are."""
+    if suffix == "nir":
+        pytest.importorskip("nir")
+    network = sg.convert(blocked(), X, keep=keep)
+    options = {"calibration": X} if suffix == "net" else {}
+    with pytest.raises(sg.FormatError) as error:
+        sg.export(network, tmp_path / f"net.{suffix}", **options)
+    text = str(error.value)
+    assert all(f"'{name}'" in text for name in ("1", "2", "4", "5")), text
+    assert 'method="group"' in text

@@ -18,14 +18,17 @@ from ...core.network import NODES, Node, SpikingNetwork
 from ...core.registry import look_up
 from ...core.training import check_collected
 from ...errors import FormatError
+from ...neurons.names import named_arguments
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ...neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
+from ..formats import by_suffix
 from .content import Content, Record
 from .layout import read, require_h5py, write
 
 Function = Nonlinearity | Callable[..., Tensor]
 
 
+@named_arguments
 def save(
     network: SpikingNetwork,
     path: str | os.PathLike[str],
@@ -44,6 +47,12 @@ def save(
             f"save takes the SpikingNetwork that convert returned, not {type(network).__name__}; "
             "get it from a built module as module.network, from a trainable one by "
             "collect(module)."
+        )
+    other = by_suffix(path)
+    if other not in (None, "hdf5"):
+        raise FormatError(
+            f"save writes HDF5, but '{path}' ends as files of the format {other} do; write that by "
+            "export(network, path), or end the file in .h5."
         )
     write(content_of(network, class_names), path)
 

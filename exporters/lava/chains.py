@@ -121,18 +121,10 @@ def affine_maps(
     whose maps have more than ``largest`` weights.
     """
     check_output(network)
-    users: dict[str, list[str]] = {}
-    for node in network.nodes:
-        if len(node.inputs) > 1:
-            raise FormatError(_joins(node))
-        for name in node.inputs:
-            users.setdefault(name, []).append(node.name)
+    refuse(_refused(network, neurons), "Lava cannot run this network:")
     chain = _Chain(network, neurons, largest)
-    current: Node = network.input
-    for node in visits(network, chain, {}):
-        if node.inputs:
-            _check_sequential(node, current, users)
-        current = node
+    for _ in visits(network, chain, {}):
+        pass
     if not chain.maps:
         raise FormatError(
             "the network has no spiking neurons, so there is nothing to run on Lava; convert a "
@@ -146,6 +138,30 @@ def affine_maps(
         )
     chain.end(str(network.outputs), None)
     return chain.maps
+
+
+def _refused(network: SpikingNetwork, neurons: type[AnyNeuron]) -> list[str]:
+    """Why each node that is no link of a chain is none."""
+    found: list[str] = []
+    links = _Links(network, neurons, 0)
+    for node in network.nodes:
+        if len(node.inputs) > 1:
+            found.append(_joins(node))
+            continue
+        try:
+            node.visit(links, [None] * len(node.inputs))
+        except FormatError as error:
+            found.append(str(error))
+    if not any(len(node.inputs) > 1 for node in network.nodes):
+        found += _not_sequential(network)
+    return found
+
+
+def refuse(reasons: Sequence[str], head: str) -> None:
+    """Raises FormatError of all reasons, if there are any."""
+    lines = list(dict.fromkeys(reasons))
+    if lines:
+        raise FormatError("\n  ".join(lines if len(lines) == 1 else [head, *lines]))
 
 
 class _Chain(Semantics[None], Generic[AnyNeuron]):
@@ -198,6 +214,13 @@ class _Chain(Semantics[None], Generic[AnyNeuron]):
         self.maps.append(_compose(self.operations, self.source, value, neuron, self.largest))
 
 
+class _Links(_Chain[AnyNeuron]):
+    """The same without the maps: what is no link is refused."""
+
+    def end(self, value: str, neuron: AnyNeuron | None) -> None:
+        pass
+
+
 def check_output(network: SpikingNetwork) -> None:
     if not isinstance(network, SpikingNetwork):
         raise FormatError(
@@ -233,11 +256,19 @@ class _Words(Semantics[str]):
     neuron = function
 
 
-def _check_sequential(node: Node, current: Node, users: dict[str, list[str]]) -> None:
+def _not_sequential(network: SpikingNetwork) -> list[str]:
     """netx layers follow one another: a value goes to one layer, and a layer takes one."""
-    if node.inputs != (current.name,) or len(users[current.name]) != 1:
-        readers = ", ".join(f"'{name}'" for name in users.get(current.name, [])) or "nothing"
-        raise FormatError(f"'{current.name}' is read by {readers}, but {ONE_CHAIN}")
+    users: dict[str, list[str]] = {}
+    for node in network.nodes:
+        for name in node.inputs:
+            users.setdefault(name, []).append(node.name)
+    found, current = [], network.input.name
+    for node in network.nodes:
+        if node.inputs and (node.inputs != (current,) or len(users[current]) != 1):
+            readers = ", ".join(f"'{name}'" for name in users.get(current, [])) or "nothing"
+            found.append(f"'{current}' is read by {readers}, but {ONE_CHAIN}")
+        current = node.name
+    return found
 
 
 def _refusal(node: Function) -> str:

@@ -24,7 +24,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from .chains import (
     float_outputs,
     integer_counts,
     quantise,
+    refuse,
 )
 from .netx import (
     FORMAT,
@@ -292,29 +293,33 @@ def _check_arguments(
 
 
 def _check_profile(maps: Sequence[AffineMap[GroupNeuron]], profile: str) -> None:
+    refuse(list(_against_profile(maps, profile)), f"the profile {profile!r} has no place for:")
+
+
+def _against_profile(maps: Sequence[AffineMap[GroupNeuron]], profile: str) -> Iterator[str]:
     for m in maps:
         if m.neuron is None:
             continue
         members, charge = m.neuron.members, by_neuron(m.neuron, m.neuron.initial_charge)
         if m.neuron.signed:
-            raise FormatError(
+            yield (
                 f"'{m.name}' is signed, but Lava's integrate-and-fire neurons fire no negative "
                 "spikes; set signed=False, or save the network as a description (.h5)."
             )
         if profile.startswith("if-") and members != 1:
-            raise FormatError(
+            yield (
                 f"'{m.name}' has {members} members, but the profile {profile!r} is for "
                 'integrate-and-fire neurons (m = 1); use profile="group", or convert with '
                 "members=1 and more time_steps."
             )
         if profile == "group-graded" and members >= 2**MESSAGE_BITS:
-            raise FormatError(
+            yield (
                 f"'{m.name}' has {members} members, more than a spike of {MESSAGE_BITS} bits "
                 'counts; use fewer members, or profile="group".'
             )
         if not ((charge >= 0) & (charge < 1)).all():
             outside = charge[(charge < 0) | (charge >= 1)]
-            raise FormatError(
+            yield (
                 f"'{m.name}' starts with a membrane potential of {outside[0]} thresholds; the "
                 "files hold 0 <= initial_charge < 1. Choose one below 1 (0.5 rounds to the "
                 "nearest level)."

@@ -236,7 +236,7 @@ class GraphWriter:
     # -- the walk -----------------------------------------------------------------------------
 
     def write(self) -> tuple[Any, NirReport]:
-        refused: list[str] = []
+        refused: dict[str, list[str]] = {}  # why: what
         skipped: set[str] = set()
         for node in self.network.nodes:
             if any(name in skipped for name in node.inputs):
@@ -246,12 +246,14 @@ class GraphWriter:
                 inputs = [self.values[name] for name in node.inputs]
                 self.values[node.name] = node.visit(self, inputs)
             except _Refused as error:
-                skipped.add(node.name)
-                refused.append(f"'{node.name}' ({operation(node)}): {error}")
-        outputs = [] if refused else self.outputs(refused)
-        if refused:
+                refused.setdefault(str(error), []).append(f"'{node.name}' ({operation(node)})")
+                if not self.stands_in(node):
+                    skipped.add(node.name)
+        lines = [f"{', '.join(what)}: {why}" for why, what in refused.items()]
+        outputs = [] if lines else self.outputs(lines)
+        if lines:
             raise FormatError(
-                "NIR cannot express this network:\n" + "\n".join(f"  {line}" for line in refused)
+                "NIR cannot express this network:\n" + "\n".join(f"  {line}" for line in lines)
             )
         report = NirReport(self.mode, self.dialect, self.lost(), self.notes())
         metadata = self.metadata(outputs, report)
@@ -261,6 +263,14 @@ class GraphWriter:
             raise FormatError(
                 f"NIR's type check refuses the graph of this network: {error}"
             ) from error
+
+    def stands_in(self, node: Node) -> bool:
+        """A value of the shape of what cannot be written, so that what follows is looked at too."""
+        try:
+            self.values[node.name] = _Value((node.name,), plain_shape(node))
+        except _Refused:
+            return False
+        return True
 
     def input(self, node: Input) -> _Value:
         if not self.network.plain:

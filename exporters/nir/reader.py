@@ -128,7 +128,7 @@ def to_network(graph: Any, time_steps: int | None = None) -> SpikingNetwork:
     if steps < 1:
         raise FormatError(
             "this NIR file does not say for how many time steps it was made; pass "
-            "read_nir(path, time_steps=...)."
+            "load(path, time_steps=...)."
         )
     try:
         return _Reader(graph, steps).network()

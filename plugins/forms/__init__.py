@@ -17,6 +17,7 @@ from ...converters.conversion import _forms
 from ...converters.lowering import Forms
 from ...converters.rules import Entry, Operation
 from ...errors import InputError
+from ...neurons.names import named_arguments
 from .decoded import to_decoded
 from .examining import HandReport, examine
 from .linear import Shift
@@ -26,6 +27,7 @@ from .spikes import to_spikes
 __all__ = ["HandReport", "Shift", "check", "to_decoded", "to_spikes"]
 
 
+@named_arguments
 def check(
     model: nn.Module,
     sample: Any,
