@@ -690,8 +690,20 @@ def plot_over_time(
     InputError where the clip has another number of frames, or of dimensions.
     """
     shown = None if clip is None else _pictures(clip, len(costs), sound)
-    unit, scale = _thousands(max(costs.source_macs, *costs.additions))
     own, axes = axes is None, _axes(axes, (WIDTH, 3.0 if shown is None else 4.2))
+    names = _additions(axes, costs)
+    if own:
+        name_lines(axes, names)
+    else:
+        axes.legend(fontsize="small")
+    if shown is not None:
+        _strip(axes.inset_axes((0, 1.03, 1, 0.3)), shown, len(costs))
+    return Plot(axes, costs.to_dict())
+
+
+def _additions(axes: Any, costs: CostsOverTime) -> list[Name]:
+    """Draws the additions of each frame; returns the names of the parts and of the source."""
+    unit, scale = _thousands(max(costs.source_macs, *costs.additions))
     edges, below = [k - 0.5 for k in range(len(costs) + 1)], [0.0] * len(costs)
     parts = costs.to_dict()["parts"]
     for name in (name for name in PART_COLORS if any(parts[name])):
@@ -708,13 +720,7 @@ def plot_over_time(
     axes.set_xlabel("frame")
     axes.set_ylabel(f"additions{unit}")
     axes.grid(alpha=0.25)
-    if own:
-        name_lines(axes, _columns(parts, scale, source))
-    else:
-        axes.legend(fontsize="small")
-    if shown is not None:
-        _strip(axes.inset_axes((0, 1.03, 1, 0.3)), shown, len(costs))
-    return Plot(axes, costs.to_dict())
+    return _columns(parts, scale, source)
 
 
 def _columns(parts: Mapping[str, Sequence[float]], scale: float, source: float) -> list[Name]:
@@ -834,7 +840,12 @@ def _animated(names: list[str], layers: Sequence[str] | None) -> list[str]:
 
 
 def _place(spikes: Tensor) -> Tensor:
-    """Spikes of one sample as a picture: channels [C, H, W] added up, others in rows."""
+    """Spikes of one sample as a picture: channels [C, H, W] added up, others in rows.
+
+    Of two equal sides before another number it is [H, W, C].
+    """
+    if spikes.dim() == 3 and spikes.shape[0] == spikes.shape[1] != spikes.shape[2]:
+        return spikes.sum(2)
     if spikes.dim() >= 3:
         return spikes.sum(0).flatten(1)
     flat = spikes.flatten()
@@ -857,10 +868,12 @@ def _gif(costs: CostsOverTime, shown: Tensor, maps: list[dict[str, Tensor]], fps
     sent = {name: axes.imshow(maps[0][name].numpy(), cmap="magma", vmin=0, vmax=1)
             for name, axes in others.items()}  # fmt: skip
     for name, axes in others.items():
-        axes.set_title(_short(name, 16), fontsize="small")
+        axes.set_title(_short(name, 12), fontsize="small")
     for axes in (first, *others.values()):
         axes.set_axis_off()
-    curve = plot_over_time(costs, axes=figure.add_subplot(grid[1, :])).axes
+    curve = figure.add_subplot(grid[1, :])
+    curve.spines[["top", "right"]].set_visible(False)
+    name_lines(curve, _additions(curve, costs))
     line = curve.axvline(0, color="black", linewidth=1)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # as it is from here on

@@ -844,8 +844,8 @@ def _animation(snn: NetworkModule, found: Stream) -> Html:
         return _note(f"No animation: {error}")
     layers = _number(len(drawn["layers"]), "layer")
     caption = f"Spikes of each frame in {layers}, all channels of a place together."
-    image = tag("img", src=f"data:image/gif;base64,{data}", alt=caption, style="max-width:100%")
-    return tag("figure", image, tag("figcaption", caption))
+    image = tag("img", src=f"data:image/gif;base64,{data}", alt=caption)
+    return tag("figure", tag("div", image, class_="drawn"), tag("figcaption", caption))
 
 
 def _frames(found: Stream) -> Html:

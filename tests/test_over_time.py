@@ -519,3 +519,12 @@ def test_the_page_is_what_was_measured():
     for option, table in (("--print", videos.compared), ("--print, all", videos.swept)):
         _, _, rest = text.partition(f"<!-- python benchmarks/videos.py {option} -->")
         assert rest.partition("<!-- end of")[0].strip().splitlines() == list(table())
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (4, 4, 5)])
+def test_channels_of_a_place_are_added_up_wherever_they_are(shape):
+    """[C, H, W] and, as ConvNeXt has them, [H, W, C]."""
+    from spikingjelly_signgd.analysis import plots
+
+    shown = plots._place(torch.ones(shape))
+    assert shown.shape == (4, 4) and bool((shown == 5).all())
