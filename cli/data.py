@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -55,6 +55,7 @@ FORMS = (
     "wds/NAME or tfds/NAME, or package.module:loader"
 )
 BATCH = 64
+REPEATS = 10
 VALIDATION = ("val", "valid", "validation", "eval", "evaluation", "test")
 
 
@@ -574,7 +575,7 @@ def _loaded(
     """With the loader's own batches, drawn once."""
     dataset = Own(spec, loader.dataset, given)
     with failing(spec):
-        cuts = _cut(loader.batch_sampler or (), first.limit)
+        cuts = _cut(loader.batch_sampler or (), first.limit, _most(spec, loader))
     if not cuts:
         raise InputError(f"'{spec}' gives no batches.")
     together = Together(spec, loader.collate_fn, own)
@@ -582,11 +583,35 @@ def _loaded(
     return Data(spec, dataset, together, cuts=cuts, workers=loader.num_workers, described=described)
 
 
-def _cut(batches: Iterable[list[int]], most: int | None) -> list[list[int]]:
-    """Lists of indices, of ``most`` in all."""
+def _most(spec: str, loader: DataLoader[Any]) -> Callable[[int], None]:
+    """Refuses what a sampler of unknown length gives beyond ``REPEATS`` times its data set: most
+    likely it has no end."""
+    try:
+        known = len(loader.batch_sampler) >= 0  # type: ignore[arg-type]
+    except TypeError:
+        known = False
+    bound = REPEATS * len(loader.dataset)  # type: ignore[arg-type]
+
+    def check(count: int) -> None:
+        if not known and count > bound:
+            raise InputError(
+                f"the batch sampler of '{spec}' does not end: it gave more than {REPEATS} times "
+                "the samples of its data set. Say how many to take with --limit, or give it a "
+                "length (__len__)."
+            )
+
+    return check
+
+
+def _cut(
+    batches: Iterable[list[int]], most: int | None, check: Callable[[int], None]
+) -> list[list[int]]:
+    """Lists of indices, of ``most`` in all; ``check`` is told how many there are so far."""
     found: list[list[int]] = []
     known = 0
     for rows in batches:
+        if most is None:
+            check(known)
         rows = list(rows) if most is None else list(rows)[: most - known]
         found += [rows] if rows else []
         known += len(rows)

@@ -272,6 +272,21 @@ def test_a_loader_keeps_its_batches(monkeypatch):
     assert [len(x) for x, _ in own(loader, monkeypatch, limit=10).loader()] == [7, 3]
 
 
+class Endless:
+    """Draws batches for ever, as samplers for training do."""
+
+    def __iter__(self):
+        while True:
+            yield list(range(10))
+
+
+def test_a_batch_sampler_without_an_end(monkeypatch):
+    loader = DataLoader(TensorDataset(X, Y), batch_sampler=Endless())
+    with pytest.raises(sg.InputError, match="'cli_zoo:made' does not end.*--limit"):
+        own(loader, monkeypatch)
+    assert len(own(loader, monkeypatch, limit=25).x) == 25
+
+
 def test_what_makes_an_iterator_is_asked_again(monkeypatch):
     data = own(lambda: iter(X.split(10)), monkeypatch)
     assert data.total is None

@@ -31,6 +31,7 @@ from spikingjelly_signgd.cli.results import (
     write_results,
 )
 from spikingjelly_signgd.converters import load_source, preprocessing
+from spikingjelly_signgd.exporters.files import write_whole
 
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper"},  # as published: one network, read at every T
@@ -214,7 +215,7 @@ def same_run(folder: Path, given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "run.json"
     if not kept.exists():
-        kept.write_text(json.dumps(asked))
+        write_whole(kept, json.dumps(asked).encode())
     before = json.loads(kept.read_text())
     other = [f"{name} was {before.get(name)}" for name in asked if asked[name] != before.get(name)]
     if other:
