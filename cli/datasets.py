@@ -372,8 +372,16 @@ class Folder(Pictures):
     def content(self) -> list[Any]:
         found = hashlib.sha256()
         for row, name in enumerate(self.names):
-            found.update(f"{name}\0{os.path.getsize(self.name(row))}\0".encode(errors="replace"))
+            found.update(os.fsencode(f"{name}\0{_size(self.name(row))}\0"))
         return [found.hexdigest()]
+
+
+def _size(path: str) -> int | None:
+    """None of what cannot be read, such as a link to a file that is gone."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return None
 
 
 def _is_image(name: str) -> bool:
@@ -381,16 +389,27 @@ def _is_image(name: str) -> bool:
 
 
 def _inside(path: Path, name: str) -> list[str]:
-    """The images of a class, at any depth."""
+    """The images of a class, at any depth, also in folders that are links."""
     found = [
         os.path.relpath(os.path.join(folder, file), path)
-        for folder, _, files in os.walk(path / name)
+        for folder, files in _walked(path / name, ())
         for file in files
         if _is_image(file)
     ]
     if not found:
         raise InputError(f"the class folder '{path / name}' holds no images ({', '.join(IMAGES)}).")
     return sorted(found, key=lambda each: each.split(os.sep))
+
+
+def _walked(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and their files; a link to a folder that it is in is gone by."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    _, inside, files = next(os.walk(folder), ("", [], []))
+    yield str(folder), files
+    for name in inside:
+        yield from _walked(folder / name, (*above, real))
 
 
 def opened(file: Any, name: str) -> Any:

@@ -471,6 +471,21 @@ def test_splits_of_a_folder():
 # -- progress -------------------------------------------------------------------------------------
 
 
+def test_links_in_a_folder():
+    """Those to folders are followed, as torchvision does; one to where it is adds nothing, and one
+    to nothing cannot be read."""
+    name = folder(count=N - 1)
+    Path("more").mkdir()
+    Path("more/10.png").write_bytes(Path("images/dog/09.png").read_bytes())
+    Path("images/dog/more").symlink_to(Path("more").resolve())
+    Path("images/dog/again").symlink_to(Path("images/dog").resolve())
+    data = load_data(name, prepare=SCALED)
+    assert len(data) == N and torch.equal(data.x[-1], data.x[-2])
+    Path("images/dog/gone.png").symlink_to("nowhere.png")
+    data = load_data(name, prepare=SCALED, reading=Reading(skip_bad=1))
+    assert len(data.fingerprint) == 16 and len(data.x) == N
+
+
 def test_a_bar_of_images(monkeypatch, capsys):
     monkeypatch.setenv("SIGNGD_PROGRESS", "bar")
     for seconds in (core.progress.AFTER, core.progress.EVERY):
