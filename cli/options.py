@@ -99,30 +99,37 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         return commands[name]
 
     check = command(
-        "check", "what each operation of a model becomes; exit code 3 if one is unsupported"
+        "check", "show what each operation of a model becomes; exit code 3 if one is unsupported"
     )
     _model(check)
-    shape = check.add_argument_group("the shape of a sample, one of these")
+    shape = check.add_argument_group("the shape of a sample (one of these)")
     either = shape.add_mutually_exclusive_group(required=True)
-    either.add_argument("--input", type=count, nargs="+", metavar="SIZE", help="of one sample")
+    either.add_argument(
+        "--input", type=count, nargs="+", metavar="SIZE", help="shape of one sample"
+    )
     _data(check, required=False, group=either)
-    check.add_argument("--forms", "--functions", choices=("whole", "local"), help="as for convert")
+    check.add_argument(
+        "--forms",
+        "--functions",
+        choices=("whole", "local"),
+        help="as for convert: one neuron for a compound operation, or several",
+    )
 
-    convert = command("convert", "a trained model to a spiking network, an .h5 file")
+    convert = command("convert", "convert a trained model to a spiking network (.h5)")
     _model(convert)
     _data(convert, samples=512, what="calibration data")
     _output(convert, "the file, .h5")
     _conversion(convert)
 
     search = command(
-        "search", "the best network for a budget, or the cheapest for a target, an .h5"
+        "search", "search the best network for a budget, or the cheapest for a target (.h5)"
     )
     _model(search)
     _data(search, samples=512, what="calibration data")
     _output(search, "the file, .h5")
     _search(search)
 
-    fine_tune = command("fine-tune", "a converted network trained further with its spikes, an .h5")
+    fine_tune = command("fine-tune", "train a converted network further with its spikes (.h5)")
     _network(fine_tune)
     _data(fine_tune, what="training data")
     _output(fine_tune, "the file, .h5")
@@ -130,7 +137,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     _simulator(fine_tune)
 
     evaluate = command(
-        "evaluate", "accuracy, and agreement with the source, at each T; of streams over a clip"
+        "evaluate",
+        "measure accuracy and agreement with the source at each T; for streams, over a clip",
     )
     _network(evaluate)
     _data(evaluate)
@@ -140,24 +148,26 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     evaluate.add_argument("--batch-size", type=count, default=64, metavar="N")
     evaluate.add_argument(
         "--metric", action=Collect, metavar="[OUTPUT=]NAME",
-        help="of tasks other than classification, for each output; repeatable",
+        help="metric of an output, for tasks other than classification; repeatable",
     )  # fmt: skip
     for what in ("agreement", "accuracy"):
         evaluate.add_argument(
             f"--min-{what}", type=fraction, metavar="FRACTION",
-            help=f"exit code 5 where the {what} at the largest T is below",
+            help=f"exit code 5 if the {what} at the largest T is below",
         )  # fmt: skip
     evaluate.add_argument(
         "--resume", metavar="FILE.jsonl",
-        help="finished batches are written there, and left out where it is there already",
+        help="write finished batches to this file, and skip those that it already has",
     )  # fmt: skip
-    evaluate.add_argument("--results-file", metavar="FILE", help="a row for each T, .json or .csv")
+    evaluate.add_argument(
+        "--results-file", metavar="FILE", help="write a row for each T, .json or .csv"
+    )
     evaluate.add_argument(
         "--counted", type=none_or_more, default=32, metavar="N",
-        help="samples on which spikes and additions of --results-file are counted, 0 for none",
+        help="samples for the spike and addition counts of --results-file, 0 for none",
     )  # fmt: skip
 
-    doctor = command("doctor", "which layer errs, why, and what fixes it")
+    doctor = command("doctor", "find which layer causes the error, why, and how to fix it")
     _network(doctor)
     _data(doctor, samples=64)
     _reference(doctor)
@@ -165,47 +175,61 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     doctor.add_argument("--apply", action="store_true", help="write the fixed network to -o")
     _output(doctor, "the fixed network, .h5", required=False)
 
-    export = command("export", "a network to a file of another tool; 3 where it cannot express it")
+    export = command(
+        "export", "write a network for another tool; exit code 3 if the format cannot express it"
+    )
     _network(export)
     _output(export, "the file: .nir, .net or .h5")
     _data(export, required=False, samples=256, what="calibration data and samples (lava)")
     _exporting(export)
 
-    verify = command("verify", "read a file back, replay it, compare every spike; 4 if they differ")
+    verify = command(
+        "verify", "read a file back, replay it, compare every spike; exit code 4 if they differ"
+    )
     verify.add_argument("file", help="an .h5, .nir or .net file")
-    verify.add_argument("--network", metavar="FILE.h5", help="the network that it was written from")
+    verify.add_argument(
+        "--network", metavar="FILE.h5", help="the network that the file was written from"
+    )
     _data(verify, required=False, samples=8)
-    verify.add_argument("--time-steps", type=count, metavar="T", help="by default the file's")
-    verify.add_argument("--format", choices=FORMATS.names(), help="by default the suffix's")
-    verify.add_argument("--python", metavar="PATH", help="an interpreter that has Lava")
+    verify.add_argument(
+        "--time-steps", type=count, metavar="T", help="T; default: that of the file"
+    )
+    verify.add_argument("--format", choices=FORMATS.names(), help="default: by the suffix")
+    verify.add_argument("--python", metavar="PATH", help="a Python interpreter with Lava")
     verify.add_argument(
         "--embed", action=argparse.BooleanOptionalAction, default=False,
         help="write the certificate into the file",
     )  # fmt: skip
     _output(verify, "the certificate as JSON", required=False)
 
-    energy = command("energy", "operations and estimated energy beside those of the source network")
+    energy = command(
+        "energy", "count operations and estimate energy, compared with the source network"
+    )
     _network(energy)
     _data(energy, samples=32)
     _steps(energy)
-    energy.add_argument("--table", action=Collect, metavar="NAME", help="of energies, repeatable")
+    energy.add_argument("--table", action=Collect, metavar="NAME", help="energy table; repeatable")
 
-    bench = command("bench", "time for an image and a step, beside that of the source network")
+    bench = command(
+        "bench", "measure the time per image and step, compared with the source network"
+    )
     _network(bench)
     _data(bench, samples=32)
     _reference(bench)
-    bench.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
-    bench.add_argument("--repeats", type=count, default=5, metavar="N", help="runs that are timed")
+    bench.add_argument(
+        "--time-steps", type=count, metavar="T", help="T; default: that of the network"
+    )
+    bench.add_argument("--repeats", type=count, default=5, metavar="N", help="number of timed runs")
     _simulator(bench)
 
-    report = command("report", "all of it in one HTML file")
+    report = command("report", "write one HTML report with all of this")
     _network(report)
     _data(report, samples=256)
     _reference(report)
     _steps(report)
     report.add_argument(
         "--certificate", action=Collect, nargs="+", metavar="FILE",
-        help="what verify -o wrote, or an exported file, which is then verified",
+        help="a certificate of verify -o, or an exported file to verify",
     )  # fmt: skip
     _output(report, "the file, .html")
 
@@ -215,19 +239,21 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _common(command: Parser) -> None:
-    group = command.add_argument_group("of every command")
+    group = command.add_argument_group("options of every command")
     group.add_argument("--json", action="store_true", help="one JSON document on standard output")
     group.add_argument("--quiet", action="store_true", help="only errors, and --json")
     group.add_argument("--threads", type=count, metavar="N", help="of torch")
     group.add_argument("--seed", type=seed, default=0, metavar="N")
     group.add_argument(
-        "--config", metavar="FILE.toml", help="options by name; the same given here wins"
+        "--config",
+        metavar="FILE.toml",
+        help="read options by name; the command line takes precedence",
     )
 
 
 def _model(command: Parser) -> None:
     command.add_argument("model", help=MODEL)
-    command.add_argument("--weights", metavar="FILE.safetensors", help="of the model")
+    command.add_argument("--weights", metavar="FILE.safetensors", help="weights of the model")
 
 
 def _network(command: Parser) -> None:
@@ -243,22 +269,22 @@ def _simulator(command: Parser) -> None:
 def _reference(command: Parser) -> None:
     command.add_argument(
         "--reference", metavar="MODEL",
-        help=f"the source model, by default as the network's file holds it: {MODEL}",
+        help=f"the source model; default: the one stored in the network's file: {MODEL}",
     )  # fmt: skip
-    command.add_argument("--weights", metavar="FILE.safetensors", help="of --reference")
+    command.add_argument("--weights", metavar="FILE.safetensors", help="weights of --reference")
 
 
 def _steps(command: Parser) -> None:
     command.add_argument(
         "--time-steps", type=count, nargs="+", metavar="T",
-        help="by default powers of two up to the network's, and that",
+        help="default: powers of two up to the T of the network, and that T",
     )  # fmt: skip
 
 
 def _output(command: Parser, what: str, required: bool = True) -> None:
     command.add_argument(
         "-o", "--output", required=required, metavar="FILE",
-        help=f"{what}; what is there is replaced, by a whole file",
+        help=f"{what}; an existing file is replaced",
     )  # fmt: skip
 
 
@@ -272,56 +298,66 @@ def _data(
     (group or command).add_argument(
         "--data", required=required and group is None, metavar="DATA", help=f"{what}: {DATA}"
     )
-    more = command.add_argument_group("of --data")
+    more = command.add_argument_group("options of --data")
     more.add_argument("--labels", metavar="FILE", help="class indices: .npy, .npz:name or IDX")
     more.add_argument(
         "--samples", type=count, default=samples, metavar="N",
-        help=f"how many, drawn with --seed; by default {samples or 'all'}",
+        help=f"number of samples, drawn with --seed; default: {samples or 'all'}",
     )  # fmt: skip
-    more.add_argument("--limit", type=count, metavar="N", help="of the first N alone")
+    more.add_argument("--limit", type=count, metavar="N", help="use only the first N samples")
     more.add_argument(
-        "--split", metavar="NAME", help="of a library's data set, or a subfolder: validation, train"
+        "--split",
+        metavar="NAME",
+        help="split of a library's data set, or a subfolder: validation, train",
     )
-    more.add_argument("--download", action="store_true", help="what a library has not here yet")
     more.add_argument(
-        "--workers", type=none_or_more, default=0, metavar="N", help="processes that read ahead"
+        "--download", action="store_true", help="allow a library to download missing data"
+    )
+    more.add_argument(
+        "--workers", type=none_or_more, default=0, metavar="N", help="number of loader processes"
     )
     more.add_argument(
         "--skip-bad", type=none_or_more, default=0, metavar="N",
-        help="images that cannot be read and are left out, at most",
+        help="skip at most so many unreadable images",
     )  # fmt: skip
     more.add_argument(
         "--preprocess", metavar="MODEL",
-        help="images or texts as the makers of MODEL did: torchvision:NAME[:WEIGHTS], timm:NAME, "
-        "hf:NAME",
+        help="preprocess images or texts as in the training of MODEL: torchvision:NAME[:WEIGHTS], "
+        "timm:NAME, hf:NAME",
     )  # fmt: skip
     more.add_argument(
-        "--tokens", type=count, metavar="N", help="texts cut and padded to that many"
+        "--tokens", type=count, metavar="N", help="truncate and pad texts to N tokens"
     )  # fmt: skip
-    more.add_argument("--scale-pixels", action="store_true", help="integers 0..255 over 255")
-    more.add_argument("--mean", type=number, nargs="+", metavar="M", help="to subtract, by channel")
-    more.add_argument("--std", type=positive, nargs="+", metavar="S", help="to divide by, after it")
+    more.add_argument("--scale-pixels", action="store_true", help="divide integers 0..255 by 255")
+    more.add_argument(
+        "--mean", type=number, nargs="+", metavar="M", help="mean to subtract, one per channel"
+    )
+    more.add_argument(
+        "--std", type=positive, nargs="+", metavar="S", help="then divide by these, one per channel"
+    )
     more.add_argument("--resize", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help="images")
-    more.add_argument("--channels", type=int, choices=(1, 3), help="images to grey, or to three")
+    more.add_argument(
+        "--channels", type=int, choices=(1, 3), help="convert images to grey, or to three channels"
+    )
 
 
 def _search(command: Parser) -> None:
-    goals = command.add_argument_group("what is searched for, one of these")
+    goals = command.add_argument_group("the budget or target (one of these)")
     goal = goals.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--spikes", type=budget, metavar="N", help="of a neuron, at most on average")
+    goal.add_argument("--spikes", type=budget, metavar="N", help="budget: mean spikes per neuron")
     goal.add_argument(
         "--additions", type=positive, metavar="A",
-        help="at most for each multiply-accumulate of the source",
+        help="budget: additions per multiply-accumulate of the source",
     )  # fmt: skip
     goal.add_argument(
         "--agreement", type=fraction, metavar="FRACTION",
-        help="with the source, at least; the cheapest network that has it",
+        help="target: agreement with the source, with the fewest additions",
     )  # fmt: skip
     command.add_argument(
         "--methods", nargs="+", choices=("signgd", "group"), metavar="NAME",
-        help="signgd, or signgd group to choose for each layer; by default signgd",
+        help="signgd, or signgd group to choose for each layer; default: signgd",
     )  # fmt: skip
-    command.add_argument("--iterations", type=count, metavar="N", help="of each tuning")
+    command.add_argument("--iterations", type=count, metavar="N", help="iterations of each tuning")
     _dead_zone(command)
     _planning(command)
 
@@ -329,22 +365,31 @@ def _search(command: Parser) -> None:
 def _fine_tuning(command: Parser) -> None:
     command.add_argument(
         "--additions", type=positive, metavar="A",
-        help="at most for each multiply-accumulate of the source",
+        help="budget: additions per multiply-accumulate of the source",
     )  # fmt: skip
-    command.add_argument("--epochs", type=count, metavar="N", help="by default 3")
-    command.add_argument("--seconds", type=positive, metavar="S", help="a limit for all epochs")
-    command.add_argument("--lr", type=positive, metavar="RATE", help="the largest, by default 1e-3")
-    command.add_argument("--batch-size", type=count, metavar="N", help="by default 64")
+    command.add_argument("--epochs", type=count, metavar="N", help="default: 3")
+    command.add_argument("--seconds", type=positive, metavar="S", help="time limit for all epochs")
     command.add_argument(
-        "--distill", type=number, metavar="K", help="weight of the source's outputs, by default 1"
+        "--lr", type=positive, metavar="RATE", help="largest learning rate; default: 1e-3"
+    )
+    command.add_argument("--batch-size", type=count, metavar="N", help="default: 64")
+    command.add_argument(
+        "--distill", type=number, metavar="K", help="weight of the distillation loss; default: 1"
     )
     outputs = command.add_mutually_exclusive_group()
-    outputs.add_argument("--temperature", type=positive, metavar="T", help="of those, by default 2")
     outputs.add_argument(
-        "--no-classes", action="store_true", help="follow outputs by distance: they are no classes"
+        "--temperature",
+        type=positive,
+        metavar="T",
+        help="temperature of the distillation loss; default: 2",
+    )
+    outputs.add_argument(
+        "--no-classes",
+        action="store_true",
+        help="the outputs are not classes: use their squared distance",
     )
     command.add_argument(
-        "--amp", action="store_true", default=None, help="linear operations in bfloat16"
+        "--amp", action="store_true", default=None, help="compute linear operations in bfloat16"
     )
     command.add_argument(
         "--resume",
@@ -353,34 +398,41 @@ def _fine_tuning(command: Parser) -> None:
     )
     command.add_argument(
         "--validation", metavar="DATA",
-        help="held-out data, by default a tenth of --data; prepared as those",
+        help="held-out data, prepared like --data; default: a tenth of --data",
     )  # fmt: skip
-    command.add_argument("--validation-labels", metavar="FILE", help="of --validation")
+    command.add_argument("--validation-labels", metavar="FILE", help="labels of --validation")
 
 
 def _conversion(command: Parser) -> None:
     command.add_argument(
         "--size", action=Collect, type=shape, dest="sizes", metavar="3x96x80",
-        help="another shape of samples to run at, checked against the model; repeatable",
+        help="another sample shape to support, checked against the model; repeatable",
     )  # fmt: skip
     command.add_argument(
         "--method", action=Collect, metavar="[PATH=]NAME",
-        help="signgd, group or subgradient; also by module path, repeatable",
+        help="signgd, group or subgradient; also by module path; repeatable",
     )  # fmt: skip
-    command.add_argument("--time-steps", type=count, metavar="T", help="by default the plan's")
     command.add_argument(
-        "--members", action=Collect, metavar="[PATH=]M", help="neurons of a group, or signs"
+        "--time-steps", type=count, metavar="T", help="T; default: that of the plan"
     )
-    command.add_argument("--signed", action=argparse.BooleanOptionalAction, help="group neurons")
+    command.add_argument(
+        "--members",
+        action=Collect,
+        metavar="[PATH=]M",
+        help="members of a group neuron, or signs per step",
+    )
+    command.add_argument("--signed", action=argparse.BooleanOptionalAction, help="negative spikes")
     _dead_zone(command)
     command.add_argument("--preset", choices=("default", "paper"))
     command.add_argument(
-        "--tune", action=argparse.BooleanOptionalAction, help="by default where nothing is against"
+        "--tune",
+        action=argparse.BooleanOptionalAction,
+        help="tune on the calibration data; default: if possible",
     )
-    command.add_argument("--tune-seconds", type=positive, metavar="S", help="a limit for that")
+    command.add_argument("--tune-seconds", type=positive, metavar="S", help="time limit of tuning")
     command.add_argument(
         "--objective", type=objective, metavar="OBJECTIVE",
-        help="of tuning: error, additions, or a weight of these",
+        help="objective of tuning: error, additions, or their weight",
     )  # fmt: skip
     command.add_argument("--momentum", type=number, metavar="BETA")
     _streams(command)
@@ -388,23 +440,23 @@ def _conversion(command: Parser) -> None:
 
 
 def _streams(command: Parser) -> None:
-    group = command.add_argument_group("a plan for streams, whose state is kept")
+    group = command.add_argument_group("plans for streams, with the state kept between frames")
     group.add_argument(
         "--stream", action="store_true", help="--data are clips [F, N, ...], F frames of N streams"
     )
     group.add_argument(
         "--motion", type=number, metavar="PIXELS",
-        help="--data are stills, taken to move so far from frame to frame",
+        help="--data are stills that move so far per frame",
     )  # fmt: skip
     group.add_argument(
-        "--noise", type=number, metavar="STD", help="of the sensor, at which neurons are silent"
+        "--noise", type=number, metavar="STD", help="sensor noise at which neurons stay silent"
     )
 
 
 def _dead_zone(command: Parser) -> None:
     command.add_argument(
         "--dead-zone", action=Collect, metavar="[PATH=]THETA",
-        help="of signGD neurons, a part of a step in [0, 1); 0 fires at every step",
+        help="fraction of the step size in [0, 1); 0: a sign at every step",
     )  # fmt: skip
 
 
@@ -420,15 +472,17 @@ def _planning(command: Parser) -> None:
 
 
 def _exporting(command: Parser) -> None:
-    command.add_argument("--format", choices=FORMATS.names(), help="by default the suffix's")
-    command.add_argument("--time-steps", type=count, metavar="T", help="by default the network's")
-    nir = command.add_argument_group("of NIR")
+    command.add_argument("--format", choices=FORMATS.names(), help="default: by the suffix")
+    command.add_argument(
+        "--time-steps", type=count, metavar="T", help="T; default: that of the network"
+    )
+    nir = command.add_argument_group("options of NIR files")
     nir.add_argument("--mode", choices=("exact", "platform"))
     nir.add_argument("--dialect", choices=("nir", "legacy", "lif"))
     nir.add_argument("--pooling", choices=("pool", "conv"))
     nir.add_argument("--reader", metavar="TOOL", help="nir, norse, spikingjelly, snntorch, sinabs")
     nir.add_argument("--strict", action="store_true", default=None, help="refuse any loss")
-    lava = command.add_argument_group("of Lava")
+    lava = command.add_argument_group("options of Lava files")
     lava.add_argument("--profile", choices=("group", "if-soft", "if-hard", "group-graded"))
     lava.add_argument("--weight-bits", type=count, metavar="BITS")
     lava.add_argument("--input-levels", type=count, metavar="N")

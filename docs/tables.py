@@ -61,7 +61,7 @@ def called(name: str, function: Callable[[Tensor], Tensor], shape: Sequence[int]
 
 
 def samples() -> dict[str, list[Sample]]:
-    """What is handed to ``check``, by the heading of its table."""
+    """The operations passed to ``check``, by the heading of its table."""
     order = torch.arange(7, -1, -1)
     matrix = torch.ones(8, 8)
     causal = torch.ones(6, 6, dtype=torch.bool).tril()

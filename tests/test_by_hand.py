@@ -232,7 +232,7 @@ def test_a_changed_parameter_counts_at_once_and_stays_in_its_range(step_mode: st
         assert_near(group.dynamics.v_threshold, torch.tensor(used_scale), 1e-7)
     with pytest.raises(InputError, match=r"a learned dead_zone must stay in \[0, 0.6667\]"):
         SignGDNode("relu", dead_zone=0.9, learnable="dead_zone")
-    with pytest.raises(InputError, match="a learned scale stays in"):
+    with pytest.raises(InputError, match="a learned scale must stay in"):
         SignGDNode("relu", scale=nn.Parameter(torch.tensor(-1.0)))
 
 

@@ -448,7 +448,7 @@ MISTAKES = {
         "'cosine'",
     ),
     "an argument of convert": (
-        lambda _: sg.convert(classifier(), X, **{"timesteps": 4}),
+        lambda _: sg.convert(classifier(), X, timesteps=4),  # type: ignore[call-arg]
         "'time_steps'",
     ),
     "an argument of evaluate": (

@@ -290,7 +290,7 @@ def test_a_plan_of_too_few_samples_is_warned_of():
     alike = torch.randn(16, 16)
     of_two_sizes = torch.where(torch.arange(16).remainder(2).bool().unsqueeze(1), 30.0, 1.0) * alike
     with pytest.warns(
-        sg.PlanWarning, match=r"the 16 samples .* half of them has an error of \d+ %"
+        sg.PlanWarning, match=r"its 16 calibration samples, .* half of them has an error of \d+ %"
     ):
         network = sg.convert(model, of_two_sizes, members=4, tune=False)
     assert network.provenance["planned"]["error"] < 0.2

@@ -592,7 +592,7 @@ def test_an_input_that_is_missing_is_told_without_those_that_are_fed(tmp_path):
         sg.run(snn, x[0])
     frame = {"x": x[0], "u": x[0]}
     for call in (sg.run, lambda snn, x: snn(x), count_operations):
-        with pytest.raises(sg.InputError, match="feeds itself 'h', .* keep_state=True"):
+        with pytest.raises(sg.InputError, match="feeds 'h' back to itself .* keep_state=True"):
             call(snn, frame)
     sg.save(network, tmp_path / "n.h5")
     runner = Runner(tmp_path / "n.h5")

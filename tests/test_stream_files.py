@@ -260,7 +260,7 @@ def test_what_a_network_feeds_itself(tmp_path, view, dtype):
     snn.reset()
     same = sg.run(snn, begun, sequence=True, keep_state=True)[1]
     both = {name: value.numpy() for name, value in begun.items()}
-    with pytest.raises(sg.InputError, match="feeds itself 'h'"):
+    with pytest.raises(sg.InputError, match="feeds 'h' itself"):
         runner.run(both, view=view, **KEPT)
     runner.reset()
     first = runner.run(both, view=view, **KEPT).outputs[1]

@@ -326,7 +326,7 @@ def test_a_neuron_put_back_alone_is_what_the_report_says(model, images):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"method": "group"}, "none"),
+        ({"method": "group"}, "only signGD neurons"),
         ({"momentum": 0.5}, "momentum"),
         ({"input_coding": "poisson"}, "Poisson"),
         ({"max_batches": 1}, "64 calibration samples"),

@@ -127,7 +127,7 @@ class NorseNetwork(NetworkModule):
     layers by name; None starts from the initial state. It works in ``SequentialState`` and
     ``Lift``; the layers are ``module.neuron(name)``. ``spikingjelly_signgd.run`` runs it for many
     time steps at once. With ``mode = "ann"`` the output is the source network's, x is [B, ...], and
-    the state is handed back.
+    the state is returned unchanged.
     """
 
     def forward(self, x: Any, state: NetworkState | None = None) -> tuple[Any, Any]:
