@@ -17,7 +17,7 @@ export PIP_NO_COMPILE := no
 # one test process for each core, and each of them on one
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs docs-links lint golden gpu clean
+.PHONY: demo report environments test test-slow test-norse lava lava-environment neurobench nir-readers toolchains vision docs lint golden gpu clean
 
 demo: $(VENV)/.stamp
 	$(PY) examples/demo.py
@@ -75,14 +75,15 @@ nir-readers: $(VENV)/.stamp
 
 # The site of the documentation, in site/, in an environment of its own: torch, Norse and the extra
 # docs. Every link and anchor within the site is checked, and that nothing lost its address.
-SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -n -W --keep-going -c docs
+SPHINX = mkdir -p .cache/docs/pages && "$(DOCS)/bin/python" -m sphinx -q -j auto -n -W --keep-going -c docs
 docs: $(DOCS)/.stamp
-	@$(SPHINX) .cache/docs/pages site
+	@rm -rf site && $(SPHINX) .cache/docs/pages site
 	@PYTHONPATH=.cache/docs/package "$(DOCS)/bin/python" docs/tables.py --check
 	@"$(DOCS)/bin/python" docs/addresses.py site
 	@echo "== the documentation: $(CURDIR)/site/index.html"
 
-# The addresses outside the site, which needs the network
+# Whether addresses of other sites still lead somewhere, which needs the network
+.PHONY: docs-links
 docs-links: $(DOCS)/.stamp
 	@$(SPHINX) -b linkcheck .cache/docs/pages .cache/docs/links
 

@@ -33,7 +33,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4  # with GitHub's slugs
 math_numfig = False
-smartquotes = False  # "signed" and [T, ...] are code
+highlight_language = "text"  # of blocks that name none: shells, what is printed
+smartquotes_action = "D"  # dashes alone: "signed" and [T, ...] are code
 
 # -- the reference, from docstrings ------------------------------------------------------------
 
@@ -52,7 +53,6 @@ autodoc_preserve_defaults = True  # `neurons=NEURONS`, not the whole table
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
-add_module_names = False
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
@@ -66,13 +66,13 @@ nitpick_ignore_regex = [
     ("py:class", r"Tensor|Module|nn\.Module|Path|Size|NetworkModule|Neuron|Data|Batch"),
     # what networks and neurons are made of inside the package, and has no place in the reference
     ("py:class", r"spikingjelly_signgd\.(core|neurons|converters|exporters)\..*"),
-    ("py:class", r"spikingjelly_signgd\.plugins\..*\.(_\w+State|Node(State|Parameters))"),
+    ("py:class", r"spikingjelly_signgd\.plugins\.norse\.generic\.Node(State|Parameters)"),
 ]
 
 # -- the site ----------------------------------------------------------------------------------
 
 html_theme = "furo"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_dark_style = "github-dark"
 html_title = "spikingjelly_signgd"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["style.css"]
@@ -81,6 +81,7 @@ html_js_files = [
     (None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol != 'file:'"})
 ]
 html_copy_source = False
+html_domain_indices = False  # of modules; the index of names stays
 html_show_sphinx = False
 html_math_renderer = "mathml"
 html_theme_options = {
@@ -89,3 +90,4 @@ html_theme_options = {
 copybutton_exclude = ".linenos, .gp, .go"
 linkcheck_anchors = False
 linkcheck_timeout = 20
+linkcheck_retries = 2

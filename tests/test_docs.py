@@ -49,6 +49,8 @@ def python(page: str) -> list[Block]:
 
 NOT_RUN = {
     ("docs/migration.md", "not run: sinabs, for comparison"),
+    ("docs/migration.md", "not run: lava-dl, for comparison"),
+    ("docs/migration.md", "not run: snnTorch, for comparison"),
     ("docs/migration.md", "not run: snntoolbox, for comparison"),
     ("docs/tutorials/lava.md", "not run: needs Lava"),
     ("docs/tutorials/resnet.md", "not run: downloads weights"),
@@ -266,7 +268,8 @@ def test_migration(folder, capsys):
         assert isinstance(scope[name], nn.Module)
     labels = scope["data"].test.labels[:100]
     assert (scope["prediction"] == labels).float().mean() >= 0.9
-    assert (folder / "cnn.h5").exists()
+    assert all((folder / name).exists() for name in ("cnn.h5", "mlp.net"))
+    assert all(p.grad is not None and p.grad.any() for p in scope["net"].parameters())
 
 
 class Detector(nn.Module):

@@ -11,10 +11,12 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
 from sphinx.ext.napoleon import GoogleDocstring, NumpyDocstring
+from sphinx.util import inspect as sphinx_inspect
 
 # napoleon is asked where there is a list of parameters: elsewhere it takes what stands before a
 # colon for a type
 SECTIONS = napoleon.Config(napoleon_use_ivar=True)
+PACKAGE = "spikingjelly_signgd"
 FIELD = re.compile(r"^    (\w+): [^#]*(?:# (.*))?$")
 COMMENT = re.compile(r"^    # (.*)$")
 
@@ -55,8 +57,11 @@ def parameters_last(text: str) -> str:
 
 def described(cls: type) -> list[str]:
     """The fields of a dataclass or NamedTuple, with the comments beside or above them."""
-    found = comments(cls) if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields") else {}
-    return ["", *(f":param {name}: {escaped(comment)}" for name, comment in found.items())]
+    if not (dataclasses.is_dataclass(cls) or hasattr(cls, "_fields")):
+        return []
+    given = inspect.signature(cls).parameters
+    found = {name: escaped(text) for name, text in comments(cls).items() if name in given}
+    return ["", *(f":param {name}: {text}" for name, text in found.items())]
 
 
 def comments(cls: type) -> dict[str, str]:
@@ -82,8 +87,20 @@ def signature(
     given: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """Defaults that are not Python, ``<factory>``, as ``...``, so that types are linked."""
+    """Defaults that are not Python, ``<factory>``, as ``...``; behind a mocked base our own."""
+    if what == "class" and given and given.startswith("(*args"):
+        given = own(obj) or given
     return given and re.sub(r"= ?<[^<>]+>", "= ...", given), returns
+
+
+def own(cls: type) -> str | None:
+    ours = [c for c in cls.__mro__ if "__init__" in vars(c) and c.__module__.startswith(PACKAGE)]
+    if not ours:
+        return None
+    found = sphinx_inspect.signature(vars(ours[0])["__init__"], bound_method=True)
+    return sphinx_inspect.stringify_signature(
+        found, show_return_annotation=False, unqualified_typehints=True
+    )
 
 
 def modules(app: Sphinx, document: nodes.document) -> None:
@@ -93,10 +110,21 @@ def modules(app: Sphinx, document: nodes.document) -> None:
             node["ids"].append(name.removeprefix("module-"))
 
 
+def breakable(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Lines may break behind the dots of a module's name."""
+    if "body" in context:
+        context["body"] = re.sub(
+            r'(?<=descclassname"><span class="pre">)[\w.]+',
+            lambda name: name[0].replace(".", ".<wbr>"),
+            context["body"],
+        )
+
+
 def skip(app: Sphinx, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
-    """Leaves out what has no docstring of its own."""
-    alias = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
-    return True if alias else None
+    """Leaves out a tuple's items without a text of their own, and aliases of private classes."""
+    if inspect.isclass(obj):
+        return True if obj.__name__.startswith("_") else None
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -104,4 +132,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("doctree-read", modules)
+    app.connect("html-page-context", breakable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
