@@ -631,7 +631,7 @@ def _by_index(loader: DataLoader[Any]) -> bool:
 def _stream(spec: str, found: Any, own: OwnBatches, most: int | None = None) -> Stream:
     if isinstance(found, Dataset):
         found = DataLoader(found, batch_size=BATCH)
-    if isinstance(found, Iterator):  # which nobody can make again
+    if isinstance(found, Iterator):  # which cannot be iterated again
         found = _kept(spec, found, most)
     stream = Stream(Together(spec, own=own), found if callable(found) else lambda: found)
     stream.most = most

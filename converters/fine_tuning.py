@@ -635,7 +635,7 @@ class _Tuner:
             other = self._other(found["of"], found["course"])
             if other is None:
                 self._set(found)
-        except Exception as error:  # whatever torch makes of a file that is none
+        except Exception as error:  # whatever torch raises for another file
             raise FormatError(
                 f"'{path}' was not written by fine_tune(resume=); choose another file, or delete "
                 "it."

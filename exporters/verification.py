@@ -38,7 +38,7 @@ ALONE = "compared only with itself; pass network=... to check that it is that ne
 FRAMES_ALONE = "each frame is replayed separately: group neurons restart at every frame of a stream"
 VERIFIED, CONTRADICTED, NOT_CHECKED = "verified", "contradicted", "not checked"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of a read-out, relative to its largest value
-MOVED = 0.05  # of a drawn frame, what is drawn anew in the next
+MOVED = 0.05  # of a drawn frame, the part that changes in the next
 
 
 @dataclass(frozen=True)

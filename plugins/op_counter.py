@@ -61,7 +61,7 @@ __all__ = ["Counted", "Spikes", "count"]
 aten = torch.ops.aten
 Rule = Callable[[tuple[Any, ...], dict[str, Any], Any], int]
 
-# what arranges values anew, or repeats them
+# operations that rearrange or repeat values
 MOVES = (
     aten.clone.default,
     aten._to_copy.default,

@@ -95,7 +95,7 @@ class Kind:
     since: Mapping[str, Since] = field(default_factory=dict)  # fields that came after 1.0
     # fields that are this in a node whose kind has no version behind it, also where it is absent
     implied: Mapping[str, Any] = field(default_factory=dict)
-    numbers: tuple[str, ...] = ()  # fields that were no tensors before 1.2
+    numbers: tuple[str, ...] = ()  # fields that were not tensors before 1.2
     numpy: Callable[..., tuple[Any, Any, Any]] | None = None
     # what a new frame of a stream does to the state: it is KEPT, but for the count of steps, or
     # starts ANEW; else why there are no streams of it

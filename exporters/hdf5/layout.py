@@ -33,7 +33,7 @@ FORMAT = "spikingjelly_signgd"
 LONGEST_ATTRIBUTE = 32_000  # bytes; HDF5 ends at 64 kB for all the attributes of a group
 SMALLEST_COMPRESSED = 4096  # bytes; trained weights shrink by a tenth, smaller ones by nothing
 LARGEST_CHUNK = 4 * 2**20
-LARGEST_RATIO = 1100  # of deflate; what claims to hold more than that is not a tensor of ours
+LARGEST_RATIO = 1100  # of deflate; a file that claims more is damaged
 SEAL_BYTES = 512
 SEAL = Seal(
     b"spikingjelly_signgd description; HDF5 from byte 512 on, with this sha256\n", SEAL_BYTES

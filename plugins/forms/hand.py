@@ -238,11 +238,11 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(net: nn.Module, simulator: Simulator) -> fx.Graph:
-    # found before: while tracing, whoever reads a parameter leaves a trace
+    # looked up before: while tracing, reading a parameter is recorded
     ours = {module for module in net.modules() if simulator.part(module) is not None}
     try:
         graph = _Tracer(ours).trace(net)
-    except Exception as error:  # whatever a forward raises that is handed proxies
+    except Exception as error:  # whatever a forward raises for proxies
         raise InputError(
             f"{type(net).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}. "
             "A network by hand is an nn.Sequential, or a module whose forward calls the same "

@@ -286,7 +286,7 @@ class SignGDNetwork:
                 layers.append(Accumulator(**common))
             else:
                 schedule = m.neuron.schedule
-                # counted anew at every frame
+                # counted from 1 at every frame
                 step_sizes = np.tile([schedule(t) for t in range(1, shown + 1)], frames)
                 received = step_sizes * 2.0 ** ((0 if _sparse(m) else 1) - m.neuron.members)
                 layers.append(
