@@ -291,7 +291,7 @@ def _what_to_change(model: nn.Module, error: Exception) -> str:
     elif "Constraints violated" in text or "pecializ" in text:
         hint = (
             "The model fixes the batch size, so it cannot be captured for any batch. Write "
-            "x.shape[0] (or -1) where it has a number or len(x). If the data are one sample without a "
+            "x.shape[0] (or -1) where it has a number or len(x). If the data are one sample, not a "
             "batch, pass x.unsqueeze(0), or better a few dozen samples."
         )
     elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
