@@ -448,11 +448,11 @@ MISTAKES = {
         "'cosine'",
     ),
     "an argument of convert": (
-        lambda _: sg.convert(classifier(), X, timesteps=4),  # type: ignore[call-arg]
+        lambda _: getattr(sg, "convert")(classifier(), X, timesteps=4),  # noqa: B009
         "'time_steps'",
     ),
     "an argument of evaluate": (
-        lambda made: sg.evaluate(made[1], X, **{"ref": made[1]}),
+        lambda made: getattr(sg, "evaluate")(made[1], X, ref=made[1]),  # noqa: B009
         "'reference'",
     ),
     "an argument of a simulator": (lambda made: sg.build(made[0], kernel="cpu"), "'kernels'"),
