@@ -328,6 +328,12 @@ def _named(choice: Any) -> Any:
     return f"{getattr(choice, '__module__', '')}.{getattr(choice, '__qualname__', type(choice))}"
 
 
+def _is_empty(x: Any) -> bool:
+    """Whether a batch has no samples; what is no batch at all is refused when it is run."""
+    counted = isinstance(x, Inputs) or (isinstance(x, Tensor) and x.dim() > 0)
+    return counted and len(x) == 0
+
+
 class _Measurement:
     """Makes the record of a batch; with ``digests`` it says of which input it is."""
 
@@ -363,7 +369,7 @@ class _Measurement:
         skipped = _skipped(batch)
         x, y = (_on(self.device, each) for each in _pair(batch))
         of_input = input_digest(x, y, skipped) if self.digests else ""
-        if not len(x):
+        if _is_empty(x):
             return Record(number, 0, skipped, of_input)
         one = _next_frame if self.keep_state else run
         outputs = one(self.snn, x, self.steps, chunk=self.chunk)

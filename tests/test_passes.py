@@ -119,7 +119,7 @@ def test_a_method_of_ones_own_plans_its_neurons(page):
     (neuron,) = page["digits"].neurons
     assert isinstance(neuron, SignGDNeuron) and neuron.schedule(3) == 0.125
     assert page["digits"].provenance["method"] == "halving"
-    with pytest.raises(sg.InputError, match="signed has no meaning.*read by group neurons"):
+    with pytest.raises(sg.InputError, match="signed has no meaning.*applies to group neurons"):
         sg.convert(page["model"], page["x"], method="halving", signed=True)
 
 
