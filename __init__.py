@@ -233,7 +233,7 @@ def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f".{name}", __name__)
     if name not in _HOME:
-        from .neurons.names import near
+        from .names import near
 
         known = near(name, __all__) if not name.startswith("_") else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{known}")

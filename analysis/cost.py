@@ -23,8 +23,8 @@ from ..core.running import check_run, check_steps
 from ..core.samples import Data, inputs_of, is_whole
 from ..core.spikes import Sent, codes, listening
 from ..errors import InputError
+from ..names import named_arguments
 from ..neurons.base import Code
-from ..neurons.names import named_arguments
 from ..neurons.rounding import Rounded
 from .connections import Connections, Series, arguments, per_step, scalings
 

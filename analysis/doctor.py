@@ -39,7 +39,7 @@ from ..core.progress import working
 from ..core.running import check_run, check_steps, run
 from ..core.samples import Data, examined
 from ..errors import InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from .examination import (
     Comparison,

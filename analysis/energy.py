@@ -22,7 +22,7 @@ from ..core.network import SpikingNetwork
 from ..core.running import check_steps
 from ..core.samples import Data
 from ..errors import InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from .cost import DENSE, NUMBER, WORD, LayerOperations, Operations, additions_line, count, table
 

@@ -40,7 +40,7 @@ from ..core.structures import leaves, plain
 from ..errors import BackendUnavailable, FormatError, InputError, SignGDError
 from ..exporters.files import write_whole
 from ..exporters.verification import CONTRADICTED, NOT_CHECKED, VERIFIED, shown_state
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from . import plots
 from .markup import (
     INK,

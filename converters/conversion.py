@@ -20,7 +20,7 @@ from ..core.network import Function, SpikingNetwork
 from ..core.progress import progress, working
 from ..core.samples import is_whole
 from ..errors import CalibrationError, InputError, UnsupportedOperation
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.schedules import Schedule
 from .calibration import Batches, Calibration
 from .capture import capture

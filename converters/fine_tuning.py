@@ -43,7 +43,7 @@ from ..core.progress import progress, samples_in
 from ..core.running import build
 from ..core.training import collect, learned
 from ..errors import FormatError, InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from .additions import Prices
 from .additions import additions as additions_of

@@ -19,7 +19,7 @@ from ..core.distributed import Distributed
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..core.progress import progress
 from ..errors import CalibrationError, InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.signgd import MOST_MEMBERS
 from . import thresholds
 from .budget import Budget

@@ -13,7 +13,7 @@ from torch import nn
 from ..core.distributed import Distributed
 from ..core.network import Function, Node
 from ..errors import InputError
-from ..neurons.names import near, spelled
+from ..names import near, spelled
 from ..neurons.schedules import ConstantSchedule, ExponentialSchedule, Schedule
 from ..neurons.signgd import DEAD_ZONE
 from .calibration import Batches

@@ -46,7 +46,7 @@ from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
 from ..core.progress import announce, progress
 from ..errors import InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from ..neurons.schedules import ExponentialSchedule, Schedule
 from .additions import Prices

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, SignGDError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from .dealing import batches, deal
 from .distributed import ALONE, Distributed

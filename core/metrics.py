@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..neurons.names import near
+from ..names import near
 from .registry import look_up
 from .structures import leaves
 

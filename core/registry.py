@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import BackendUnavailable
+from ..names import near, spelled
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -48,8 +49,6 @@ class Registry(dict[str, Any]):
 
     def find(self, name: str) -> Any:
         """Raises BackendUnavailable, listing the known names, for an unknown one."""
-        from ..neurons.names import near, spelled  # beside which torch is loaded
-
         name = spelled(name, self.names())
         if name in self:
             found = self[name]

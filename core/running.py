@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..neurons.names import check_options, named_arguments
+from ..names import check_options, named_arguments
 from .given import one_batch
 from .inputs import Batch, Inputs, batch_of, samples_of
 from .module import NetworkModule, NetworkState

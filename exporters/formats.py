@@ -20,7 +20,7 @@ from ..core.network import SpikingNetwork
 from ..core.progress import working
 from ..core.registry import FORMATS
 from ..errors import FormatError
-from ..neurons.names import check_options, near, spelled
+from ..names import check_options, near, spelled
 
 ALIASES = {"h5": "hdf5", "netx": "lava", "net": "lava"}
 # suffixes of files of another kind, and what makes or reads those

@@ -26,7 +26,7 @@ from ..core.network import Input, SpikingNetwork
 from ..core.progress import working
 from ..core.samples import is_whole, some
 from ..errors import FormatError, InputError
-from ..neurons.names import named_arguments
+from ..names import named_arguments
 from ..neurons.rounding import Rounded
 from .files import write_whole
 from .formats import find_format

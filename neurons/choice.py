@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailable, InputError, KernelsWarning
+from ..names import near
 from .kernels import launch, operators
-from .names import near
 from .surrogate import Surrogate
 
 BACKENDS = ("auto", "cpu", "cupy", "torch")

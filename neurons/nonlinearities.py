@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..names import near, spelled
 from .kernels.build import kernel_function
-from .names import near, spelled
 from .qcfs import qcfs as qcfs_operator
 
 

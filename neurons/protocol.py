@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..names import near
 from .base import spread
 from .choice import running_sum
 from .coding import CodingState, RealCodingParameters, real_step
-from .names import near
 from .schedules import Schedule
 from .signgd import (
     DEAD_ZONE,

@@ -34,7 +34,7 @@ OTHERS = ("nn", "nir", "torch", "fx", "ast")  # nn.Linear, nir.Input are no node
 
 # from the top down: a folder imports those below it alone, folders of one row not each other
 LAYERS = (("cli",), ("plugins",), ("analysis",), ("converters", "exporters"), ("core",),
-          ("neurons",), ("errors",))  # fmt: skip
+          ("neurons",), ("errors", "names"))  # fmt: skip
 # the modules that lay in the root before there were folders for them
 AT_HOME = {"network": "core", "network_module": "core", "operations": "core", "running": "core",
            "anytime": "core", "progress": "core"}  # fmt: skip

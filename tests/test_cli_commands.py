@@ -471,7 +471,7 @@ def test_a_file_that_is_no_network(content, text, folder, capsys):
     assert main(["verify", "broken.h5"]) == 4
     assert text in capsys.readouterr().err
     assert main(["evaluate", "test.npz", *DATA]) == 2
-    assert "'test.npz' is no network" in capsys.readouterr().err
+    assert "'test.npz' is not a network" in capsys.readouterr().err
 
 
 # -- doctor, energy, bench, report ----------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_networks_that_feed_themselves(capsys, folder, stream):
     assert len(found["additions"]) == 6 and found["samples"] == 2
     assert document(capsys, "evaluate", *data)["rows"][0]["error"] < 0.3
     found = document(capsys, "evaluate", *data, "--reference", "cli_zoo:tiny", code=2)
-    assert "which keeps its own memory" in found["error"]
+    assert "run with its own memory" in found["error"]
     found = document(capsys, "bench", *data, code=2)
     assert "feeds h itself, so that it runs only on clips [F, N, ...]" in found["error"]
     np.save("flat.npy", np.zeros((6, 3), np.float32))

@@ -172,3 +172,13 @@ def test_help_fits_a_screen(name):
     """Of 60 lines of 80 characters, signature included."""
     lines = pydoc.plain(pydoc.render_doc(getattr(sg, name))).splitlines()
     assert sum(-(-max(len(line), 1) // 80) for line in lines) <= 60
+
+
+def test_an_unknown_name_loads_nothing():
+    """pytest asks the root of a checkout for names of its own, by another name of the package."""
+    code = (
+        "import sys, spikingjelly_signgd as sg\n"
+        "assert not hasattr(sg, 'setup_module')\n"
+        "assert 'spikingjelly_signgd.neurons' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -811,7 +811,7 @@ def quoted(cell):
 
 
 def test_the_documented_example_runs(networks, tmp_path):
-    code = DOCUMENT.split("```python\n")[1].split("```")[0]
+    code = DOCUMENT.split("```python\n")[2].split("```")[0]
     assert 10 <= len(code.strip().splitlines()) <= 16
     assert not re.search("torch|numpy|spikingjelly", code)
     for name in ("group", "paper"):

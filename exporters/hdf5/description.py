@@ -18,7 +18,7 @@ from ...core.network import NODES, Node, SpikingNetwork
 from ...core.registry import look_up
 from ...core.training import check_collected
 from ...errors import FormatError
-from ...neurons.names import named_arguments
+from ...names import named_arguments
 from ...neurons.nonlinearities import NONLINEARITIES, Nonlinearity
 from ...neurons.schedules import SCHEDULES, Schedule, schedule_from_dict
 from ..formats import by_suffix

@@ -17,7 +17,7 @@ from ...converters.conversion import _forms
 from ...converters.lowering import Forms
 from ...converters.rules import Entry, Operation
 from ...errors import InputError
-from ...neurons.names import named_arguments
+from ...names import named_arguments
 from .decoded import to_decoded
 from .examining import HandReport, examine
 from .linear import Shift
