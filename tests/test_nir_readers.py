@@ -25,7 +25,7 @@ nirtorch = pytest.importorskip("nirtorch")
 
 from reading import outputs  # noqa: E402
 
-from spikingjelly_signgd.exporters.nir import to_graph, write_nir  # noqa: E402
+from spikingjelly_signgd.exporters.nir import single_step, to_graph, write_nir  # noqa: E402
 from spikingjelly_signgd.exporters.nir.readers import READERS, UNABLE  # noqa: E402
 from spikingjelly_signgd.exporters.nir.runner import NirRunner  # noqa: E402
 
@@ -406,6 +406,37 @@ def test_neurons_that_never_change(tmp_path):
         want = sg.run(sg.build(network), x, 1)[1].numpy()
         have = computed("nir", tmp_path / "net.nir", x.numpy())
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-6)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.body = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+        self.one, self.two = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.one(x), self.two(x)
+
+
+def test_several_outputs(tmp_path):
+    """nirtorch, on which the readers are built, never ends with such a graph."""
+    x = torch.rand(32, 6, generator=torch.Generator().manual_seed(1))
+    network = sg.convert(TwoOutputs().eval(), x, time_steps=1, members=3, tune=False)
+    write_nir(network, tmp_path / "net.nir", reader="nir")
+    assert sg.verify(tmp_path / "net.nir", x, network=network).ok
+    for reader in set(READERS) - {"nir"}:
+        with pytest.raises(sg.FormatError, match="graphs of one output"):
+            write_nir(network, tmp_path / "no.nir", reader=reader)
+
+
+def test_pools_of_many_comparisons_are_refused(tmp_path, monkeypatch):
+    """Before the matrix is made: 510 comparisons of each channel would be pooled by one of GiB."""
+    monkeypatch.setattr(single_step, "LARGEST_WEIGHT", 5000)
+    network, _, _ = one_step("pooled", "signs 3")
+    with pytest.raises(sg.FormatError, match=r"comparisons are pooled .* fewer members"):
+        write_nir(network, tmp_path / "no.nir", reader="spikingjelly")
 
 
 def test_what_no_file_for_a_reader_holds(tmp_path):

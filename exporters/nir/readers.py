@@ -24,6 +24,7 @@ class Reader:
     dialect: str = "nir"
     pooling: str = "pool"
     branches: bool = True
+    outputs: bool = False  # several: tools built on nirtorch 2.6 wait for ever
 
 
 READERS = {
@@ -34,6 +35,7 @@ READERS = {
             "1.0.8",
             "strict",
             "by NIR's own definition: v' = R I, and a spike where v > v_threshold",
+            outputs=True,
         ),
         Reader(
             "norse",
