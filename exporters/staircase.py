@@ -358,7 +358,7 @@ def _compare(f: _Step, steps: Staircase) -> None:
     target = x if inner is f else f.target(x)
     away = _NEAR * (np.abs(target) + size)
     with np.errstate(all="ignore"):
-        unlike &= np.equal(*(inner(np.float32(target + side)) for side in (-away, away)))
+        unlike &= np.equal(*(inner((target + side).astype(np.float32)) for side in (-away, away)))
     if unlike.any():
         raise NoStaircase(
             f"{f.node.function.name} changes too fast to be looked through, near "

@@ -408,6 +408,20 @@ def test_neurons_that_never_change(tmp_path):
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-6)
 
 
+def test_verifies_inputs_of_bfloat16(tmp_path):
+    model, _ = mlp()
+    x = torch.rand(64, 12, generator=torch.Generator().manual_seed(1)).bfloat16()
+    network = sg.convert(model.bfloat16(), x, time_steps=1, members=3, tune=False)
+    write_nir(network, tmp_path / "net.nir", reader="norse")
+    assert sg.verify(tmp_path / "net.nir", x, network=network).ok
+
+
+def test_platform_files_of_one_step_name_the_way_out(tmp_path):
+    network, _, _ = one_step("mlp", "group 8")
+    with pytest.raises(sg.FormatError, match=r'it has 8 members, .* reader="norse"'):
+        write_nir(network, tmp_path / "no.nir", mode="platform")
+
+
 class TwoOutputs(nn.Module):
     def __init__(self):
         super().__init__()

@@ -89,7 +89,7 @@ def verify(request: Request) -> Certificate:
                 "another network."
             )
         record = [at[node.name] for node in neurons]
-        sent = runner.run(x.to(dtype).numpy(), steps, record=record)
+        sent = runner.run(x.numpy(), steps, record=record)
         passed = {node.name: sent[at[node.name]] for node in neurons}
         if not one:  # an IF node sends spikes, a group's subgraph n theta
             passed = {
