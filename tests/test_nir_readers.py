@@ -435,7 +435,7 @@ class TwoOutputs(nn.Module):
 
 
 def test_several_outputs(tmp_path):
-    """nirtorch, on which the readers are built, never ends with such a graph."""
+    """Some tools never end with such a graph, and others give the last output alone."""
     x = torch.rand(32, 6, generator=torch.Generator().manual_seed(1))
     network = sg.convert(TwoOutputs().eval(), x, time_steps=1, members=3, tune=False)
     write_nir(network, tmp_path / "net.nir", reader="nir")
@@ -443,6 +443,23 @@ def test_several_outputs(tmp_path):
     for reader in set(READERS) - {"nir"}:
         with pytest.raises(sg.FormatError, match="graphs of one output"):
             write_nir(network, tmp_path / "no.nir", reader=reader)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reader", READERS)
+def test_one_dimension(tmp_path, reader):
+    """What a tool cannot import is refused, and not left to it to fail."""
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
+    x = torch.randn(32, 2, 6)
+    network = sg.convert(model.eval(), x, time_steps=1, members=3, tune=False)
+    if not READERS[reader].conv1d:
+        with pytest.raises(sg.FormatError, match="does not import nir.Conv1d.* H = 1"):
+            write_nir(network, tmp_path / "net.nir", reader=reader)
+        return
+    write_nir(network, tmp_path / "net.nir", reader=reader)
+    have, want = computed(reader, tmp_path / "net.nir", x.numpy()), sg.run(sg.build(network), x, 1)
+    np.testing.assert_allclose(have, want[1], rtol=0, atol=1e-6 * np.abs(want[1]).max())
 
 
 def test_pools_of_many_comparisons_are_refused(tmp_path, monkeypatch):

@@ -89,6 +89,23 @@ class SingleStepWriter(GraphWriter):
             )
         return made
 
+    def conv(
+        self,
+        name: str,
+        x: _Value,
+        weight: Array,
+        bias: Array | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> _Value:
+        if len(stride) == 1 and not self.reader.conv1d:
+            raise _Refused(
+                f"{self.reader.name} {self.reader.version} does not import nir.Conv1d. Convolve "
+                "over [H, W] with H = 1, or write the file for another reader."
+            )
+        return super().conv(name, x, weight, bias, stride, padding, dilation)
+
     # -- one neuron ---------------------------------------------------------------------------
 
     def by_channel(self, steps: Staircase, shape: tuple[int, ...]) -> Staircase:
