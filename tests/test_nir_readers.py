@@ -376,6 +376,48 @@ def test_contradicted_where_the_file_is_of_another_reader(tmp_path):
     assert not sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network).ok
 
 
+def bent(graph, what):
+    """Changes one thing in the graph."""
+    nodes = list(graph.nodes.values())
+    if what == "weight":
+        weights = [node.weight for node in nodes if isinstance(node, nir.Affine)]
+        weights[2][0, 0] += 1e-3
+    elif what == "bias":
+        biases = [node.bias for node in nodes if isinstance(node, nir.Affine)]
+        biases[1][0] = np.nextafter(biases[1][0], np.float32(9))
+    elif what == "reset":
+        next(node for node in nodes if isinstance(node, nir.IF)).v_reset[0] = 1
+    elif what == "edge":
+        graph.edges.append((list(graph.nodes)[1], list(graph.nodes)[5]))
+    else:
+        graph.metadata[what] = {"ties": "fire", "reader": "sinabs", "values": "{}"}[what]
+
+
+@pytest.mark.parametrize("what", ["weight", "bias", "reset", "edge", "ties", "reader", "values"])
+def test_what_was_changed_does_not_verify(tmp_path, what):
+    network, x, _ = one_step("mlp", "signs 3")
+    graph, _ = to_graph(network, reader="nir")
+    nir.write(tmp_path / "as it was.nir", graph)
+    assert sg.verify(tmp_path / "as it was.nir", torch.from_numpy(x), network=network).ok
+    bent(graph, what)
+    nir.write(tmp_path / "net.nir", graph)
+    try:
+        assert not sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network).ok
+    except sg.FormatError as error:
+        assert what in ("edge", "values"), error
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"1": 3}', '{"1": []}', "3", "null"])
+@pytest.mark.parametrize("key", ["values", "readouts"])
+def test_metadata_that_are_damaged(tmp_path, key, text):
+    network, x, _ = one_step("mlp", "signs 3")
+    graph, _ = to_graph(network, reader="nir")
+    graph.metadata[key] = text
+    nir.write(tmp_path / "net.nir", graph)
+    with pytest.raises(sg.FormatError):
+        sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_ties_are_the_readers(tmp_path, reader):
     """Inputs that lie on the threshold to the last bit, and one place beside it."""
