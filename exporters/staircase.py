@@ -14,6 +14,7 @@ before the step from :math:`y_{k-1}` to :math:`y_k`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -29,7 +30,9 @@ Array = NDArray[Any]
 
 MOST_STEPS = 1024  # of one neuron; 8 members with a dead zone make 510
 _FINEST, _LARGEST = -24, 24  # binary orders of magnitude around the neuron's own in which to look
-_EACH = 64  # numbers looked at in each of them, and between whole units
+_EACH, _FAR = 64, 8  # numbers looked at in each of them, and in those of all float32
+_TRIED = 4096  # random inputs
+_NEAR = 2.0**-18  # relative distance at which f lies on a step, by its rounding
 _LAST = np.float32(np.finfo(np.float32).max)
 
 
@@ -120,15 +123,18 @@ class Staircase:
 def staircase(node: Neuron, rank: int) -> Staircase:
     """The neuron's in its first and only step, for values of ``rank`` dimensions after the batch.
 
-    Raises NoStaircase for a neuron of several inputs, a function over a dimension, and one with
-    more than ``MOST_STEPS`` steps.
+    Where the function turns is looked for between the numbers of a grid, so that a step that is
+    made and taken back at once is seen; what is still unlike the neuron at random inputs is
+    refused. Raises NoStaircase for that, for a neuron of several inputs, a function over a
+    dimension, and one with more than ``MOST_STEPS`` steps.
     """
     _check(node)
     f = _Step(node, rank)
-    grid = _grid(f.size())
-    y = np.concatenate([f(part) for part in np.array_split(grid, 64)])
-    found = [_steps(f, at, grid, y[:, at]) for at in range(f.count)]
-    return replace(_aligned(found, f.shape), bases=f.bases(), units=f.units())
+    grid = _with_turns(f, _grid(f.sizes()))
+    first, found = _searched(f, grid, _in_parts(f, grid))
+    steps = replace(_aligned(first, found, f.shape), bases=f.bases(), units=f.units())
+    _compare(f, steps)
+    return steps
 
 
 def of_largest(node: Neuron) -> Neuron:
@@ -187,11 +193,27 @@ class _Step:
         array = torch.as_tensor(value, dtype=torch.float32).cpu().numpy()
         return np.broadcast_to(array, self.shape)
 
-    def size(self) -> float:
-        """How far the neurons reach from 0, at most."""
+    def at(self, x: Array, column: Array) -> Array:
+        """y of neuron ``column[i]`` for x[i]."""
+        return _of_each(self, x, column, self.count)
+
+    def target(self, x: Array) -> Array:
+        """What a neuron follows that follows something, f(x) for x [B, count]; else its y."""
+        tracked = self.node.tracks
+        if tracked is None:
+            return self(x)
+        given = torch.from_numpy(np.array(x, np.float32)).reshape(len(x), *self.shape)
+        with torch.no_grad():
+            y = tracked.target(given)
+        return np.asarray(y.reshape(len(x), self.count).numpy())
+
+    def sizes(self) -> Array:
+        """How far each neuron reaches from 0 [count]."""
         reach = self.node.reach(1)
-        ends = [1.0] if reach is None else [float(torch.as_tensor(e).abs().max()) for e in reach]
-        return max(*ends, 2.0**-60) if np.isfinite(ends).all() else 1.0
+        if reach is None:
+            return np.ones(self.count)
+        ends = np.abs([self.each(end).ravel() for end in reach]).max(0).astype(np.float64)
+        return np.where(np.isfinite(ends), np.maximum(ends, 2.0**-60), 1.0)
 
 
 def _inner(value: Tensor, rank: int) -> Tensor:
@@ -201,64 +223,144 @@ def _inner(value: Tensor, rank: int) -> Tensor:
     return value[0] if value.dim() == rank + 1 else value
 
 
-def _grid(size: float) -> Array:
-    """Numbers of float32 in ascending order, dense where the neuron's steps are."""
-    unit = 2.0 ** np.ceil(np.log2(size))
-    orders = unit * 2.0 ** (np.arange(_FINEST * _EACH, _LARGEST * _EACH) / _EACH)
-    even = unit * np.arange(1, 64 * _EACH) / (16 * _EACH)
-    above = np.concatenate([orders, even, [_LAST]]).astype(np.float32)
-    return np.unique(np.concatenate([-above, [np.float32(0)], above]))
+def _in_parts(f: _Step, x: Array) -> Array:
+    """f of many x [B, count], a part at a time."""
+    parts = np.array_split(x, max(1, x.size >> 20))
+    return np.concatenate([f(part) for part in parts])
 
 
-def _steps(f: _Step, at: int, grid: Array, y: Array) -> tuple[list[Any], list[Any]]:
-    """(b, y) of one neuron: where y changes on the grid, to the last bit."""
-    below: list[Any] = []
-    values = [y[0]]
-    for i in np.flatnonzero(y[1:] != y[:-1]):
-        low, high = _order(grid[i]), _order(grid[i + 1])
-        while values[-1] != y[i + 1]:
-            low = _last_equal(f, at, values[-1], low, high)
-            below.append(_number(low))
-            values.append(_value(f, at, _number(low + 1)))
-            if len(below) > MOST_STEPS:
-                raise NoStaircase(
-                    f"it has more than {MOST_STEPS} steps. Convert with fewer members."
-                )
-            low += 1
-    return below, values
+def _grid(sizes: Array) -> Array:
+    """Numbers of float32 in ascending order [B, count], dense where the neurons' steps are."""
+    unit = 2.0 ** np.ceil(np.log2(sizes))
+    orders = 2.0 ** (np.arange(_FINEST * _EACH, _LARGEST * _EACH) / _EACH)
+    even = np.arange(1, 64 * _EACH) / (16 * _EACH)
+    near = np.multiply.outer(np.concatenate([orders, even]), unit)
+    far = 2.0 ** (np.arange(-126 * _FAR, 128 * _FAR) / _FAR)
+    far = np.broadcast_to(np.append(far, _LAST)[:, None], (len(far) + 1, len(unit)))
+    above = np.concatenate([near, far]).clip(0, _LAST).astype(np.float32)
+    return np.sort(np.concatenate([-above, np.zeros_like(above[:1]), above]), axis=0)
 
 
-def _last_equal(f: _Step, at: int, value: Any, low: int, high: int) -> int:
-    """The last number from ``low`` on that has this value, if it has it up to one place only."""
-    while high - low > 1:
+def _with_turns(f: _Step, grid: Array) -> Array:
+    """The grid with each x, to the last bit, at which the function turns between its numbers."""
+    y = np.concatenate([f.target(part) for part in np.array_split(grid, max(1, grid.size >> 20))])
+    with np.errstate(all="ignore"):
+        before, after = np.sign(y[1:-1] - y[:-2]), np.sign(y[2:] - y[1:-1])
+    at, column = np.nonzero(before * after < 0)  # rounding makes turns as well, but of one place
+    if not len(at):
+        return grid
+    low, high = _orders(grid[at, column]), _orders(grid[at + 2, column])
+    sign = after[at, column]  # 1 at a minimum
+    while (high - low > 2).any():
+        third = (high - low) // 3
+        one, two = low + third, high - third
+        a, b = (sign * _of_each(f.target, _numbers(x), column, f.count) for x in (one, two))
+        low, high = np.where(a > b, one, low), np.where(a > b, high, two)
+    return _merged(grid, _numbers(low + 1), column)
+
+
+def _merged(grid: Array, x: Array, column: Array) -> Array:
+    row = _rows(column)
+    more = np.broadcast_to(grid[-1], (row.max() + 1, grid.shape[1])).copy()
+    more[row, column] = x
+    return np.sort(np.concatenate([grid, more]), axis=0)
+
+
+class _Steps(NamedTuple):
+    """The steps of all neurons: below[i] is of neuron column[i], and value[i] what follows."""
+
+    column: Array
+    below: Array
+    value: Array
+
+
+def _searched(f: _Step, grid: Array, y: Array) -> tuple[Array, _Steps]:
+    """The values of the first step, and where y changes on the grid, to the last bit."""
+    at, column = np.nonzero(y[1:] != y[:-1])
+    low, high = _orders(grid[at, column]), _orders(grid[at + 1, column])
+    left, right = y[at, column], y[at + 1, column]
+    found: list[_Steps] = []
+    number = np.zeros(f.count, int)
+    while len(column):
+        low = _last_equal(f, column, left, low, high)
+        value = np.where(low + 1 < high, f.at(_numbers(low + 1), column), right)
+        found.append(_Steps(column, _numbers(low), value))
+        number += np.bincount(column, minlength=f.count)
+        if number.max() > MOST_STEPS:
+            raise NoStaircase(f"it has more than {MOST_STEPS} steps. Convert with fewer members.")
+        more = value != right
+        low, high, column = low[more] + 1, high[more], column[more]
+        left, right = value[more], right[more]
+    if not found:
+        found.append(_Steps(column, np.zeros(0, np.float32), right))
+    return y[0], _Steps(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def _last_equal(f: _Step, column: Array, value: Array, low: Array, high: Array) -> Array:
+    """The last numbers from ``low`` on that have these values, if each has it up to one place."""
+    while (high - low > 1).any():
         middle = (low + high) // 2
-        if _value(f, at, _number(middle)) == value:
-            low = middle
-        else:
-            high = middle
+        same = f.at(_numbers(middle), column) == value
+        same |= middle == low
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
     return low
 
 
-def _value(f: _Step, at: int, x: Any) -> Any:
-    return f(np.array([x], np.float32))[0, at]
+def _of_each(fn: Callable[[Array], Array], x: Array, column: Array, count: int) -> Array:
+    """fn, of [B, count], of x[i] in column[i]."""
+    row = _rows(column)
+    table = np.zeros((row.max() + 1, count), np.float32)
+    table[row, column] = x
+    return fn(table)[row, column]
 
 
-def _order(x: Any) -> int:
+def _rows(column: Array) -> Array:
+    """For each its place among those of its column."""
+    order = np.argsort(column, kind="stable")
+    ordered = column[order]
+    row = np.empty(len(column), int)
+    row[order] = np.arange(len(column)) - np.searchsorted(ordered, ordered)
+    return row
+
+
+def _orders(x: Array) -> Array:
     """Whole numbers in the order of float32; 0 and -0 are one."""
-    bits = int(np.float32(x).view(np.int32))
-    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+    bits = x.astype(np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
 
 
-def _number(order: int) -> Any:
-    return np.float32(np.int32(abs(order)).view(np.float32) * (1 if order >= 0 else -1))
+def _numbers(orders: Array) -> Array:
+    size = np.abs(orders).astype(np.int32).view(np.float32)
+    return np.where(orders >= 0, size, -size)
 
 
-def _aligned(found: list[tuple[list[Any], list[Any]]], shape: tuple[int, ...]) -> Staircase:
-    most = max(1, *(len(below) for below, _ in found))
-    below = np.full((most, len(found)), np.inf, np.float32)
-    values = np.empty((most + 1, len(found)), np.float32)
-    for at, (b, y) in enumerate(found):
-        below[: len(b), at] = b
-        values[: len(y), at] = y
-        values[len(y) :, at] = y[-1]
+def _aligned(first: Array, steps: _Steps, shape: tuple[int, ...]) -> Staircase:
+    order = np.lexsort((steps.below, steps.column))
+    column, row = steps.column[order], _rows(steps.column[order])
+    number = np.bincount(column, minlength=len(first))
+    most = max(1, number.max())
+    below = np.full((most, len(first)), np.inf, np.float32)
+    values = np.repeat(first[None], most + 1, 0)
+    below[row, column], values[row + 1, column] = steps.below[order], steps.value[order]
+    last = np.take_along_axis(values, number[None], 0)
+    values = np.where(np.arange(most + 1)[:, None] > number, last, values)
     return Staircase(below.reshape(most, *shape), values.reshape(most + 1, *shape))
+
+
+def _compare(f: _Step, steps: Staircase) -> None:
+    """Raises NoStaircase where they differ at random inputs, but for the rounding of f."""
+    rng, size = np.random.default_rng(0), f.sizes()
+    count = max(16, min(_TRIED, (1 << 24) // steps.below.size))
+    far = 2.0 ** rng.uniform(-20, 20, (count, f.count)) * rng.choice([-1, 1], (count, f.count))
+    x = (np.concatenate([far, rng.uniform(-4, 4, (count, f.count))]) * size).astype(np.float32)
+    unlike = steps(x.reshape(-1, *f.shape)).reshape(x.shape) != f(x)
+    inner = f if f.node.tracks is None else _Step(of_largest(f.node), len(f.shape))
+    target = x if inner is f else f.target(x)
+    away = _NEAR * (np.abs(target) + size)
+    with np.errstate(all="ignore"):
+        unlike &= np.equal(*(inner((target + side).astype(np.float32)) for side in (-away, away)))
+    if unlike.any():
+        raise NoStaircase(
+            f"{f.node.function.name} changes too fast to be looked through, near "
+            f"{float(x[unlike][0]):.6g} for instance. Use a smoother function."
+        )

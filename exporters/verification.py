@@ -233,7 +233,8 @@ class Request:
             digest = hashlib.sha256()
             for name, request in found.items():
                 request.inputs(network[name].shape[1:])  # type: ignore[arg-type]
-                digest.update(x.tensors[name].detach().cpu().contiguous().numpy().tobytes())
+                given = x.tensors[name].detach().cpu().contiguous()
+                digest.update(given.view(torch.uint8).numpy().tobytes())
             return x.to(torch.float64), f"given, sha256 {digest.hexdigest()[:16]}"
         generator = torch.Generator().manual_seed(self.seed)
         drawn = {n.name: _drawn(network, n, self.samples, generator) for n in network.inputs}
@@ -273,7 +274,7 @@ class Request:
                     f"the file takes inputs [B, {', '.join(map(str, shape))}], but x is "
                     f"{list(x.shape)}."
                 )
-            digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+            digest = hashlib.sha256(x.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
             return x.double(), f"given, sha256 {digest[:16]}"
         generator = torch.Generator().manual_seed(self.seed)
         x = torch.rand(self.samples, *shape, generator=generator, dtype=torch.float64)

@@ -477,7 +477,7 @@ def refused(network, tmp_path, *parts, **options):
 def test_signgd_is_refused(tmp_path):
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).eval()
     network = sg.convert(model, torch.rand(8, 4), time_steps=4)
-    refused(network, tmp_path, "'1'", "signgd gelu", 'method="group"', "HDF5")
+    refused(network, tmp_path, "'1'", "signgd gelu", 'method="group"', 'reader="norse"', "HDF5")
 
 
 def test_subgradient_is_refused(tmp_path):

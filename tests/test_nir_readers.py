@@ -25,7 +25,7 @@ nirtorch = pytest.importorskip("nirtorch")
 
 from reading import outputs  # noqa: E402
 
-from spikingjelly_signgd.exporters.nir import to_graph, write_nir  # noqa: E402
+from spikingjelly_signgd.exporters.nir import single_step, to_graph, write_nir  # noqa: E402
 from spikingjelly_signgd.exporters.nir.readers import READERS, UNABLE  # noqa: E402
 from spikingjelly_signgd.exporters.nir.runner import NirRunner  # noqa: E402
 
@@ -376,6 +376,48 @@ def test_contradicted_where_the_file_is_of_another_reader(tmp_path):
     assert not sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network).ok
 
 
+def bent(graph, what):
+    """Changes one thing in the graph."""
+    nodes = list(graph.nodes.values())
+    if what == "weight":
+        weights = [node.weight for node in nodes if isinstance(node, nir.Affine)]
+        weights[2][0, 0] += 1e-3
+    elif what == "bias":
+        biases = [node.bias for node in nodes if isinstance(node, nir.Affine)]
+        biases[1][0] = np.nextafter(biases[1][0], np.float32(9))
+    elif what == "reset":
+        next(node for node in nodes if isinstance(node, nir.IF)).v_reset[0] = 1
+    elif what == "edge":
+        graph.edges.append((list(graph.nodes)[1], list(graph.nodes)[5]))
+    else:
+        graph.metadata[what] = {"ties": "fire", "reader": "sinabs", "values": "{}"}[what]
+
+
+@pytest.mark.parametrize("what", ["weight", "bias", "reset", "edge", "ties", "reader", "values"])
+def test_what_was_changed_does_not_verify(tmp_path, what):
+    network, x, _ = one_step("mlp", "signs 3")
+    graph, _ = to_graph(network, reader="nir")
+    nir.write(tmp_path / "as it was.nir", graph)
+    assert sg.verify(tmp_path / "as it was.nir", torch.from_numpy(x), network=network).ok
+    bent(graph, what)
+    nir.write(tmp_path / "net.nir", graph)
+    try:
+        assert not sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network).ok
+    except sg.FormatError as error:
+        assert what in ("edge", "values"), error
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"1": 3}', '{"1": []}', "3", "null"])
+@pytest.mark.parametrize("key", ["values", "readouts"])
+def test_metadata_that_are_damaged(tmp_path, key, text):
+    network, x, _ = one_step("mlp", "signs 3")
+    graph, _ = to_graph(network, reader="nir")
+    graph.metadata[key] = text
+    nir.write(tmp_path / "net.nir", graph)
+    with pytest.raises(sg.FormatError):
+        sg.verify(tmp_path / "net.nir", torch.from_numpy(x), network=network)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_ties_are_the_readers(tmp_path, reader):
     """Inputs that lie on the threshold to the last bit, and one place beside it."""
@@ -406,6 +448,68 @@ def test_neurons_that_never_change(tmp_path):
         want = sg.run(sg.build(network), x, 1)[1].numpy()
         have = computed("nir", tmp_path / "net.nir", x.numpy())
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-6)
+
+
+def test_verifies_inputs_of_bfloat16(tmp_path):
+    model, _ = mlp()
+    x = torch.rand(64, 12, generator=torch.Generator().manual_seed(1)).bfloat16()
+    network = sg.convert(model.bfloat16(), x, time_steps=1, members=3, tune=False)
+    write_nir(network, tmp_path / "net.nir", reader="norse")
+    assert sg.verify(tmp_path / "net.nir", x, network=network).ok
+
+
+def test_platform_files_of_one_step_name_the_way_out(tmp_path):
+    network, _, _ = one_step("mlp", "group 8")
+    with pytest.raises(sg.FormatError, match=r'it has 8 members, .* reader="norse"'):
+        write_nir(network, tmp_path / "no.nir", mode="platform")
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.body = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+        self.one, self.two = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.one(x), self.two(x)
+
+
+def test_several_outputs(tmp_path):
+    """Some tools never end with such a graph, and others give the last output alone."""
+    x = torch.rand(32, 6, generator=torch.Generator().manual_seed(1))
+    network = sg.convert(TwoOutputs().eval(), x, time_steps=1, members=3, tune=False)
+    write_nir(network, tmp_path / "net.nir", reader="nir")
+    assert sg.verify(tmp_path / "net.nir", x, network=network).ok
+    for reader in set(READERS) - {"nir"}:
+        with pytest.raises(sg.FormatError, match="graphs of one output"):
+            write_nir(network, tmp_path / "no.nir", reader=reader)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reader", READERS)
+def test_one_dimension(tmp_path, reader):
+    """What a tool cannot import is refused, and not left to it to fail."""
+    torch.manual_seed(8)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5))
+    x = torch.randn(32, 2, 6)
+    network = sg.convert(model.eval(), x, time_steps=1, members=3, tune=False)
+    if not READERS[reader].conv1d:
+        with pytest.raises(sg.FormatError, match="does not import nir.Conv1d.* H = 1"):
+            write_nir(network, tmp_path / "net.nir", reader=reader)
+        return
+    write_nir(network, tmp_path / "net.nir", reader=reader)
+    have, want = computed(reader, tmp_path / "net.nir", x.numpy()), sg.run(sg.build(network), x, 1)
+    np.testing.assert_allclose(have, want[1], rtol=0, atol=1e-6 * np.abs(want[1]).max())
+
+
+def test_pools_of_many_comparisons_are_refused(tmp_path, monkeypatch):
+    """Before the matrix is made: 510 comparisons of each channel would be pooled by one of GiB."""
+    monkeypatch.setattr(single_step, "LARGEST_WEIGHT", 5000)
+    network, _, _ = one_step("pooled", "signs 3")
+    with pytest.raises(sg.FormatError, match=r"comparisons are pooled .* fewer members"):
+        write_nir(network, tmp_path / "no.nir", reader="spikingjelly")
 
 
 def test_what_no_file_for_a_reader_holds(tmp_path):

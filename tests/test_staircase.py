@@ -1,5 +1,7 @@
 """A neuron of one step as a sum of comparisons: equal to the definition for every float32."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from spikingjelly_signgd.core.network import GroupNeuron, SignGDNeuron
 from spikingjelly_signgd.exporters import staircase as module
 from spikingjelly_signgd.exporters.staircase import NoStaircase, of_largest, staircase
 from spikingjelly_signgd.neurons import NONLINEARITIES
+from spikingjelly_signgd.neurons.nonlinearities import Nonlinearity
 from spikingjelly_signgd.neurons.schedules import ConstantSchedule
 
 
@@ -111,6 +114,48 @@ def test_max_pooling_is_of_the_largest():
 def test_what_is_no_staircase(node, why):
     with pytest.raises(NoStaircase, match=why):
         staircase(node, 1)
+
+
+def dip(at, width, depth=1.0):
+    """A function that is 0 but near ``at``."""
+    return Nonlinearity("dip", lambda x: -depth / (1 + ((x - at) / width) ** 2))
+
+
+@pytest.mark.parametrize("members", [3, 8])
+def test_steps_that_are_made_and_taken_back(members):
+    """The turn of a function reaches a little beyond a step, between two numbers of the grid."""
+    lowest = float(dip(0.30017, 1).function(torch.tensor(0.30017)))
+    node = module.replace(signgd(members=members, scale=0.3), function=dip(0.30017, 0.05))
+    step = max(b for b in staircase(signgd("identity", members=members, scale=0.3), 1).below.ravel()
+               if b < -0.1)  # fmt: skip
+    node = module.replace(node, function=dip(0.30017, 0.05, step / lowest * (1 + 1e-6)))
+    steps = staircase(node, 1)
+    x = np.linspace(0.3, 0.3004, 100001, dtype=np.float32)[:, None]
+    assert len(np.unique(decoded(node, x))) == 2
+    assert (steps(x) == decoded(node, x)).mean() > 0.999
+
+
+def test_functions_that_change_too_fast_are_refused():
+    node = module.replace(signgd(), function=Nonlinearity("ripple", lambda x: torch.sin(1e5 * x)))
+    with pytest.raises(NoStaircase, match="ripple changes too fast|more than"):
+        staircase(node, 1)
+
+
+def test_channels_of_very_different_sizes():
+    scale = torch.logspace(-6, 6, 13)
+    node = signgd("gelu", scale=scale, members=5)
+    steps = staircase(node, 1)
+    for size in (0.5, 1.0, 3.0):
+        x = size * scale.numpy() * np.random.default_rng(0).normal(size=(4000, 13))
+        x = x.astype(np.float32)
+        assert (steps(x) == decoded(node, x)).mean() > 0.9999
+
+
+def test_many_channels_take_little_time():
+    scale = torch.rand(96, generator=torch.Generator().manual_seed(3)) + 0.1
+    before = time.process_time()
+    staircase(signgd("gelu", scale=scale, members=6), 1)
+    assert time.process_time() - before < 5
 
 
 def test_too_many_steps(monkeypatch):

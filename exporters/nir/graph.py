@@ -338,12 +338,12 @@ class GraphWriter:
         if node.members != 1:
             raise _Refused(
                 f"it has {node.members} members, and a nir.IF is one. Convert with members=1 (and "
-                'as many time steps as the activation has levels), or write mode="exact".'
+                f"as many time steps as the activation has levels), or write {self.otherwise()}."
             )
         if node.signed:
             raise _Refused(
                 "it is signed, and a nir.IF fires no negative spikes. Set signed=False, or write "
-                'mode="exact".'
+                f"{self.otherwise()}."
             )
         p = parameters_of(node, x.shape)
         # spikes that reach the membrane with an amplitude: in units of it
@@ -372,6 +372,12 @@ class GraphWriter:
         if not isinstance(p.v_threshold, Tensor):
             return replace(spikes, amplitude=p.v_threshold)
         return self.each_channel(f"{node.name}.amplitude", spikes, p.v_threshold)
+
+    def otherwise(self) -> str:
+        """The files that hold what a nir.IF for each neuron does not."""
+        if self.time_steps == self.network.time_steps == 1:
+            return 'mode="exact", or a file for one reader, reader="norse" for instance'
+        return 'mode="exact"'
 
     def described(self, node: Neuron) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""
@@ -711,7 +717,8 @@ WHY_NOT = {
     "maximum. Train with average pooling, or save the network as HDF5.",
     "signgd": "a signGD neuron needs step sizes that change with time, and products or functions "
     'that NIR has no primitive for. Convert with method="group" (networks of QCFS or ReLU and '
-    "average pooling), or save the network as HDF5.",
+    'average pooling), or with time_steps=1 and write the file for one reader, reader="norse" for '
+    "instance, or save the network as HDF5.",
     "subgradient": 'its step sizes change with time; NIR has none. Convert with method="group".',
 }
 Writer = Callable[[GraphWriter, Linear, Sequence[_Value]], _Value]

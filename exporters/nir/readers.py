@@ -24,6 +24,8 @@ class Reader:
     dialect: str = "nir"
     pooling: str = "pool"
     branches: bool = True
+    outputs: bool = False  # several: some give one of them alone, some never end
+    conv1d: bool = True
 
 
 READERS = {
@@ -34,6 +36,7 @@ READERS = {
             "1.0.8",
             "strict",
             "by NIR's own definition: v' = R I, and a spike where v > v_threshold",
+            outputs=True,
         ),
         Reader(
             "norse",
@@ -42,6 +45,7 @@ READERS = {
             'norse.torch.from_nir(nir.read("net.nir"), dt=1.0), then y, _ = model(x)',
             pooling="conv",  # pools are left out without a word
             branches=False,  # runs in the wrong order
+            conv1d=False,  # leaves it out, which fails
         ),
         Reader(
             "spikingjelly",
@@ -68,6 +72,7 @@ READERS = {
             dialect="legacy",
             pooling="conv",
             branches=False,  # right for some residual networks, and wrong for others
+            conv1d=False,  # fails on its bias
         ),
     )
 }

@@ -14,15 +14,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.network import Linear, Neuron, Node, SpikingNetwork
+from ...core.structures import leaves
 from ...neurons.base import values_of
 from ..staircase import NoStaircase, Staircase, WholeCode, of_largest, staircase
-from .graph import LARGEST_WEIGHT, LIF_DT, LIF_TAU, WHY_NOT, GraphWriter, _Refused, _Value, pool
+from .graph import (
+    LARGEST_WEIGHT,
+    LIF_DT,
+    LIF_TAU,
+    WHY_NOT,
+    GraphWriter,
+    _Refused,
+    _Value,
+    listed,
+    pool,
+)
 from .readers import Reader
 
 Array = NDArray[Any]
@@ -77,6 +89,23 @@ class SingleStepWriter(GraphWriter):
             )
         return made
 
+    def conv(
+        self,
+        name: str,
+        x: _Value,
+        weight: Array,
+        bias: Array | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> _Value:
+        if len(stride) == 1 and not self.reader.conv1d:
+            raise _Refused(
+                f"{self.reader.name} {self.reader.version} does not import nir.Conv1d. Convolve "
+                "over [H, W] with H = 1, or write the file for another reader."
+            )
+        return super().conv(name, x, weight, bias, stride, padding, dilation)
+
     # -- one neuron ---------------------------------------------------------------------------
 
     def by_channel(self, steps: Staircase, shape: tuple[int, ...]) -> Staircase:
@@ -118,6 +147,13 @@ class SingleStepWriter(GraphWriter):
         if any(d != 1 for d in a["dilation"]) or a["ceil_mode"]:
             raise _Refused("its windows are dilated or not whole. Set dilation=1, ceil_mode=False.")
         kernel, stride, padding = (list(a[key]) for key in ("kernel_size", "stride", "padding"))
+        channels = spikes.shape[0]
+        if self.pooling == "conv" and channels**2 * prod(kernel) > LARGEST_WEIGHT:
+            raise _Refused(
+                f"its {channels} comparisons are pooled by a convolution of {channels} x "
+                f"{channels} kernels, more than {LARGEST_WEIGHT} weights. Convert with fewer "
+                "members, or use average pooling."
+            )
         return self.fire(node, pool(self, node, spikes, kernel, stride, padding, True), 0.5)
 
     def fire(self, node: Neuron, x: _Value, threshold: float) -> _Value:
@@ -175,6 +211,15 @@ class SingleStepWriter(GraphWriter):
         )
 
     # -- what the file says about itself ------------------------------------------------------
+
+    def outputs(self, refused: list[str]) -> list[dict[str, str]]:
+        names = list(dict.fromkeys(leaves(self.network.outputs)))
+        if len(names) > 1 and not self.reader.outputs:
+            refused.append(
+                f"{listed(names)} (outputs): {self.reader.name} {self.reader.version} reads graphs "
+                'of one output. Return one in the source network, or write reader="nir".'
+            )
+        return super().outputs(refused)
 
     def metadata(self, outputs: list[dict[str, str]], report: Any) -> dict[str, Any]:
         told = {"reader": self.reader.name, "ties": self.reader.ties}

@@ -73,7 +73,7 @@ def verify(request: Request) -> Certificate:
         for key, node in graph.nodes.items()
         if not isinstance(node, (nir.Input, nir.Output))
     }
-    ends = {item["name"]: item for item in json.loads(metadata.get("readouts", "[]"))}
+    ends = {item["name"]: item for item in _parsed(metadata, "readouts", list)}
     for of, network in networks.items():
         if list(network.input.shape[1:]) != shape:
             raise FormatError(
@@ -81,7 +81,7 @@ def verify(request: Request) -> Certificate:
                 "this network; it was written from another."
             )
         neurons = network.neurons if one else network.of(GroupNeuron)
-        at = json.loads(metadata.get("values", "{}")) if one else names
+        at = _parsed(metadata, "values", dict) if one else names
         missing = [node.name for node in neurons if at.get(node.name) not in graph.nodes]
         if missing:
             raise FormatError(
@@ -143,6 +143,24 @@ def verify(request: Request) -> Certificate:
         {"nir": version("nir")},
         complete=exact or one,
     )
+
+
+def _parsed(metadata: Mapping[str, Any], key: str, kind: type) -> Any:
+    """What the metadata hold as JSON, an empty ``kind`` where they do not; or FormatError."""
+    text = metadata.get(key)
+    if text is None:
+        return kind()
+    try:
+        value = json.loads(text)
+        of = value.values() if kind is dict else [item["name"] + item["output"] for item in value]
+        sound = isinstance(value, kind) and all(isinstance(item, str) for item in of)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise FormatError(
+            f"the metadata {key!r} of this NIR file are damaged; write it anew with write_nir."
+        )
+    return value
 
 
 def _same_graph(graph: Any, network: SpikingNetwork) -> Check:
