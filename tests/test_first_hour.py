@@ -440,7 +440,7 @@ def test_names_in_another_case_are_the_same_names(made):
 
 MISTAKES = {
     "a method": (lambda _: sg.convert(classifier(), X, method="grouop"), "'group'"),
-    "a scale": (lambda _: sg.convert(classifier(), X, scale="chanel"), "'channel'"),
+    "a scale": (lambda _: sg.convert(classifier(), X, scale="publishe"), "'published'"),
     "a simulator": (lambda made: sg.build(made[0], "spikingjely"), "'spikingjelly'"),
     "a function": (lambda _: sg.SignGDNode("gellu"), "'gelu'"),
     "a form": (lambda _: sg.SignGDNode("gelu", spikes="bin"), "'binary'"),
