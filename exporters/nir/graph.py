@@ -710,7 +710,8 @@ WHY_NOT = {
     "growth": "it grows with the largest of sums of spikes, and NIR has no primitive for a "
     "maximum. Train with average pooling, or save the network as HDF5.",
     "signgd": "a signGD neuron needs step sizes that change with time, and products or functions "
-    'that NIR has no primitive for. Convert with method="group" (networks of QCFS or ReLU and '
+    "that NIR has no primitive for. Name the tool that reads the file, such as reader='norse', "
+    'which takes networks of one step, convert with method="group" (networks of QCFS or ReLU and '
     "average pooling), or save the network as HDF5.",
     "subgradient": 'its step sizes change with time; NIR has none. Convert with method="group".',
 }
