@@ -14,8 +14,9 @@ from .version import Version
 
 PROGRAM = "spikingjelly-signgd"
 CODES = (
-    "exit codes: 0 ok, 2 usage (also data and models that cannot be used), exit code 3 unsupported "
-    "operations, 4 verification failed, 5 below --min-agreement or --min-accuracy, 130 interrupted"
+    "exit codes: 0 ok, 2 usage (also data and models that cannot be used), 3 unsupported "
+    "operations, 4 verification failed, 5 below --min-agreement or --min-accuracy, 6 nothing "
+    "differs but not all could be compared (verify, report), 130 interrupted"
 )
 MODEL = (
     "package.module:factory, torchvision:NAME[:WEIGHTS], timm:NAME[:TAG], hf:PATH_OR_NAME, or a "

@@ -292,8 +292,9 @@ def _what_to_change(model: nn.Module, error: Exception) -> str:
     elif "Constraints violated" in text or "pecializ" in text:
         hint = (
             "The model fixes the batch size, so it cannot be captured for any batch. Write "
-            "x.shape[0] (or -1) where it has a number or len(x). If the data are one sample "
-            "without a batch, pass x.unsqueeze(0), or better a few dozen samples."
+            "x.shape[0] (or -1) where it has a number or len(x). If the data are samples "
+            "without a batch dimension, pass torch.stack(samples); if they are one sample, pass "
+            "x.unsqueeze(0), or better a few dozen samples."
         )
     elif "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
         hint = (

@@ -337,7 +337,7 @@ class Settings:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 fits = value is None or (number and 0 < value < math.inf)
             known = f"one of {', '.join(SCALES)}, channel:0.999 or a positive number"
-            _check("scale", value, fits, known)
+            _check("scale", value, fits, known, SCALES)
 
     def _check_numbers(self) -> None:
         if self.schedule is not None and not isinstance(self.schedule, Schedule):

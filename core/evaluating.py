@@ -246,6 +246,12 @@ def evaluate(
         return collected.evaluation()
 
 
+def _is_empty(x: Any) -> bool:
+    """Whether it is a batch of no samples; what is no batch at all is refused by the network."""
+    batch = isinstance(x, Inputs) or (isinstance(x, Tensor) and x.dim() > 0)
+    return batch and not len(x)
+
+
 def _of_first(world: Distributed, function: Callable[[], T]) -> T | None:
     """What rank 0 finds, on rank 0 alone; an error of it on all."""
     found, error = None, None

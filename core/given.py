@@ -35,6 +35,7 @@ def given(data: Any) -> Any:
         return pair
     if isinstance(data, (tuple, list)):
         _check_lengths(data)
+        _check_pairs(data)
     if isinstance(data, (tuple, list)) and _is_sample(data[0] if data else None):
         return _Samples(data)
     return data
@@ -69,6 +70,21 @@ def _check_lengths(data: Sequence[Any]) -> None:
     if x.is_floating_point() and not y.is_floating_point() and len(x) != len(y):
         raise InputError(
             f"x has {len(x)} samples, but y has {len(y)} labels; they belong together."
+        )
+
+
+def _check_pairs(data: Sequence[Any]) -> None:
+    """Raises InputError for x and y of several data sets in one sequence, as train_test_split
+    returns them."""
+    tensors = [tensor_of(a) for a in data] if len(data) == 4 else []
+    if not tensors or not all(isinstance(a, Tensor) and a.dim() for a in tensors):
+        return
+    samples = [i for i, a in enumerate(tensors) if a.dim() > 1 and a.is_floating_point()]
+    labels = [i for i, a in enumerate(tensors) if a.dim() == 1 and not a.is_floating_point()]
+    if len(samples) == len(labels) == 2:
+        raise InputError(
+            "the data are samples and labels of two data sets, of which all would be used, test "
+            f"samples too. Pass the pair of one: (data[{samples[0]}], data[{labels[0]}])."
         )
 
 

@@ -60,8 +60,11 @@ def check_steps(time_steps: int | Sequence[int]) -> tuple[int, ...]:
     several = isinstance(time_steps, Iterable)
     steps: tuple[Any, ...] = tuple(time_steps) if several else (time_steps,)  # type: ignore[arg-type]
     if not steps or any(not isinstance(t, int) or isinstance(t, bool) or t < 1 for t in steps):
+        array = hasattr(time_steps, "shape")  # labels, as other libraries take them
+        shown = f"a {type(time_steps).__name__}" if array else repr(time_steps)
+        fix = " Labels come with the samples: pass the pair (x, y)." if array else ""
         raise InputError(
-            f"time_steps is an integer of at least 1 or several of them, but it is {time_steps!r}."
+            f"time_steps is an integer of at least 1 or several of them, but it is {shown}.{fix}"
         )
     return steps
 

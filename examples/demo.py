@@ -9,6 +9,7 @@ networks are examples of this repository. Nothing is trained, tuned or downloade
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -34,15 +35,28 @@ agreement  how often both decide alike; of R-Net also on the windows of a photog
 error      of the outputs, relative
 spikes     of a neuron for a sample
 additions  for each multiply-accumulate of the trained network"""
-NEXT = """
-Try next:
-  python examples/quickstart.py              check, convert, evaluate and save a network
-  python examples/report.py                  report.html: where a network errs, what it costs
-  python -m spikingjelly_signgd --help       the same from the command line"""
+NEXT = (
+    ("examples/quickstart.py", "check, convert, evaluate and save a network"),
+    ("examples/report.py", "report.html: where a network errs, what it costs"),
+    ("-m spikingjelly_signgd --help", "the same from the command line"),
+)
 
 
 def say(text: str) -> None:
     print(f"{time.monotonic() - BEGUN:>5.1f} s  {text}", flush=True)
+
+
+def python() -> str:
+    """This interpreter, as it is called from the working folder: no environment need be active."""
+    path = Path(sys.executable)
+    inside = path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if inside else path)
+
+
+def next_commands() -> str:
+    commands = [(f"{python()} {command}", what) for command, what in NEXT]
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(f"  {command:<{width}}  {what}" for command, what in commands)
 
 
 def measured(options: argparse.Namespace) -> tuple[list[Row], Task | None]:
@@ -95,7 +109,8 @@ def main() -> None:
     rows, photographed = measured(options)
     say("drawing")
     files = draw(rows, photographed, options.plot)
-    print(f"\n{table(rows)}\n{LEGEND}\n\npicture: {files[0]}, {files[1]}\n{NEXT}")
+    print(f"\n{table(rows)}\n{LEGEND}\n\npicture: {files[0]}, {files[1]}\n")
+    print(f"Try next:\n{next_commands()}")
 
 
 if __name__ == "__main__":

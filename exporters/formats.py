@@ -29,6 +29,13 @@ OTHERS = {
     ".pt": " The weights of the source model are saved by torch.save(model.state_dict(), path).",
 }
 OTHERS[".pth"] = OTHERS[".pt"]
+# and what they hold, where a network is to be read
+WEIGHTS = (
+    "a model of PyTorch or its weights, not a spiking network. Load it as it was saved, and "
+    "convert the model: convert(model, data)."
+)
+MODELS = dict.fromkeys((".pt", ".pth", ".safetensors"), WEIGHTS)
+MODELS[".onnx"] = "no spiking network. Convert the PyTorch model that it was made from."
 
 
 def suffixes() -> dict[str, str]:
@@ -51,9 +58,10 @@ def find_format(doing: str, path: str | os.PathLike[str], name: str | None) -> t
     found = by_suffix(path) if name is None else spelled(ALIASES.get(name, name), FORMATS.names())
     if found is None:
         suffix = Path(path).suffix
+        what = f"{suffix!r} is not the suffix of a format" if suffix else "it has no suffix"
         raise FormatError(
-            f"cannot {doing} '{path}': {repr(suffix) if suffix else 'no suffix'} does not say its "
-            f"format. End the file in {_listed()}, or pass format=...{OTHERS.get(suffix, '')}"
+            f"cannot {doing} '{path}': {what}. End the file in {_listed()}, or pass "
+            f"format=...{OTHERS.get(suffix, '')}"
         )
     if found not in FORMATS.names():
         raise FormatError(
@@ -103,5 +111,11 @@ def load(
             "Save it with save(network, path), too."
         )
     check_options(f"the reader of {name} files", found.read, options)
-    network: SpikingNetwork = found.read(path, **options)
+    try:
+        network: SpikingNetwork = found.read(path, **options)
+    except FormatError as error:
+        held = MODELS.get(Path(path).suffix.lower()) if format is None else None
+        if held is None:
+            raise
+        raise FormatError(f"cannot load '{path}': it holds {held}") from error
     return network

@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 
 import spikingjelly_signgd as sg
-from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.cli import commands, main
 from spikingjelly_signgd.neurons import choice
 
 MODELS = '''
@@ -203,10 +203,14 @@ def test_usage_errors(arguments, capsys):
     assert "usage: spikingjelly-signgd" in capsys.readouterr().err
 
 
-def test_help_names_the_exit_code(capsys):
+def test_help_names_every_exit_code(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
-    assert caught.value.code == 0 and "exit code 3" in capsys.readouterr().out
+    assert caught.value.code == commands.OK
+    (codes,) = re.findall(r"exit codes: (.*)", capsys.readouterr().out, re.S)
+    names = ("OK", "USAGE", "UNSUPPORTED", "UNVERIFIED", "BELOW", "UNCHECKED", "INTERRUPTED")
+    found = [int(code) for code in re.findall(r"(?:^|, )(\d+)\s", codes.replace("\n", " "))]
+    assert found == [getattr(commands, name) for name in names]
 
 
 @pytest.mark.parametrize("missing", ["", "the CPU kernels are not built."])

@@ -55,11 +55,24 @@ def test_pictures_are_where_it_says(shown):
         assert str(folder / f"demo.{ending}") in done.stdout
 
 
-def test_it_ends_with_three_commands_that_are_there(shown):
-    *_, first, second, third = shown[0].stdout.splitlines()
-    for line in (first, second):
-        assert (ROOT / line.split()[1]).is_file()
-    assert third.split()[:3] == ["python", "-m", "spikingjelly_signgd"]
+def test_it_ends_with_three_commands_that_work_as_printed(shown):
+    """Also where no environment is active, as after make demo."""
+    *_, first, second, third = (line.split("  ")[1] for line in shown[0].stdout.splitlines()[-3:])
+    for command, ends in ((first, "quickstart.py"), (second, "report.py")):
+        python, script = command.split()
+        assert script.endswith(ends) and (ROOT / script).is_file()
+        assert subprocess.run([python, "-c", "import torch"], env={"PATH": ""}).returncode == 0
+    assert third.endswith(" -m spikingjelly_signgd --help")
+
+
+def test_the_interpreter_of_an_environment_here_is_named_briefly(monkeypatch, tmp_path):
+    import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    lines = demo.next_commands().splitlines()
+    assert lines[0].startswith("  .venv/bin/python examples/quickstart.py  ")
+    assert len({line.index(what) for line, (_, what) in zip(lines, demo.NEXT, strict=True)}) == 1
 
 
 @pytest.mark.skipif(

@@ -440,6 +440,7 @@ def test_names_in_another_case_are_the_same_names(made):
 
 MISTAKES = {
     "a method": (lambda _: sg.convert(classifier(), X, method="grouop"), "'group'"),
+    "a scale": (lambda _: sg.convert(classifier(), X, scale="publishe"), "'published'"),
     "a simulator": (lambda made: sg.build(made[0], "spikingjely"), "'spikingjelly'"),
     "a function": (lambda _: sg.SignGDNode("gellu"), "'gelu'"),
     "a form": (lambda _: sg.SignGDNode("gelu", spikes="bin"), "'binary'"),
@@ -470,9 +471,11 @@ def test_what_was_meant_is_named(made, mistake):
 
 
 def test_suffixes_that_are_none_of_ours(made, tmp_path):
-    with pytest.raises(sg.FormatError, match=r"'.onnx' .*End the file in \.h5 .*torch.onnx.export"):
+    with pytest.raises(
+        sg.FormatError, match=r"'.onnx' is not .*End the file in \.h5 .*torch.onnx.export"
+    ):
         sg.export(made[0], tmp_path / "net.onnx")
-    with pytest.raises(sg.FormatError, match="no suffix does not say"):
+    with pytest.raises(sg.FormatError, match="it has no suffix. End the file in"):
         sg.export(made[0], tmp_path / "net")
     with pytest.raises(sg.FormatError, match=r"save writes HDF5.*nir.*export\(network, path\)"):
         sg.save(made[0], tmp_path / "net.nir")
@@ -484,9 +487,42 @@ def test_labels_that_are_not_as_many_as_the_samples(made):
         sg.evaluate(made[1], (X, Y[:99]), 1)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)])
+def test_samples_and_labels_of_two_data_sets(made, order):
+    """As train_test_split has them, and as they are written out."""
+    parts = [(X[:80], Y[:80], X[80:], Y[80:])[i] for i in order]
+    for data in (parts, tuple(part.numpy() for part in parts)):
+        with pytest.raises(sg.InputError, match=rf"\(data\[0\], data\[{order.index(1)}\]\)"):
+            sg.convert(classifier(), data)
+        with pytest.raises(sg.InputError, match="labels of two data sets"):
+            sg.evaluate(made[1], data, 1)
+
+
+@pytest.mark.parametrize("labels", [Y, Y.numpy()])
+def test_labels_as_an_argument_of_their_own(made, labels):
+    with pytest.raises(sg.InputError, match=r"it is a \w+\. .*pass the pair \(x, y\)\.$"):
+        sg.evaluate(made[1], X, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("net.onnx", "PyTorch model"), ("net.PT", r"convert\(model, data\)")]
+)
+def test_a_file_of_a_model_is_not_loaded(made, tmp_path, name, fix):
+    (tmp_path / name).write_bytes(b"of another library")
+    with pytest.raises(sg.FormatError, match=fix):
+        sg.load(tmp_path / name)
+    (tmp_path / name).write_bytes(made[2].read_bytes())  # whatever it is called
+    assert sg.load(tmp_path / name).names() == made[0].names()
+
+
 def test_one_sample_without_a_batch():
     with pytest.raises(sg.CaptureError, match=r"pass x.unsqueeze\(0\)"):
         sg.convert(classifier(), X[0])
+
+
+def test_samples_in_a_list_without_labels():
+    with pytest.raises(sg.CaptureError, match=r"pass torch.stack\(samples\)"):
+        sg.convert(classifier(), list(X))
 
 
 def test_what_was_trained_with_levels_is_planned_for_them():
@@ -537,3 +573,12 @@ def test_all_blockers_of_a_format_at_once(tmp_path, suffix, keep):
     text = str(error.value)
     assert all(f"'{name}'" in text for name in ("1", "2", "4", "5")), text
     assert 'method="group"' in text
+
+
+def test_a_network_that_nir_refuses_is_written_for_the_reader_that_is_named(made, tmp_path):
+    """What the message says works."""
+    pytest.importorskip("nir")
+    with pytest.raises(sg.FormatError, match="such as reader='norse'"):
+        sg.export(made[0], tmp_path / "net.nir")
+    sg.export(made[0], tmp_path / "net.nir", reader="norse")
+    assert sg.verify(tmp_path / "net.nir", X[:4], network=made[0]).ok
