@@ -21,7 +21,8 @@ def batches(data: Any, size: int = 64) -> Iterable[Any]:
 
     A tensor [N, ...], a dict of such tensors, a pair (x, y), or a map-style ``Dataset`` of samples,
     which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. The result can be
-    iterated again if ``data`` can. Raises InputError for several data sets in one object.
+    iterated again if ``data`` can. Raises InputError for several data sets in one object, and for
+    what is no data.
     """
     data = given(data)
     if is_pair(data):
@@ -33,6 +34,12 @@ def batches(data: Any, size: int = 64) -> Iterable[Any]:
         return [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, size)
+    if isinstance(data, str) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        shown = data if data is None or isinstance(data, (int, float, str)) else type(data).__name__
+        raise InputError(
+            "data are a tensor or array [N, ...], a pair (x, y) or a dict of such, a Dataset, "
+            f"a DataLoader, or an iterable of batches x or (x, y), not {shown!r}."
+        )
     return data  # type: ignore[no-any-return]
 
 

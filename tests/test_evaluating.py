@@ -1,9 +1,11 @@
 """evaluate over several processes, and going on with what a results file holds."""
 
 import contextlib
+import errno
 import json
 import os
 import threading
+from io import FileIO
 
 import pytest
 import torch
@@ -236,7 +238,7 @@ def test_an_iterable_that_is_shorter_now(evaluated, file):
     head, *records = file.read_bytes().splitlines(keepends=True)
     for kept in (1, 4):
         file.write_bytes(head + records[kept])
-        with pytest.raises(sg.InputError, match=f"batch {kept} was finished before.*1 batches"):
+        with pytest.raises(sg.InputError, match=f"batch {kept} was already evaluated.*1 batches"):
             evaluated(length(1), resume=file)
 
 
@@ -307,6 +309,36 @@ def test_a_file_that_a_process_forked_off_holds_open(evaluated, file):
 def test_a_file_that_cannot_be_written(evaluated, file):
     with pytest.raises(sg.InputError, match="cannot be written .No such file"):
         evaluated(size=2, resume=file.parent / "absent" / file.name)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_disk_that_fills_up(short, evaluated, file, monkeypatch, tmp_path):
+    """What was whole by then is gone on with."""
+    whole = evaluated()
+
+    class Full(FileIO):
+        lines = 0
+
+        def write(self, data):
+            self.lines += 1
+            if self.lines < 4:
+                return super().write(data)
+            if short:
+                return super().write(data[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "FileIO", Full)
+    with pytest.raises(sg.InputError, match="cannot be written .No space left.*make room"):
+        evaluated(resume=file)
+    monkeypatch.undo()
+    assert file.read_bytes().count(b"\n") == 3
+    assert evaluated(resume=file) == whole
+
+
+@pytest.mark.parametrize("data", [None, 3, "images.npz", object()])
+def test_what_are_no_data(data, evaluated):
+    with pytest.raises(sg.InputError, match=r"data are a tensor or array \[N, ...\].*, not "):
+        evaluated(lambda: data)
 
 
 def test_records_come_back_to_the_last_bit():
@@ -401,9 +433,9 @@ def test_an_evaluation_after_one_that_failed_on_all(evaluated, snn, model):
     over = threading.Event()
 
     def unequal(world):
-        if not world.first:
-            assert over.wait(10), "rank 0 has looked for posts for the last time"
         for i in range(0, 12 + 4 * world.rank, 4):
+            if i and not world.first:  # the first batch is compared
+                assert over.wait(10), "rank 0 has looked for posts for the last time"
             yield X[i : i + 4] + 1, LABELS[i : i + 4]
         over.set()
 
