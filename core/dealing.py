@@ -76,6 +76,7 @@ def deal(
         return
     number = -1
     for number, batch in enumerate(_the_same(islice(data, most), world)):
+        world.look()
         if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
@@ -138,6 +139,7 @@ def _loaded(
     own = [n for n in range(len(drawn)) if world.mine(n) and n not in left_out]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):
+        world.look()
         if world.mine(number) and number not in left_out:
             yield number, next(loaded)
         if after is not None:

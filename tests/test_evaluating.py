@@ -458,6 +458,46 @@ def test_a_bad_batch_on_one_process_ends_all(evaluated):
         evaluated(data, 3)
 
 
+@pytest.mark.parametrize("data", ["a loader", "a generator"])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_script_that_catches_an_error_of_one_process_goes_on(
+    failing, data, evaluated, snn, model
+):
+    """As in a sweep; the others may wait for that one, or be at work."""
+
+    class Broken(TensorDataset):
+        def __getitem__(self, i):
+            if i == 4 * (3 + failing) + 1:  # in the second batch of one process
+                raise ValueError("the image is broken")
+            return super().__getitem__(i)
+
+    def broken(rank):
+        if data == "a loader":
+            return DataLoader(Broken(X, LABELS), 4)
+        return (
+            (X[i : i + 4], LABELS[i : i + 4] if i < 12 or rank != failing else LABELS[:1])
+            for i in range(0, 31, 4)
+        )
+
+    def sweep(world):
+        own, found = sg.build(snn.network), []
+        for one in (DATA["a loader"](), broken(world.rank), DATA["a loader"]()):
+            try:
+                found.append(
+                    sg.evaluate(own, one, STEPS, reference=model, distributed=world).to_dict()
+                )
+            except Exception as error:
+                found.append(f"{type(error).__name__}: {error}")
+        return found
+
+    whole = evaluated().to_dict()
+    for rank, (first, error, last) in enumerate(several(3, sweep)):
+        assert first == last == whole
+        assert (f"rank {failing}: " in error) == (rank != failing)
+        text = "labels are class indices" if data == "a generator" else "the image is broken"
+        assert text in error
+
+
 def test_what_is_no_network(model, file):
     with pytest.raises(
         sg.InputError, match="evaluate takes the module that build.network. returns"

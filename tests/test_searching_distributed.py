@@ -83,7 +83,7 @@ def test_any_number_of_processes_finds_the_same_network(images, make, asked, mon
 def test_trials_are_dealt(images, monkeypatch):
     """Of the four splits of a budget two are tried by each of two processes; likewise choices."""
     model, tried = captured(relus, images, monkeypatch), {"tune": [], "fitted": []}
-    tune, fitted = tuning.tune, mixing.Choices._fitted
+    tune, fitted = tuning.tuned, mixing.Choices._fitted
 
     def watched(*given, **options):
         if options["iterations"] == 3 and "distributed" not in options:
@@ -95,7 +95,7 @@ def test_trials_are_dealt(images, monkeypatch):
         return fitted(self, *given)
 
     monkeypatch.setattr(searching, "QUICK", 3)
-    monkeypatch.setattr(searching, "tune", watched)
+    monkeypatch.setattr(searching, "tuned", watched)
     monkeypatch.setattr(mixing.Choices, "_fitted", watched_choice)
     given = {"spikes": 8, "methods": MIXED, "iterations": 5}
     several(2, lambda world: sg.search(model, images, distributed=world, **given))
