@@ -42,7 +42,9 @@ class Distributed:
     are some, else the CPU; ``device="cpu"`` leaves GPUs alone. ``threads`` are torch's within the
     block, by default 1 where torchrun started the process: last bits depend on them, and so every
     number of processes gives the same ones. The group is made by the environment (``RANK``,
-    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``), or is the one there is.
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``). Where torch.distributed has a
+    group, as in a script that trains with DDP, the processes are those of the group, which is left
+    as it is: exchanges go over one of their own.
 
     What takes ``distributed=`` fails on all processes where it fails on one: the others raise its
     error with the rank, and a script that catches it goes on in all of them. An exception that
@@ -69,6 +71,7 @@ class Distributed:
         self._watch: Watch | None = None
         self._store: Store | None = None
         self._owns_group, self._inside = False, False
+        self._group: Any = None  # beside a group that was there; None is the one of our own
         self._own_posts: list[str] = []
         self._sent, self._read = 0, [0] * size
         self._together, self._begun, self._in_step = False, 0, True
@@ -114,17 +117,20 @@ class Distributed:
             for _ in range(2)
         )
         self._store, self._watch = posts, Watch(watched, self.rank, self.size)
-        if self._owns_group:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            dist.init_process_group(
-                # plain data go over gloo on GPUs, too
-                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                store=dist.PrefixStore(f"{name}/group", store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=COLLECTIVE,
-            )
+        # plain data go over gloo on GPUs, too
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if not self._owns_group:  # its own time limit is for steps that take equally long on all
+            self._group = dist.new_group(backend=backend, timeout=COLLECTIVE)
+            return
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"{name}/group", store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=COLLECTIVE,
+        )
 
     def __exit__(
         self,
@@ -149,8 +155,8 @@ class Distributed:
             watch.tell(error)  # and leaves the group as it is, which may be in a collective
             return
         self._watch = self._store = None
-        if self._owns_group:
-            torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group(self._group)  # None is all
+        self._group = None
 
     # -- what fails on one fails on all ------------------------------------------------------------
 
@@ -291,7 +297,7 @@ class Distributed:
         """Plain data of all processes."""
         found: list[Any] = [None] * self.size
         with self._joined().waiting():
-            torch.distributed.all_gather_object(found, value)
+            torch.distributed.all_gather_object(found, value, group=self._group)
         return found
 
     def _all_tensors(self, value: Tensor) -> list[Tensor]:
@@ -301,13 +307,13 @@ class Distributed:
         mine = value.detach().contiguous().reshape(-1).view(torch.uint8)
         found = [torch.empty_like(mine) for _ in range(self.size)]
         with self._joined().waiting():
-            torch.distributed.all_gather(found, mine)
+            torch.distributed.all_gather(found, mine, group=self._group)
         return [each.view(value.dtype).reshape(value.shape) for each in found]
 
     def _firsts(self, value: Any) -> Any:
         found = [value]
         with self._joined().waiting():
-            torch.distributed.broadcast_object_list(found, src=0)
+            torch.distributed.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
     def _joined(self) -> Watch:

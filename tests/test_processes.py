@@ -94,6 +94,25 @@ with sg.Distributed() as world:
 """
 
 
+OWN_GROUP = """
+import datetime, time
+import torch
+import torch.distributed as dist
+import spikingjelly_signgd as sg
+
+dist.init_process_group("cpu:gloo", timeout=datetime.timedelta(seconds=2))
+for _ in range(2):
+    with sg.Distributed() as world:
+        time.sleep(4 * world.rank)  # longer than the group waits
+        assert world.gather(world.rank) == [0, 1] and world.broadcast(world.rank) == 0
+        assert [int(x) for x in world.gather(torch.tensor(world.rank))] == [0, 1]
+x = torch.ones(1)
+dist.all_reduce(x)
+assert int(x) == 2
+dist.destroy_process_group()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -104,6 +123,7 @@ def folder(tmp_path_factory):
     sg.save(sg.convert(model, x, time_steps=4, tune=False), folder / "net.h5")
     (folder / "script.py").write_text(SCRIPT)
     (folder / "sweep.py").write_text(SWEEP)
+    (folder / "own_group.py").write_text(OWN_GROUP)
     return folder
 
 
@@ -207,11 +227,13 @@ def test_a_process_that_leaves_the_others_waiting_ends_all(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_script_that_catches_an_error_of_one_process_goes_on(failing, folder):
+@pytest.mark.parametrize("arguments", [("sweep.py", 0), ("sweep.py", 1), ("own_group.py",)])
+def test_a_script(arguments, folder):
+    """Which catches an error of one process, or has a group of its own."""
     for file in folder.glob("pid*"):
         file.unlink()
+    script, *more = arguments
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", 2, folder / "sweep.py", folder, failing]
+    command += ["--nproc-per-node", 2, folder / script, folder, *more]
     code, log = ended(run(command, folder), folder, 60)
     assert code == 0, log
