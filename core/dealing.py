@@ -71,6 +71,8 @@ def deal(
     if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
         drawn: list[list[int]] = world.broadcast(_drawn(data) if world.first else None)[:most]
+        if not world.first:
+            _drawn(data)  # so that random states stay alike
         _check_done(done, len(drawn))
         yield from _loaded(data, world, drawn, left_out, after)
         return
@@ -165,5 +167,14 @@ def _with_batches(loader: DataLoader[Any], indices: Sequence[list[int]]) -> Data
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=False,
+        generator=_own_generator(loader),
         pin_memory_device=loader.pin_memory_device,
     )
+
+
+def _own_generator(loader: DataLoader[Any]) -> torch.Generator:
+    """For the seed of workers, which was drawn once already; it is what is drawn next, whose state
+    stays as it is."""
+    state = torch.default_generator if loader.generator is None else loader.generator
+    own = torch.Generator(state.device)
+    return own.set_state(state.get_state())

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core import faults
 from spikingjelly_signgd.core.dealing import batches, deal
-from spikingjelly_signgd.core.distributed import ALONE, together
+from spikingjelly_signgd.core.distributed import ALONE, Distributed, together
 
 X = torch.arange(11.0)
 
@@ -188,6 +188,21 @@ def test_a_shuffling_loader_is_the_same_for_every_number():
     assert {n: values(b) for n, b in first(1).items()} == {
         n: values(b) for n, b in first(3).items()
     }
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_dealing_draws_as_many_random_numbers_as_a_loader(rank, generator, monkeypatch):
+    def after(go_through):
+        torch.manual_seed(5)
+        if generator is not None:
+            generator.manual_seed(6)
+        go_through(DataLoader(TensorDataset(X), 3, shuffle=True, generator=generator))
+        return torch.rand(1), None if generator is None else torch.rand(1, generator=generator)
+
+    world = Distributed.__new__(Distributed)._place(rank, 2)
+    monkeypatch.setattr(world, "broadcast", lambda value: value or [[0, 1], [2, 3]])
+    assert after(list) == after(lambda loader: list(deal(loader, world)))
 
 
 def test_a_process_loads_only_its_own():
