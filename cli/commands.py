@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.distributed import Distributed
 from ..core.evaluating import evaluate
 from ..core.inputs import call
 from ..core.modes import eval_mode
@@ -124,6 +125,7 @@ def convert(options: argparse.Namespace) -> Result:
         distributed=options.distributed,
         **given,
     )
+    _check_left_out(data, options.world)
     if not options.world.first:
         return OF_ANOTHER
     network = _with_command(network, options)
@@ -173,6 +175,7 @@ def search(options: argparse.Namespace) -> Result:
         distributed=options.distributed,
         **given,
     )
+    _check_left_out(data, options.world)
     if not options.world.first:
         return OF_ANOTHER
     network = _with_command(network, options)
@@ -560,6 +563,11 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """The options of these names that were given."""
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _check_left_out(data: Data, world: Distributed) -> None:
+    """Raises FormatError on all processes where they left out more than --skip-bad together."""
+    data.check_skipped([name for own in world.gather(data.together.left_out) for name in own])
 
 
 def _with_command(network: SpikingNetwork, options: argparse.Namespace) -> SpikingNetwork:

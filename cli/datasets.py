@@ -451,15 +451,21 @@ class Decoded(Pictures):
 
 
 def label_of(y: Any, source: str) -> int | None:
-    """A class index from 0 on; None and -1, which timm gives where there are none, are None."""
-    if y is None or (isinstance(y, int) and y == -1):
+    """A class index from 0 on; None and -1, which timm gives where there are none, are None.
+
+    Raises InputError for anything else, such as 1.7 or several numbers.
+    """
+    if y is None:
         return None
     try:
-        return int(y)
-    except (TypeError, ValueError):
+        number, whole = int(y), float(y).is_integer()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"labels are class indices, integers, but '{source}' has {type(y).__name__}."
         ) from None
+    if number < -1 or not whole:
+        raise InputError(f"labels are class indices, integers from 0, but '{source}' has {y}.")
+    return None if number == -1 else number
 
 
 def _classes(dataset: Any) -> tuple[str, ...] | None:

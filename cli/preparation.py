@@ -97,6 +97,11 @@ class Preparation:
         """A PIL image as [C, H, W]; by its makers' transform as they validate, from RGB."""
         if self.model is None:
             return self.apply(pixels(image, source)[None], source)[0]
+        if image.mode[0] in "IF":  # of which Pillow's conversion makes 255 of all that is more
+            raise InputError(
+                f"'{source}' has the mode {image.mode!r}; save it with 8 bits a channel, grey or "
+                "in colours."
+            )
         image = image.convert("L" if self.channels == 1 else "RGB")
         return self._by_makers([image], [len(image.getbands()), image.height, image.width], source)[
             0

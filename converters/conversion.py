@@ -206,9 +206,10 @@ def convert(
         seed=seed,
         carries=carries or {},
     )
-    if carries:
-        calibration = _carrying(model, settings, calibration)
-    with torch.inference_mode(False):  # what is learned has gradients
+    # what is learned has gradients
+    with (distributed or ALONE).together(), torch.inference_mode(False):
+        if carries:
+            calibration = _carrying(model, settings, calibration)
         context = _context(model, settings, calibration, distributed)
         network = _lower_first(model, context)
         if time_steps is None and _says_levels(network, settings):
@@ -219,10 +220,10 @@ def convert(
         asked = PASSES if passes is None else passes
         for one in progress(asked, _told_of_pass, len(asked)):
             network = one(network, context)
-    if carries:
-        found = {name: at(network.outputs, path, name) for name, path in carries.items()}
-        network = network.replace(carries=found)
-    return ended("convert", network, distributed)
+        if carries:
+            found = {name: at(network.outputs, path, name) for name, path in carries.items()}
+            network = network.replace(carries=found)
+        return ended("convert", network, distributed)
 
 
 def _carrying(model: nn.Module, settings: Settings, calibration: Calibration) -> Calibration:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.distributed import Distributed
+from ..core.distributed import Distributed, together
 from ..core.network import GroupNeuron, Node, SignGDNeuron, SpikingNetwork
 from ..core.progress import progress
 from ..errors import CalibrationError, InputError
@@ -41,6 +41,7 @@ METHODS = (("signgd",), ("signgd", "group"), ("group", "signgd"))
 
 
 @named_arguments
+@together
 def search(
     model: nn.Module,
     calibration: Calibration,
@@ -385,6 +386,7 @@ class _Mixer:
         return pair[errors[1] <= errors[0]]
 
 
+@together
 @torch.no_grad()
 def allocate(
     network: SpikingNetwork, calibration: Calibration, *, distributed: Distributed | None = None

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.distributed import Distributed
+from ..core.distributed import Distributed, together
 from ..core.network import Encoder, SignGDNeuron, SpikingNetwork, leaves
 from ..core.operations import follows_batch
 from ..core.progress import announce, progress
@@ -211,6 +211,7 @@ class Tuning(Rounded):
 
 
 @named_arguments
+@together
 @torch.inference_mode(False)
 def tune(
     network: SpikingNetwork,

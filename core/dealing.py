@@ -21,7 +21,8 @@ def batches(data: Any, size: int = 64) -> Iterable[Any]:
 
     A tensor [N, ...], a dict of such tensors, a pair (x, y), or a map-style ``Dataset`` of samples,
     which a DataLoader loads; an ``IterableDataset`` is an iterable of batches. The result can be
-    iterated again if ``data`` can. Raises InputError for several data sets in one object.
+    iterated again if ``data`` can. Raises InputError for several data sets in one object, and for
+    what is no data.
     """
     data = given(data)
     if is_pair(data):
@@ -33,6 +34,12 @@ def batches(data: Any, size: int = 64) -> Iterable[Any]:
         return [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return DataLoader(data, size)
+    if isinstance(data, str) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        shown = data if data is None or isinstance(data, (int, float, str)) else type(data).__name__
+        raise InputError(
+            "data are a tensor or array [N, ...], a pair (x, y) or a dict of such, a Dataset, "
+            f"a DataLoader, or an iterable of batches x or (x, y), not {shown!r}."
+        )
     return data  # type: ignore[no-any-return]
 
 
@@ -46,7 +53,7 @@ def deal(
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
-    which some may be dealt ``again``.
+    which some may be assigned ``again``.
 
     Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
     that any number of processes computes the same ones. For a DataLoader of a map-style data set
@@ -64,11 +71,14 @@ def deal(
     if indexed and (world.size > 1 or done):
         assert isinstance(data, DataLoader)
         drawn: list[list[int]] = world.broadcast(_drawn(data) if world.first else None)[:most]
+        if not world.first:
+            _drawn(data)  # so that random states stay alike
         _check_done(done, len(drawn))
         yield from _loaded(data, world, drawn, left_out, after)
         return
     number = -1
     for number, batch in enumerate(_the_same(islice(data, most), world)):
+        world.look()
         if world.mine(number) and number not in left_out:
             yield number, batch
         if after is not None:
@@ -131,6 +141,7 @@ def _loaded(
     own = [n for n in range(len(drawn)) if world.mine(n) and n not in left_out]
     loaded = iter(_with_batches(loader, [drawn[number] for number in own]))
     for number in range(len(drawn)):
+        world.look()
         if world.mine(number) and number not in left_out:
             yield number, next(loaded)
         if after is not None:
@@ -156,5 +167,14 @@ def _with_batches(loader: DataLoader[Any], indices: Sequence[list[int]]) -> Data
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=False,
+        generator=_own_generator(loader),
         pin_memory_device=loader.pin_memory_device,
     )
+
+
+def _own_generator(loader: DataLoader[Any]) -> torch.Generator:
+    """For the seed of workers, which was drawn once already; it is what is drawn next, whose state
+    stays as it is."""
+    state = torch.default_generator if loader.generator is None else loader.generator
+    own = torch.Generator(state.device)
+    return own.set_state(state.get_state())

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, SignGDError
 from .faults import Watch
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ RENDEZVOUS = timedelta(minutes=10)  # for the processes of all machines to come
 # a collective may wait as long as another process computes: faults are found by the watch
 COLLECTIVE = timedelta(days=7)
 PIECE = 2**20  # characters of a text in one entry of the store, which takes 8 MiB
+Function = TypeVar("Function", bound=Callable[..., Any])
 _entered = itertools.count()  # how often in this process; a name of its own in the store for each
 
 
@@ -39,9 +42,13 @@ class Distributed:
     are some, else the CPU; ``device="cpu"`` leaves GPUs alone. ``threads`` are torch's within the
     block, by default 1 where torchrun started the process: last bits depend on them, and so every
     number of processes gives the same ones. The group is made by the environment (``RANK``,
-    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``), or is the one there is.
+    ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``). Where torch.distributed has a
+    group, as in a script that trains with DDP, the processes are those of the group, which is left
+    as it is: exchanges go over one of their own.
 
-    An exception that leaves the block on one process is printed by the others, which end with code
+    What takes ``distributed=`` fails on all processes where it fails on one: the others raise its
+    error with the rank, and a script that catches it goes on in all of them. An exception that
+    leaves the block on one process is printed by the others, which end with code
     1, and so do all within half a minute when one is killed, is stopped or loses its machine.
     Raises InputError where the environment is incomplete or there are fewer GPUs than processes.
     """
@@ -64,8 +71,10 @@ class Distributed:
         self._watch: Watch | None = None
         self._store: Store | None = None
         self._owns_group, self._inside = False, False
+        self._group: Any = None  # beside a group that was there; None is the one of our own
         self._own_posts: list[str] = []
         self._sent, self._read = 0, [0] * size
+        self._together, self._begun, self._in_step = False, 0, True
         return self
 
     @property
@@ -108,17 +117,20 @@ class Distributed:
             for _ in range(2)
         )
         self._store, self._watch = posts, Watch(watched, self.rank, self.size)
-        if self._owns_group:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            dist.init_process_group(
-                # plain data go over gloo on GPUs, too
-                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                store=dist.PrefixStore(f"{name}/group", store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=COLLECTIVE,
-            )
+        # plain data go over gloo on GPUs, too
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if not self._owns_group:  # its own time limit is for steps that take equally long on all
+            self._group = dist.new_group(backend=backend, timeout=COLLECTIVE)
+            return
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"{name}/group", store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=COLLECTIVE,
+        )
 
     def __exit__(
         self,
@@ -143,8 +155,54 @@ class Distributed:
             watch.tell(error)  # and leaves the group as it is, which may be in a collective
             return
         self._watch = self._store = None
-        if self._owns_group:
-            torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group(self._group)  # None is all
+        self._group = None
+
+    # -- what fails on one fails on all ------------------------------------------------------------
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all processes do together: where it fails on one of them, that one raises its error,
+        and the others raise it at their next exchange or ``look``; so that all leave it in step."""
+        if self.size == 1 or self._together:
+            yield
+            return
+        self._together, self._in_step = True, True
+        self._begun += 1
+        try:
+            yield
+            self._met(None)
+        except Exception as error:
+            self._fail(error)
+            raise
+        finally:
+            self._together = False
+
+    def look(self) -> None:
+        """Raises the error of a process that failed in what all do ``together``, without waiting."""
+        if self._together and self._store is not None and self._store.check([self._failed]):
+            self._met(None)
+
+    @property
+    def _failed(self) -> str:
+        return f"failed/{self._begun}"
+
+    def _met(self, value: Any) -> list[Any]:
+        """Plain data of all processes. Raises the error of one that failed before it came here."""
+        self._in_step = False  # where this raises, the others know or are gone
+        found = self._all(value)
+        for rank, each in enumerate(found):
+            if isinstance(each, _Failure):
+                raise each.kind(f"rank {rank}: {each.text}")
+        self._in_step = True
+        return found
+
+    def _fail(self, error: Exception) -> None:
+        if not self._in_step or self._store is None:
+            return
+        self._store.set(self._failed, "")
+        with suppress(RuntimeError):  # of torch.distributed: another process is gone
+            self._all(_Failure.of(error))
 
     # -- what the processes tell each other --------------------------------------------------------
 
@@ -159,7 +217,7 @@ class Distributed:
         """
         if self.size == 1:
             return [value]
-        found = self._all(_Kind.of(value) or _packed(value))
+        found = self._met(_Kind.of(value) or _packed(value))
         kinds = {each for each in found if isinstance(each, _Kind)}
         if len(kinds) == 1 and all(isinstance(each, _Kind) for each in found):
             return self._all_tensors(value)
@@ -171,7 +229,9 @@ class Distributed:
         """Rank 0's value, on all processes; what the others pass is not looked at."""
         if self.size == 1:
             return value
-        found = self._firsts(_packed(value) if self.first else None)
+        packed = _packed(value) if self.first else None
+        self._met(None)
+        found = self._firsts(packed)
         return value if self.first else self._unpacked(found)
 
     def in_order(self, found: Mapping[int, Any]) -> list[Any]:
@@ -187,7 +247,14 @@ class Distributed:
 
     def agree(self, what: str, value: str) -> None:
         """Raises InputError on all processes, naming who holds which, where ``value`` differs."""
-        values = self.gather(value)
+        found = self.gather((what, value))
+        if len({asked for asked, _ in found}) > 1:
+            shown = "; ".join(f"rank {rank}: {asked}" for rank, (asked, _) in enumerate(found))
+            raise InputError(
+                f"the processes are not at the same place, but compare different things ({shown}). "
+                "All of them run the same lines, also after an error that a script catches."
+            )
+        values = [value for _, value in found]
         if len(set(values)) > 1:
             shown = "; ".join(
                 f"rank {', '.join(str(r) for r, v in enumerate(values) if v == each)}: {each}"
@@ -230,7 +297,7 @@ class Distributed:
         """Plain data of all processes."""
         found: list[Any] = [None] * self.size
         with self._joined().waiting():
-            torch.distributed.all_gather_object(found, value)
+            torch.distributed.all_gather_object(found, value, group=self._group)
         return found
 
     def _all_tensors(self, value: Tensor) -> list[Tensor]:
@@ -240,13 +307,13 @@ class Distributed:
         mine = value.detach().contiguous().reshape(-1).view(torch.uint8)
         found = [torch.empty_like(mine) for _ in range(self.size)]
         with self._joined().waiting():
-            torch.distributed.all_gather(found, mine)
+            torch.distributed.all_gather(found, mine, group=self._group)
         return [each.view(value.dtype).reshape(value.shape) for each in found]
 
     def _firsts(self, value: Any) -> Any:
         found = [value]
         with self._joined().waiting():
-            torch.distributed.broadcast_object_list(found, src=0)
+            torch.distributed.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
     def _joined(self) -> Watch:
@@ -263,6 +330,32 @@ class Distributed:
 
         # of our own processes, not of a file
         return torch.load(io.BytesIO(data), map_location=place, weights_only=False)
+
+
+def together(function: Function) -> Function:
+    """A function with ``distributed=`` that fails on all processes where it fails on one."""
+
+    @wraps(function)
+    def called(*given: Any, **options: Any) -> Any:
+        with (options.get("distributed") or ALONE).together():
+            return function(*given, **options)
+
+    return called  # type: ignore[return-value]
+
+
+class _Failure(NamedTuple):
+    """An error of one process, as the others raise it."""
+
+    kind: type[SignGDError]
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        """Of our own errors those that every process can make; of others the text says which."""
+        kinds = (k for k in type(error).__mro__ if k.__module__ == SignGDError.__module__)
+        if (kind := next(kinds, None)) is not None:
+            return cls(kind, str(error))
+        return cls(SignGDError, f"{type(error).__name__}: {error}")
 
 
 class _Kind(tuple[Any, ...]):

@@ -223,27 +223,28 @@ def evaluate(
             "distributed over processes nor skipped; do not pass distributed= or resume= with "
             "keep_state."
         )
-    steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
-    loader = batches(loader)
-    measure = _Measurement(snn, steps, reference, metric, chunk, keep_state, resume is not None)
-    asked = {}
-    if world.size > 1 or resume is not None:
-        world.agree("whether there is resume=", str(resume is not None))
-        asked = _asked(measure, loader, data)
-        for name, value in asked.items():
-            world.agree(ASKED[name], json.dumps(value))
-    file = _of_first(world, lambda: None if resume is None else ResultsFile(resume, asked))
-    with closing(file) if file is not None else nullcontext():
-        collected = _Collected(world, measure, file)
-        done, compared = collected.done, _compared(collected.done, world)
-        dealt = deal(loader, world, done, again=compared)
-        with measure.stream():
-            for number, batch in _with_a_bar(dealt, loader, world):
-                if number in compared:
-                    _check_same(batch, done[number], resume)
-                else:
-                    collected.add(measure(number, batch))
-        return collected.evaluation()
+    with world.together():
+        steps = check_steps(planned_steps(snn) if time_steps is None else time_steps)
+        loader = batches(loader)
+        measure = _Measurement(snn, steps, reference, metric, chunk, keep_state, resume is not None)
+        asked = {}
+        if world.size > 1 or resume is not None:
+            world.agree("whether there is resume=", str(resume is not None))
+            asked = _asked(measure, loader, data)
+            for name, value in asked.items():
+                world.agree(ASKED[name], json.dumps(value))
+        file = _of_first(world, lambda: None if resume is None else ResultsFile(resume, asked))
+        with closing(file) if file is not None else nullcontext():
+            collected = _Collected(world, measure, file)
+            done, compared = collected.done, _compared(collected.done, world)
+            dealt = deal(loader, world, done, again=compared)
+            with measure.stream():
+                for number, batch in _with_a_bar(dealt, loader, world):
+                    if number in compared:
+                        _check_same(batch, done[number], resume)
+                    else:
+                        collected.add(measure(number, batch))
+            return collected.evaluation()
 
 
 def _is_empty(x: Any) -> bool:
@@ -544,6 +545,7 @@ class _Collected:
         if self.world.first:
             self.read()
             while self.left:
+                self.world.look()
                 time.sleep(PAUSE)
                 self.read()
             assert not self.waiting, f"batch {self.next} is missing"

@@ -227,8 +227,15 @@ class ResultsFile:
 
     def _append(self, line: str) -> None:
         data = f"{line}\n".encode()
-        if self.file.write(data) != len(data):
-            raise OSError(f"{self.path}: the disk is full.")
+        try:
+            why = "" if self.file.write(data) == len(data) else "No space left on device"
+        except OSError as error:
+            why = error.strerror or str(error)
+        if why:
+            raise InputError(
+                f"the results file '{self.path}' cannot be written ({why}); make room and start "
+                "again, which goes on after the last whole line, or give a file elsewhere."
+            )
 
     def close(self) -> None:
         _unlock(self.file)

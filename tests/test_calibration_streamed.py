@@ -162,6 +162,27 @@ def test_an_option_that_differs_is_the_error_of_all(model):
         several(2, lambda w: sg.convert(model, image(0)[None], members=2 + w.rank, distributed=w))
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_nan_on_one_process_is_the_error_of_all(model, one_capture, failing):
+    """And a script that catches it goes on in all of them."""
+
+    class Invalid(Images):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return x * (float("nan") if i == 4 * (2 + failing) else 1), y
+
+    def converted(world):
+        try:
+            sg.convert(model, DataLoader(Invalid(30), 4), distributed=world, **PLAN)
+        except CalibrationError as error:
+            return str(error), said(sg.convert(model, Images(30), distributed=world, **PLAN))
+
+    found = several(2, converted)
+    assert all("NaN" in error for error, _ in found)
+    assert found[1 - failing][0].startswith(f"rank {failing}: ")
+    assert found[0][1] == found[1][1]
+
+
 def test_samples_alive_do_not_grow_with_the_data(model, monkeypatch):
     monkeypatch.setattr(calibration, "SAMPLES", 128)
     most = {}

@@ -10,13 +10,19 @@ import time
 from pathlib import Path
 
 import cli_zoo
+import numpy as np
 import pytest
 import scaling
+from PIL import Image
+from several import several
 
 import spikingjelly_signgd as sg
+from spikingjelly_signgd import converters
 from spikingjelly_signgd.cli import main
+from spikingjelly_signgd.cli.commands import COMMANDS
 from spikingjelly_signgd.cli.options import build_parser
 from spikingjelly_signgd.cli.processes import SEVERAL
+from spikingjelly_signgd.core.dealing import deal
 
 # of every command arguments that can be parsed, of things that are not there
 ARGUMENTS = {
@@ -175,6 +181,33 @@ def test_what_is_not_gone_on_with(folder, capsys):
     assert main([*EVALUATE, "--resume", "net.h5"]) == 2
     assert "net.h5" in capsys.readouterr().err
     assert Path("done.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["convert", "search"])
+def test_what_may_be_left_out_is_of_all_processes(name, folder, monkeypatch):
+    """Two files that cannot be read, in batches of different processes."""
+    for row in range(100):
+        Path("images/cat").mkdir(parents=True, exist_ok=True)
+        file = Path(f"images/cat/{row:03}.png")
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(file)
+        if row in (3, 70):
+            file.write_bytes(b"")
+
+    def reads(model, data, *, distributed, **_):
+        list(deal(data, distributed))
+
+    monkeypatch.setattr(converters, name, reads)
+    given = ["--data", "images", "--scale-pixels", "--skip-bad", "1", "-o", "net.h5", "--quiet"]
+    more = ["--additions", "3"] if name == "search" else []
+
+    def command(world):
+        arguments = [name, "cli_zoo:tiny", *given, *more]
+        options = build_parser()[0].parse_args(arguments)
+        options.world = options.distributed = world
+        with pytest.raises(sg.FormatError, match="than the 1 of --skip-bad: .*003.png, .*070.png"):
+            COMMANDS[name](options)
+
+    several(2, command)
 
 
 # -- real processes -------------------------------------------------------------------------------

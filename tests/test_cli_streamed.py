@@ -19,7 +19,7 @@ import spikingjelly_signgd as sg
 from spikingjelly_signgd import core
 from spikingjelly_signgd.cli import main
 from spikingjelly_signgd.cli.data import Reading, load_data
-from spikingjelly_signgd.cli.datasets import Together, Unread
+from spikingjelly_signgd.cli.datasets import Together, Unread, label_of
 from spikingjelly_signgd.cli.preparation import Preparation, pixels
 from spikingjelly_signgd.core.progress import progress, samples_in
 
@@ -503,6 +503,25 @@ def test_how_many_samples():
 def test_pixels_are_of_eight_bits():
     with pytest.raises(sg.InputError, match="the mode 'I;16'"):
         pixels(Image.fromarray(np.zeros((2, 2), np.uint16)), "a.png")
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_pixels_of_more_bits_are_not_cut_off_for_a_models_own_preparation(kind):
+    image = Image.fromarray(np.full((2, 2), 300, kind))
+    with pytest.raises(sg.InputError, match="'a.png' has the mode '.*8 bits a channel"):
+        Preparation(model="timm:tiny").picture(image, "a.png")
+
+
+@pytest.mark.parametrize("label", [-2, 1.7, float("nan"), torch.tensor([1, 2]), np.ones(2), "cat"])
+def test_what_is_no_class_index(label):
+    with pytest.raises(sg.InputError, match="labels are class indices, integers.*'images' has"):
+        label_of(label, "images")
+
+
+def test_class_indices_of_every_library():
+    for three in (3, 3.0, np.int64(3), torch.tensor(3), torch.tensor([3])):
+        assert label_of(three, "images") == 3
+    assert label_of(None, "images") is label_of(-1, "images") is None
 
 
 @pytest.mark.slow

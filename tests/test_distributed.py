@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import spikingjelly_signgd as sg
 from spikingjelly_signgd.core import faults
 from spikingjelly_signgd.core.dealing import batches, deal
-from spikingjelly_signgd.core.distributed import ALONE
+from spikingjelly_signgd.core.distributed import ALONE, Distributed, together
 
 X = torch.arange(11.0)
 
@@ -43,6 +43,42 @@ def test_what_several_tell_each_other():
         assert (mixed[0].tolist(), *mixed[1:]) == ([1.0], "text", "text")
         assert ordered == list(range(7)) and first == 0
         assert rank or posted == ["from 0", "from 1", "from 2"]
+
+
+def test_what_fails_on_one_fails_on_all_and_they_go_on_in_step():
+    """Whatever the others are about to exchange; one that is at work looks."""
+
+    def gather(world):
+        return world.gather(torch.ones(2))
+
+    def look(world):
+        while True:
+            time.sleep(0.01)
+            world.look()
+
+    for work in (gather, lambda world: world.broadcast("x"), look, lambda world: None):
+        for failing in range(3):
+
+            @together
+            def one(*, distributed):
+                if distributed.rank == failing:  # noqa: B023
+                    raise sg.FormatError("broken")
+                work(distributed)  # noqa: B023
+
+            def told(world):
+                with pytest.raises(sg.FormatError) as error:
+                    one(distributed=world)  # noqa: B023
+                world.look()
+                return str(error.value), world.gather(world.rank)
+
+            for rank, (error, ranks) in enumerate(several(3, told)):
+                assert error == ("broken" if rank == failing else f"rank {failing}: broken")
+                assert ranks == [0, 1, 2]
+
+
+def test_processes_at_different_places():
+    with pytest.raises(sg.InputError, match="not at the same place.*rank 0: a; rank 1: b"):
+        several(2, lambda world: world.agree("ab"[world.rank], "x"))
 
 
 def test_what_several_must_agree_on():
@@ -152,6 +188,21 @@ def test_a_shuffling_loader_is_the_same_for_every_number():
     assert {n: values(b) for n, b in first(1).items()} == {
         n: values(b) for n, b in first(3).items()
     }
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_dealing_draws_as_many_random_numbers_as_a_loader(rank, generator, monkeypatch):
+    def after(go_through):
+        torch.manual_seed(5)
+        if generator is not None:
+            generator.manual_seed(6)
+        go_through(DataLoader(TensorDataset(X), 3, shuffle=True, generator=generator))
+        return torch.rand(1), None if generator is None else torch.rand(1, generator=generator)
+
+    world = Distributed.__new__(Distributed)._place(rank, 2)
+    monkeypatch.setattr(world, "broadcast", lambda value: value or [[0, 1], [2, 3]])
+    assert after(list) == after(lambda loader: list(deal(loader, world)))
 
 
 def test_a_process_loads_only_its_own():

@@ -1,9 +1,11 @@
 """evaluate over several processes, and going on with what a results file holds."""
 
 import contextlib
+import errno
 import json
 import os
 import threading
+from io import FileIO
 
 import pytest
 import torch
@@ -309,6 +311,36 @@ def test_a_file_that_cannot_be_written(evaluated, file):
         evaluated(size=2, resume=file.parent / "absent" / file.name)
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_a_disk_that_fills_up(short, evaluated, file, monkeypatch, tmp_path):
+    """What was whole by then is gone on with."""
+    whole = evaluated()
+
+    class Full(FileIO):
+        lines = 0
+
+        def write(self, data):
+            self.lines += 1
+            if self.lines < 4:
+                return super().write(data)
+            if short:
+                return super().write(data[:7])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "FileIO", Full)
+    with pytest.raises(sg.InputError, match="cannot be written .No space left.*make room"):
+        evaluated(resume=file)
+    monkeypatch.undo()
+    assert file.read_bytes().count(b"\n") == 3
+    assert evaluated(resume=file) == whole
+
+
+@pytest.mark.parametrize("data", [None, 3, "images.npz", object()])
+def test_what_are_no_data(data, evaluated):
+    with pytest.raises(sg.InputError, match=r"data are a tensor or array \[N, ...\].*, not "):
+        evaluated(lambda: data)
+
+
 def test_records_come_back_to_the_last_bit():
     parts = [
         torch.tensor([0.1, float("nan"), float("inf"), -0.0], dtype=dtype).reshape(2, 2)
@@ -402,7 +434,7 @@ def test_an_evaluation_after_one_that_failed_on_all(evaluated, snn, model):
 
     def unequal(world):
         for i in range(0, 12 + 4 * world.rank, 4):
-            if i == 4 and not world.first:  # the first batch is compared at once
+            if i and not world.first:  # the first batch is compared
                 assert over.wait(10), "rank 0 has looked for posts for the last time"
             yield X[i : i + 4] + 1, LABELS[i : i + 4]
         over.set()
@@ -424,6 +456,46 @@ def test_a_bad_batch_on_one_process_ends_all(evaluated):
 
     with pytest.raises(sg.InputError, match="NaN or infinity"):
         evaluated(data, 3)
+
+
+@pytest.mark.parametrize("data", ["a loader", "a generator"])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_script_that_catches_an_error_of_one_process_goes_on(
+    failing, data, evaluated, snn, model
+):
+    """As in a sweep; the others may wait for that one, or be at work."""
+
+    class Broken(TensorDataset):
+        def __getitem__(self, i):
+            if i == 4 * (3 + failing) + 1:  # in the second batch of one process
+                raise ValueError("the image is broken")
+            return super().__getitem__(i)
+
+    def broken(rank):
+        if data == "a loader":
+            return DataLoader(Broken(X, LABELS), 4)
+        return (
+            (X[i : i + 4], LABELS[i : i + 4] if i < 12 or rank != failing else LABELS[:1])
+            for i in range(0, 31, 4)
+        )
+
+    def sweep(world):
+        own, found = sg.build(snn.network), []
+        for one in (DATA["a loader"](), broken(world.rank), DATA["a loader"]()):
+            try:
+                found.append(
+                    sg.evaluate(own, one, STEPS, reference=model, distributed=world).to_dict()
+                )
+            except Exception as error:
+                found.append(f"{type(error).__name__}: {error}")
+        return found
+
+    whole = evaluated().to_dict()
+    for rank, (first, error, last) in enumerate(several(3, sweep)):
+        assert first == last == whole
+        assert (f"rank {failing}: " in error) == (rank != failing)
+        text = "labels are class indices" if data == "a generator" else "the image is broken"
+        assert text in error
 
 
 def test_what_is_no_network(model, file):

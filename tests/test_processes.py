@@ -66,6 +66,53 @@ with sg.Distributed() as world:
 """
 
 
+SWEEP = """
+import sys, torch
+from torch.utils.data import DataLoader, TensorDataset
+import spikingjelly_signgd as sg
+
+folder, failing = sys.argv[1], int(sys.argv[2])
+x, y = torch.load(folder + "/data.pt")
+
+class Broken(TensorDataset):
+    def __getitem__(self, i):
+        if world.rank == failing and i >= 8:
+            raise ValueError("the image is broken")
+        return super().__getitem__(i)
+
+with sg.Distributed() as world:
+    snn = sg.build(sg.load(folder + "/net.h5"))
+    whole, found = sg.evaluate(snn, DataLoader(TensorDataset(x, y), 4)), []
+    for kind in (TensorDataset, Broken, TensorDataset, Broken):
+        try:
+            found.append(sg.evaluate(snn, DataLoader(kind(x, y), 4), distributed=world))
+        except (sg.SignGDError, ValueError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+    assert found[0] == found[2] == whole
+    error = "SignGDError: rank %d: " % failing if world.rank != failing else ""
+    assert found[1] == found[3] == error + "ValueError: the image is broken"
+"""
+
+
+OWN_GROUP = """
+import datetime, time
+import torch
+import torch.distributed as dist
+import spikingjelly_signgd as sg
+
+dist.init_process_group("cpu:gloo", timeout=datetime.timedelta(seconds=2))
+for _ in range(2):
+    with sg.Distributed() as world:
+        time.sleep(4 * world.rank)  # longer than the group waits
+        assert world.gather(world.rank) == [0, 1] and world.broadcast(world.rank) == 0
+        assert [int(x) for x in world.gather(torch.tensor(world.rank))] == [0, 1]
+x = torch.ones(1)
+dist.all_reduce(x)
+assert int(x) == 2
+dist.destroy_process_group()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
@@ -75,6 +122,8 @@ def folder(tmp_path_factory):
     torch.save((x, y), folder / "data.pt")
     sg.save(sg.convert(model, x, time_steps=4, tune=False), folder / "net.h5")
     (folder / "script.py").write_text(SCRIPT)
+    (folder / "sweep.py").write_text(SWEEP)
+    (folder / "own_group.py").write_text(OWN_GROUP)
     return folder
 
 
@@ -92,6 +141,10 @@ def start(folder, size, pause=0.0, fault="none"):
         (folder / name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", size, folder / "script.py", folder, pause, fault]
+    return run(command, folder)
+
+
+def run(command, folder):
     with (folder / "log.txt").open("w") as log:
         return subprocess.Popen(
             list(map(str, command)), stdout=log, stderr=log, start_new_session=True
@@ -171,3 +224,16 @@ def test_a_process_that_leaves_the_others_waiting_ends_all(folder):
     """As with evaluate(distributed=) under "if world.first"."""
     code, log = ended(start(folder, 2, fault="first alone"), folder, 30)
     assert code != 0 and "rank 1: left the block" in log and "if world.first" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("sweep.py", 0), ("sweep.py", 1), ("own_group.py",)])
+def test_a_script(arguments, folder):
+    """Which catches an error of one process, or has a group of its own."""
+    for file in folder.glob("pid*"):
+        file.unlink()
+    script, *more = arguments
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", 2, folder / script, folder, *more]
+    code, log = ended(run(command, folder), folder, 60)
+    assert code == 0, log

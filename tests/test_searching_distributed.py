@@ -83,12 +83,12 @@ def test_any_number_of_processes_finds_the_same_network(images, make, asked, mon
 def test_trials_are_dealt(images, monkeypatch):
     """Of the four splits of a budget two are tried by each of two processes; likewise choices."""
     model, tried = captured(relus, images, monkeypatch), {"tune": [], "fitted": []}
-    tuned, fitted = tuning.tuned, mixing.Choices._fitted
+    tune, fitted = tuning.tuned, mixing.Choices._fitted
 
     def watched(*given, **options):
         if options["iterations"] == 3 and "distributed" not in options:
             tried["tune"].append(threading.get_ident())
-        return tuned(*given, **options)
+        return tune(*given, **options)
 
     def watched_choice(self, *given):
         tried["fitted"].append(threading.get_ident())
