@@ -179,7 +179,8 @@ class Distributed:
             self._together = False
 
     def look(self) -> None:
-        """Raises the error of a process that failed in what all do ``together``, without waiting."""
+        """Raises the error of a process that failed in what all do ``together``, if one did; does
+        not wait."""
         if self._together and self._store is not None and self._store.check([self._failed]):
             self._met(None)
 
