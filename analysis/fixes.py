@@ -277,7 +277,7 @@ def calibrated_scale(
 
 
 def asked_scale(network: SpikingNetwork, node: SignGDNeuron) -> str | float:
-    """The ``scale`` of ``convert`` for this layer; networks of old files do not all tell it."""
+    """The ``scale`` of ``convert`` for this layer; old files may lack it."""
     told: Any = network.provenance.get("scale", "channel")
     if isinstance(told, Mapping):
         told = by_path({"": "fitted", **told}, node)
@@ -366,7 +366,9 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
         later = _or_longer(before, after, trial) if up and hasattr(before, "schedule") else None
         if later is not None:
             what += f", or T >= {later}"
-        return replace(fix, before=before, text=f"{fix.cause} of {name}: {why}; {what}", what=what)
+        return replace(
+            fix, before=before, text=f"{fix.cause} of '{name}': {why}; {what}", what=what
+        )
     if fix.cause == "schedule":
         kind = "default" if "measured steps" in _chosen(network) else "one planned"
         what = f"take the {kind} for T = {network.time_steps}"
@@ -387,7 +389,7 @@ def _told(fix: Fix, network: SpikingNetwork, trial: Trial, saturated: Mapping[st
         what = f"set them to {after.members}, so that m T = L = {after.arguments['levels']}"
         why = f"m T is {before.members} x {network.time_steps}"
     label = {"resting": "resting value", "charge": "initial charge"}.get(fix.cause, fix.cause)
-    return replace(fix, before=before, text=f"{label} of {name}: {why}; {what}", what=what)
+    return replace(fix, before=before, text=f"{label} of '{name}': {why}; {what}", what=what)
 
 
 def _or_longer(before: SignGDNeuron, after: SignGDNeuron, trial: Trial) -> int | None:
@@ -549,8 +551,8 @@ Told = tuple[str, str, str]  # cause, what is wrong, the fix
 
 
 def describe(node: Node, true: Node | None) -> Told:
-    """What is told of a node that does not compute what the reference does."""
-    where = node.name
+    """The finding for a node that does not compute what the reference does."""
+    where = f"'{node.name}'"
     if true is None:
         return (
             "wiring",
@@ -567,7 +569,7 @@ class _Beside(Semantics[Told]):
         self.true = true
 
     def constant(self, node: Constant) -> Told:
-        what = f"constant {node.name} differs from the source"
+        what = f"constant '{node.name}' differs from the source"
         return "constant", what, "take the source's value"
 
     def linear(self, node: Linear, inputs: list[Any]) -> Told:
@@ -580,7 +582,7 @@ class _Beside(Semantics[Told]):
 
 
 def _function(node: Function, true: Function) -> Told:
-    where = node.name
+    where = f"'{node.name}'"
     ours, theirs = node.function.name, true.function.name
     if ours != theirs:
         return (
@@ -629,7 +631,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _linear(node: Linear, true: Linear) -> Told:
-    where, take = node.name, "take the source's"
+    where, take = f"'{node.name}'", "take the source's"
     if node.op != true.op or dict(node.attributes) != dict(true.attributes):
         told = node.op if node.op != true.op else f"{node.op} with other options"
         return (
@@ -642,7 +644,7 @@ def _linear(node: Linear, true: Linear) -> Told:
     if have is None or want is None or have.shape != want.shape:
         if have is None and want is None and shift:
             return "norm", f"shift of {where} differs from the source", f"{take} bias"
-        return "weights", f"weights of {where} are of another shape", f"{take} weights"
+        return "weights", f"weights of {where} have another shape", f"{take} weights"
     dim = 1 if node.op == "conv_transpose" and want.dim() > 1 else 0
     if node.op == "affine" or want.dim() < 2:
         a, b = (w.detach().double().reshape(-1, 1) for w in (have, want))

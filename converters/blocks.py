@@ -124,7 +124,7 @@ def divided(network: SpikingNetwork) -> list[Block]:
 
 
 def _end(sizes: Sequence[int], width: Sequence[int], possible: Sequence[int], begin: int) -> int:
-    """Where the block ends that begins there; what is left is one where it is small enough."""
+    """Where the block ends that begins there; the rest is one block if it is small enough."""
     most, whole = sum(sizes) // PARTS, len(sizes) - 1
 
     def layers(end: int) -> int:

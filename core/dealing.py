@@ -52,8 +52,8 @@ def deal(
     most: int | None = None,
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
-    which some may be assigned ``again``.
+    """(number, batch) of this process's batches of ``data``, without those ``done`` before;
+    those in ``again`` are returned even if they are done.
 
     Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
     that any number of processes computes the same ones. For a DataLoader of a map-style data set

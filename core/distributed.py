@@ -84,7 +84,7 @@ class Distributed:
     def __enter__(self) -> Self:
         if self._inside:
             raise InputError(
-                "sg.Distributed is used within itself; write one with block, or make another."
+                "this sg.Distributed is already entered; use one with block, or create another one."
             )
         if self.size > 1:
             self._connect()
@@ -102,7 +102,7 @@ class Distributed:
         if missing:
             raise InputError(
                 f"there are {self.size} processes, but {' and '.join(missing)} is not set; start "
-                "the program with torchrun, or set its rank and where rank 0 is to be found."
+                "the program with torchrun, or set the rank and the address of rank 0."
             )
         name = f"signgd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_entered)}"
         self._owns_group = not dist.is_initialized()
@@ -243,11 +243,13 @@ class Distributed:
         parts = self.gather(dict(found))
         merged = {number: value for part in parts for number, value in part.items()}
         if len(merged) != sum(map(len, parts)):
-            raise InputError("two processes hold a result of the same number; each has its own.")
+            raise InputError(
+                "two processes have a result with the same number; numbers must be unique."
+            )
         return [merged[number] for number in sorted(merged)]
 
     def agree(self, what: str, value: str) -> None:
-        """Raises InputError on all processes, naming who holds which, where ``value`` differs."""
+        """Raises InputError on all processes, with the value of each rank, if ``value`` differs."""
         found = self.gather((what, value))
         if len({asked for asked, _ in found}) > 1:
             shown = "; ".join(f"rank {rank}: {asked}" for rank, (asked, _) in enumerate(found))
@@ -262,7 +264,8 @@ class Distributed:
                 for each in dict.fromkeys(values)
             )
             raise InputError(
-                f"{what} differs between the processes ({shown}); start all of them with the same."
+                f"{what} differs between the processes ({shown}); "
+                "start all processes with the same one."
             )
 
     def post(self, text: str) -> None:
@@ -320,7 +323,8 @@ class Distributed:
     def _joined(self) -> Watch:
         if self._watch is None:
             raise InputError(
-                "the processes are not connected; use this within: with sg.Distributed() as world."
+                "the processes are not connected; call this inside of "
+                "`with sg.Distributed() as world:`."
             )
         return self._watch
 
@@ -382,7 +386,7 @@ def _rank_and_size() -> tuple[int, int]:
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     if rank >= size:
         raise InputError(
-            f"the environment says RANK {rank}, but WORLD_SIZE {size}; start several processes "
+            f"the environment has RANK {rank}, but WORLD_SIZE {size}; start several processes "
             "with torchrun, or unset RANK."
         )
     return rank, size
@@ -391,7 +395,7 @@ def _rank_and_size() -> tuple[int, int]:
 def _variable(name: str, otherwise: int) -> int:
     text = os.environ.get(name, str(otherwise))
     if not text.isdigit():
-        raise InputError(f"the environment's {name} is a whole number, but it is {text!r}.")
+        raise InputError(f"the environment variable {name} must be an integer, but it is {text!r}.")
     return int(text)
 
 
@@ -402,7 +406,7 @@ def _device(local_rank: int) -> torch.device:
     if local_rank >= gpus:
         raise InputError(
             f"process {local_rank} of this machine has no GPU of its own: there are {gpus}; start "
-            f"at most {gpus} here (--nproc-per-node {gpus}), set LOCAL_RANK where another launcher "
+            f"at most {gpus} here (--nproc-per-node {gpus}), set LOCAL_RANK if another launcher "
             'did not, or pass device="cpu".'
         )
     return torch.device("cuda", local_rank)

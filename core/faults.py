@@ -63,11 +63,14 @@ class Watch:
                 beat = now
                 self._look_for_leavers()
                 if missed >= LIMIT:
-                    self._say(neighbour, "no sign of life: killed, stopped or its machine is lost")
+                    self._say(
+                        neighbour,
+                        "no sign of life: it was killed or stopped, or its machine is lost",
+                    )
                     _wake(now.decode())
         except RuntimeError as error:  # also those of torch.distributed
             if not self._over.is_set():
-                end(f"the process that holds the store of all is gone ({error})")
+                end(f"the process with the shared store has ended ({error})")
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -87,9 +90,9 @@ class Watch:
             if left and int(left) < exchanges and self._waits:
                 self._say(
                     rank,
-                    "left the block of sg.Distributed while others wait for it. All processes run "
-                    "the same lines: what takes distributed= is called on each of them, not under "
-                    '"if world.first".',
+                    "left the block of sg.Distributed while other processes wait for it. All "
+                    "processes must make the same calls with distributed=; none of "
+                    'them may be under "if world.first".',
                 )
 
     def _beat(self) -> None:
@@ -102,7 +105,7 @@ class Watch:
             missed = missed + 1 if looks == self._looks else 0
             looks = self._looks
             if missed >= LIMIT + 5:
-                end("the store of all processes no longer answers; its machine may be lost")
+                end("the shared store does not answer any more; its machine may be lost")
 
     def _value(self, key: str) -> bytes:
         return self.store.get(key) if self.store.check([key]) else b""
@@ -178,7 +181,7 @@ def _wake(beat: str) -> None:
 def end(message: str) -> None:
     """Ends this process with code 1, whatever its main thread waits for."""
     text = f"spikingjelly_signgd: ended by a fault of another process.\n{message}\n"
-    # in a thread: nobody may read the streams, and the main thread may hold the lock of one
+    # in a thread: the streams may have no reader, and the main thread may hold the lock of one
     last = threading.Thread(target=_last_words, args=(text,), daemon=True)
     last.start()
     last.join(GRACE)

@@ -39,8 +39,8 @@ def progress(
     """``items``, and while they are gone through how many of ``total`` are done.
 
     With ``images``, how many samples an item holds, these are counted, ``total`` in all, and how
-    many a second is told, too. Where ``label`` is a function, of an item, the items are unlike each
-    other, and how long the rest takes is not told.
+    many a second is shown, too. Where ``label`` is a function, of an item, items are unlike each
+    other, and the remaining time is not shown.
     """
     if mode() is None:
         return iter(items)
@@ -164,8 +164,8 @@ class _Screen:
         self.shown, self.width = -math.inf, 0  # when; of the line that stands there
 
     def push(self, task: _Task, frames: dict[int, None]) -> None:
-        """A task that goes on. What an error ended is still here as long as its traceback is, but
-        nobody who runs goes through its items."""
+        """A task that goes on. A task that an error ended stays here as long as its traceback
+        does, although its loop does not run any more."""
         with self.lock:
             self.tasks = [t for t in self.tasks if t is task or not t.frame or t.frame in frames]
             if task not in self.tasks:

@@ -6,8 +6,8 @@ its weights, moves and affine maps pass it on, and functions and neurons run whe
 changed. A step of which more inputs changed than its *break-even*, measured on this machine once,
 is computed whole by torch, as is whatever has no update of its own, and only if an input changed.
 
-The first frame is computed as ever; a walk of it plans the steps (``silent_walk``). They run by one
-call of the kernels, so that a frame takes microseconds, not an operator call for each node.
+The first frame is computed as usual; a walk of it plans the steps (``silent_walk``). They run by
+one call of the kernels, so that a frame takes microseconds, not an operator call for each node.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def unevenness(figure: Figure) -> Numbers:
     axes.step(t, counts["plain"], "--", where="post", color=RED, linewidth=1.8)
     axes.step(t, counts["signed"], where="post", color=BLUE, linewidth=1.8)
     name(axes, "unsigned neuron: spikes stay sent", 3.1, 4.15, RED)
-    name(axes, "signed neuron: takes spikes back", 3.3, 2.25, BLUE)
+    name(axes, "signed neuron: negative spikes", 3.3, 2.25, BLUE)
     name(axes, r"$\lfloor S(t)/\theta + 1/2 \rfloor$, at least 0 (broad)", 4.1, 1.25, ORANGE)
     for step, value in enumerate(x[:, 0]):
         axes.annotate(f"{float(value):+.1f}".replace("-", "−"), (step + 0.5, -1.0), ha="center",

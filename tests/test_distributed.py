@@ -94,7 +94,7 @@ def test_what_several_must_agree_on():
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("RANK", "one", "RANK is a whole number"),
+        ("RANK", "one", "RANK must be an integer"),
         ("RANK", "3", "RANK 3, but WORLD_SIZE 1"),
         ("WORLD_SIZE", "0", "RANK 0, but WORLD_SIZE 0"),
         ("WORLD_SIZE", "2", "RANK and MASTER_ADDR and MASTER_PORT is not set"),
@@ -118,7 +118,7 @@ def test_a_group_that_is_there(monkeypatch):
 def test_used_within_itself():
     with (
         sg.Distributed(threads=1) as world,
-        pytest.raises(sg.InputError, match="used within itself"),
+        pytest.raises(sg.InputError, match="already entered"),
         world,
     ):
         pass

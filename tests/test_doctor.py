@@ -138,6 +138,7 @@ def test_spikes(name, layer, cause, fix, seed):
     first = diagnosis.findings[0]
     assert (first.layer, first.cause) == (layer, cause), str(diagnosis)
     assert fix in first.fix and first.fix in first.text and first.applicable
+    assert f"'{first.layer}'" in first.text, "a name of digits reads as a count"
     assert first.blame > 0.9
     before, want = diagnosis.agreement[STEPS], agreement(healthy, healthy)
     after = agreement(diagnosis.apply(), healthy)
@@ -253,6 +254,7 @@ def test_description(name, layer, cause, text, seed):
     diagnosis = examined(seed(healthy), healthy)
     assert [(f.layer, f.cause) for f in diagnosis.findings] == [(layer, cause)], str(diagnosis)
     assert text in diagnosis.findings[0].text
+    assert f"'{layer}'" in diagnosis.findings[0].text, "a name of digits reads as a count"
     x = images()[:8]
     fixed, right = (sg.run(sg.build(n), x, STEPS)[STEPS] for n in (diagnosis.apply(), healthy))
     assert torch.equal(fixed, right)

@@ -33,6 +33,15 @@ INSTEAD = {
     r"begins? with nothing|from nothing": "from the initial state",
     r"\bof ours\b|Source: ours|\b(is|are) ours\b": "of this package, new here",
     r"runs? on no streams": "cannot run on streams",
+    r"\bas ever\b": "as usual",
+    r"back what (it|they) (has |have )?sent|called back": "negative spikes",
+    r"handed on\b": "sent, passed",
+    r"meant to be\b": "should be",
+    r"[Ww]hat is (left|known) is\b|[Ww]hat it takes is\b": "name the thing",
+    r"by saying\b": "sends nothing",
+    r"in the bill|to the bill": "to the cost",
+    r"does not pay\b|\bIt pays\b": "is faster, is not faster",
+    r"descended on": "tuned",
 }
 PRIVATE = re.compile("|".join(f"(?:{phrase})" for phrase in INSTEAD))
 

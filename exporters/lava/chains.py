@@ -141,7 +141,7 @@ def affine_maps(
 
 
 def _refused(network: SpikingNetwork, neurons: type[AnyNeuron]) -> list[str]:
-    """Why each node that is no link of a chain is none."""
+    """For each node that cannot be a link of a chain, the reason."""
     found: list[str] = []
     links = _Links(network, neurons, 0)
     for node in network.nodes:

@@ -58,7 +58,7 @@ READERS = {
             "snntorch",
             "1.0.0",
             "strict",
-            'import_from_nir(nir.read("net.nir")), then y, _ = model(x); load it anew, or reset '
+            'import_from_nir(nir.read("net.nir")), then y, _ = model(x); load it again, or reset '
             "its neurons, for each input",
             dialect="lif",  # a nir.IF becomes a leaky neuron
             pooling="conv",  # the padding of pools is left out

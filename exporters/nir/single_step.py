@@ -112,7 +112,7 @@ class SingleStepWriter(GraphWriter):
         """[K, C] and [K + 1, C]: channels are the first dimension of ``shape``."""
         if any(n > 1 for n in steps.below.shape[2:]):
             raise _Refused(
-                "its neurons differ within a channel, which no convolution can tell apart. "
+                "its neurons differ within a channel, which a convolution cannot express. "
                 'Convert with scale="channel" or "tensor".'
             )
 
@@ -230,7 +230,7 @@ class SingleStepWriter(GraphWriter):
         neurons = sum(node.values for node in self.network.neurons)
         return (
             f"for {self.reader.name} {self.reader.version}: {self.reader.how}",
-            "one step for each input; all states begin anew for the next",
+            "one step for each input; all states are reset for the next",
             f"{self.fires} integrate-and-fire neurons, which fire at most once, for {neurons} "
             "neurons of the network",
             "spikes differ from the network's only where a sum lies within rounding of a threshold",

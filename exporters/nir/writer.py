@@ -85,7 +85,7 @@ def _for_reader(
         )
     if network.stream:
         raise FormatError(
-            f"files for {reader.name} begin anew with each input, and the plan of this network is "
+            f"files for {reader.name} are reset for each input, and the plan of this network is "
             "for streams. Convert without stream=True."
         )
     return SingleStepWriter(nir, network, reader)
