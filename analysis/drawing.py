@@ -1,7 +1,7 @@
 """What the plots share: colours, names beside the lines they belong to, limits, short numbers.
 
-Colours are told apart by colour-blind readers (Okabe and Ito, 2008). Those of parts that are drawn
-on top of each other differ in lightness too, so that they are told apart in grey.
+Colour-blind readers can distinguish the colours (Okabe and Ito, 2008). Those of parts that are
+drawn on top of each other differ in lightness too, to be distinguished in grey.
 """
 
 from __future__ import annotations

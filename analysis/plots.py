@@ -335,7 +335,7 @@ def plot_raster(
     would be a carpet, 12 ``neurons`` and the first 48 steps are drawn, as bars: up for spikes above
     0, down for those below, as high as their sum in the step. Of signGD neurons +1 lowers the
     decoded value and -1 raises it; of group neurons it is the number of members that fire, negative
-    where spikes are taken back.
+    where it has fired too often.
     """
     spikes = _layer(recording, recording.spikes, name)[:, 0].flatten(1)  # [T, N]
     if neurons is not None and neurons < 1:

@@ -46,7 +46,7 @@ def deal(
     after: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(number, batch) of this process's batches of ``data``, without those ``done`` before, of
-    which some may be dealt ``again``.
+    which some may be sent ``again``.
 
     Batches are cut by ``data`` itself, numbered in order, and assigned to the processes in turn, so
     that any number of processes computes the same ones. For a DataLoader of a map-style data set

@@ -146,7 +146,7 @@ def tensor_of(x: Any) -> Any:
     try:
         tensor = torch.as_tensor(array if array.flags.writeable else array.copy())
     except TypeError as error:
-        raise InputError(f"an array of {array.dtype} is no tensor: {error}") from error
+        raise InputError(f"an array of {array.dtype} is not a tensor: {error}") from error
     return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 

@@ -40,7 +40,7 @@ def progress(
 
     With ``images``, how many samples an item holds, these are counted, ``total`` in all, and how
     many a second is told, too. Where ``label`` is a function, of an item, the items are unlike each
-    other, and how long the rest takes is not told.
+    other, and there is no estimate of how long the rest takes.
     """
     if mode() is None:
         return iter(items)
@@ -165,7 +165,7 @@ class _Screen:
 
     def push(self, task: _Task, frames: dict[int, None]) -> None:
         """A task that goes on. What an error ended is still here as long as its traceback is, but
-        nobody who runs goes through its items."""
+        no running frame goes through its items."""
         with self.lock:
             self.tasks = [t for t in self.tasks if t is task or not t.frame or t.frame in frames]
             if task not in self.tasks:
