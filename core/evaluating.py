@@ -335,12 +335,6 @@ def _named(choice: Any) -> Any:
     return f"{getattr(choice, '__module__', '')}.{getattr(choice, '__qualname__', type(choice))}"
 
 
-def _is_empty(x: Any) -> bool:
-    """Whether a batch has no samples; what is no batch at all is refused when it is run."""
-    counted = isinstance(x, Inputs) or (isinstance(x, Tensor) and x.dim() > 0)
-    return counted and len(x) == 0
-
-
 class _Measurement:
     """Makes the record of a batch; with ``digests`` it says of which input it is."""
 

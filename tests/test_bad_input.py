@@ -50,7 +50,6 @@ CALIBRATION = {
     "a number": (3, "a tensor .* or an iterable of batches x or .x, y., not int"),
     "None": (None, "a tensor .* or an iterable of batches x or .x, y., not NoneType"),
     "batches of lists": ([X.tolist()], "a tensor x or a pair .x, y., not list"),
-    "text": ("data.npy", "a tensor x or a pair .x, y., not str"),
     "samples of another shape": (torch.rand(8, 5), "Sequential itself fails on a batch .8, 5."),
     "samples of two shapes": ([X, torch.rand(8, 5)], "samples differ in shape"),
 }
@@ -60,6 +59,12 @@ CALIBRATION = {
 def test_calibration_data(name):
     data, message = CALIBRATION[name]
     with pytest.raises(sg.CalibrationError, match=f"(?s){message}"):
+        sg.convert(small(), data)
+
+
+@pytest.mark.parametrize("data", ["data.npy", 3])
+def test_what_is_no_data(data):
+    with pytest.raises(sg.InputError, match=f"iterable of batches .*, not {data!r}"):
         sg.convert(small(), data)
 
 

@@ -158,7 +158,7 @@ def _parsed(metadata: Mapping[str, Any], key: str, kind: type) -> Any:
         sound = False
     if not sound:
         raise FormatError(
-            f"the metadata {key!r} of this NIR file are damaged; write it anew with write_nir."
+            f"the metadata {key!r} of this NIR file are damaged; write it again with write_nir."
         )
     return value
 
