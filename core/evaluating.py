@@ -576,6 +576,11 @@ def _labels(x: Batch, y: Any, classes: int, metric: Choices) -> Tensor | None:
             f"labels are class indices [B], one for each sample, but x is {shown} and y is "
             f"{list(y.shape)}. Targets of other tasks are ignored where metric= is given."
         )
+    if len(y) and not (0 <= int(y.min()) and int(y.max()) < classes):
+        raise InputError(
+            f"labels are class indices from 0 to {classes - 1}, as many as the outputs, but y has "
+            f"{int(y.min())} to {int(y.max())}. Number the classes as in training."
+        )
     return y  # type: ignore[no-any-return]
 
 

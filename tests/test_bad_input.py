@@ -504,3 +504,13 @@ def test_hardly_any_data_is_enough():
 
 def test_no_samples_give_no_outputs(snn):
     assert sg.run(snn, X[:0], 2)[2].shape == (0, 3)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_beyond_the_classes(snn, label):
+    """Counted as wrong predictions they would be an accuracy near 0."""
+    classes = sg.run(snn, X, 2)[2].shape[1]
+    labels = torch.zeros(len(X), dtype=torch.long)
+    labels[2] = label if label < 0 else classes
+    with pytest.raises(sg.InputError, match=f"from 0 to {classes - 1}.*but y has"):
+        sg.evaluate(snn, [(X, labels)], 2)
