@@ -100,7 +100,7 @@ def plain_ticks(axis: Any, low: float, high: float) -> None:
         ticks = [t for t in every if low * 0.999 <= t <= high * 1.001]
         if len(ticks) >= 3:
             break
-    ticks = ticks[:: math.ceil(len(ticks) / 7)]
+    ticks = ticks[:: math.ceil(len(ticks) / 7)] if ticks else [low, high]  # of a very short one
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     axis.set_minor_locator(NullLocator())

@@ -203,7 +203,7 @@ def test_gradients_are_those_of_the_definition(signed):
     x, threshold = torch.randn(6, 3, 5) * 2, torch.rand(5) + 0.5
     p = GroupNeuronParameters(3, threshold, signed=signed)
     backend, why = group_choice("auto", x, p, sg.Surrogate())
-    assert backend == "torch" and ("signed" in why if signed else "by channel" in why)
+    assert backend == "torch" and ("signed" in why if signed else "per channel" in why)
     assert group_choice("auto", x, p) == ("cpu", "")
     v = group_initial_v(x[0], p)
     sent = torch.zeros_like(v) if signed else None

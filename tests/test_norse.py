@@ -985,7 +985,7 @@ def test_thresholds_that_learn():
     before, _ = layer(X)
     before.sum().backward()
     assert float(layer.v_th.grad.abs().sum()) > 0
-    assert layer.choice(X).backend == "torch" and "by channel" in layer.choice(X).reason
+    assert layer.choice(X).backend == "torch" and "per channel" in layer.choice(X).reason
     with torch.no_grad():
         assert layer.choice(X).backend == "cpu"
         assert torch.equal(layer(X)[0], before)

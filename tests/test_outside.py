@@ -118,7 +118,7 @@ def same(network, other, simulator="spikingjelly"):
 def test_unknown_without_it(tmp_path):
     with pytest.raises(sg.BackendUnavailable, match="called 'outside'; known: spikingjelly, norse"):
         sg.build(None, "outside")  # type: ignore[arg-type]
-    with pytest.raises(sg.FormatError, match="'.outside' does not say its format"):
+    with pytest.raises(sg.FormatError, match="'.outside' is not the suffix of a format"):
         sg.export(None, tmp_path / "net.outside")  # type: ignore[arg-type]
 
 

@@ -695,8 +695,8 @@ def test_search_refuses_what_contradicts(model, images):
         sg.search(model, images, spikes=4, time_steps=3)
     with pytest.raises(sg.InputError, match="fraction"):
         sg.search(model, images, agreement=99)
-    with pytest.raises(sg.CalibrationError, match="79"):
-        sg.search(model, images[:70], spikes=2)
+    with pytest.raises(sg.CalibrationError, match="64"):
+        sg.search(model, images[:63], spikes=2)
     regression = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.ReLU())
     with pytest.raises(sg.InputError, match="classes"):
         sg.search(regression, images, agreement=0.5)

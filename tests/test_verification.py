@@ -69,9 +69,9 @@ def test_the_suffix_names_the_format(group, tmp_path):
 
 @pytest.mark.parametrize("name", ["net.onnx", "net"])
 def test_unknown_formats_are_refused(group, tmp_path, name):
-    with pytest.raises(sg.FormatError, match="hdf5, nir, lava"):
+    with pytest.raises(sg.FormatError, match=r"\(hdf5\).*\(nir\).*\(lava\)"):
         sg.export(group, tmp_path / name)
-    with pytest.raises(sg.FormatError, match=r"\.h5, \.hdf5, \.nir, \.net"):
+    with pytest.raises(sg.FormatError, match=r"\.h5 .*\.hdf5 .*\.nir .*\.net "):
         sg.verify(tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -282,6 +282,12 @@ class GraphWriter:
         self.nodes["input"] = self.nir.Input(np.array(shape))
         return _Value(("input",), shape)
 
+    def exact(self, node: Node, inputs: list[_Value]) -> _Value:
+        raise _Refused(
+            "it depends on token ids, masks or constants alone, and is computed once a run, which "
+            "no NIR primitive says. Save the network as HDF5."
+        )
+
     def constant(self, node: Node) -> _Value:
         raise _Refused("NIR has no constants. Make it the bias of a convolution or linear layer.")
 
@@ -786,7 +792,7 @@ def flatten(writer: GraphWriter, node: Linear, x: _Value, shape: tuple[int, ...]
 
 def plain_shape(node: Node) -> tuple[int, ...]:
     """The shape without the batch, which NIR leaves out and readers put first."""
-    batch, *rest = node.shape
+    batch, *rest = node.shape or (1,)
     if batch != "1*batch" or any(follows_batch(size) for size in rest):
         raise _Refused(
             f"its shape is {list(node.shape)}; in NIR the batch is the first dimension and no "
