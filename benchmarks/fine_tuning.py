@@ -261,12 +261,14 @@ def spread(values: list[float], seeds: int) -> str:
 
 def curve(given: argparse.Namespace) -> Iterator[str]:
     heads = [f"{budget:g}" if budget else "no budget" for budget in BUDGETS]
-    yield f"| accuracy (additions per MAC) | {' | '.join(heads)} |"
-    yield f"|---|{'---|' * len(heads)}"
+    lines = [f"| accuracy (additions per MAC) | {' | '.join(heads)} |"]
+    lines.append(f"|---|{'---|' * len(heads)}")
     for name in given.networks:
         each = [found(name, 3, 1, budget, given) for budget in BUDGETS]
         if any(each):
-            yield f"| {name} | {' | '.join(point(rows, len(given.seeds)) for rows in each)} |"
+            shown = " | ".join(point(rows, len(given.seeds)) for rows in each)
+            lines.append(f"| {name} | {shown} |")
+    yield from lines if len(lines) > 2 else []
 
 
 def point(rows: list[dict[str, Any]], seeds: int) -> str:
