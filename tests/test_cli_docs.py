@@ -60,6 +60,7 @@ def test_what_counts_as_shown():
     assert not shows(["a"], []) and not shows(["..", "b"], ["a", "b"])
 
 
+@pytest.mark.slow  # a minute: each command is a process
 def test_the_session(tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     module, program = blocks("python")
