@@ -532,5 +532,4 @@ def test_what_no_file_for_a_reader_holds(tmp_path):
     with pytest.raises(sg.FormatError) as error:
         write_nir(normed, tmp_path / "no.nir", reader="nir")
     assert "layer_norm" in str(error.value)
-    # and again with another network and time_steps, which is stated for readers of exact files
     refused("time_steps=1", time_steps=4, reader="nir")

@@ -355,19 +355,9 @@ class GraphWriter:
         # spikes that reach the membrane with an amplitude: in units of it
         threshold, v_initial = p.v_threshold / x.amplitude, p.v_initial / x.amplitude
         check_positive(threshold, self.dtype)
-        full = full_of(x.shape)
         meant: dict[str, Any] = {"reset": "subtract", "dt": self.dt}
         meant |= {"v_init": packed(v_initial), "amplitude": packed(p.v_threshold)}
-        values = {
-            "v_threshold": full(broadcast("v_threshold", threshold, x.shape)),
-            "v_reset": full(0.0),
-        }
-        if self.dialect == "lif":
-            made = self.nir.LIF(
-                tau=full(LIF_TAU), r=full(LIF_TAU / LIF_DT), v_leak=full(0.0), **values
-            )
-        else:
-            made = self.nir.IF(r=full(1.0), **values)
+        made = self.spiking(x.shape, broadcast("v_threshold", threshold, x.shape))
         made.metadata = self.described(node) | meant
         self.lose("the reset subtracts the threshold; NIR's sets v_reset", node.name)
         if np.any(np.asarray(v_initial) != 0):
@@ -384,6 +374,16 @@ class GraphWriter:
         if self.time_steps == self.network.time_steps == 1:
             return 'mode="exact", or a file for one reader, reader="norse" for instance'
         return 'mode="exact"'
+
+    def spiking(self, shape: Sequence[int], threshold: float | Array) -> Any:
+        """Neurons of this dialect that integrate, and are reset to 0: nir.IF, or nir.LIF whose leak
+        is below rounding."""
+        full = full_of(shape)
+        values = {"v_threshold": full(threshold), "v_reset": full(0.0)}
+        if self.dialect == "lif":
+            rates = {"tau": full(LIF_TAU), "r": full(LIF_TAU / LIF_DT), "v_leak": full(0.0)}
+            return self.nir.LIF(**rates, **values)
+        return self.nir.IF(r=full(1.0), **values)
 
     def described(self, node: Neuron) -> dict[str, Any]:
         """What the reader needs to build the node again, beside its structure."""

@@ -26,8 +26,6 @@ from ...neurons.base import values_of
 from ..staircase import NoStaircase, Staircase, WholeCode, of_largest, staircase
 from .graph import (
     LARGEST_WEIGHT,
-    LIF_DT,
-    LIF_TAU,
     WHY_NOT,
     GraphWriter,
     _Refused,
@@ -157,15 +155,7 @@ class SingleStepWriter(GraphWriter):
         return self.fire(node, pool(self, node, spikes, kernel, stride, padding, True), 0.5)
 
     def fire(self, node: Neuron, x: _Value, threshold: float) -> _Value:
-        def full(value: float) -> Array:
-            return np.full(x.shape, value, np.float32)
-
-        values = {"v_threshold": full(threshold), "v_reset": full(0)}
-        if self.dialect == "lif":
-            rates = {"tau": full(LIF_TAU), "r": full(LIF_TAU / LIF_DT), "v_leak": full(0)}
-            made = self.nir.LIF(**rates, **values)
-        else:
-            made = self.nir.IF(r=full(1), **values)
+        made = self.spiking(x.shape, threshold)
         made.metadata = self.described(node)
         self.fires += values_of(x.shape)
         return self.add(node.name, made, x, x.shape)
